@@ -1,0 +1,1 @@
+//! `terway-cli`: for whoever is logged in on a node with a problem.

@@ -1,0 +1,1 @@
+//! The node daemon: joins every mind and hand; the only room that awaits.

@@ -1,0 +1,74 @@
+//! What a pod, an ENI and a node need in the kernel: facts in, a [`Plan`] out.
+
+mod policy_route;
+
+use std::net::IpAddr;
+
+use crate::plan::{Family, Object, Plan, Rule, RuleAction, Sysctl};
+use crate::rpc::{EniLease, Lease};
+use crate::{ours, plan};
+
+/// Everything a pod's plan depends on.
+#[derive(Debug, Clone)]
+pub struct Setup<'a> {
+    pub lease: &'a Lease,
+    pub mtu: u32,
+}
+
+/// The plan of one attachment.
+pub fn pod(setup: &Setup) -> Plan {
+    policy_route::pod(setup)
+}
+
+/// What an ENI needs that carries pods.
+#[derive(Debug, Clone)]
+pub struct EniSetup<'a> {
+    pub eni: &'a EniLease,
+    /// The ENI's link on this node.
+    pub link: &'a str,
+    pub mtu: u32,
+    /// The node's own addresses; the ENI bears them so that it can speak ARP.
+    pub node: &'a crate::ip::IpPair,
+}
+
+/// The plan of one ENI.
+pub fn eni(setup: &EniSetup) -> Plan {
+    policy_route::eni(setup)
+}
+
+/// What the node needs once, whatever pods and ENIs there are.
+pub fn node() -> Plan {
+    let sysctl = |path: &str, value: &str| Object::Sysctl(Sysctl { path: path.into(), value: value.into() });
+    Plan {
+        host: vec![
+            sysctl("net/ipv4/ip_forward", "1"),
+            sysctl("net/ipv4/conf/all/rp_filter", "0"),
+            sysctl("net/ipv4/conf/default/rp_filter", "0"),
+            Object::Rule(Rule {
+                priority: ours::TO_POD_PRIORITY,
+                family: Family::V4,
+                from: None,
+                mark: None,
+                iif: None,
+                action: RuleAction::Lookup(ours::PODS_TABLE),
+            }),
+        ],
+        pod: Vec::new(),
+    }
+}
+
+fn family(addr: &IpAddr) -> Family {
+    match addr {
+        IpAddr::V4(_) => Family::V4,
+        IpAddr::V6(_) => Family::V6,
+    }
+}
+
+/// The route for everything else.
+fn default_route(via: IpAddr, link: &str, table: Option<u32>) -> Object {
+    let to = match via {
+        IpAddr::V4(_) => "0.0.0.0/0".parse().expect("a prefix"),
+        IpAddr::V6(_) => "::/0".parse().expect("a prefix"),
+    };
+    Object::Route(plan::Route { to, via: Some(via), link: link.into(), table, onlink: true })
+}

@@ -1,0 +1,1 @@
+//! The kernel over netlink and procfs, in blocking verbs: look, apply, check, undo.

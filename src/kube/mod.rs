@@ -1,0 +1,1 @@
+//! The Kubernetes API over HTTP: get, list and watch, create, patch.

@@ -1,0 +1,27 @@
+//! Terway: pods get real VPC addresses. The rooms in reading order: words, minds, hands, faces (see `src/README.md`).
+
+// Words: types that everyone speaks. No I/O.
+pub mod cni;
+pub mod config;
+pub mod eni;
+pub mod error;
+pub mod ip;
+pub mod object;
+pub mod ours;
+pub mod plan;
+pub mod pod;
+pub mod rpc;
+
+// Minds: values in, values out.
+pub mod datapath;
+pub mod pool;
+
+// Hands: each touches one part of the world.
+pub mod cloud;
+pub mod kernel;
+pub mod kube;
+
+// Faces: the three names of the one binary.
+pub mod cli;
+pub mod daemon;
+pub mod plugin;

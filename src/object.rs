@@ -1,0 +1,1 @@
+//! The fields we read of Kubernetes objects.

@@ -1,0 +1,147 @@
+//! Every name, table, priority, mark and path we own, and how each is recognised after a restart by someone who remembers nothing.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ring::digest;
+
+use crate::ip::Mac;
+use crate::pod::{Attachment, PodName};
+
+/// The daemon's socket (the old Terway's path, kept).
+pub const SOCKET: &str = "/var/run/eni/eni.socket";
+/// Leases, cooling addresses, tombstones and intents; on tmpfs because sandboxes do not survive a reboot.
+pub const LEDGER: &str = "/run/terway";
+/// The daemon's configuration.
+pub const CONFIG: &str = "/etc/eni/eni.json";
+/// What makes the kubelet call us; written only once the daemon serves.
+pub const CONFLIST: &str = "/etc/cni/net.d/10-terway.conflist";
+
+/// Rule that sends packets for local pods to [`PODS_TABLE`] (the old Terway's "to container" priority).
+pub const TO_POD_PRIORITY: u32 = 512;
+/// Rules that send a pod's packets to its ENI's table (the old Terway's "from container" priority).
+pub const FROM_POD_PRIORITY: u32 = 2048;
+/// Rules that stop packets which an ENI brought for nobody from leaving again by the node's default route.
+pub const STRAY_PRIORITY: u32 = 2049;
+/// One host route per local pod. An ENI's own table is 1000 + its interface index, so 1000 itself is free.
+pub const PODS_TABLE: u32 = 1000;
+/// Routing protocol number that stamps our routes (`/etc/iproute2/rt_protos` has no other owner for it).
+pub const PROTOCOL: u8 = 116;
+
+/// Mark bits that say which ENI a pod's packet leaves by. kube-proxy uses 0xc000, Calico 0xffff0000, the portmap plugin
+/// 0x2000, the old Terway's symmetric routing 0x10.
+pub const MARK_MASK: u32 = 0x07e0;
+const MARK_SHIFT: u32 = 5;
+/// The most ENIs the mark can tell apart.
+pub const MAX_SLOT: u32 = MARK_MASK >> MARK_SHIFT;
+
+/// The gateway that pods see: a link-local address that exists nowhere, answered by a permanent neighbour.
+pub const POD_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+pub const POD_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// tc priority of the filter that marks.
+pub const MARK_FILTER_PRIORITY: u16 = 2049;
+
+/// Host links that wait for the daemon to delete them together (`IFLA_GROUP`).
+pub const DOOMED_GROUP: u32 = 0x7e4_dead;
+
+/// The tag that every ENI of ours bears, as the old Terway's do.
+pub const ENI_TAG: (&str, &str) = ("creator", "terway");
+/// The tag that names the node an ENI was made for.
+pub const NODE_TAG: &str = "terway.alibabacloud.com/node";
+/// The tag that names the cluster.
+pub const CLUSTER_TAG: &str = "ack.aliyun.com";
+/// What we write into an ENI's description.
+pub const ENI_DESCRIPTION: &str = "interface create by terway";
+
+/// The mark of the ENI in this slot (1 to [`MAX_SLOT`]).
+pub fn mark(slot: u32) -> u32 {
+    debug_assert!((1..=MAX_SLOT).contains(&slot));
+    slot << MARK_SHIFT
+}
+
+/// The slot that a mark of ours names, if it is one.
+pub fn slot(mark: u32, mask: u32) -> Option<u32> {
+    (mask == MARK_MASK && mark != 0 && mark & !MARK_MASK == 0).then_some(mark >> MARK_SHIFT)
+}
+
+/// The routing table of the ENI with this interface index.
+pub fn eni_table(ifindex: u32) -> u32 {
+    PODS_TABLE + ifindex
+}
+
+/// The host end of a pod's veth: `cali` and 11 hex digits of SHA-1, bit for bit Calico's workload interface name.
+pub fn host_veth(pod: &PodName, ifname: &str) -> String {
+    let ifname = if ifname == "eth0" { "" } else { ifname };
+    let sum = sha1(&format!("{}.{}{}", pod.namespace, pod.name, ifname));
+    let hex: String = sum.iter().map(|b| format!("{b:02x}")).collect();
+    format!("cali{}", &hex[..11])
+}
+
+/// MAC of a veth's host end: locally administered, derived from its name.
+pub fn host_mac(host_veth: &str) -> Mac {
+    derived_mac("host", host_veth)
+}
+
+/// MAC of the end inside the pod.
+pub fn pod_mac(host_veth: &str) -> Mac {
+    derived_mac("pod", host_veth)
+}
+
+fn derived_mac(end: &str, name: &str) -> Mac {
+    let sum = sha1(&format!("{end} {name}"));
+    Mac([(sum[0] & 0xfc) | 0x02, sum[1], sum[2], sum[3], sum[4], sum[5]])
+}
+
+fn sha1(text: &str) -> [u8; 20] {
+    let sum = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
+    sum.as_ref().try_into().expect("SHA-1 is 20 bytes")
+}
+
+/// `ifalias` of a host veth: whose it is. A late DEL of an older sandbox of the same pod reads it and keeps its hands off.
+pub fn alias(attachment: &Attachment) -> String {
+    format!("terway {attachment}")
+}
+
+/// The attachment that an `ifalias` of ours names.
+pub fn attachment(alias: &str) -> Option<Attachment> {
+    let (container, ifname) = alias.strip_prefix("terway ")?.rsplit_once('/')?;
+    Some(Attachment { container: container.into(), ifname: ifname.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_veth_is_named_as_calico_would() {
+        let pod = PodName::new("default", "client-b6989bf87-2bgtc");
+        assert_eq!(host_veth(&pod, "eth0"), "calic95a4947e07");
+        assert_ne!(host_veth(&pod, "eth1"), "calic95a4947e07");
+    }
+
+    #[test]
+    fn macs_are_unicast_and_locally_administered() {
+        for name in ["cali00000000000", "calic95a4947e07", "x"] {
+            assert_eq!(host_mac(name).0[0] & 3, 2);
+            assert_ne!(host_mac(name), pod_mac(name));
+        }
+    }
+
+    #[test]
+    fn a_mark_leads_back_to_its_slot() {
+        for n in 1..=MAX_SLOT {
+            assert_eq!(slot(mark(n), MARK_MASK), Some(n));
+        }
+        assert_eq!(MAX_SLOT, 63);
+        for (foreign, mask) in [(0, MARK_MASK), (0x4000, 0x4000), (0x4020, MARK_MASK), (0x20, u32::MAX)] {
+            assert_eq!(slot(foreign, mask), None);
+        }
+    }
+
+    #[test]
+    fn an_alias_leads_back_to_its_attachment() {
+        let a = Attachment { container: "0123abc".into(), ifname: "eth0".into() };
+        assert_eq!(attachment(&alias(&a)), Some(a));
+        assert_eq!(attachment("somebody's link"), None);
+    }
+}

@@ -1,0 +1,221 @@
+//! Desired kernel state as data. Printed, it reads as ip(8), tc(8) and sysctl(8) would say it: that text is the golden value of tests.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::ip::Mac;
+
+/// What should exist, in the order in which it can be made; undone in reverse.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// In the namespace of the node.
+    pub host: Vec<Object>,
+    /// In the namespace of the pod.
+    pub pod: Vec<Object>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Object {
+    Veth(Veth),
+    Link(Link),
+    Addr(Addr),
+    Route(Route),
+    Rule(Rule),
+    Neigh(Neigh),
+    Filter(Filter),
+    Sysctl(Sysctl),
+}
+
+/// A veth pair, its outer end here and up, its inner end born in the pod's namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Veth {
+    pub name: String,
+    pub mac: Mac,
+    pub mtu: u32,
+    /// `ifalias`: whose it is.
+    pub alias: String,
+    pub peer: String,
+    pub peer_mac: Mac,
+}
+
+/// A link that exists already, as it should be: up, with this MTU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    pub name: String,
+    pub mtu: Option<u32>,
+}
+
+/// An address on a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Addr {
+    pub net: IpNet,
+    pub link: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    pub to: IpNet,
+    pub via: Option<IpAddr>,
+    pub link: String,
+    /// `None` is the main table.
+    pub table: Option<u32>,
+    /// The gateway needs no route of its own.
+    pub onlink: bool,
+}
+
+/// A policy routing rule.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rule {
+    pub priority: u32,
+    pub family: Family,
+    pub from: Option<IpNet>,
+    /// Value and mask.
+    pub mark: Option<(u32, u32)>,
+    /// Arrived on this link.
+    pub iif: Option<String>,
+    pub action: RuleAction,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RuleAction {
+    Lookup(u32),
+    Blackhole,
+}
+
+/// A permanent neighbour.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Neigh {
+    pub addr: IpAddr,
+    pub mac: Mac,
+    pub link: String,
+}
+
+/// A filter on what arrives at a link, with the qdisc that carries it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filter {
+    pub link: String,
+    pub priority: u16,
+    pub action: FilterAction,
+}
+
+/// Sets bits of the packet's mark: value and mask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FilterAction {
+    /// By an eBPF program of a few instructions.
+    BpfMark(u32, u32),
+    /// By the action `skbedit`.
+    SkbeditMark(u32, u32),
+}
+
+/// A kernel parameter, its path below `/proc/sys`. Where the kernel does not have it there is nothing to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sysctl {
+    pub path: String,
+    pub value: String,
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for object in &self.host {
+            writeln!(f, "{object}")?;
+        }
+        for object in &self.pod {
+            writeln!(f, "pod: {object}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Object::Veth(v) => v.fmt(f),
+            Object::Link(l) => l.fmt(f),
+            Object::Addr(a) => write!(f, "ip addr replace {} dev {}", a.net, a.link),
+            Object::Route(r) => r.fmt(f),
+            Object::Rule(r) => r.fmt(f),
+            Object::Neigh(n) => write!(f, "ip neigh replace {} lladdr {} dev {} nud permanent", n.addr, n.mac, n.link),
+            Object::Filter(l) => l.fmt(f),
+            Object::Sysctl(s) => write!(f, "sysctl -w {}={}", s.path.replace('/', "."), s.value),
+        }
+    }
+}
+
+impl fmt::Display for Veth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Veth { name, mac, mtu, alias, peer, peer_mac } = self;
+        write!(
+            f,
+            "ip link add {name} up address {mac} mtu {mtu} alias '{alias}' type veth peer name {peer} netns pod address {peer_mac} mtu {mtu}"
+        )
+    }
+}
+
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ip link set {} up", self.name)?;
+        self.mtu.map_or(Ok(()), |mtu| write!(f, " mtu {mtu}"))
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.to.prefix_len() {
+            0 if self.to.addr().is_ipv6() => write!(f, "ip -6 route replace default")?,
+            0 => write!(f, "ip route replace default")?,
+            _ => write!(f, "ip route replace {}", self.to)?,
+        }
+        if let Some(via) = self.via {
+            write!(f, " via {via}")?;
+        }
+        write!(f, " dev {}", self.link)?;
+        if let Some(table) = self.table {
+            write!(f, " table {table}")?;
+        }
+        if self.via.is_none() {
+            write!(f, " scope link")?;
+        }
+        if self.onlink { write!(f, " onlink") } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ip = if self.family == Family::V6 { "ip -6" } else { "ip" };
+        write!(f, "{ip} rule add priority {}", self.priority)?;
+        match self.from {
+            Some(net) => write!(f, " from {net}")?,
+            None => write!(f, " from all")?,
+        }
+        if let Some((value, mask)) = self.mark {
+            write!(f, " fwmark {value:#x}/{mask:#x}")?;
+        }
+        if let Some(iif) = &self.iif {
+            write!(f, " iif {iif}")?;
+        }
+        match self.action {
+            RuleAction::Lookup(table) => write!(f, " lookup {table}"),
+            RuleAction::Blackhole => write!(f, " blackhole"),
+        }
+    }
+}
+
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tc filter replace dev {} ingress priority {} ", self.link, self.priority)?;
+        match self.action {
+            FilterAction::BpfMark(value, mask) => write!(f, "bpf direct-action mark {value:#x}/{mask:#x}"),
+            FilterAction::SkbeditMark(value, mask) => {
+                write!(f, "u32 match u32 0 0 action skbedit mark {value:#x}/{mask:#x}")
+            }
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The CNI plugin: environment and stdin in, result on stdout and exit code out.

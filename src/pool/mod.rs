@@ -1,0 +1,248 @@
+//! The pool: which addresses the node has, who holds each, and what to ask of the cloud next. Events in, effects out.
+//!
+//! Pure: no clock, no I/O, no log, and no error, only a refusal. Every effect is carried out in the order given; an effect
+//! that takes time comes back as an event. The daemon may die between any two effects, so the order is part of the meaning:
+//! what must not be forgotten is recorded before it is done.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use crate::eni::{Eni, Fault, Limits, VSwitch};
+use crate::ip::{IpPair, Mac};
+use crate::pod::{Attachment, PodName, Sandbox};
+use crate::rpc::Refusal;
+
+/// Time since the machine started (CLOCK_BOOTTIME): it goes on over a restart of the daemon, as cooling addresses need.
+pub type Now = Duration;
+
+/// What the operator says of the pool, in limits that hold for this node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    pub limits: Limits,
+    /// Idle addresses to keep ready, and the most to keep.
+    pub min_idle: u32,
+    pub max_idle: u32,
+    /// Bounds on secondary ENIs; `max_enis` is already within the instance's limits and ours.
+    pub min_enis: u32,
+    pub max_enis: u32,
+    /// vSwitches of the node's zone, in the order of the configuration.
+    pub vswitches: Vec<String>,
+    pub vswitch_choice: VSwitchChoice,
+    pub eni_choice: EniChoice,
+    pub security_groups: Vec<String>,
+    pub resource_group: Option<String>,
+    /// The instance we run on.
+    pub instance: String,
+    /// Tags for ENIs we make; an ENI is ours when it bears [`crate::ours::ENI_TAG`], and this node's when it is attached here
+    /// or bears [`crate::ours::NODE_TAG`] with our instance.
+    pub tags: BTreeMap<String, String>,
+    /// How long an address rests after its pod has gone.
+    pub cooldown: Duration,
+    /// How long an ENI must have held no lease before it is given back.
+    pub eni_idle: Duration,
+}
+
+/// Which vSwitch the next ENI is made in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VSwitchChoice {
+    /// Any that is not known to be empty.
+    Random,
+    /// The first of the list that is not empty. (The old Terway's `ordered` means [`VSwitchChoice::Most`].)
+    Ordered,
+    /// The one with the most free addresses.
+    Most,
+}
+
+/// Which ENI the next address is taken from, and asked for on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EniChoice {
+    /// Fill the fullest first.
+    MostIps,
+    /// Spread.
+    LeastIps,
+}
+
+/// Names a waiting ADD; the caller chooses it, never twice.
+pub type Ticket = u64;
+/// Names a call to the cloud under way.
+pub type CallId = u64;
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// First of all: what cloud, kernel and ledger hold.
+    Boot(Box<Boot>),
+    /// New settings: at SIGHUP, or when the node's configuration changed.
+    Settings(Box<Settings>),
+    /// An ADD waits. The same attachment asked again is answered with the same address.
+    Allocate { ticket: Ticket, pod: PodName, sandbox: Sandbox, deadline: Now },
+    /// The one who waited hung up. If it had been answered already, a Release will come or the pod's absence will be seen.
+    Forget { ticket: Ticket },
+    /// The attachment is gone; nothing of it is left in the kernel.
+    Release { attachment: Attachment },
+    /// A call came back.
+    Done { call: CallId, result: Result<Outcome, Fault> },
+    /// The kernel side of an ENI is ready (its link is there and set up), or it could not be made so.
+    Prepared { eni: String, result: Result<Link, String> },
+    /// The ENI's link went away although nobody asked for it.
+    LinkGone { eni: String },
+    /// A wake-up that [`Effect::Wake`] asked for; never sooner, perhaps later, perhaps more often.
+    Tick,
+}
+
+/// An ENI's link in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    pub ifindex: u32,
+    pub slot: u32,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Boot {
+    pub settings: Settings,
+    /// Every ENI attached to this instance, and every unattached one that bears our node's tag.
+    pub enis: Vec<Eni>,
+    pub vswitches: Vec<VSwitch>,
+    pub leases: Vec<Held>,
+    /// Addresses that rest, and until when.
+    pub cooling: Vec<(String, IpPair, Now)>,
+    /// What an earlier life was about to do when it died.
+    pub intents: Vec<Intent>,
+}
+
+/// A lease as the pool knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    pub pod: PodName,
+    pub sandbox: Sandbox,
+    pub eni: String,
+    pub ip: IpPair,
+}
+
+/// Something to be found again after a crash, written before the call that makes it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Intent {
+    /// The ClientToken of the call; saying it again gives the same answer and makes nothing twice.
+    pub token: String,
+    pub call: Call,
+}
+
+/// A call to the cloud. One attempt; the pool decides about the next.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Call {
+    /// CreateNetworkInterface with this many addresses, the primary one included.
+    Create {
+        vswitch: String,
+        security_groups: Vec<String>,
+        resource_group: Option<String>,
+        tags: BTreeMap<String, String>,
+        addresses: u32,
+        token: String,
+    },
+    Attach {
+        eni: String,
+    },
+    Detach {
+        eni: String,
+    },
+    Delete {
+        eni: String,
+    },
+    Assign {
+        eni: String,
+        count: u32,
+        token: String,
+    },
+    Unassign {
+        eni: String,
+        addresses: Vec<Ipv4Addr>,
+    },
+    /// DescribeNetworkInterfaces for one ENI, to see how far the cloud has come with it.
+    Look {
+        eni: String,
+    },
+    /// Every ENI of this node, as at boot.
+    LookAll,
+    /// DescribeVSwitches for the vSwitches of the settings.
+    VSwitches,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    Created(Box<Eni>),
+    Attached,
+    Detached,
+    Deleted,
+    Assigned(Vec<Ipv4Addr>),
+    Unassigned,
+    /// `None`: the cloud does not know the ENI.
+    Seen(Option<Box<Eni>>),
+    SeenAll(Vec<Eni>),
+    VSwitches(Vec<VSwitch>),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Write the intent down, durably, before the call that follows.
+    Intend(Intent),
+    /// The intent's call has come to its end.
+    Settled {
+        token: String,
+    },
+    Call {
+        id: CallId,
+        call: Call,
+    },
+    /// Write the lease down before anyone hears of it.
+    Record(Held),
+    /// The attachment's lease is over; its address rests until then. One step in the ledger.
+    Retire {
+        attachment: Attachment,
+        eni: String,
+        ip: IpPair,
+        until: Now,
+    },
+    /// The address rests no longer (it is free again, or no longer ours).
+    Rested {
+        eni: String,
+        ip: IpPair,
+    },
+    Reply {
+        ticket: Ticket,
+        result: Result<Held, Refused>,
+    },
+    /// Set the ENI's link up in the kernel; answered by [`Event::Prepared`].
+    Prepare {
+        eni: String,
+        mac: Mac,
+        vswitch: String,
+    },
+    /// Take our rules and routes for the ENI out of the kernel, before it is detached.
+    Dismantle {
+        eni: String,
+        mac: Mac,
+    },
+    /// Something a person should hear of, said once until it changes.
+    Tell(Notice),
+    /// Send a [`Event::Tick`] at this time.
+    Wake {
+        at: Now,
+    },
+}
+
+/// Why an ADD is refused: a word for the machine, a sentence for a person (the cloud's own words included).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    pub why: Refusal,
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// The pod it concerns, or the node.
+    pub pod: Option<PodName>,
+    pub warning: bool,
+    /// An event reason that users of the old Terway know, such as `AllocIPFailed`.
+    pub reason: &'static str,
+    pub message: String,
+}

@@ -1,0 +1,119 @@
+//! The words between plugin, daemon and cli: one JSON line asked, one JSON line answered, over `/run/eni/eni.socket`.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ip::{IpPair, Mac, NetPair};
+use crate::pod::{Attachment, PodName, Sandbox};
+
+/// The longest line either side accepts, newline included. A GC of 1,000 attachments needs about 100 kB.
+pub const MAX_LINE: usize = 1 << 20;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// ADD: an address for this pod. The same attachment gets the same lease again.
+    Allocate { pod: PodName, sandbox: Sandbox },
+    /// DEL: the attachment is gone, or going; the daemon takes its route and link away and frees its address.
+    Release { attachment: Attachment },
+    /// CHECK: what was leased.
+    Lease { attachment: Attachment },
+    /// GC: everything but these is gone.
+    Gc { valid: BTreeSet<Attachment> },
+    /// STATUS: could an ADD be served now?
+    Status {},
+    /// For people: the pool as it is.
+    Show {},
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    Lease(Box<Lease>),
+    /// Nothing (more) is leased to the attachment.
+    None {},
+    /// The daemon serves.
+    Ready {},
+    /// What was asked cannot be had; the reason is for a person.
+    Refused {
+        why: Refusal,
+        reason: String,
+    },
+    Show(serde_json::Value),
+}
+
+/// Why an ADD or STATUS is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// Every address the node can hold is in use or cooling down.
+    NodeFull,
+    /// An account quota is met.
+    Quota,
+    /// No configured vSwitch has a free address.
+    VSwitchEmpty,
+    /// The cloud asks us to slow down.
+    Throttled,
+    /// The credentials may not do what is needed.
+    Forbidden,
+    /// The cloud does not answer, or fails.
+    CloudDown,
+    /// Not done within the deadline, for no worse reason.
+    TooSlow,
+    /// The pod is not one we may serve: unknown to the API server, on the host network, or told to be ignored.
+    NotOurs,
+    /// The API server does not answer and the pod is not known yet.
+    ApiDown,
+    /// The request itself is wrong.
+    BadRequest,
+    /// The daemon has not finished starting.
+    Starting,
+}
+
+/// An address given to an attachment, with all that wiring it takes. Also the ledger's record, so fields may be added, not renamed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    pub pod: PodName,
+    pub sandbox: Sandbox,
+    pub ip: IpPair,
+    pub eni: EniLease,
+    /// The node's own addresses.
+    pub node: IpPair,
+    pub marker: Marker,
+}
+
+/// What a pod's wiring takes from its ENI.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EniLease {
+    pub id: String,
+    pub mac: Mac,
+    pub vswitch: String,
+    /// The vSwitch's prefixes and the gateway in each.
+    pub cidr: NetPair,
+    pub gateway: IpPair,
+    /// Our number for the ENI on this node: 1 to [`crate::ours::MAX_SLOT`]. Selects its mark.
+    pub slot: u32,
+    /// Its routing table, [`crate::ours::eni_table`] of its link.
+    pub table: u32,
+}
+
+/// How packets from a pod are told which ENI is theirs; what the kernel can do decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Marker {
+    /// A few eBPF instructions on the host veth's ingress set the mark.
+    Bpf,
+    /// The tc action `skbedit mark` sets it (kernels without eBPF).
+    Skbedit,
+    /// Neither is there: one `from` rule per pod, as the old Terway has.
+    Rule,
+}
+
+impl Lease {
+    /// The pod's IPv4 address; shared-ENI pods always have one.
+    pub fn v4(&self) -> Option<Ipv4Addr> {
+        self.ip.v4
+    }
+}

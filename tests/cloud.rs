@@ -1,0 +1,1 @@
+//! The cloud client against servers that lie, truncate and hang.

@@ -1,0 +1,1 @@
+//! plan, apply, traffic, check, undo, nothing left.

@@ -1,0 +1,1 @@
+//! The simulated VPC: real frames, anti-spoofing.

@@ -1,0 +1,1 @@
+//! Correctness under fire: kill -9, lost and repeated replies, throttling.

@@ -1,0 +1,1 @@
+//! Every rtnetlink noun in a fresh namespace: add, list, repeat, remove.

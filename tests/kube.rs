@@ -1,0 +1,1 @@
+//! The Kubernetes client against the simulated API.

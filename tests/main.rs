@@ -1,0 +1,15 @@
+//! All tests are one binary.
+
+mod architecture;
+mod cloud;
+mod datapath;
+mod fabric;
+mod fire;
+mod kernel;
+mod kube;
+mod node;
+mod plugin;
+mod runtime;
+mod sdk;
+#[allow(dead_code)]
+mod sim;

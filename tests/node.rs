@@ -1,0 +1,1 @@
+//! The real binary by its three names against the simulator.

@@ -1,0 +1,1 @@
+//! The real plugin binary against a scripted daemon: bad input of every kind.

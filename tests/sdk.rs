@@ -1,0 +1,1 @@
+//! Alibaba Cloud's official Python SDKs against the simulator, as an independent client.
