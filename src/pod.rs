@@ -31,6 +31,13 @@ pub struct Attachment {
     pub ifname: String,
 }
 
+impl Attachment {
+    /// A file name that belongs to this attachment alone: `@` cannot be in a container id.
+    pub fn file_name(&self) -> String {
+        format!("{}@{}", self.container, self.ifname)
+    }
+}
+
 impl fmt::Display for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.container, self.ifname)
