@@ -60,22 +60,26 @@ fn two_pods_of_a_real_containerd_talk_to_each_other_and_leave_nothing() {
 }
 
 #[test]
-fn a_failed_add_refuses_the_sandbox_with_the_words_of_the_plugin() {
+fn a_refused_add_reaches_the_kubelet_in_the_words_of_the_plugin() {
     if let Err(why) = containerd::install() {
         eprintln!("skipped: {why}");
         return;
     }
     let node = Node::new();
-    let network = Network::new(&ptp(json!([])), &reference_plugins());
+    let one_address = json!([[{ "subnet": "198.18.0.0/24", "rangeStart": "198.18.0.7", "rangeEnd": "198.18.0.7" }]]);
+    let network = Network::new(&ptp(one_address), &reference_plugins());
     let containerd = Containerd::start(&network.cni(), |command| node.spawn(&command));
     containerd.await_network(SOON).unwrap();
+    let first = containerd.run_pod_sandbox(&Pod::new("default", "first", "uid-first")).unwrap();
 
-    let refusal = containerd.run_pod_sandbox(&Pod::new("default", "web", "uid-web")).unwrap_err();
+    let refusal = containerd.run_pod_sandbox(&Pod::new("default", "second", "uid-second")).unwrap_err();
 
     assert_eq!(refusal.code, 2);
-    assert!(refusal.message.contains("no IP ranges specified"), "{refusal}");
-    assert_eq!(listed(&containerd), []);
-    assert_eq!(node.links(), ["lo"]);
+    let words =
+        r#"plugin type="ptp" failed (add): failed to allocate for range 0: no IP addresses available in range set"#;
+    assert!(refusal.message.contains(words), "{refusal}");
+    assert_eq!(listed(&containerd).into_iter().map(|sandbox| sandbox.id).collect::<Vec<_>>(), [first.id]);
+    assert_eq!(node.links().len(), 2, "lo and the veth of the first pod");
 }
 
 fn ptp(ranges: serde_json::Value) -> String {
@@ -89,7 +93,7 @@ fn reference_plugins() -> [PathBuf; 3] {
 
 /// The page that a web server in another pod gives out, once it is up.
 fn fetch(containerd: &Containerd, container: &str, ip: &str) -> String {
-    let ask = format!("for try in 1 2 3 4 5; do wget -q -T 2 -O - http://{ip}/ && exit 0; sleep 1; done; exit 1");
+    let ask = format!("for try in 1 2 3 4 5 6 7 8 9; do wget -q -O - http://{ip}/ && exit 0; sleep 0.3; done; exit 1");
     let answer = containerd.exec_sync(container, &["sh", "-c", &ask], SOON).unwrap();
     assert_eq!(answer.code, 0, "{}", answer.stderr);
     answer.stdout

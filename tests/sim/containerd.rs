@@ -155,6 +155,7 @@ state = "{RUN}"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{image}"
   disable_apparmor = true
+  restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     conf_dir = {conf_dir:?}
     bin_dir = {bin_dir:?}
