@@ -85,11 +85,6 @@ impl Containerd {
         ctr.stdin.take().expect("ctr's input").write_all(archive).expect("hand the image to ctr");
         assert!(ctr.wait().expect("wait for ctr").success(), "ctr imports the image");
     }
-
-    /// A pid whose `net` and `mnt` namespaces are the node's, for `nsenter`.
-    pub fn pid(&self) -> u32 {
-        self.shell.id()
-    }
 }
 
 impl Drop for Containerd {
@@ -111,7 +106,6 @@ impl Drop for Containerd {
 const SHELL: &str = r#"
 set -eu
 trap '' INT
-PATH="$PATH:/usr/sbin:/sbin"
 for kind in mnt net; do
     if [ "$(readlink /proc/self/ns/$kind)" = "$(readlink /proc/1/ns/$kind)" ]; then
         echo "the node needs a $kind namespace of its own"
@@ -128,7 +122,8 @@ mount --make-shared /run/netns
 printf %s "$1" >/run/containerd/config.toml
 echo ready
 set +e
-unshare --pid --fork --mount-proc --propagation unchanged sh -c "$3"
+# What plugins inherit is what a service has, not what a test has.
+env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin unshare --pid --fork --mount-proc --propagation unchanged sh -c "$3"
 umount --lazy /run/netns /run/containerd
 for try in 1 2 3 4 5 6 7 8 9 10; do
     find /sys/fs/cgroup -depth -type d -path "*/$2*" -exec rmdir {} + 2>/dev/null
