@@ -48,10 +48,10 @@ fn two_pods_of_a_real_containerd_talk_to_each_other_and_leave_nothing() {
     assert_eq!(node.links(), ["lo"]);
 
     let cgroup = containerd.cgroup.clone();
-    assert_ne!(cgroups(&cgroup), [PathBuf::new(); 0]);
+    assert!(!cgroups(&cgroup).is_empty());
     drop(containerd);
     assert_eq!(node.processes(), [node.holder.id()]);
-    assert_eq!(cgroups(&cgroup), [PathBuf::new(); 0]);
+    assert!(cgroups(&cgroup).is_empty(), "{:?}", cgroups(&cgroup));
 }
 
 #[test]
@@ -245,7 +245,11 @@ impl Node {
     fn new() -> Node {
         let hold = "mount -t tmpfs run /run && ip link set lo up && echo ready && exec cat";
         let mut unshare = Command::new("unshare");
-        unshare.args(["--net", "--mount", "sh", "-c", hold]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        // As a slave it lets go of what others unmount meanwhile, such as the namespaces of other tests.
+        unshare
+            .args(["--net", "--mount", "--propagation", "slave", "sh", "-c", hold])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut node = Node { holder: unshare.spawn().unwrap() };
         let mut line = String::new();
         BufReader::new(node.holder.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();

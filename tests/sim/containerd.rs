@@ -18,11 +18,13 @@ use super::cri::{Cri, Sandbox};
 use super::grpc::Status;
 use super::image;
 
-/// Everything containerd keeps, inside the node. The state must be here: it is where shims put their sockets, whatever is configured.
+/// Everything containerd keeps, inside the node. The state must be here: it is where shims put their sockets, whatever is
+/// configured.
 const RUN: &str = "/run/containerd";
 const STARTS_WITHIN: Duration = Duration::from_secs(20);
 
-/// Where containerd looks for network plugins, as paths inside the node. It wants `loopback` besides those of the conflist.
+/// Where containerd looks for network plugins, as paths inside the node. It wants `loopback` besides those of the
+/// conflist.
 pub struct Cni {
     pub conf_dir: PathBuf,
     pub bin_dir: PathBuf,
@@ -126,14 +128,15 @@ set +e
 env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin unshare --pid --fork --mount-proc --propagation unchanged sh -c "$3"
 umount --lazy /run/netns /run/containerd
 for try in 1 2 3 4 5 6 7 8 9 10; do
-    find /sys/fs/cgroup -depth -type d -path "*/$2*" -exec rmdir {} + 2>/dev/null
-    [ -z "$(find /sys/fs/cgroup -type d -name "$2")" ] && exit 0
+    find /sys/fs/cgroup -depth -type d "(" -path "*/$2" -o -path "*/$2/*" ")" -exec rmdir {} + 2>/dev/null
+    [ -z "$(find /sys/fs/cgroup -type d -name "$2" 2>/dev/null)" ] && exit 0
     sleep 0.1
 done
 exit 1
 "#;
 
-/// The first process of the PID namespace, which ends with it. CNI's cache of results lies in `/var/lib/cni`, whatever is configured.
+/// The first process of the PID namespace, which ends with it. CNI's cache of results lies in `/var/lib/cni`, whatever is
+/// configured.
 const INSIDE: &str = r"
 mount -t tmpfs state /var/lib
 containerd --config /run/containerd/config.toml >/run/containerd/log 2>&1 &
