@@ -1,1 +1,6 @@
 //! The world outside: ECS, VPC and metadata over HTTP, a VPC fabric of namespaces, the Kubernetes API.
+
+pub mod containerd;
+pub mod cri;
+pub mod grpc;
+pub mod image;
