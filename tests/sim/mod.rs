@@ -3,4 +3,5 @@
 pub mod containerd;
 pub mod cri;
 pub mod grpc;
+pub mod http;
 pub mod image;
