@@ -60,6 +60,26 @@ pub struct VSwitch {
     pub free: u32,
 }
 
+/// Which vSwitch the next ENI is made in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VSwitchChoice {
+    /// Any that is not known to be empty.
+    Random,
+    /// The first of the list that is not empty.
+    Ordered,
+    /// The one with the most free addresses.
+    Most,
+}
+
+/// Which ENI the next address is taken from, and asked for on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EniChoice {
+    /// Fill the fullest first.
+    MostIps,
+    /// Spread.
+    LeastIps,
+}
+
 /// What an instance type can hold (DescribeInstanceTypes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {

@@ -10,8 +10,9 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("kernel", &[]),
     ("cloud", &[]),
     ("kube", &[]),
-    ("plugin", &["datapath", "kernel"]),
-    ("cli", &["datapath", "kernel"]),
+    ("client", &[]),
+    ("plugin", &["datapath", "kernel", "client"]),
+    ("cli", &["datapath", "kernel", "client"]),
     ("daemon", &["datapath", "pool", "kernel", "cloud", "kube"]),
 ];
 

@@ -13,6 +13,8 @@ use crate::ip::{IpPair, Mac};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::rpc::Refusal;
 
+pub use crate::eni::{EniChoice, VSwitchChoice};
+
 /// Time since the machine started (CLOCK_BOOTTIME): it goes on over a restart of the daemon, as cooling addresses need.
 pub type Now = Duration;
 
@@ -41,26 +43,6 @@ pub struct Settings {
     pub cooldown: Duration,
     /// How long an ENI must have held no lease before it is given back.
     pub eni_idle: Duration,
-}
-
-/// Which vSwitch the next ENI is made in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum VSwitchChoice {
-    /// Any that is not known to be empty.
-    Random,
-    /// The first of the list that is not empty. (The old Terway's `ordered` means [`VSwitchChoice::Most`].)
-    Ordered,
-    /// The one with the most free addresses.
-    Most,
-}
-
-/// Which ENI the next address is taken from, and asked for on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EniChoice {
-    /// Fill the fullest first.
-    MostIps,
-    /// Spread.
-    LeastIps,
 }
 
 /// Names a waiting ADD; the caller chooses it, never twice.
