@@ -1,1 +1,2 @@
 //! The world outside: ECS, VPC and metadata over HTTP, a VPC fabric of namespaces, the Kubernetes API.
+pub mod ns;
