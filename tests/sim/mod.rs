@@ -5,3 +5,4 @@ pub mod cri;
 pub mod grpc;
 pub mod http;
 pub mod image;
+pub mod ns;
