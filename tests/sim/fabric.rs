@@ -83,7 +83,7 @@ impl Fabric {
     pub fn new(vpc: &[IpNet]) -> Fabric {
         let fabric = Fabric { router: Ns::new("vpc"), outside: Ns::new("outside"), ports: Mutex::default() };
         fabric.router.run(become_router);
-        ip(&fabric.outside, "link set lo up");
+        fabric.outside.run(hurry);
         ip(&fabric.router, &uplink(fabric.outside.name()));
         ip(&fabric.outside, &beyond());
         nft(&fabric.router, &guards(vpc));
@@ -217,6 +217,7 @@ impl Port {
         let mut lines = format!(
             "link add {link} address {ROUTER_MAC} mtu {mtu} type veth peer name eth%d address {mac} mtu {mtu} netns {home}
              link set {link} up
+             ntable change name arp_cache dev {link} proxy_delay 0
              neigh replace {GUEST} lladdr {mac} dev {link} nud permanent
              neigh replace {GUEST_V6} lladdr {mac} dev {link} nud permanent\n"
         );
@@ -254,22 +255,29 @@ impl Port {
     }
 }
 
-/// Sysctls of a router that answers ARP for everyone at once, and leaves the source check to its own rules.
+/// A router that answers ARP for everyone, and leaves the source check to its own rules.
 fn become_router() {
-    for (name, value) in [
-        ("ipv4/ip_forward", "1"),
-        ("ipv6/conf/all/forwarding", "1"),
-        ("ipv6/conf/default/forwarding", "1"),
-        ("ipv4/conf/all/rp_filter", "0"),
-        ("ipv4/conf/default/rp_filter", "0"),
-        ("ipv4/conf/all/send_redirects", "0"),
-        ("ipv4/conf/default/send_redirects", "0"),
-        ("ipv4/conf/default/proxy_arp", "1"),
-        ("ipv4/conf/default/proxy_arp_pvlan", "1"),
-        ("ipv4/neigh/default/proxy_delay", "0"),
-    ] {
-        fs::write(format!("/proc/sys/net/{name}"), value).unwrap_or_else(|e| panic!("sysctl {name}: {e}"));
+    for name in ["ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv6/conf/default/forwarding"] {
+        set(name, "1");
     }
+    for name in ["rp_filter", "send_redirects"] {
+        set(&format!("ipv4/conf/all/{name}"), "0");
+        set(&format!("ipv4/conf/default/{name}"), "0");
+    }
+    for name in ["proxy_arp", "proxy_arp_pvlan"] {
+        set(&format!("ipv4/conf/default/{name}"), "1");
+    }
+    hurry();
+}
+
+/// IPv6 that works from the first packet on: duplicate address detection waits for more than a second.
+fn hurry() {
+    set("ipv6/conf/all/accept_dad", "0");
+    set("ipv6/conf/default/accept_dad", "0");
+}
+
+fn set(sysctl: &str, value: &str) {
+    fs::write(format!("/proc/sys/net/{sysctl}"), value).unwrap_or_else(|e| panic!("sysctl {sysctl}: {e}"));
 }
 
 fn uplink(outside: &str) -> String {

@@ -3,8 +3,8 @@
 //! Everything it mounts lives in its mount namespace and goes with it, even when the test is killed; only the named network
 //! namespace can stay behind (see [`super::sweep`]).
 
-use std::fs::{self, File};
 use std::ffi::{CStr, CString};
+use std::fs::{self, File};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -54,7 +54,9 @@ impl Node {
 
     /// What the distribution does at boot: eth0 gets its address, prefix and default route.
     pub fn dhcp(&self, addr: IpNet, gateway: IpAddr) {
-        self.sh(&format!("ip addr add {addr} dev eth0 && ip link set eth0 up && ip route add default via {gateway} dev eth0"));
+        self.sh(&format!(
+            "ip addr add {addr} dev eth0 && ip link set eth0 up && ip route add default via {gateway} dev eth0"
+        ));
     }
 
     /// The interface of this MAC, where the node (not a pod) has it.
@@ -72,7 +74,9 @@ impl Node {
             let path = Path::new(path);
             make_folder(path.parent().expect("a file is in a folder"));
             let draft = path.with_extension("draft");
-            fs::write(&draft, text).and_then(|()| fs::rename(&draft, path)).unwrap_or_else(|e| panic!("write {path:?}: {e}"));
+            fs::write(&draft, text)
+                .and_then(|()| fs::rename(&draft, path))
+                .unwrap_or_else(|e| panic!("write {path:?}: {e}"));
         });
     }
 
@@ -97,7 +101,8 @@ impl Node {
     pub fn daemon(&self, name: &str, command: &mut Command) -> Daemon {
         let log = format!("/var/log/{name}.log");
         let process = self.run(|| {
-            let file = File::options().append(true).create(true).open(&log).unwrap_or_else(|e| panic!("open {log}: {e}"));
+            let file =
+                File::options().append(true).create(true).open(&log).unwrap_or_else(|e| panic!("open {log}: {e}"));
             let again = file.try_clone().expect("a file descriptor");
             command.stdin(Stdio::null()).stdout(file).stderr(again);
             Process(command.spawn().unwrap_or_else(|e| panic!("start {command:?}: {e}")))
@@ -133,7 +138,12 @@ impl Drop for Node {
             let pods = fs::read_dir("/run/netns").into_iter().flatten().flatten();
             pods.filter_map(|pod| sweep::identity(&pod.path())).collect()
         });
-        homes.extend([&self.rooms.mounts, &self.rooms.network].map(|ns| ns.metadata().map(|m| (m.dev(), m.ino()))).into_iter().flatten());
+        homes.extend(
+            [&self.rooms.mounts, &self.rooms.network]
+                .map(|ns| ns.metadata().map(|m| (m.dev(), m.ino())))
+                .into_iter()
+                .flatten(),
+        );
         sweep::kill_inside(&homes);
     }
 }
@@ -210,7 +220,8 @@ impl Daemon {
 
     /// What this daemon, and those of the same name before it, have said so far.
     pub fn log(&self) -> String {
-        self.rooms.run(|| fs::read(&self.log).map_or_else(|e| e.to_string(), |b| String::from_utf8_lossy(&b).into_owned()))
+        self.rooms
+            .run(|| fs::read(&self.log).map_or_else(|e| e.to_string(), |b| String::from_utf8_lossy(&b).into_owned()))
     }
 
     /// Asks it to end (SIGTERM), and kills it where it has not in this time.
@@ -285,11 +296,13 @@ fn renew_sys() {
 }
 
 fn mount(kind: &str, at: &str, options: &CStr) {
-    rustix::mount::mount(kind, at, kind, MountFlags::empty(), options).unwrap_or_else(|e| panic!("mount {kind} on {at}: {e}"));
+    rustix::mount::mount(kind, at, kind, MountFlags::empty(), options)
+        .unwrap_or_else(|e| panic!("mount {kind} on {at}: {e}"));
 }
 
 fn propagate(at: &str, how: MountPropagationFlags) {
-    rustix::mount::mount_change(at, how | MountPropagationFlags::REC).unwrap_or_else(|e| panic!("mount {at} {how:?}: {e}"));
+    rustix::mount::mount_change(at, how | MountPropagationFlags::REC)
+        .unwrap_or_else(|e| panic!("mount {at} {how:?}: {e}"));
 }
 
 fn make_folder(path: &Path) {

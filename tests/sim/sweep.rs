@@ -46,7 +46,8 @@ pub fn identity(namespace: &Path) -> Option<Identity> {
 /// Named `tw<pid>-...` by a process that is no more.
 fn leftovers() -> Vec<PathBuf> {
     let all = fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|entry| entry.path());
-    all.filter(|path| path.file_name().and_then(|name| maker(name.to_str()?)).is_some_and(|pid| !is_alive(pid))).collect()
+    all.filter(|path| path.file_name().and_then(|name| maker(name.to_str()?)).is_some_and(|pid| !is_alive(pid)))
+        .collect()
 }
 
 fn maker(name: &str) -> Option<u32> {
