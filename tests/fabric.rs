@@ -68,7 +68,8 @@ fn a_packet_from_an_address_of_somebody_else_is_dropped() {
     assert_eq!(vpc.fabric.drops(), Drops { wrong_ip: 2, ..Drops::default() });
     // The address of one ENI of a node is not good on another one.
     vpc.fabric.plug(&Card::new("eni-a1", "00:16:3e:00:01:0a", &["192.168.32.5"]), vpc.a.ns());
-    vpc.a.sh("ip link set eth1 up; ip route add 203.0.113.0/24 via 192.168.63.253 dev eth1 onlink");
+    vpc.a.link_up("eth1");
+    vpc.a.sh("ip route add 203.0.113.0/24 via 192.168.63.253 dev eth1 onlink");
     assert_eq!(vpc.a.ping_from(A, OUTSIDE), None);
     assert_eq!(vpc.fabric.drops().wrong_ip, 3);
 }
@@ -102,8 +103,9 @@ fn the_gateway_and_everyone_else_have_the_mac_of_the_router() {
 fn a_second_eni_may_ask_for_its_gateway_in_the_name_of_the_node() {
     let vpc = Pair::new();
     vpc.fabric.plug(&Card::new("eni-a1", "00:16:3e:00:01:0a", &["192.168.32.5"]), vpc.a.ns());
-    // The kernel takes the node's address for the ARP request, as the old Terway wants it.
-    vpc.a.sh("ip addr add 192.168.0.10/32 dev eth1; ip link set eth1 up
+    // The kernel takes the interface's own address for the ARP request, as for a pod's packet that it forwards.
+    vpc.a.link_up("eth1");
+    vpc.a.sh("ip addr add 192.168.0.10/32 dev eth1; echo 2 >/proc/sys/net/ipv4/conf/eth1/arp_announce
          ip addr add 192.168.32.5/32 dev lo
          ip route add default via 192.168.63.253 dev eth1 onlink table 1003
          ip rule add from 192.168.32.5 lookup 1003 priority 2048
@@ -146,7 +148,8 @@ fn an_eni_comes_and_goes_as_a_link_of_its_node() {
     // On to the other node, with the addresses it has.
     vpc.fabric.plug(&card, vpc.b.ns());
     assert_eq!(vpc.b.ifname(mac).as_deref(), Some("eth1"));
-    vpc.b.sh("ip addr add 192.168.32.5/32 dev eth1; ip link set eth1 up");
+    vpc.b.link_up("eth1");
+    vpc.b.sh("ip addr add 192.168.32.5/32 dev eth1");
     vpc.b.sh("for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done");
     vpc.fabric.set_addrs("eni-a1", &["192.168.32.6", "192.168.32.7"].map(|a| a.parse().unwrap()).into());
     assert_eq!(vpc.a.ping("192.168.32.5"), None);
@@ -160,7 +163,8 @@ fn an_eni_whose_pod_dies_comes_back_to_the_node() {
     vpc.fabric.plug(&Card::new("eni-a1", mac, &["192.168.32.5"]), vpc.a.ns());
     let pod = vpc.a.pod("cni-1");
     vpc.a.sh("ip link set eth1 netns cni-1 name eth0");
-    pod.sh("ip addr add 192.168.32.5/32 dev eth0; ip link set eth0 up");
+    pod.link_up("eth0");
+    pod.sh("ip addr add 192.168.32.5/32 dev eth0");
     pod.sh("ip route add default via 192.168.63.253 dev eth0 onlink");
     assert!(pod.ping(B).is_some());
     assert_eq!(vpc.fabric.recover(), 0);
@@ -170,7 +174,8 @@ fn an_eni_whose_pod_dies_comes_back_to_the_node() {
         assert!(start.elapsed() < Duration::from_secs(5), "the namespace does not die");
     }
     assert_eq!(vpc.a.ifname(mac).as_deref(), Some("eth1"));
-    vpc.a.sh("ip addr add 192.168.32.5/32 dev eth1; ip link set eth1 up");
+    vpc.a.link_up("eth1");
+    vpc.a.sh("ip addr add 192.168.32.5/32 dev eth1");
     vpc.a.sh("ip route replace default via 192.168.63.253 dev eth1 onlink");
     assert!(vpc.fabric.outside().ping("192.168.32.5").is_some());
 }
@@ -184,7 +189,8 @@ fn ipv6_passes_by_the_same_rules() {
     ] {
         let gateway = "fd00::1:ffff:ffff:ffff:fffd".parse().unwrap();
         vpc.fabric.plug(&Card { gateway_v6: Some(gateway), ..Card::new(id, mac, &[addr]) }, node.ns());
-        node.sh(&format!("ip link set eth1 up; ip addr add {addr}/128 dev eth1 nodad"));
+        node.link_up("eth1");
+        node.sh(&format!("ip addr add {addr}/128 dev eth1 nodad"));
         node.sh(&format!("ip route add {gateway}/128 dev eth1; ip route add default via {gateway} dev eth1"));
     }
     assert!(vpc.a.ping("fd00:0:0:1::b").is_some());

@@ -301,7 +301,8 @@ fn beyond() -> String {
     )
 }
 
-/// The anti-spoofing rules. ARP may name any sender address: nobody here believes it.
+/// The anti-spoofing rules. ARP may name any sender address: nobody here believes it. What every IPv6 host mutters to its
+/// link is not counted.
 fn guards(vpc: &[IpNet]) -> String {
     let nowhere = |net: &IpNet| {
         let family = if net.addr().is_ipv4() { "ip" } else { "ip6" };
@@ -321,8 +322,9 @@ fn guards(vpc: &[IpNet]) -> String {
         iifname {{ lo, out }} accept
         iifname . ether saddr . ip saddr @owned4 accept
         iifname . ether saddr . ip6 saddr @owned6 accept
+        ip6 saddr {{ fe80::/10, :: }} ip6 daddr {{ fe80::/10, ff02::/16 }} iifname . ether saddr @cards accept
+        ip6 saddr {{ fe80::/10, :: }} drop
         iifname . ether saddr != @cards counter name wrong_mac drop
-        ip6 saddr {{ fe80::/10, :: }} ip6 daddr {{ fe80::/10, ff02::/16 }} accept
         counter name wrong_ip drop
     }}
     chain forward {{

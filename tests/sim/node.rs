@@ -54,9 +54,9 @@ impl Node {
 
     /// What the distribution does at boot: eth0 gets its address, prefix and default route.
     pub fn dhcp(&self, addr: IpNet, gateway: IpAddr) {
-        self.sh(&format!(
-            "ip addr add {addr} dev eth0 && ip link set eth0 up && ip route add default via {gateway} dev eth0"
-        ));
+        self.sh(&format!("ip addr add {addr} dev eth0"));
+        self.link_up("eth0");
+        self.sh(&format!("ip route add default via {gateway} dev eth0"));
     }
 
     /// The interface of this MAC, where the node (not a pod) has it.

@@ -36,6 +36,15 @@ pub trait Place {
         self.run(|| sh(line))
     }
 
+    /// Sets a link up and waits until it carries frames: a veth drops the first ones, and ARP asks again after a second.
+    fn link_up(&self, link: &str) {
+        self.sh(&format!("ip link set {link} up"));
+        let start = Instant::now();
+        while !self.sh(&format!("ip link show {link}")).contains(" state UP ") {
+            assert!(start.elapsed() < 4 * LOST, "{link} has no carrier");
+        }
+    }
+
     /// The round trip of one ping, unless it is lost.
     fn ping(&self, to: &str) -> Option<Duration> {
         self.run(|| Pinger::new(to, None).ping(LOST))
