@@ -7,11 +7,12 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::cloud::http::{Answer, Http, Method, Trust};
+use crate::config::NodeFacts;
 use crate::error::{Cause, Context, Error};
-use crate::ip::Mac;
+use crate::ip::{IpPair, Mac, NetPair};
 
 /// Where every instance finds the service.
 pub const BASE: &str = "http://100.100.100.200";
@@ -37,20 +38,6 @@ struct Service {
 struct Session {
     token: Option<String>,
     until: Instant,
-}
-
-/// What the machine is, read once at start.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NodeFacts {
-    pub instance: String,
-    pub instance_type: String,
-    pub region: String,
-    pub zone: String,
-    pub vpc: String,
-    /// Of the primary ENI.
-    pub vswitch: String,
-    /// Of the primary ENI.
-    pub mac: Mac,
 }
 
 /// An attached ENI as the machine sees it.
@@ -85,16 +72,30 @@ impl Metadata {
         Ok(Metadata(Arc::new(Service { base, http, session: Mutex::new(None) })))
     }
 
+    /// What the machine is; its prefixes and address are those of the primary ENI.
     pub fn node(&self) -> Result<NodeFacts, Error> {
+        let mac = self.mac()?;
         Ok(NodeFacts {
             instance: self.instance_id()?,
             instance_type: self.instance_type()?,
             region: self.region()?,
             zone: self.zone()?,
             vpc: self.vpc()?,
+            vpc_cidrs: self.vpc_cidrs()?,
             vswitch: self.vswitch()?,
-            mac: self.mac()?,
+            vswitch_cidr: NetPair::v4(self.vswitch_cidr(mac)?),
+            ips: IpPair::v4(self.primary(mac)?),
         })
+    }
+
+    /// The VPC's prefixes; none where the service does not tell.
+    fn vpc_cidrs(&self) -> Result<Vec<IpNet>, Error> {
+        let path = "vpc-cidr-block";
+        match self.read(path) {
+            Ok(text) => text.lines().map(|line| parse(path, line.trim(), "a prefix")).collect(),
+            Err(e) if e.is_absent() => Ok(Vec::new()),
+            Err(e) => Err(e),
+        }
     }
 
     pub fn instance_id(&self) -> Result<String, Error> {

@@ -20,7 +20,7 @@ mod reply;
 mod sign;
 
 pub use credentials::{Credentials, Key, Sources};
-pub use metadata::{EniFacts, Metadata, NodeFacts};
+pub use metadata::{BASE, EniFacts, Metadata};
 pub use sign::Signature;
 
 use http::{Answer, Http, Method, Trust};

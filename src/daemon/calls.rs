@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::terms::admits;
 use crate::cloud::{Client, CreateEni, Filter};
-use crate::eni::{Eni, Fault, VSwitch};
+use crate::eni::{Eni, Fault, FaultKind, VSwitch};
 use crate::ours;
 use crate::pool::{Call, Outcome};
 
@@ -13,6 +14,9 @@ pub struct Place {
     pub instance: String,
     /// Every vSwitch that the settings name.
     pub vswitches: Vec<String>,
+    /// Only ENIs that bear all of these tags are used, and none that bears one of those.
+    pub tag_filter: BTreeMap<String, String>,
+    pub tag_block: Vec<(String, String)>,
 }
 
 /// Blocks until the cloud has answered or has not.
@@ -20,8 +24,7 @@ pub fn perform(cloud: &Client, place: &Place, call: Call) -> Result<Outcome, Fau
     match call {
         Call::Create { vswitch, security_groups, resource_group, tags, addresses, token } => {
             let description = ours::ENI_DESCRIPTION.into();
-            let create =
-                CreateEni { vswitch, security_groups, resource_group, tags, addresses, description, token };
+            let create = CreateEni { vswitch, security_groups, resource_group, tags, addresses, description, token };
             cloud.create_eni(&create).map(|eni| Outcome::Created(Box::new(eni)))
         }
         Call::Attach { eni } => cloud.attach_eni(&eni, &place.instance).map(|()| Outcome::Attached),
@@ -49,6 +52,10 @@ pub fn look_all(cloud: &Client, place: &Place) -> Result<Vec<Eni>, Fault> {
     let mut seen = cloud.describe_enis(&attached)?;
     let known: BTreeSet<String> = seen.iter().map(|e| e.id.clone()).collect();
     seen.extend(cloud.describe_enis(&made)?.into_iter().filter(|e| !known.contains(&e.id)));
+    // An ENI that the configuration keeps us from still takes up room on the instance: it is shown, as somebody else's.
+    for eni in seen.iter_mut().filter(|e| !admits(place, &e.tags)) {
+        eni.tags.clear();
+    }
     Ok(seen)
 }
 
@@ -58,7 +65,7 @@ pub fn vswitches(cloud: &Client, place: &Place) -> Result<Vec<VSwitch>, Fault> {
     for id in &place.vswitches {
         match cloud.vswitch(id) {
             Ok(vswitch) => found.push(vswitch),
-            Err(fault) if fault.kind == crate::eni::FaultKind::Gone => log::error!("vSwitch {id} of the configuration: {fault}"),
+            Err(fault) if fault.kind == FaultKind::Gone => log::error!("vSwitch {id} of the configuration: {fault}"),
             Err(fault) => return Err(fault),
         }
     }

@@ -9,6 +9,7 @@ mod news;
 mod node;
 mod pods;
 mod serve;
+mod terms;
 mod world;
 
 use std::path::PathBuf;
@@ -88,7 +89,7 @@ fn run(args: &Args) -> Result<(), Error> {
         let node = boot::boot(&start, executor.clone(), inputs.clone()).await?;
         let listener = serve::listen(ours::SOCKET.as_ref())?;
         executor.spawn(serve::serve(listener, executor.clone(), inputs.clone())).detach();
-        boot::announce()?;
+        boot::announce(&start.config().conflist)?;
         log::info!("serving on {}", ours::SOCKET);
         node.run(arriving).await;
         Ok(())

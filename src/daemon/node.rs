@@ -13,12 +13,13 @@ use super::ledger::{Ledger, Resting};
 use super::pods::{Known, Pods, Presence, Standing};
 use super::world::World;
 use super::{calls, clock};
+use crate::config::Config;
 use crate::error::Error;
 use crate::kernel::Kernel;
 use crate::object::Pod;
 use crate::ours;
 use crate::pod::{Attachment, PodName, Sandbox};
-use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Settings, Ticket};
+use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
 use crate::rpc::{EniLease, Lease, Refusal, Reply, Request};
 use crate::{datapath, eni::Fault};
 
@@ -39,7 +40,7 @@ pub enum Input {
     Prepared { eni: String, result: Result<EniLease, Error> },
     Pods(Known),
     Fetched { pod: PodName, result: Result<Option<Pod>, Error> },
-    Reload(Box<Settings>),
+    Reload(Box<Config>),
     Swept,
     Stop,
 }
@@ -136,7 +137,7 @@ impl Node {
             Input::Prepared { eni, result } => self.prepared(eni, result),
             Input::Pods(known) => self.pods.take(known, clock::now()),
             Input::Fetched { pod, result } => self.fetched(pod, result),
-            Input::Reload(settings) => self.feed(Event::Settings(settings)),
+            Input::Reload(config) => self.reload(&config),
             Input::Swept => self.sweeping = false,
             Input::Stop => {}
         }
@@ -156,6 +157,15 @@ impl Node {
             self.give_up_the_gone(now);
             self.sweep_links();
         }
+    }
+
+    /// Takes up what can change in a running daemon: all that the pool goes by. The rest waits for a restart.
+    fn reload(&mut self, config: &Config) {
+        log::info!("configuration reloaded");
+        self.world.place = self.world.terms.place(config);
+        self.world.mtu = config.mtu;
+        let settings = self.world.terms.settings(config);
+        self.feed(Event::Settings(Box::new(settings)));
     }
 
     fn ask(&mut self, request: Request, answer: Sender<Reply>) {
@@ -472,7 +482,7 @@ impl Node {
 
     fn show(&self) -> serde_json::Value {
         serde_json::json!({
-            "node": self.world.facts,
+            "node": self.world.terms.facts,
             "marker": self.world.marker,
             "pool": self.pool.show(),
             "leases": self.leases.values().collect::<Vec<_>>(),

@@ -9,7 +9,7 @@ use smol::{LocalExecutor, unblock};
 use super::calls::{self, Place};
 use super::eni::{self, Job};
 use super::node::Input;
-use crate::config::NodeFacts;
+use super::terms::Terms;
 use crate::datapath::EniSetup;
 use crate::eni::VSwitch;
 use crate::error::{Context, Error};
@@ -26,7 +26,7 @@ pub struct World {
     pub inputs: Sender<Input>,
     pub cloud: cloud::Client,
     pub kube: kube::Client,
-    pub facts: NodeFacts,
+    pub terms: Terms,
     /// The node's own addresses.
     pub node: IpPair,
     pub marker: Marker,
