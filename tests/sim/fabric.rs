@@ -10,12 +10,13 @@ use std::fs;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, Once};
 
 use ipnet::IpNet;
 use terway::ip::Mac;
 
 use super::ns::Ns;
+use super::sweep;
 
 /// The one MAC that every guest sees of a VPC.
 pub const ROUTER_MAC: &str = "ee:ff:ff:ff:ff:ff";
@@ -81,6 +82,8 @@ pub struct Drops {
 impl Fabric {
     /// A VPC of these prefixes, without any ENI.
     pub fn new(vpc: &[IpNet]) -> Fabric {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(sweep::sweep);
         let fabric = Fabric { router: Ns::new("vpc"), outside: Ns::new("outside"), ports: Mutex::default() };
         fabric.router.run(become_router);
         fabric.outside.run(hurry);
