@@ -367,3 +367,44 @@ fn wait_for(mut done: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
+
+/// A pod on a policy route by hand: veth, host route, rule, the ENI's table.
+fn wire(node: &Node, pod_name: &str, addr: &str, eni: &str, gateway: &str, node_addr: &str) {
+    node.sh(&format!(
+        "ip link add cali0 type veth peer name eth0 netns {pod_name}; ip link set cali0 up
+         for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done; echo 1 >/proc/sys/net/ipv4/ip_forward
+         ip addr add {node_addr}/32 dev {eni}
+         ip route add {addr}/32 dev cali0; ip rule add to {addr} lookup main priority 512
+         ip rule add from {addr} lookup 1003 priority 2048
+         ip route add default via {gateway} dev {eni} onlink table 1003
+         mac=$(cat /sys/class/net/cali0/address)
+         ip -n {pod_name} link set eth0 up; ip -n {pod_name} addr add {addr}/32 dev eth0
+         ip -n {pod_name} route add default via 169.254.1.1 dev eth0 onlink
+         ip -n {pod_name} neigh replace 169.254.1.1 lladdr $mac dev eth0 nud permanent"
+    ));
+}
+
+#[test]
+fn pods_on_policy_routes_talk_through_their_enis() {
+    let vpc = Pair::new();
+    let pods = [
+        (&vpc.a, "eni-a1", "00:16:3e:00:01:0a", "192.168.32.5", A),
+        (&vpc.b, "eni-b1", "00:16:3e:00:01:0b", "192.168.32.6", B),
+    ]
+    .map(|(node, id, mac, addr, node_addr)| {
+        vpc.fabric.plug(&Card::new(id, mac, &[addr]), node.ns());
+        let pod = node.pod("cni-1");
+        node.link_up("eth1");
+        wire(node, "cni-1", addr, "eth1", "192.168.63.253", node_addr);
+        pod
+    });
+    assert!(pods[0].ping("192.168.32.6").is_some());
+    assert!(pods[1].ping(A).is_some());
+    assert!(vpc.fabric.outside().ping("192.168.32.5").is_some());
+    let echo = pods[1].tcp_echo("0.0.0.0:7");
+    pods[0].tcp("192.168.32.6:7").unwrap();
+    assert_eq!(echo.peers()[0].ip().to_string(), "192.168.32.5");
+    let times = pods[0].pings("192.168.32.6", 1000);
+    eprintln!("ping from pod to pod on another node: p50 {:?}", percentile(&times, 50));
+    assert_eq!(vpc.fabric.drops(), Drops::default());
+}

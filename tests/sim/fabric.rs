@@ -10,7 +10,7 @@ use std::fs;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, Once};
+use std::sync::{Mutex, MutexGuard, Once};
 
 use ipnet::IpNet;
 use terway::ip::Mac;
@@ -105,7 +105,7 @@ impl Fabric {
 
     /// Hot-plugs the ENI into the namespace of a node, where the kernel names it as the next free `ethN`.
     pub fn plug(&self, card: &Card, node: &Ns) {
-        let mut ports = self.ports.lock().expect("no one panicked with it");
+        let mut ports = self.ports();
         assert!(!ports.by_eni.contains_key(&card.id), "ENI {} is plugged in already", card.id);
         ports.born += 1;
         let bare = Card { addrs: BTreeSet::new(), ..card.clone() };
@@ -118,7 +118,7 @@ impl Fabric {
 
     /// Pulls the ENI out, wherever its link is by now. An ENI that is not plugged in stays so.
     pub fn unplug(&self, id: &str) {
-        let mut ports = self.ports.lock().expect("no one panicked with it");
+        let mut ports = self.ports();
         let Some(port) = ports.by_eni.remove(id) else { return };
         nft(&self.router, &format!("{}{}", port.ownership("delete", &port.card.addrs), port.passport("delete")));
         if self.router.run(|| port.is_alive()) {
@@ -129,7 +129,7 @@ impl Fabric {
     /// Brings every ENI that died with the namespace it was moved into back to its node, and tells how many there were.
     /// A network card of flesh does that by itself; a veth has to be made anew.
     pub fn recover(&self) -> usize {
-        let ports = self.ports.lock().expect("no one panicked with it");
+        let ports = self.ports();
         let dead: Vec<&Port> = self.router.run(|| ports.by_eni.values().filter(|port| !port.is_alive()).collect());
         for port in &dead {
             ip(&self.router, &format!("{}{}", port.wiring(), port.routes("replace", &port.card.addrs)));
@@ -138,12 +138,12 @@ impl Fabric {
     }
 
     pub fn is_plugged(&self, id: &str) -> bool {
-        self.ports.lock().expect("no one panicked with it").by_eni.contains_key(id)
+        self.ports().by_eni.contains_key(id)
     }
 
     /// Makes these the addresses of the ENI, and no others. One that another ENI has moves here.
     pub fn set_addrs(&self, id: &str, addrs: &BTreeSet<IpAddr>) {
-        let mut ports = self.ports.lock().expect("no one panicked with it");
+        let mut ports = self.ports();
         let Some(port) = ports.by_eni.get(id) else { panic!("ENI {id} is not plugged in") };
         let (lost, won) = (&port.card.addrs - addrs, addrs - &port.card.addrs);
         self.take(&mut ports, id, &lost);
@@ -151,11 +151,11 @@ impl Fabric {
     }
 
     pub fn assign(&self, id: &str, addr: &str) {
-        self.give(&mut self.ports.lock().expect("no one panicked with it"), id, &one(addr));
+        self.give(&mut self.ports(), id, &one(addr));
     }
 
     pub fn unassign(&self, id: &str, addr: &str) {
-        self.take(&mut self.ports.lock().expect("no one panicked with it"), id, &one(addr));
+        self.take(&mut self.ports(), id, &one(addr));
     }
 
     /// Opens a listener of the cloud, such as 100.100.100.200:80; every node reaches it through its gateway, and it sees
@@ -179,6 +179,10 @@ impl Fabric {
             wrong_arp: count("wrong_arp"),
             nowhere: count("nowhere"),
         }
+    }
+
+    fn ports(&self) -> MutexGuard<'_, Ports> {
+        self.ports.lock().expect("nobody panicked while changing the fabric")
     }
 
     fn give(&self, ports: &mut Ports, id: &str, addrs: &BTreeSet<IpAddr>) {
