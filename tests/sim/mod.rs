@@ -1,7 +1,10 @@
 //! The world outside: ECS, VPC and metadata over HTTP, a VPC fabric of namespaces, the Kubernetes API.
 
+pub mod cloud;
 pub mod cni;
 pub mod fabric;
+pub mod http;
+pub mod metadata;
 pub mod node;
 pub mod ns;
 pub mod sweep;
