@@ -103,13 +103,13 @@ impl Fabric {
         &self.router
     }
 
-    /// Hot-plugs the ENI into the namespace of a node, where the kernel names it as the next free `ethN`.
-    pub fn plug(&self, card: &Card, node: &Ns) {
+    /// Hot-plugs the ENI into a node's namespace, by its name; the kernel names the link as the next free `ethN`.
+    pub fn plug(&self, card: &Card, home: &str) {
         let mut ports = self.ports();
         assert!(!ports.by_eni.contains_key(&card.id), "ENI {} is plugged in already", card.id);
         ports.born += 1;
         let bare = Card { addrs: BTreeSet::new(), ..card.clone() };
-        let port = Port { link: format!("p{}", ports.born), card: bare, home: node.name().into() };
+        let port = Port { link: format!("p{}", ports.born), card: bare, home: home.into() };
         ip(&self.router, &port.wiring());
         nft(&self.router, &port.passport("add"));
         ports.by_eni.insert(card.id.clone(), port);
@@ -121,9 +121,8 @@ impl Fabric {
         let mut ports = self.ports();
         let Some(port) = ports.by_eni.remove(id) else { return };
         nft(&self.router, &format!("{}{}", port.ownership("delete", &port.card.addrs), port.passport("delete")));
-        if self.router.run(|| port.is_alive()) {
-            ip(&self.router, &format!("link del {}", port.link));
-        }
+        try_ip(&self.router, &format!("link del {}", port.link));
+        assert!(!self.router.run(|| port.is_alive()), "link {} of ENI {id} does not go", port.link);
     }
 
     /// Brings every ENI that died with the namespace it was moved into back to its node, and tells how many there were.
@@ -195,7 +194,10 @@ impl Fabric {
         let new: BTreeSet<IpAddr> = addrs - &port.card.addrs;
         if !new.is_empty() {
             nft(&self.router, &port.ownership("add", &new));
-            ip(&self.router, &port.routes("replace", &new));
+            // Where its link has died with a pod, the routes come with the next one; see `recover`.
+            if self.router.run(|| port.is_alive()) {
+                ip(&self.router, &port.routes("replace", &new));
+            }
             port.card.addrs.extend(new);
         }
     }
