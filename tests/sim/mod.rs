@@ -13,3 +13,4 @@ pub mod node;
 pub mod ns;
 pub mod sweep;
 pub mod traffic;
+pub mod world;
