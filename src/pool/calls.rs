@@ -242,6 +242,7 @@ impl State {
     fn prepare(&mut self, id: &str) {
         let nic = self.nics.get_mut(id).expect("the caller knows the ENI");
         nic.kernel = Kernel::Asked;
+        nic.dismantled = false;
         self.out.push(Effect::Prepare { eni: id.to_owned(), mac: nic.mac, vswitch: nic.vswitch.clone() });
     }
 
@@ -251,8 +252,9 @@ impl State {
             return;
         }
         let nic = self.nics.get_mut(id).expect("the caller knows the ENI");
-        if nic.kernel != Kernel::Absent {
-            nic.kernel = Kernel::Absent;
+        nic.kernel = Kernel::Absent;
+        if !nic.dismantled {
+            nic.dismantled = true;
             self.out.push(Effect::Dismantle { eni: id.to_owned(), mac: nic.mac });
         }
         self.start(Call::Detach { eni: id.to_owned() });
@@ -371,6 +373,7 @@ impl State {
         }
         self.see(eni);
         let nic = self.nics.get_mut(id).expect("just seen");
+        nic.addresses.values_mut().for_each(|a| a.leaving = false);
         let moving = !matches!(eni.state, EniState::Available | EniState::InUse);
         if moving {
             nic.retry.fail(self.now, &POLL, &mut self.rng);
@@ -476,14 +479,9 @@ impl State {
         }
     }
 
-    /// The addresses go on leaving if that may still happen; else they are idle again.
+    /// The addresses go on leaving if that may still happen; else a look tells which of them have stayed.
     fn unassign_failed(&mut self, id: &str, fault: &Fault) {
         self.later(id, !may_say_again(fault.kind));
-        if !may_say_again(fault.kind) {
-            for address in self.nics.get_mut(id).into_iter().flat_map(|n| n.addresses.values_mut()) {
-                address.leaving = false;
-            }
-        }
         if matches!(fault.kind, FaultKind::Forbidden | FaultKind::Quota | FaultKind::Invalid) {
             self.block(Verb::Unassign, fault);
         }

@@ -20,6 +20,8 @@ pub(super) struct Nic {
     /// The cloud does not know it any more, but leases say that it was here.
     pub missing: bool,
     pub kernel: Kernel,
+    /// We took it out of the kernel in this life, and have not set it up since.
+    pub dismantled: bool,
     /// When to set its link up, after failures.
     pub wiring: Backoff,
     /// What the kernel said last.
@@ -95,6 +97,7 @@ impl Nic {
             state: eni.state,
             missing: false,
             kernel: Kernel::Absent,
+            dismantled: false,
             wiring: Backoff::default(),
             complaint: None,
             addresses: BTreeMap::new(),

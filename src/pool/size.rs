@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::calls::{Create, Verb};
-use super::eni::{Assign, Goal, Nic};
+use super::eni::{Assign, Goal, Kernel, Nic};
 use super::state::State;
 use super::{Call, Effect, EniChoice, Intent, Now};
 
@@ -204,7 +204,7 @@ impl State {
 
     /// Nothing of it is leased, rests, or is being changed.
     fn is_empty(&self, id: &str, nic: &Nic) -> bool {
-        let quiet = nic.kept() && nic.busy.is_none() && nic.assign.is_none();
+        let quiet = nic.kept() && nic.busy.is_none() && nic.assign.is_none() && nic.kernel != Kernel::Asked;
         quiet && nic.addresses.iter().all(|(ip, a)| a.leaving || self.is_idle(*ip, a)) && !self.leased_from(id)
     }
 

@@ -236,9 +236,9 @@ impl State {
         self.see(eni);
     }
 
-    /// An ENI with leases stays; others stay if they are attached or wanted, and there is a place for them.
+    /// An ENI with leases, or where addresses rest, stays; others stay if they are attached or wanted, and there is a place for them.
     fn goal_for(&self, eni: &Eni) -> Goal {
-        if self.leased_from(&eni.id) {
+        if self.leased_from(&eni.id) || self.resting.values().any(|r| r.eni == eni.id) {
             return Goal::Keep;
         }
         let place = self.places_taken() < self.max_enis();
@@ -334,7 +334,7 @@ impl State {
         }
         let nic = self.nics.remove(eni).expect("just seen");
         self.survey.gone.insert(eni.to_owned());
-        if nic.kernel != Kernel::Absent {
+        if !nic.dismantled {
             self.out.push(Effect::Dismantle { eni: eni.to_owned(), mac: nic.mac });
         }
     }
