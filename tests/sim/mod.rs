@@ -8,6 +8,7 @@ pub mod fabric;
 pub mod grpc;
 pub mod http;
 pub mod image;
+pub mod kube;
 pub mod metadata;
 pub mod node;
 pub mod ns;
