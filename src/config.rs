@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::eni::{EniChoice, VSwitchChoice};
@@ -149,7 +150,7 @@ impl fmt::Display for Warning {
 }
 
 /// What the metadata service says of the machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NodeFacts {
     pub instance: String,
     pub instance_type: String,

@@ -29,12 +29,14 @@ pub struct Eni {
     pub description: String,
 }
 
+/// What an ENI is for; `Other` is a kind we do not know and leave alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EniKind {
     Primary,
     Secondary,
     Trunk,
     Member,
+    Other,
 }
 
 /// States of <https://help.aliyun.com> DescribeNetworkInterfaces; `Other` is one we do not know and leave alone.
