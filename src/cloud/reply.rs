@@ -15,6 +15,9 @@ pub type Malformed = String;
 
 static NOTHING: Value = Value::Null;
 
+/// Where an ENI and an instance have theirs.
+const SECURITY_GROUPS: &str = "SecurityGroupIds.SecurityGroupId";
+
 /// A value in a reply and the way to it. What is absent is a null, as what is there and null.
 #[derive(Debug, Clone)]
 pub struct Field<'a> {
@@ -105,7 +108,7 @@ pub fn eni(eni: &Field) -> Result<Eni, Malformed> {
         v6: unique(&eni.get("Ipv6Sets.Ipv6Set").list_or_empty()?, |set| {
             set.get("Ipv6Address").parse("an IPv6 address")
         })?,
-        security_groups: security_groups(eni)?,
+        security_groups: eni.get(SECURITY_GROUPS).list_or_empty()?.iter().map(Field::id).collect::<Result<_, _>>()?,
         tags: tags(eni)?,
         description: eni.get("Description").text_or_empty()?.to_string(),
     })
@@ -136,10 +139,9 @@ fn tags(eni: &Field) -> Result<BTreeMap<String, String>, Malformed> {
     eni.get("Tags.Tag").list_or_empty()?.iter().map(pair).collect()
 }
 
-/// Of an ENI or of an instance.
-pub fn security_groups(thing: &Field) -> Result<Vec<String>, Malformed> {
-    let groups = thing.get("SecurityGroupIds.SecurityGroupId").list_or_empty()?;
-    groups.iter().map(Field::id).collect()
+/// Of an instance; there is no instance without a list of them.
+pub fn security_groups(instance: &Field) -> Result<Vec<String>, Malformed> {
+    instance.get(SECURITY_GROUPS).list()?.iter().map(Field::id).collect()
 }
 
 /// The addresses that AssignPrivateIpAddresses gave to this ENI.
@@ -354,6 +356,14 @@ mod tests {
         );
         let none = json!({"NetworkInterfaceSets": {"NetworkInterfaceSet": []}, "NextToken": ""});
         assert_eq!(enis(&Field::root(&none)).unwrap(), (vec![], String::new()));
+    }
+
+    #[test]
+    fn a_reply_without_security_groups_does_not_mean_that_there_are_none() {
+        let reply = json!({"SecurityGroupIds": {"SecurityGroupId": ["sg-1"]}});
+        assert_eq!(security_groups(&Field::root(&reply)).unwrap(), ["sg-1"]);
+        let text = security_groups(&Field::root(&json!({}))).unwrap_err();
+        assert_eq!(text, "SecurityGroupIds.SecurityGroupId is missing");
     }
 
     #[test]
