@@ -414,6 +414,7 @@ fn a_list_that_fails_half_way_starts_over() {
         c.kube.put(pod("default", &format!("p{i:02}"), "n1"));
     }
     let client = c.client_within(Limits { page: 10, ..limits() });
+    c.kube.fail(1, "list", Trouble::None);
     c.kube.fail(1, "list", Trouble::Status(410, "the continue token is too old"));
     let mut watch: Watch<Pod> = client.watch(Select::default());
     assert_eq!(
@@ -421,7 +422,7 @@ fn a_list_that_fails_half_way_starts_over() {
         "error: watch /api/v1/pods: list /api/v1/pods: http status 410: the continue token is too old"
     );
     let Change::Reset(all) = watch.next().unwrap().unwrap() else { panic!("not a list") };
-    assert_eq!(all.len(), 25);
+    assert_eq!((all.len(), c.kube.count("list", "pods")), (25, 2 + 3));
 }
 
 #[test]

@@ -86,7 +86,7 @@ impl Access {
         let ca = dir.join("ca.crt");
         Ok(Access {
             server: https(server)?,
-            roots: read_file(&ca).and_then(|pem| certificates(&pem)).context(|| ca.display().to_string())?,
+            roots: certificates(&read_file(&ca)?).context(|| ca.display().to_string())?,
             bearer: Some(token_file(&dir.join("token"))?),
             identity: None,
         })
@@ -465,7 +465,7 @@ mod tests {
         let source = Source::ServiceAccount { dir: dir.0.clone(), server: "https://[fd00::1]:443".into() };
         let why = Access::load(&source).err().unwrap().to_string();
         let ca = dir.0.join("ca.crt");
-        assert_eq!(why, format!("service account: {0}: read {0}: not found", ca.display()));
+        assert_eq!(why, format!("service account: read {}: not found", ca.display()));
         dir.write("ca.crt", &pem().0);
         dir.write("token", " \n");
         let why = Access::load(&source).err().unwrap().to_string();

@@ -102,6 +102,8 @@ pub struct Seen {
 /// What goes wrong with a request.
 #[derive(Debug, Clone)]
 pub enum Trouble {
+    /// Nothing: stands before what is to go wrong only the next time.
+    None,
     /// A Status with this code and message.
     Status(u16, &'static str),
     /// Something below HTTP.
@@ -408,6 +410,7 @@ impl World {
         }
         let at = s.troubles.iter().position(|(verb, _)| verb.is_empty() || verb == call.verb)?;
         Some(match s.troubles.remove(at)?.1 {
+            Trouble::None => return None,
             Trouble::Status(code, message) => Err((code, message.into())),
             Trouble::Wire(fault) => Ok(Response::json(200, &status(500, "never heard")).fault(fault)),
             Trouble::Body(body) => Ok(Response::new(200).header("Content-Type", "application/json").body(body)),
