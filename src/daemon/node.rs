@@ -42,7 +42,6 @@ pub enum Input {
     Fetched { pod: PodName, result: Result<Option<Pod>, Error> },
     Reload(Box<Config>),
     Swept,
-    Stop,
 }
 
 /// An ADD that has not been answered.
@@ -104,7 +103,7 @@ impl Node {
         node
     }
 
-    /// Runs until told to stop. What is under way then is left as it is: the next life finds it again.
+    /// Runs until it is dropped. What is under way then is left as it is: the next life finds it again.
     pub async fn run(mut self, inputs: Receiver<Input>) {
         loop {
             let input = future::or(async { inputs.recv().await.ok() }, async {
@@ -113,7 +112,6 @@ impl Node {
             })
             .await;
             match input {
-                Some(Input::Stop) => return,
                 Some(input) => self.take(input),
                 None => {}
             }
@@ -139,7 +137,6 @@ impl Node {
             Input::Fetched { pod, result } => self.fetched(pod, result),
             Input::Reload(config) => self.reload(&config),
             Input::Swept => self.sweeping = false,
-            Input::Stop => {}
         }
     }
 
@@ -468,7 +465,8 @@ impl Node {
         match self.kernel.link_by_mac(lease.mac) {
             Ok(Some(link)) => {
                 let plan = datapath::eni(&self.world.eni_setup(&lease, &link.name));
-                self.noted("dismantle", self.kernel.undo(&plan));
+                let undone = self.kernel.undo(&plan);
+                self.noted("dismantle", undone);
             }
             Ok(None) => {}
             Err(e) => log::warn!("dismantle ENI {eni}: {e}"),
