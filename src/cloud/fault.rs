@@ -46,8 +46,8 @@ pub fn keyless(action: &str, error: &Error) -> Fault {
     Fault { kind, ..unknown(action, error.to_string(), String::new()) }
 }
 
-/// The answer is a good one, and what we asked for is not in it.
-pub fn absent(action: &str, kind: FaultKind, message: String) -> Fault {
+/// The answers are good ones, and together they are not what we asked for.
+pub fn found(action: &str, kind: FaultKind, message: String) -> Fault {
     Fault { kind, ..unknown(action, message, String::new()) }
 }
 

@@ -182,7 +182,7 @@ impl Client {
             let (page, next) = self.ecs(action, params.clone(), reply::enis)?;
             for eni in page {
                 if !seen.insert(eni.id.clone()) {
-                    return Err(fault::absent(action, FaultKind::Unknown, format!("{} is listed twice", eni.id)));
+                    return Err(fault::found(action, FaultKind::Unknown, format!("{} is listed twice", eni.id)));
                 }
                 all.push(eni);
             }
@@ -191,7 +191,7 @@ impl Client {
             }
             params.insert("NextToken".into(), next);
         }
-        Err(fault::absent(action, FaultKind::Unknown, format!("the list does not end within {MAX_PAGES} pages")))
+        Err(fault::found(action, FaultKind::Unknown, format!("the list does not end within {MAX_PAGES} pages")))
     }
 
     fn filtered(&self, filter: &Filter) -> Params {
@@ -247,7 +247,7 @@ impl Client {
         let found = self
             .ecs(action, self.with(&[("InstanceTypes.1", instance_type)]), |root| reply::limits(root, instance_type))?;
         found.ok_or_else(|| {
-            fault::absent(action, FaultKind::Invalid, format!("the cloud knows no instance type {instance_type}"))
+            fault::found(action, FaultKind::Invalid, format!("the cloud knows no instance type {instance_type}"))
         })
     }
 
@@ -260,7 +260,7 @@ impl Client {
     pub fn vswitch(&self, id: &str) -> Result<VSwitch, Fault> {
         let action = "DescribeVSwitches";
         let found = self.call(&self.0.vpc, action, self.with(&[("VSwitchId", id)]), |root| reply::vswitch(root, id))?;
-        found.ok_or_else(|| fault::absent(action, FaultKind::Gone, format!("there is no vSwitch {id}")))
+        found.ok_or_else(|| fault::found(action, FaultKind::Gone, format!("there is no vSwitch {id}")))
     }
 
     fn params(&self) -> Params {

@@ -43,6 +43,16 @@ impl<'a> Field<'a> {
         self.value.as_str().filter(|s| !s.is_empty()).ok_or_else(|| self.wrong("is not a text"))
     }
 
+    /// A text that names something: nothing that could end a line, a path or a log entry.
+    pub fn id(&self) -> Result<String, Malformed> {
+        let text = self.text()?;
+        let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+        match text.len() <= 128 && text.bytes().all(fits) {
+            true => Ok(text.to_string()),
+            false => Err(self.wrong(format_args!("is not an id: {text:.60?}"))),
+        }
+    }
+
     /// A text; empty where it is absent.
     pub fn text_or_empty(&self) -> Result<&'a str, Malformed> {
         if self.value.is_null() { Ok("") } else { self.value.as_str().ok_or_else(|| self.wrong("is not a text")) }
@@ -83,13 +93,13 @@ pub fn enis(root: &Field) -> Result<(Vec<Eni>, String), Malformed> {
 pub fn eni(eni: &Field) -> Result<Eni, Malformed> {
     let (primary, v4) = private_v4(eni)?;
     Ok(Eni {
-        id: eni.get("NetworkInterfaceId").text()?.to_string(),
+        id: eni.get("NetworkInterfaceId").id()?,
         mac: eni.get("MacAddress").parse::<Mac>("a MAC address")?,
         kind: kind(eni.get("Type").text()?),
         state: state(eni.get("Status").text()?),
         instance: instance(eni)?,
-        vswitch: eni.get("VSwitchId").text()?.to_string(),
-        zone: eni.get("ZoneId").text()?.to_string(),
+        vswitch: eni.get("VSwitchId").id()?,
+        zone: eni.get("ZoneId").id()?,
         primary,
         v4,
         v6: unique(&eni.get("Ipv6Sets.Ipv6Set").list_or_empty()?, |set| {
@@ -112,11 +122,12 @@ fn private_v4(eni: &Field) -> Result<(Ipv4Addr, Vec<Ipv4Addr>), Malformed> {
 }
 
 fn instance(eni: &Field) -> Result<Option<String>, Malformed> {
-    let id = match eni.get("InstanceId").text_or_empty()? {
-        "" => eni.get("Attachment.InstanceId").text_or_empty()?,
-        id => id,
-    };
-    Ok((!id.is_empty()).then(|| id.to_string()))
+    for field in [eni.get("InstanceId"), eni.get("Attachment.InstanceId")] {
+        if !field.text_or_empty()?.is_empty() {
+            return field.id().map(Some);
+        }
+    }
+    Ok(None)
 }
 
 fn tags(eni: &Field) -> Result<BTreeMap<String, String>, Malformed> {
@@ -128,7 +139,7 @@ fn tags(eni: &Field) -> Result<BTreeMap<String, String>, Malformed> {
 /// Of an ENI or of an instance.
 pub fn security_groups(thing: &Field) -> Result<Vec<String>, Malformed> {
     let groups = thing.get("SecurityGroupIds.SecurityGroupId").list_or_empty()?;
-    groups.iter().map(|group| Ok(group.text()?.to_string())).collect()
+    groups.iter().map(Field::id).collect()
 }
 
 /// The addresses that AssignPrivateIpAddresses gave to this ENI.
@@ -180,7 +191,7 @@ pub fn vswitch(root: &Field, id: &str) -> Result<Option<VSwitch>, Malformed> {
             let v6 = vswitch.get("Ipv6CidrBlock");
             return Ok(Some(VSwitch {
                 id: id.to_string(),
-                zone: vswitch.get("ZoneId").text()?.to_string(),
+                zone: vswitch.get("ZoneId").id()?,
                 cidr: NetPair {
                     v4: Some(vswitch.get("CidrBlock").parse("an IPv4 prefix")?),
                     v6: if v6.text_or_empty()?.is_empty() { None } else { Some(v6.parse("an IPv6 prefix")?) },
@@ -280,6 +291,8 @@ mod tests {
         for (pointer, value, want) in [
             ("/NetworkInterfaceId", json!(""), "NetworkInterfaceId is not a text"),
             ("/NetworkInterfaceId", json!(null), "NetworkInterfaceId is missing"),
+            ("/NetworkInterfaceId", json!("eni 1\n"), "NetworkInterfaceId is not an id: \"eni 1\\n\""),
+            ("/ZoneId", json!("../z"), "ZoneId is not an id: \"../z\""),
             ("/MacAddress", json!("00:16:3e"), "MacAddress is not a MAC address: \"00:16:3e\""),
             ("/MacAddress", json!(7), "MacAddress is not a text"),
             ("/PrivateIpAddress", json!("10.0.0.256"), "PrivateIpAddress is not an IPv4 address: \"10.0.0.256\""),

@@ -1,3 +1,199 @@
 //! The kernel over netlink and procfs, in blocking verbs: look, apply, check, undo.
+//!
+//! A plan is applied by comparing and correcting, object by object. Only what belongs to a veth that was created a moment
+//! ago is written without looking, since nothing can be there yet; that makes the wiring of a pod three sends.
 
+mod addr;
+mod bpf;
+mod link;
+mod look;
+mod message;
+mod neigh;
 pub mod netns;
+mod place;
+mod route;
+mod rule;
+mod socket;
+mod sysctl;
+mod tc;
+mod unwire;
+mod veth;
+
+use std::path::Path;
+
+pub use addr::AddrSeen;
+pub use link::LinkSeen;
+pub use place::Difference;
+pub use route::RouteSeen;
+pub use unwire::unwire;
+
+use self::netns::Netns;
+use self::place::{Place, link_of};
+use self::veth::Age;
+use crate::error::{Context, Error, Errors};
+use crate::plan::{Object, Plan, Veth};
+
+/// The namespace of the node, and that of a pod where there is one to wire.
+pub struct Kernel {
+    host: Place,
+    pod: Option<Pod>,
+}
+
+/// A pod's namespace: its descriptor, and a socket that was opened inside.
+struct Pod {
+    netns: Netns,
+    place: Place,
+}
+
+impl Pod {
+    fn enter(netns: Netns) -> Result<Pod, Error> {
+        let place = netns.run(Place::here)?;
+        Ok(Pod { netns, place })
+    }
+
+    fn correct(&mut self, object: &Object) -> Result<(), Error> {
+        let Pod { netns, place } = self;
+        match object {
+            Object::Sysctl(_) => netns.run(|| place.correct(object)),
+            _ => place.correct(object),
+        }
+    }
+
+    fn difference(&mut self, object: &Object) -> Result<Option<Difference>, Error> {
+        let Pod { netns, place } = self;
+        match object {
+            Object::Sysctl(_) => netns.run(|| place.difference(object)),
+            _ => place.difference(object),
+        }
+    }
+}
+
+impl Kernel {
+    /// The namespace of the calling thread.
+    pub fn host() -> Result<Kernel, Error> {
+        Ok(Kernel { host: Place::here()?, pod: None })
+    }
+
+    /// The same, and the pod's namespace at this path. `Cause::Absent` if it is gone.
+    pub fn with_pod(netns: &Path) -> Result<Kernel, Error> {
+        let mut kernel = Kernel::host()?;
+        kernel.enter(netns)?;
+        Ok(kernel)
+    }
+
+    /// Turns to the pod's namespace at this path; the sockets of the node's stay as they are.
+    pub fn enter(&mut self, netns: &Path) -> Result<(), Error> {
+        let netns = Netns::open(netns)?;
+        let doing = format!("open a socket in {}", netns.path().display());
+        self.pod = Some(Pod::enter(netns).context(|| doing)?);
+        Ok(())
+    }
+
+    /// Lets go of the pod's namespace, so that it can die.
+    pub fn leave(&mut self) {
+        self.pod = None;
+    }
+
+    /// Makes the kernel match the plan, whatever it found.
+    pub fn apply(&mut self, plan: &Plan) -> Result<(), Error> {
+        self.forget();
+        let mut rest = Vec::new();
+        let mut fresh: Vec<(&Veth, Vec<&Object>)> = Vec::new();
+        for object in &plan.host {
+            match object {
+                Object::Veth(veth) if self.ensure(veth)? == Age::New => fresh.push((veth, Vec::new())),
+                Object::Veth(_) => {}
+                _ => match fresh.iter_mut().find(|(veth, _)| link_of(object) == Some(&veth.name)) {
+                    Some((_, objects)) => objects.push(object),
+                    None => rest.push(object),
+                },
+            }
+        }
+        for (veth, objects) in &fresh {
+            let signature = veth::sign(&mut self.host, veth)?;
+            self.host.correct_fresh(signature, objects).context(|| format!("wire link {}", veth.name))?;
+        }
+        rest.into_iter().try_for_each(|object| self.host.correct(object))?;
+        self.apply_inside(&plan.pod, &fresh)
+    }
+
+    fn ensure(&mut self, veth: &Veth) -> Result<Age, Error> {
+        let pod = self.pod.as_mut().ok_or_else(|| no_pod(&veth.name))?;
+        veth::ensure(&mut self.host, pod, veth)
+    }
+
+    fn apply_inside(&mut self, objects: &[Object], fresh: &[(&Veth, Vec<&Object>)]) -> Result<(), Error> {
+        let Some(first) = objects.first() else { return Ok(()) };
+        let pod = self.pod.as_mut().ok_or_else(|| no_pod(&first.to_string()))?;
+        let is_fresh = |object: &&Object| fresh.iter().any(|(veth, _)| link_of(object) == Some(&veth.peer));
+        let (fresh, rest): (Vec<_>, Vec<_>) = objects.iter().partition(is_fresh);
+        let doing = || format!("in {}", pod.netns.path().display());
+        pod.place.correct_fresh(None, &fresh).context(doing)?;
+        for object in rest {
+            let corrected = pod.correct(object);
+            corrected.context(|| format!("in {}", pod.netns.path().display()))?;
+        }
+        Ok(())
+    }
+
+    /// The first thing that is not as the plan has it. Without a pod's namespace only the node's side is looked at.
+    pub fn check(&mut self, plan: &Plan) -> Result<Option<Difference>, Error> {
+        self.forget();
+        for object in &plan.host {
+            let difference = match object {
+                Object::Veth(veth) => veth::difference(&mut self.host, self.pod.as_mut(), veth)?,
+                _ => self.host.difference(object)?,
+            };
+            if difference.is_some() {
+                return Ok(difference);
+            }
+        }
+        let Some(pod) = self.pod.as_mut() else { return Ok(None) };
+        for object in &plan.pod {
+            if let Some(difference) = pod.difference(object)? {
+                return Ok(Some(difference));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes away what the plan describes, the last first. What is not there is done already; a failure does not keep
+    /// the rest from being undone. A veth takes all that is on it along, and one of another sandbox keeps it.
+    pub fn undo(&mut self, plan: &Plan) -> Result<(), Error> {
+        self.forget();
+        let mut errors = Errors::default();
+        let veths: Vec<&Veth> = plan.host.iter().filter_map(as_veth).collect();
+        if let Some(pod) = self.pod.as_mut() {
+            let on_veth = |object: &&Object| veths.iter().any(|veth| link_of(object) == Some(&veth.peer));
+            for object in plan.pod.iter().rev().filter(|object| !on_veth(object)) {
+                errors.note(pod.place.remove(object));
+            }
+        }
+        for object in plan.host.iter().rev() {
+            if let Object::Veth(veth) = object {
+                errors.note(veth::remove(&mut self.host, self.pod.as_mut(), veth));
+            } else if !veths.iter().any(|veth| link_of(object) == Some(&veth.name)) {
+                errors.note(self.host.remove(object));
+            }
+        }
+        errors.result()
+    }
+
+    fn forget(&mut self) {
+        self.host.forget();
+        if let Some(pod) = &mut self.pod {
+            pod.place.forget();
+        }
+    }
+}
+
+fn as_veth(object: &Object) -> Option<&Veth> {
+    match object {
+        Object::Veth(veth) => Some(veth),
+        _ => None,
+    }
+}
+
+fn no_pod(what: &str) -> Error {
+    Error::refused(format!("{what}: there is no pod's network namespace to work in"))
+}

@@ -88,7 +88,7 @@ pub struct Client {
 struct Session {
     source: Source,
     limits: Limits,
-    access: Access,
+    access: Arc<Access>,
     read_at: Instant,
     agent: Agent,
     closed: bool,
@@ -100,7 +100,7 @@ impl Client {
     }
 
     pub fn with_limits(source: Source, limits: Limits) -> Result<Client, Error> {
-        let access = Access::load(&source)?;
+        let access = Arc::new(Access::load(&source)?);
         let agent = agent(&access, &limits);
         let session = Session { source, limits, access, read_at: Instant::now(), agent, closed: false };
         Ok(Client { session: Arc::new(Mutex::new(session)) })
@@ -208,7 +208,7 @@ impl Client {
     fn send(&self, verb: Verb, target: &str) -> Result<Response<Body>, Error> {
         let (agent, access, limits) = self.lock().ready()?;
         match verb.send(&agent, &access, &limits, target) {
-            Err(Error { cause: Cause::Http { status: 401, .. }, .. }) if self.lock().reread()? => {
+            Err(Error { cause: Cause::Http { status: 401, .. }, .. }) if self.lock().renew(&access)? => {
                 let (agent, access, limits) = self.lock().ready()?;
                 verb.send(&agent, &access, &limits, target)
             }
@@ -218,7 +218,7 @@ impl Client {
 }
 
 impl Session {
-    fn ready(&mut self) -> Result<(Agent, Access, Limits), Error> {
+    fn ready(&mut self) -> Result<(Agent, Arc<Access>, Limits), Error> {
         if self.closed {
             return Err(Error::refused("the client is closed"));
         }
@@ -229,18 +229,20 @@ impl Session {
         Ok((self.agent.clone(), self.access.clone(), self.limits))
     }
 
-    /// Reads the files again; true if they have changed.
-    fn reread(&mut self) -> Result<bool, Error> {
+    /// Reads the files again; whether we are now another than the one that was refused.
+    fn renew(&mut self, refused: &Access) -> Result<bool, Error> {
+        self.reread()?;
+        Ok(*self.access != *refused)
+    }
+
+    fn reread(&mut self) -> Result<(), Error> {
         self.read_at = Instant::now();
         let access = Access::load(&self.source)?;
-        if self.access == access {
-            return Ok(false);
-        }
         if !self.access.same_tls(&access) {
             self.agent = agent(&access, &self.limits);
         }
-        self.access = access;
-        Ok(true)
+        self.access = Arc::new(access);
+        Ok(())
     }
 }
 
@@ -309,16 +311,17 @@ fn patient(agent: &Agent, limits: &Limits, request: Request<()>) -> Request<()> 
 
 /// Sorts answers: what is not a success becomes an error with the message of the Status object.
 fn accept(answer: Response<Body>) -> Result<Response<Body>, Error> {
-    match answer.status().as_u16() {
-        200..300 => Ok(answer),
-        404 => Err(Error::new(Cause::Absent)),
-        status => {
-            let mut body = Vec::new();
-            // Half a message is better than none.
-            let _ = answer.into_body().into_reader().take(REFUSAL_MAX).read_to_end(&mut body);
-            Err(Error::new(Cause::Http { status, body: message(&body) }))
-        }
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(answer);
     }
+    let mut body = Vec::new();
+    // Half a message is better than none. One read to its end leaves the connection fit for the next call.
+    let _ = answer.into_body().into_reader().take(REFUSAL_MAX).read_to_end(&mut body);
+    Err(Error::new(match status.as_u16() {
+        404 => Cause::Absent,
+        status => Cause::Http { status, body: message(&body) },
+    }))
 }
 
 /// The message of a Status object, or the text itself where a proxy on the way has answered.

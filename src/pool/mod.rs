@@ -4,6 +4,22 @@
 //! that takes time comes back as an event. The daemon may die between any two effects, so the order is part of the meaning:
 //! what must not be forgotten is recorded before it is done.
 
+mod calls;
+mod eni;
+mod queue;
+mod retry;
+mod show;
+mod size;
+mod state;
+mod vswitch;
+
+#[cfg(test)]
+mod fuzz;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod world;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -12,6 +28,53 @@ use crate::eni::{Eni, Fault, Limits, VSwitch};
 use crate::ip::{IpPair, Mac};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::rpc::Refusal;
+use state::State;
+
+/// How soon an ADD must have a chance for the pool to be ready.
+const SOON: Duration = Duration::from_secs(30);
+
+/// The pool of one node. Nothing but [`Pool::step`] changes it.
+pub struct Pool {
+    rng: fastrand::Rng,
+    /// None until the boot.
+    state: Option<Box<State>>,
+}
+
+impl Pool {
+    /// The seed decides every random choice. Tokens are drawn from it, so each life of each node needs another one.
+    pub fn new(seed: u64) -> Pool {
+        Pool { rng: fastrand::Rng::with_seed(seed), state: None }
+    }
+
+    /// Hears one event, and says what is to be done now, in this order. At most one effect is a [`Effect::Wake`]; it replaces the last.
+    pub fn step(&mut self, now: Now, event: Event) -> Vec<Effect> {
+        let state = match (&mut self.state, event) {
+            (None, Event::Boot(boot)) => self.state.insert(Box::new(State::boot(now, self.rng.fork(), *boot))),
+            (None, Event::Allocate { ticket, .. }) => return vec![Effect::Reply { ticket, result: Err(starting()) }],
+            (None, _) => return Vec::new(),
+            (Some(state), event) => {
+                state.now = state.now.max(now);
+                state.hear(event);
+                state
+            }
+        };
+        state.decide()
+    }
+
+    /// ENIs, addresses, those who wait, faults and back-offs, for people and metrics.
+    pub fn show(&self) -> serde_json::Value {
+        self.state.as_ref().map_or(serde_json::Value::Null, |s| s.show())
+    }
+
+    /// Whether an ADD could be served now or soon, and if not, why.
+    pub fn ready(&self) -> Result<(), Refused> {
+        self.state.as_ref().ok_or_else(starting)?.ready(SOON)
+    }
+}
+
+fn starting() -> Refused {
+    Refused { why: Refusal::Starting, reason: "the pool has not read what cloud, kernel and ledger hold yet".into() }
+}
 
 pub use crate::eni::{EniChoice, VSwitchChoice};
 

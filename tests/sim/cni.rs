@@ -2,9 +2,10 @@
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -79,27 +80,34 @@ impl Answer {
 /// Runs a plugin whose environment is complete with this standard input; killed where it takes more than a minute.
 pub fn exec(command: &mut Command, conf: &str) -> Answer {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let start = Instant::now();
-    let mut plugin = command.spawn().unwrap_or_else(|e| panic!("start {command:?}: {e}"));
-    // A plugin that ends before it has read all of it has its reasons.
-    let _ = plugin.stdin.take().expect("it is piped").write_all(conf.as_bytes());
-    let Output { status, stdout, stderr } = watched(plugin);
+    let (tell, told) = mpsc::channel();
+    // The watch stands before the clock starts, so that its making is not in the figure.
+    let (Output { status, stdout, stderr }, took) = thread::scope(|scope| {
+        scope.spawn(move || watch(&told));
+        let start = Instant::now();
+        let output = finish(command, conf, &tell);
+        let took = start.elapsed();
+        drop(tell);
+        (output, took)
+    });
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Answer { code: status.code(), stdout: text(stdout), stderr: text(stderr), took: start.elapsed() }
+    Answer { code: status.code(), stdout: text(stdout), stderr: text(stderr), took }
 }
 
-fn watched(plugin: Child) -> Output {
+fn finish(command: &mut Command, conf: &str, tell: &Sender<OwnedFd>) -> Output {
+    let mut plugin = command.spawn().unwrap_or_else(|e| panic!("start {command:?}: {e}"));
     let pidfd = pidfd_open(Pid::from_child(&plugin), PidfdFlags::empty()).expect("it is our child");
-    let (done, waiting) = mpsc::channel::<()>();
-    thread::scope(|scope| {
-        scope.spawn(move || {
-            if waiting.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
-                // It may end in this moment.
-                let _ = pidfd_send_signal(&pidfd, Signal::KILL);
-            }
-        });
-        let output = plugin.wait_with_output().expect("it is our child");
-        drop(done);
-        output
-    })
+    tell.send(pidfd).expect("the watch waits for it");
+    // A plugin that ends before it has read all of it has its reasons.
+    let _ = plugin.stdin.take().expect("it is piped").write_all(conf.as_bytes());
+    plugin.wait_with_output().expect("it is our child")
+}
+
+/// Kills the plugin that it is told of, unless the other end of the channel is dropped in time.
+fn watch(told: &Receiver<OwnedFd>) {
+    let Ok(pidfd) = told.recv() else { return };
+    if told.recv_timeout(PATIENCE).is_err_and(|e| e == RecvTimeoutError::Timeout) {
+        // It may end in this moment.
+        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+    }
 }

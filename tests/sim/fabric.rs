@@ -10,12 +10,13 @@ use std::fs;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, Once};
 
 use ipnet::IpNet;
 use terway::ip::Mac;
 
 use super::ns::Ns;
+use super::sweep;
 
 /// The one MAC that every guest sees of a VPC.
 pub const ROUTER_MAC: &str = "ee:ff:ff:ff:ff:ff";
@@ -81,6 +82,8 @@ pub struct Drops {
 impl Fabric {
     /// A VPC of these prefixes, without any ENI.
     pub fn new(vpc: &[IpNet]) -> Fabric {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(sweep::sweep);
         let fabric = Fabric { router: Ns::new("vpc"), outside: Ns::new("outside"), ports: Mutex::default() };
         fabric.router.run(become_router);
         fabric.outside.run(hurry);
@@ -100,13 +103,13 @@ impl Fabric {
         &self.router
     }
 
-    /// Hot-plugs the ENI into the namespace of a node, where the kernel names it as the next free `ethN`.
-    pub fn plug(&self, card: &Card, node: &Ns) {
-        let mut ports = self.ports.lock().expect("no one panicked with it");
+    /// Hot-plugs the ENI into a node's namespace, by its name; the kernel names the link as the next free `ethN`.
+    pub fn plug(&self, card: &Card, home: &str) {
+        let mut ports = self.ports();
         assert!(!ports.by_eni.contains_key(&card.id), "ENI {} is plugged in already", card.id);
         ports.born += 1;
         let bare = Card { addrs: BTreeSet::new(), ..card.clone() };
-        let port = Port { link: format!("p{}", ports.born), card: bare, home: node.name().into() };
+        let port = Port { link: format!("p{}", ports.born), card: bare, home: home.into() };
         ip(&self.router, &port.wiring());
         nft(&self.router, &port.passport("add"));
         ports.by_eni.insert(card.id.clone(), port);
@@ -115,18 +118,17 @@ impl Fabric {
 
     /// Pulls the ENI out, wherever its link is by now. An ENI that is not plugged in stays so.
     pub fn unplug(&self, id: &str) {
-        let mut ports = self.ports.lock().expect("no one panicked with it");
+        let mut ports = self.ports();
         let Some(port) = ports.by_eni.remove(id) else { return };
         nft(&self.router, &format!("{}{}", port.ownership("delete", &port.card.addrs), port.passport("delete")));
-        if self.router.run(|| port.is_alive()) {
-            ip(&self.router, &format!("link del {}", port.link));
-        }
+        try_ip(&self.router, &format!("link del {}", port.link));
+        assert!(!self.router.run(|| port.is_alive()), "link {} of ENI {id} does not go", port.link);
     }
 
     /// Brings every ENI that died with the namespace it was moved into back to its node, and tells how many there were.
     /// A network card of flesh does that by itself; a veth has to be made anew.
     pub fn recover(&self) -> usize {
-        let ports = self.ports.lock().expect("no one panicked with it");
+        let ports = self.ports();
         let dead: Vec<&Port> = self.router.run(|| ports.by_eni.values().filter(|port| !port.is_alive()).collect());
         for port in &dead {
             ip(&self.router, &format!("{}{}", port.wiring(), port.routes("replace", &port.card.addrs)));
@@ -135,12 +137,12 @@ impl Fabric {
     }
 
     pub fn is_plugged(&self, id: &str) -> bool {
-        self.ports.lock().expect("no one panicked with it").by_eni.contains_key(id)
+        self.ports().by_eni.contains_key(id)
     }
 
     /// Makes these the addresses of the ENI, and no others. One that another ENI has moves here.
     pub fn set_addrs(&self, id: &str, addrs: &BTreeSet<IpAddr>) {
-        let mut ports = self.ports.lock().expect("no one panicked with it");
+        let mut ports = self.ports();
         let Some(port) = ports.by_eni.get(id) else { panic!("ENI {id} is not plugged in") };
         let (lost, won) = (&port.card.addrs - addrs, addrs - &port.card.addrs);
         self.take(&mut ports, id, &lost);
@@ -148,11 +150,11 @@ impl Fabric {
     }
 
     pub fn assign(&self, id: &str, addr: &str) {
-        self.give(&mut self.ports.lock().expect("no one panicked with it"), id, &one(addr));
+        self.give(&mut self.ports(), id, &one(addr));
     }
 
     pub fn unassign(&self, id: &str, addr: &str) {
-        self.take(&mut self.ports.lock().expect("no one panicked with it"), id, &one(addr));
+        self.take(&mut self.ports(), id, &one(addr));
     }
 
     /// Opens a listener of the cloud, such as 100.100.100.200:80; every node reaches it through its gateway, and it sees
@@ -178,6 +180,10 @@ impl Fabric {
         }
     }
 
+    fn ports(&self) -> MutexGuard<'_, Ports> {
+        self.ports.lock().expect("nobody panicked while changing the fabric")
+    }
+
     fn give(&self, ports: &mut Ports, id: &str, addrs: &BTreeSet<IpAddr>) {
         let elsewhere: Vec<String> = ports.by_eni.keys().filter(|other| *other != id).cloned().collect();
         for other in elsewhere {
@@ -188,7 +194,10 @@ impl Fabric {
         let new: BTreeSet<IpAddr> = addrs - &port.card.addrs;
         if !new.is_empty() {
             nft(&self.router, &port.ownership("add", &new));
-            ip(&self.router, &port.routes("replace", &new));
+            // Where its link has died with a pod, the routes come with the next one; see `recover`.
+            if self.router.run(|| port.is_alive()) {
+                ip(&self.router, &port.routes("replace", &new));
+            }
             port.card.addrs.extend(new);
         }
     }

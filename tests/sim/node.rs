@@ -6,7 +6,7 @@
 use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -50,6 +50,12 @@ impl Node {
 
     pub fn ns(&self) -> &Ns {
         &self.rooms.net
+    }
+
+    /// The shell line that steps into the node while the test waits.
+    pub fn nsenter(&self) -> String {
+        let mounts = format!("/proc/{}/fd/{}", std::process::id(), self.rooms.mounts.as_raw_fd());
+        format!("nsenter --mount={mounts} --net={}", self.ns().path().display())
     }
 
     /// What the distribution does at boot: eth0 gets its address, prefix and default route.
@@ -138,12 +144,10 @@ impl Drop for Node {
             let pods = fs::read_dir("/run/netns").into_iter().flatten().flatten();
             pods.filter_map(|pod| sweep::identity(&pod.path())).collect()
         });
-        homes.extend(
-            [&self.rooms.mounts, &self.rooms.network]
-                .map(|ns| ns.metadata().map(|m| (m.dev(), m.ino())))
-                .into_iter()
-                .flatten(),
-        );
+        for home in [&self.rooms.mounts, &self.rooms.network] {
+            let home = home.metadata().expect("it is open");
+            homes.push((home.dev(), home.ino()));
+        }
         sweep::kill_inside(&homes);
     }
 }

@@ -10,11 +10,11 @@ use rustix::process::{Pid, Signal, kill_process};
 /// What tells one namespace from another: device and inode.
 pub type Identity = (u64, u64);
 
-/// Removes the namespaces of runs whose process is dead, and what still runs inside, and tells how many there were.
-pub fn sweep() -> usize {
+/// Removes the namespaces of runs whose process is dead, and kills what still runs inside.
+pub fn sweep() {
     let left: Vec<PathBuf> = leftovers();
     if left.is_empty() {
-        return 0;
+        return;
     }
     let mut homes: Vec<Identity> = left.iter().filter_map(|path| identity(path)).collect();
     // Nodes have a mount namespace too, where processes of their pods are.
@@ -28,7 +28,6 @@ pub fn sweep() -> usize {
         // Another run may sweep at the same time.
         let _ = Command::new("ip").args(["netns", "del"]).arg(name).output();
     }
-    left.len()
 }
 
 /// Kills every process in one of these network or mount namespaces, except ourselves.

@@ -1,0 +1,145 @@
+//! Links: what the kernel says of them, and the requests that make, change and delete them.
+
+use std::os::fd::RawFd;
+
+use super::message::{CREATE, EXCL, Message, attr, attrs, text, u16_at, u32_at};
+use crate::ip::Mac;
+use crate::plan::Veth;
+
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_IFALIAS: u16 = 20;
+const IFLA_GROUP: u16 = 27;
+const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_EXT_MASK: u16 = 29;
+const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const VETH_INFO_PEER: u16 = 1;
+const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
+const IFF_UP: u32 = libc::IFF_UP as u32;
+
+/// A link as the kernel has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkSeen {
+    pub name: String,
+    pub ifindex: u32,
+    /// `None` for a link that has no Ethernet address.
+    pub mac: Option<Mac>,
+    pub mtu: u32,
+    pub up: bool,
+    /// `None` for hardware.
+    pub kind: Option<String>,
+    pub alias: Option<String>,
+    pub group: u32,
+    /// Index of the other end of a veth, or of the link below. Kernels before 4.1 do not tell it of a veth, and some
+    /// later ones not where it equals `ifindex`.
+    pub peer: Option<u32>,
+    /// The namespace that `peer` counts in, if not ours.
+    pub peer_netnsid: Option<u32>,
+}
+
+impl LinkSeen {
+    pub fn is_veth(&self) -> bool {
+        self.kind.as_deref() == Some("veth")
+    }
+
+    pub(super) fn parse(body: &[u8]) -> Option<LinkSeen> {
+        let mut link = LinkSeen {
+            name: String::new(),
+            ifindex: u32_at(body, 4)?,
+            mac: None,
+            mtu: 0,
+            up: u32_at(body, 8)? & IFF_UP != 0,
+            kind: None,
+            alias: None,
+            group: 0,
+            peer: None,
+            peer_netnsid: None,
+        };
+        let ethernet = u16_at(body, 2)? == libc::ARPHRD_ETHER;
+        for (kind, value) in attrs(body.get(16..)?) {
+            match kind {
+                IFLA_ADDRESS if ethernet => link.mac = value.try_into().ok().map(Mac),
+                IFLA_IFNAME => link.name = text(value),
+                IFLA_MTU => link.mtu = u32_at(value, 0)?,
+                IFLA_LINK => link.peer = u32_at(value, 0),
+                IFLA_LINKINFO => link.kind = attr(value, IFLA_INFO_KIND).map(text),
+                IFLA_IFALIAS => link.alias = Some(text(value)),
+                IFLA_GROUP => link.group = u32_at(value, 0)?,
+                IFLA_LINK_NETNSID => link.peer_netnsid = u32_at(value, 0),
+                _ => {}
+            }
+        }
+        Some(link)
+    }
+}
+
+/// `struct ifinfomsg`.
+fn ifinfo(ifindex: u32, flags: u32, change: u32) -> [u8; 16] {
+    let mut fixed = [0; 16];
+    fixed[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+    fixed[8..12].copy_from_slice(&flags.to_ne_bytes());
+    fixed[12..16].copy_from_slice(&change.to_ne_bytes());
+    fixed
+}
+
+/// Asks for one link by name.
+pub fn get(name: &str) -> Message {
+    Message::new(libc::RTM_GETLINK, 0, &ifinfo(0, 0, 0))
+        .u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+        .text(IFLA_IFNAME, name)
+}
+
+/// Asks for all links.
+pub fn list() -> Message {
+    Message::new(libc::RTM_GETLINK, super::message::DUMP, &ifinfo(0, 0, 0)).u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+}
+
+/// Makes both ends of a veth, the outer one up, the inner one in the namespace of this descriptor. Neither alias (which
+/// the kernel does not take here) nor the inner end's being up (which it refuses) can be part of it.
+pub fn create_veth(veth: &Veth, netns: RawFd) -> Message {
+    Message::new(libc::RTM_NEWLINK, CREATE | EXCL, &ifinfo(0, IFF_UP, IFF_UP))
+        .text(IFLA_IFNAME, &veth.name)
+        .attr(IFLA_ADDRESS, &veth.mac.0)
+        .u32(IFLA_MTU, veth.mtu)
+        .nest(IFLA_LINKINFO, |m| {
+            m.text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, |m| {
+                m.nest(VETH_INFO_PEER, |m| {
+                    m.raw(&ifinfo(0, 0, 0))
+                        .text(IFLA_IFNAME, &veth.peer)
+                        .attr(IFLA_ADDRESS, &veth.peer_mac.0)
+                        .u32(IFLA_MTU, veth.mtu)
+                        .u32(IFLA_NET_NS_FD, netns as u32)
+                })
+            })
+        })
+}
+
+/// Brings a link up, with this MTU and MAC where they are given.
+pub fn set_up(ifindex: u32, mtu: Option<u32>, mac: Option<Mac>) -> Message {
+    Message::new(libc::RTM_SETLINK, 0, &ifinfo(ifindex, IFF_UP, IFF_UP))
+        .maybe(mtu, |m, mtu| m.u32(IFLA_MTU, mtu))
+        .maybe(mac, |m, mac| m.attr(IFLA_ADDRESS, &mac.0))
+}
+
+pub fn set_alias(ifindex: u32, alias: &str) -> Message {
+    // Without a NUL: the kernel takes the alias by its length.
+    Message::new(libc::RTM_SETLINK, 0, &ifinfo(ifindex, 0, 0)).attr(IFLA_IFALIAS, alias.as_bytes())
+}
+
+pub fn set_group(ifindex: u32, group: u32) -> Message {
+    Message::new(libc::RTM_SETLINK, 0, &ifinfo(ifindex, 0, 0)).u32(IFLA_GROUP, group)
+}
+
+pub fn delete(ifindex: u32) -> Message {
+    Message::new(libc::RTM_DELLINK, 0, &ifinfo(ifindex, 0, 0))
+}
+
+/// Deletes all links of a group, if the kernel is 4.1 or later.
+pub fn delete_group(group: u32) -> Message {
+    Message::new(libc::RTM_DELLINK, 0, &ifinfo(0, 0, 0)).u32(IFLA_GROUP, group)
+}

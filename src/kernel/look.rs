@@ -1,0 +1,162 @@
+//! What others want to know of the kernel, and the single steps that the daemon takes outside any plan.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::link;
+use super::place::{Place, absent_is_fine};
+use super::route::{self, MAIN, RouteSeen};
+use super::{AddrSeen, Kernel, LinkSeen};
+use crate::error::{Context, Error, Errors};
+use crate::ip::{IpPair, Mac, host_net};
+use crate::ours;
+use crate::plan::{Filter, FilterAction, Object, Rule};
+use crate::pod::Attachment;
+use crate::rpc::Marker;
+
+/// Links that bear the MAC of another link.
+const BORROWERS: [&str; 8] = ["bond", "bridge", "ipvlan", "ipvtap", "macvlan", "macvtap", "team", "vlan"];
+/// More routes to one pod than anyone ever saw.
+const MANY: u32 = 16;
+
+impl Kernel {
+    pub fn links(&mut self) -> Result<Vec<LinkSeen>, Error> {
+        self.host.links()
+    }
+
+    pub fn link(&mut self, name: &str) -> Result<Option<LinkSeen>, Error> {
+        self.host.forget();
+        self.host.link(name)
+    }
+
+    /// The ENI with this MAC.
+    pub fn link_by_mac(&mut self, mac: Mac) -> Result<Option<LinkSeen>, Error> {
+        let is_eni = |link: &LinkSeen| {
+            let borrowed = link.kind.as_deref().is_some_and(|kind| BORROWERS.contains(&kind));
+            link.mac == Some(mac) && !borrowed && !link.name.starts_with("cali")
+        };
+        Ok(self.links()?.into_iter().find(is_eni))
+    }
+
+    /// The host ends of pods' veths, each with the attachment that its alias names.
+    pub fn pod_links(&mut self) -> Result<Vec<(Attachment, LinkSeen)>, Error> {
+        let named = |link: LinkSeen| Some((ours::attachment(link.alias.as_deref()?)?, link));
+        Ok(self.links()?.into_iter().filter_map(named).collect())
+    }
+
+    /// The addresses by which the node is known: those that its default routes send from.
+    pub fn default_source(&mut self) -> Result<IpPair, Error> {
+        self.host.forget();
+        let default =
+            |route: &&RouteSeen| route.to.prefix_len() == 0 && route.table == MAIN && route.kind == libc::RTN_UNICAST;
+        let mut routes: Vec<RouteSeen> = self.host.routes()?.iter().filter(default).cloned().collect();
+        routes.sort_by_key(|route| route.metric);
+        let addrs = self.host.addrs()?;
+        let mut pair = IpPair::default();
+        for route in &routes {
+            match source(route, addrs) {
+                Some(IpAddr::V4(addr)) => pair.v4 = pair.v4.or(Some(addr)),
+                Some(IpAddr::V6(addr)) => pair.v6 = pair.v6.or(Some(addr)),
+                None => {}
+            }
+        }
+        Ok(pair)
+    }
+
+    /// The rules that might be ours: those that say nothing which ours never say.
+    pub fn rules(&mut self) -> Result<Vec<Rule>, Error> {
+        self.host.forget();
+        Ok(self.host.rules()?.to_vec())
+    }
+
+    /// Removes a rule, all copies of it.
+    pub fn delete_rule(&mut self, rule: &Rule) -> Result<(), Error> {
+        self.host.remove(&Object::Rule(rule.clone()))
+    }
+
+    /// The routes of a table.
+    pub fn routes(&mut self, table: u32) -> Result<Vec<RouteSeen>, Error> {
+        self.host.forget();
+        Ok(self.host.routes()?.iter().filter(|route| route.table == table).cloned().collect())
+    }
+
+    /// Stops traffic to a pod: its routes in the table of pods.
+    pub fn delete_pod_route(&mut self, ip: IpAddr) -> Result<(), Error> {
+        let net = host_net(ip);
+        for _ in 0..MANY {
+            match self.host.act(route::remove(net, ours::PODS_TABLE, None, None)) {
+                Err(e) if matches!(e.errno(), Some(libc::ESRCH | libc::ENOENT)) => return Ok(()),
+                result => result.context(|| format!("delete route {net} table {}", ours::PODS_TABLE))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes a link. One is slow (the kernel waits for all CPUs): see [`Kernel::delete_doomed`].
+    pub fn delete_link(&mut self, ifindex: u32) -> Result<(), Error> {
+        absent_is_fine(self.host.act(link::delete(ifindex))).context(|| format!("delete link {ifindex}"))
+    }
+
+    /// Marks a link to be deleted together with others.
+    pub fn doom(&mut self, ifindex: u32) -> Result<(), Error> {
+        let doomed = self.host.act(link::set_group(ifindex, ours::DOOMED_GROUP));
+        absent_is_fine(doomed).context(|| format!("doom link {ifindex}"))
+    }
+
+    /// Deletes all doomed links, in one request where the kernel can (4.1 and later).
+    pub fn delete_doomed(&mut self) -> Result<(), Error> {
+        match self.host.act(link::delete_group(ours::DOOMED_GROUP)) {
+            Err(e) if e.errno() == Some(libc::EINVAL) => self.delete_doomed_singly(),
+            result => absent_is_fine(result).context(|| "delete doomed links"),
+        }
+    }
+
+    fn delete_doomed_singly(&mut self) -> Result<(), Error> {
+        let mut errors = Errors::default();
+        for link in self.links()?.into_iter().filter(|link| link.group == ours::DOOMED_GROUP) {
+            errors.note(self.delete_link(link.ifindex));
+        }
+        errors.result()
+    }
+
+    /// How this kernel can mark packets, and why not better. Tried out in a namespace that lives no longer than that.
+    pub fn marker(&mut self) -> (Marker, String) {
+        let trial = std::thread::Builder::new().spawn(marker_of_a_new_namespace).map(|thread| thread.join());
+        match trial {
+            Ok(Ok(Ok(found))) => found,
+            Ok(Ok(Err(e))) => (Marker::Rule, format!("no namespace to try markers in: {e}")),
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(e) => (Marker::Rule, format!("no thread to try markers in: {e}")),
+        }
+    }
+}
+
+/// What a packet for elsewhere would bear: the route's own choice, else the link's address beside the gateway, else the
+/// link's first.
+fn source(route: &RouteSeen, addrs: &[AddrSeen]) -> Option<IpAddr> {
+    let v4 = route.to.addr().is_ipv4();
+    let usable = |a: &&AddrSeen| Some(a.ifindex) == route.oif && a.net.addr().is_ipv4() == v4 && a.is_lasting_global();
+    let beside = |a: &&AddrSeen| route.via.is_some_and(|via| a.net.contains(&via));
+    let link = || addrs.iter().filter(usable);
+    route.source.or_else(|| link().find(beside).or_else(|| link().next()).map(|a| IpNet::addr(&a.net)))
+}
+
+/// Runs on a thread of its own, which takes the namespace with it when it ends.
+fn marker_of_a_new_namespace() -> Result<(Marker, String), Error> {
+    // SAFETY: only the network namespace of this thread changes; no descriptor or memory is shared differently.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
+    let mut place = Place::here()?;
+    let mut works = |action| {
+        let filter = Filter { link: "lo".into(), priority: ours::MARK_FILTER_PRIORITY, action };
+        place.correct(&Object::Filter(filter))
+    };
+    let (value, mask) = (ours::mark(1), ours::MARK_MASK);
+    let Err(bpf) = works(FilterAction::BpfMark(value, mask)) else {
+        return Ok((Marker::Bpf, "eBPF works".into()));
+    };
+    let Err(skbedit) = works(FilterAction::SkbeditMark(value, mask)) else {
+        return Ok((Marker::Skbedit, format!("no eBPF: {bpf}")));
+    };
+    Ok((Marker::Rule, format!("no eBPF: {bpf}; no skbedit: {skbedit}")))
+}

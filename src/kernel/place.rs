@@ -1,0 +1,456 @@
+//! One namespace: look at an object of a plan, make it, remove it, each whatever is there already.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::addr::{self, AddrSeen};
+use super::bpf::Programs;
+use super::link::{self, LinkSeen};
+use super::message::Message;
+use super::neigh::{self, NeighSeen};
+use super::route::{self, RouteSeen};
+use super::socket::{Outcome, Socket};
+use super::{rule, sysctl, tc};
+use crate::error::{Cause, Context, Error};
+use crate::plan::{Addr, Filter, FilterAction, Link, Neigh, Object, Route, Rule, Sysctl};
+
+/// The first thing in which the kernel is not as a plan wants it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// The object, or a property of it.
+    pub what: String,
+    /// What is there; `None` is nothing at all.
+    pub seen: Option<String>,
+    pub want: String,
+}
+
+impl Difference {
+    pub(super) fn absent(what: impl fmt::Display) -> Difference {
+        Difference { what: what.to_string(), seen: None, want: String::new() }
+    }
+
+    pub(super) fn of(what: impl fmt::Display, seen: impl fmt::Display, want: impl fmt::Display) -> Difference {
+        Difference { what: what.to_string(), seen: Some(seen.to_string()), want: want.to_string() }
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.seen {
+            None => write!(f, "{}: absent", self.what),
+            Some(seen) => write!(f, "{}: {seen}, not {}", self.what, self.want),
+        }
+    }
+}
+
+/// A socket in the namespace, and what we saw there since the last change.
+pub struct Place {
+    socket: Socket,
+    programs: Programs,
+    seen: Seen,
+}
+
+#[derive(Default)]
+struct Seen {
+    links: BTreeMap<String, LinkSeen>,
+    addrs: Option<Vec<AddrSeen>>,
+    routes: Option<Vec<RouteSeen>>,
+    rules: Option<Vec<Rule>>,
+    neighs: Option<Vec<NeighSeen>>,
+}
+
+impl Place {
+    /// The namespace of the calling thread.
+    pub fn here() -> Result<Place, Error> {
+        Ok(Place { socket: Socket::open()?, programs: Programs::default(), seen: Seen::default() })
+    }
+
+    /// What was seen may be old: look again.
+    pub fn forget(&mut self) {
+        self.seen = Seen::default();
+    }
+
+    /// Makes the object what it should be, if it is not.
+    pub fn correct(&mut self, object: &Object) -> Result<(), Error> {
+        if self.difference(object)?.is_some() {
+            let made = self.make(object).context(|| object.to_string());
+            self.forget();
+            made?;
+        }
+        Ok(())
+    }
+
+    /// The same for objects on links that were made just now: without looking first, and all in one send, which the
+    /// request `first` opens.
+    pub fn correct_fresh(&mut self, first: Option<Message>, objects: &[&Object]) -> Result<(), Error> {
+        let mut owners = vec![None; first.iter().len()];
+        let mut messages = Vec::from_iter(first);
+        for object in objects {
+            for message in self.optimistic(object)? {
+                messages.push(message);
+                owners.push(Some(*object));
+            }
+        }
+        for (outcome, owner) in self.change(messages)?.into_iter().zip(owners) {
+            match (outcome, owner) {
+                (Ok(_), _) => {}
+                // Whatever stood in the way, the slow way sees it; and if it fails as well, it says why.
+                (Err(_), Some(owner)) => self.correct(owner)?,
+                (Err(e), None) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Requests that make the object where nothing of the kind exists; none for what has to be looked at first.
+    fn optimistic(&mut self, object: &Object) -> Result<Vec<Message>, Error> {
+        Ok(match object {
+            Object::Link(l) => vec![link::set_up(self.index(&l.name)?, l.mtu, None)],
+            Object::Addr(a) => vec![addr::add(a.net, self.index(&a.link)?)],
+            Object::Route(r) => vec![route::replace(r, self.index(&r.link)?)],
+            Object::Neigh(n) => vec![neigh::replace(n.addr, n.mac, self.index(&n.link)?)],
+            Object::Filter(f) => {
+                let ifindex = self.index(&f.link)?;
+                vec![tc::add_qdisc(ifindex, "clsact"), self.filter(f, ifindex)?]
+            }
+            Object::Veth(_) | Object::Rule(_) | Object::Sysctl(_) => Vec::new(),
+        })
+    }
+
+    /// In what this object differs from what is there. A veth takes two places to look at and is not for here.
+    pub fn difference(&mut self, object: &Object) -> Result<Option<Difference>, Error> {
+        match object {
+            Object::Veth(_) => Ok(None),
+            Object::Link(want) => self.link_difference(want),
+            Object::Addr(want) => self.addr_difference(want),
+            Object::Route(want) => self.route_difference(want),
+            Object::Rule(want) => {
+                let there = self.rules()?.contains(want);
+                Ok((!there).then(|| Difference::absent(label(object))))
+            }
+            Object::Neigh(want) => self.neigh_difference(want),
+            Object::Filter(want) => self.filter_difference(want),
+            Object::Sysctl(want) => sysctl_difference(want),
+        }
+    }
+
+    fn link_difference(&mut self, want: &Link) -> Result<Option<Difference>, Error> {
+        let Some(seen) = self.link(&want.name)? else {
+            return Ok(Some(Difference::absent(format!("link {}", want.name))));
+        };
+        Ok(shape_difference(&seen, want.mtu))
+    }
+
+    fn addr_difference(&mut self, want: &Addr) -> Result<Option<Difference>, Error> {
+        let what = || format!("addr {} dev {}", want.net, want.link);
+        let Some(ifindex) = self.find(&want.link)? else {
+            return Ok(Some(Difference::absent(what())));
+        };
+        let seen = self.addrs()?.iter().find(|a| a.ifindex == ifindex && a.net == want.net);
+        Ok(match seen {
+            None => Some(Difference::absent(what())),
+            Some(seen) if !seen.is_settled() => Some(Difference::of(what(), "unsettled", "permanent")),
+            Some(_) => None,
+        })
+    }
+
+    fn route_difference(&mut self, want: &Route) -> Result<Option<Difference>, Error> {
+        let what = || label(&Object::Route(want.clone()));
+        let Some(ifindex) = self.find(&want.link)? else {
+            return Ok(Some(Difference::absent(what())));
+        };
+        let seen: Vec<_> = self.routes()?.iter().filter(|r| r.is_in_place_of(want)).collect();
+        Ok(match seen.iter().find(|r| !r.is(want, ifindex)) {
+            None if seen.is_empty() => Some(Difference::absent(what())),
+            None => None,
+            Some(other) => Some(Difference::of(what(), other, format!("dev {ifindex}"))),
+        })
+    }
+
+    fn neigh_difference(&mut self, want: &Neigh) -> Result<Option<Difference>, Error> {
+        let what = || format!("neigh {} dev {}", want.addr, want.link);
+        let Some(ifindex) = self.find(&want.link)? else {
+            return Ok(Some(Difference::absent(what())));
+        };
+        let seen = self.neighs()?.iter().find(|n| n.ifindex == ifindex && n.addr == want.addr);
+        Ok(match seen {
+            None => Some(Difference::absent(what())),
+            Some(NeighSeen { mac: Some(mac), permanent: true, .. }) if *mac == want.mac => None,
+            Some(NeighSeen { mac: Some(mac), permanent: true, .. }) => Some(Difference::of(what(), mac, want.mac)),
+            Some(_) => Some(Difference::of(what(), "learnt", "permanent")),
+        })
+    }
+
+    fn filter_difference(&mut self, want: &Filter) -> Result<Option<Difference>, Error> {
+        let what = || format!("filter priority {} dev {}", want.priority, want.link);
+        let Some(ifindex) = self.find(&want.link)? else {
+            return Ok(Some(Difference::absent(what())));
+        };
+        let mut seen = self.filters(ifindex, tc::INGRESS)?;
+        seen.retain(|f| f.priority == want.priority);
+        let acceptable = acceptable(want.action);
+        Ok(match seen.iter().find(|f| !acceptable.contains(&f.what)) {
+            None if seen.is_empty() => Some(Difference::absent(what())),
+            None if seen.len() > 1 => Some(Difference::of(what(), "several", &acceptable[0])),
+            None => None,
+            Some(other) => Some(Difference::of(what(), &other.what, &acceptable[0])),
+        })
+    }
+
+    /// Makes an object that is absent or different.
+    fn make(&mut self, object: &Object) -> Result<(), Error> {
+        match object {
+            Object::Veth(_) => Ok(()),
+            Object::Link(want) => {
+                let message = link::set_up(self.index(&want.name)?, want.mtu, None);
+                self.act(message)
+            }
+            Object::Addr(want) => self.make_addr(want),
+            Object::Route(want) => self.make_route(want),
+            Object::Rule(want) => self.act(rule::add(want)),
+            Object::Neigh(want) => {
+                let message = neigh::replace(want.addr, want.mac, self.index(&want.link)?);
+                self.act(message)
+            }
+            Object::Filter(want) => self.make_filter(want),
+            Object::Sysctl(want) => sysctl::ensure(want),
+        }
+    }
+
+    fn make_addr(&mut self, want: &Addr) -> Result<(), Error> {
+        let ifindex = self.index(&want.link)?;
+        // IPv6 holds an address once per link whatever its prefix, and keeps the prefix that it has.
+        let same = |a: &&AddrSeen| a.ifindex == ifindex && a.net.addr() == want.net.addr() && a.net.addr().is_ipv6();
+        if let Some(old) = self.addrs()?.iter().find(same).map(|a| a.net) {
+            self.act(addr::remove(old, ifindex))?;
+        }
+        self.act(addr::add(want.net, ifindex))
+    }
+
+    fn make_route(&mut self, want: &Route) -> Result<(), Error> {
+        let ifindex = self.index(&want.link)?;
+        let others = |r: &&RouteSeen| r.is_in_place_of(want) && !r.is(want, ifindex);
+        let others: Vec<RouteSeen> = self.routes()?.iter().filter(others).cloned().collect();
+        self.act(route::replace(want, ifindex))?;
+        for other in others {
+            // Most often the new route has taken the place of this one.
+            absent_is_fine(self.act(route::remove(other.to, other.table, other.via, other.oif)))?;
+        }
+        Ok(())
+    }
+
+    fn make_filter(&mut self, want: &Filter) -> Result<(), Error> {
+        let ifindex = self.index(&want.link)?;
+        self.make_qdisc(ifindex)?;
+        if self.filters(ifindex, tc::INGRESS)?.iter().any(|f| f.priority == want.priority) {
+            absent_is_fine(self.act(tc::remove_filter(ifindex, want.priority)))?;
+        }
+        let message = self.filter(want, ifindex)?;
+        self.act(message)
+    }
+
+    fn make_qdisc(&mut self, ifindex: u32) -> Result<(), Error> {
+        // Kernels before 4.5 have no `clsact`.
+        for kind in ["clsact", "ingress"] {
+            match self.act(tc::add_qdisc(ifindex, kind)) {
+                Err(e) if e.errno() == Some(libc::ENOENT) => {}
+                Err(e) if e.errno() == Some(libc::EEXIST) => return Ok(()),
+                result => return result.context(|| format!("add qdisc {kind}")),
+            }
+        }
+        Err(Error::refused("the kernel has neither the qdisc clsact nor ingress"))
+    }
+
+    fn filter(&mut self, want: &Filter, ifindex: u32) -> Result<Message, Error> {
+        Ok(match want.action {
+            FilterAction::BpfMark(value, mask) => {
+                let program = self.programs.mark(value, mask)?;
+                tc::add_bpf(ifindex, want.priority, program, &tc::bpf_name(value, mask))
+            }
+            FilterAction::SkbeditMark(value, mask) => tc::add_skbedit(ifindex, want.priority, value, mask),
+        })
+    }
+
+    /// Removes the object; its absence is success. What was there before us stays: links, and kernel parameters.
+    pub fn remove(&mut self, object: &Object) -> Result<(), Error> {
+        let removed = self.remove_there(object).context(|| format!("undo {object}"));
+        self.forget();
+        removed
+    }
+
+    fn remove_there(&mut self, object: &Object) -> Result<(), Error> {
+        if let Object::Rule(want) = object {
+            return self.remove_rule(want);
+        }
+        let Some(link) = link_of(object) else { return Ok(()) };
+        let Some(ifindex) = self.find(link)? else { return Ok(()) };
+        match object {
+            Object::Addr(a) => absent_is_fine(self.act(addr::remove(a.net, ifindex))),
+            Object::Route(r) => {
+                let table = r.table.unwrap_or(route::MAIN);
+                absent_is_fine(self.act(route::remove(r.to, table, r.via, Some(ifindex))))
+            }
+            Object::Neigh(n) => absent_is_fine(self.act(neigh::remove(n.addr, ifindex))),
+            Object::Filter(f) => self.remove_filter(f.priority, ifindex),
+            _ => Ok(()),
+        }
+    }
+
+    /// All copies of it: kernels before 4.13 take a rule twice.
+    pub fn remove_rule(&mut self, want: &Rule) -> Result<(), Error> {
+        let copies = self.rules()?.iter().filter(|r| *r == want).count();
+        for _ in 0..copies {
+            absent_is_fine(self.act(rule::remove(want)))?;
+        }
+        self.seen.rules = None;
+        Ok(())
+    }
+
+    /// Takes the qdisc along if nothing else is left on it.
+    fn remove_filter(&mut self, priority: u16, ifindex: u32) -> Result<(), Error> {
+        let mut left = self.filters(ifindex, tc::INGRESS)?;
+        if left.iter().any(|f| f.priority == priority) {
+            absent_is_fine(self.act(tc::remove_filter(ifindex, priority)))?;
+            left.retain(|f| f.priority != priority);
+            left.extend(self.filters(ifindex, tc::EGRESS)?);
+            if left.is_empty() {
+                absent_is_fine(self.act(tc::remove_qdisc(ifindex)))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn link(&mut self, name: &str) -> Result<Option<LinkSeen>, Error> {
+        if let Some(link) = self.seen.links.get(name) {
+            return Ok(Some(link.clone()));
+        }
+        let body = match self.socket.act(link::get(name)) {
+            Err(e) if e.errno() == Some(libc::ENODEV) => return Ok(None),
+            answer => answer.context(|| format!("look at link {name}"))?,
+        };
+        let link = LinkSeen::parse(&body).ok_or_else(|| Error::malformed(format!("link {name} cannot be read")))?;
+        self.seen.links.insert(name.to_string(), link.clone());
+        Ok(Some(link))
+    }
+
+    /// Remembers a link that was seen by other means.
+    pub fn note(&mut self, link: LinkSeen) {
+        self.seen.links.insert(link.name.clone(), link);
+    }
+
+    fn find(&mut self, name: &str) -> Result<Option<u32>, Error> {
+        Ok(self.link(name)?.map(|link| link.ifindex))
+    }
+
+    fn index(&mut self, name: &str) -> Result<u32, Error> {
+        self.find(name)?.ok_or_else(|| Error::new(Cause::Absent).within(format!("link {name}")))
+    }
+
+    pub fn links(&mut self) -> Result<Vec<LinkSeen>, Error> {
+        let bodies = self.socket.dump_with(link::list).context(|| "list links")?;
+        Ok(bodies.iter().filter_map(|body| LinkSeen::parse(body)).collect())
+    }
+
+    pub fn addrs(&mut self) -> Result<&[AddrSeen], Error> {
+        if self.seen.addrs.is_none() {
+            let bodies = self.socket.dump(libc::RTM_GETADDR, &[0; 8]).context(|| "list addresses")?;
+            self.seen.addrs = Some(bodies.iter().filter_map(|body| AddrSeen::parse(body)).collect());
+        }
+        Ok(self.seen.addrs.as_deref().unwrap_or_default())
+    }
+
+    pub fn routes(&mut self) -> Result<&[RouteSeen], Error> {
+        if self.seen.routes.is_none() {
+            let bodies = self.socket.dump(libc::RTM_GETROUTE, &[0; 12]).context(|| "list routes")?;
+            self.seen.routes = Some(bodies.iter().filter_map(|body| RouteSeen::parse(body)).collect());
+        }
+        Ok(self.seen.routes.as_deref().unwrap_or_default())
+    }
+
+    pub fn rules(&mut self) -> Result<&[Rule], Error> {
+        if self.seen.rules.is_none() {
+            let bodies = self.socket.dump(libc::RTM_GETRULE, &[0; 12]).context(|| "list rules")?;
+            self.seen.rules = Some(bodies.iter().filter_map(|body| rule::parse(body)).collect());
+        }
+        Ok(self.seen.rules.as_deref().unwrap_or_default())
+    }
+
+    fn neighs(&mut self) -> Result<&[NeighSeen], Error> {
+        if self.seen.neighs.is_none() {
+            let bodies = self.socket.dump(libc::RTM_GETNEIGH, &[0; 12]).context(|| "list neighbours")?;
+            self.seen.neighs = Some(bodies.iter().filter_map(|body| NeighSeen::parse(body)).collect());
+        }
+        Ok(self.seen.neighs.as_deref().unwrap_or_default())
+    }
+
+    /// The filters on one side of a link; none where there is no qdisc that could hold them.
+    fn filters(&mut self, ifindex: u32, side: u32) -> Result<Vec<tc::FilterSeen>, Error> {
+        let bodies = match self.socket.dump(libc::RTM_GETTFILTER, &tc::filters_of(ifindex, side)) {
+            Err(e) if matches!(e.errno(), Some(libc::EINVAL | libc::ENOENT)) => Vec::new(),
+            bodies => bodies.context(|| "list filters")?,
+        };
+        Ok(bodies.iter().filter_map(|body| tc::FilterSeen::parse(body)).collect())
+    }
+
+    /// One request that changes something. What was seen stays: a chain of requests for one object rests on it.
+    pub fn act(&mut self, message: Message) -> Result<(), Error> {
+        self.socket.act(message).map(|_| ())
+    }
+
+    /// Requests that change something, in one send.
+    pub fn change(&mut self, messages: Vec<Message>) -> Result<Vec<Outcome>, Error> {
+        self.socket.batch(messages)
+    }
+}
+
+/// The link that the object is on, or is.
+pub(super) fn link_of(object: &Object) -> Option<&str> {
+    match object {
+        Object::Veth(v) => Some(&v.name),
+        Object::Link(l) => Some(&l.name),
+        Object::Addr(a) => Some(&a.link),
+        Object::Route(r) => Some(&r.link),
+        Object::Neigh(n) => Some(&n.link),
+        Object::Filter(f) => Some(&f.link),
+        Object::Rule(_) | Object::Sysctl(_) => None,
+    }
+}
+
+/// What a link should be besides being there.
+pub(super) fn shape_difference(seen: &LinkSeen, mtu: Option<u32>) -> Option<Difference> {
+    let name = &seen.name;
+    if let Some(mtu) = mtu.filter(|mtu| *mtu != seen.mtu) {
+        return Some(Difference::of(format!("mtu of {name}"), seen.mtu, mtu));
+    }
+    (!seen.up).then(|| Difference::of(format!("state of {name}"), "down", "up"))
+}
+
+fn sysctl_difference(want: &Sysctl) -> Result<Option<Difference>, Error> {
+    let seen = sysctl::read(&want.path)?.filter(|value| *value != want.value);
+    Ok(seen.map(|seen| Difference::of(format!("sysctl {}", want.path), seen, &want.value)))
+}
+
+/// What the kernel may say of a filter that does this.
+fn acceptable(action: FilterAction) -> Vec<String> {
+    match action {
+        FilterAction::BpfMark(value, mask) => vec![tc::bpf_name(value, mask)],
+        FilterAction::SkbeditMark(mark, mask) => {
+            vec![tc::Skbedit { mark, mask: Some(mask) }.to_string(), tc::Skbedit { mark, mask: None }.to_string()]
+        }
+    }
+}
+
+/// What an object is called when it is not there.
+fn label(object: &Object) -> String {
+    let text = object.to_string();
+    let words = text.split(' ').filter(|word| !matches!(*word, "ip" | "-6" | "add" | "replace"));
+    words.collect::<Vec<_>>().join(" ")
+}
+
+pub(super) fn absent_is_fine(result: Result<(), Error>) -> Result<(), Error> {
+    const ABSENT: [i32; 5] = [libc::ENODEV, libc::ENOENT, libc::ESRCH, libc::EADDRNOTAVAIL, libc::ENXIO];
+    match result {
+        Err(e) if e.errno().is_some_and(|errno| ABSENT.contains(&errno)) => Ok(()),
+        result => result,
+    }
+}

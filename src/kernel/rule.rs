@@ -1,0 +1,92 @@
+//! Policy routing rules.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+use super::message::{CREATE, EXCL, Message, attrs, ip, ip_bytes, text, u32_at};
+use crate::plan::{Family, Rule, RuleAction};
+
+const FRA_SRC: u16 = 2;
+const FRA_IIFNAME: u16 = 3;
+const FRA_PRIORITY: u16 = 6;
+const FRA_FWMARK: u16 = 10;
+const FRA_SUPPRESS_IFGROUP: u16 = 13;
+const FRA_SUPPRESS_PREFIXLEN: u16 = 14;
+const FRA_TABLE: u16 = 15;
+const FRA_FWMASK: u16 = 16;
+const FRA_PROTOCOL: u16 = 21;
+const FRA_FLOW: u16 = 11;
+const FR_ACT_TO_TBL: u8 = 1;
+const FR_ACT_BLACKHOLE: u8 = 6;
+const FIB_RULE_INVERT: u32 = 2;
+
+/// Reads a rule as one of ours might be; `None` for one that says more than we ever say.
+pub(super) fn parse(body: &[u8]) -> Option<Rule> {
+    let [af, to_len, from_len, tos, table, _, _, action] = *body.get(..8)? else { return None };
+    let (family, any): (_, IpAddr) = match i32::from(af) {
+        libc::AF_INET => (Family::V4, Ipv4Addr::UNSPECIFIED.into()),
+        libc::AF_INET6 => (Family::V6, Ipv6Addr::UNSPECIFIED.into()),
+        _ => return None,
+    };
+    if to_len != 0 || tos != 0 || u32_at(body, 8)? & FIB_RULE_INVERT != 0 {
+        return None;
+    }
+    let (mut from, mut iif, mut priority, mut table) = (any, None, 0, u32::from(table));
+    let (mut value, mut mask) = (0, 0);
+    for (kind, bytes) in attrs(body.get(12..)?) {
+        match kind {
+            FRA_SRC => from = ip(bytes)?,
+            FRA_IIFNAME => iif = Some(text(bytes)),
+            FRA_PRIORITY => priority = u32_at(bytes, 0)?,
+            FRA_FWMARK => value = u32_at(bytes, 0)?,
+            FRA_FWMASK => mask = u32_at(bytes, 0)?,
+            FRA_TABLE => table = u32_at(bytes, 0)?,
+            // The kernel says "suppress nothing" of every rule that it looks up a table for.
+            FRA_SUPPRESS_IFGROUP | FRA_SUPPRESS_PREFIXLEN if u32_at(bytes, 0)? == u32::MAX => {}
+            FRA_PROTOCOL => {}
+            FRA_FLOW if u32_at(bytes, 0)? == 0 => {}
+            _ => return None,
+        }
+    }
+    Some(Rule {
+        priority,
+        family,
+        from: (from_len != 0).then(|| IpNet::new(from, from_len)).transpose().ok()?,
+        mark: (mask != 0).then_some((value, mask)),
+        iif,
+        action: match action {
+            FR_ACT_TO_TBL => RuleAction::Lookup(table),
+            FR_ACT_BLACKHOLE => RuleAction::Blackhole,
+            _ => return None,
+        },
+    })
+}
+
+/// `struct fib_rule_hdr` and all that the rule says.
+fn request(kind: u16, flags: u16, rule: &Rule) -> Message {
+    let family = match rule.family {
+        Family::V4 => libc::AF_INET as u8,
+        Family::V6 => libc::AF_INET6 as u8,
+    };
+    let from_len = rule.from.map_or(0, |net| net.prefix_len());
+    let (action, table) = match rule.action {
+        RuleAction::Lookup(table) => (FR_ACT_TO_TBL, Some(table)),
+        RuleAction::Blackhole => (FR_ACT_BLACKHOLE, None),
+    };
+    let short = table.and_then(|table| u8::try_from(table).ok()).unwrap_or(libc::RT_TABLE_UNSPEC);
+    Message::new(kind, flags, &[family, 0, from_len, 0, short, 0, 0, action, 0, 0, 0, 0])
+        .u32(FRA_PRIORITY, rule.priority)
+        .maybe(rule.from, |m, net| m.attr(FRA_SRC, &ip_bytes(net.addr())))
+        .maybe(rule.mark, |m, (value, mask)| m.u32(FRA_FWMARK, value).u32(FRA_FWMASK, mask))
+        .maybe(rule.iif.as_deref(), |m, iif| m.text(FRA_IIFNAME, iif))
+        .maybe(table, |m, table| m.u32(FRA_TABLE, table))
+}
+
+pub fn add(rule: &Rule) -> Message {
+    request(libc::RTM_NEWRULE, CREATE | EXCL, rule)
+}
+
+pub fn remove(rule: &Rule) -> Message {
+    request(libc::RTM_DELRULE, 0, rule)
+}

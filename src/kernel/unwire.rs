@@ -1,0 +1,113 @@
+//! What DEL does alone, without daemon or lease: everything of one attachment that can be found goes.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
+
+use super::{Kernel, LinkSeen};
+use crate::error::{Error, Errors};
+use crate::ip::host_net;
+use crate::ours;
+use crate::plan::Rule;
+use crate::pod::Attachment;
+
+/// Removes the attachment's veth, the routes to its addresses and the rules from them. What is gone already is success,
+/// and so is a veth that belongs to a later sandbox of the same pod: it stays.
+///
+/// `host_link` is the name that the veth's outer end would have; without it the alias leads to it.
+pub fn unwire(netns: Option<&Path>, host_link: Option<&str>, attachment: &Attachment) -> Result<(), Error> {
+    let mut errors = Errors::default();
+    let mut kernel = Kernel::host()?;
+    if let Some(netns) = netns {
+        match kernel.enter(netns) {
+            Err(e) if e.is_absent() => {}
+            result => drop(errors.note(result)),
+        }
+    }
+    let inner = errors.note(kernel.inner_end(attachment)).flatten();
+    let outer = errors.note(kernel.outer_end(host_link, attachment, inner.as_ref())).flatten();
+    let inner = inner.filter(|inner| is_ours(inner, outer.as_ref(), host_link));
+    let ips = errors.note(kernel.addresses(outer.as_ref(), inner.as_ref())).unwrap_or_default();
+    if let Some(outer) = &outer {
+        errors.note(kernel.delete_routes_through(outer.ifindex));
+        errors.note(kernel.delete_link(outer.ifindex));
+    } else if let (Some(inner), Some(pod)) = (&inner, &mut kernel.pod) {
+        let deleted = pod.place.act(super::link::delete(inner.ifindex));
+        errors.note(super::place::absent_is_fine(deleted).map_err(|e| e.within(format!("delete link {}", inner.name))));
+    }
+    errors.note(kernel.delete_rules_from(&ips));
+    errors.result()
+}
+
+/// The link inside is the veth that the name or the outer end speaks of, and not somebody else's.
+fn is_ours(inner: &LinkSeen, outer: Option<&LinkSeen>, host_link: Option<&str>) -> bool {
+    let name = outer.map(|outer| outer.name.as_str()).or(host_link);
+    inner.is_veth() && name.is_some_and(|name| inner.mac == Some(ours::pod_mac(name)))
+}
+
+impl Kernel {
+    /// What bears the attachment's interface name in the pod's namespace.
+    fn inner_end(&mut self, attachment: &Attachment) -> Result<Option<LinkSeen>, Error> {
+        match &mut self.pod {
+            Some(pod) => pod.place.link(&attachment.ifname),
+            None => Ok(None),
+        }
+    }
+
+    /// The veth's end out here, if it is the attachment's: its alias says so, or, where an ADD was cut off before it
+    /// wrote one, its other end does.
+    fn outer_end(
+        &mut self,
+        name: Option<&str>,
+        attachment: &Attachment,
+        inner: Option<&LinkSeen>,
+    ) -> Result<Option<LinkSeen>, Error> {
+        let alias = ours::alias(attachment);
+        let Some(name) = name else {
+            return Ok(self.links()?.into_iter().find(|link| link.alias.as_ref() == Some(&alias)));
+        };
+        let is_peer = |link: &LinkSeen| inner.is_some_and(|inner| is_ours(inner, Some(link), None));
+        Ok(self.link(name)?.filter(|link| match &link.alias {
+            Some(found) => *found == alias,
+            None => link.is_veth() && is_peer(link),
+        }))
+    }
+
+    /// The addresses of the attachment, from the routes to it and from its own end.
+    fn addresses(&mut self, outer: Option<&LinkSeen>, inner: Option<&LinkSeen>) -> Result<BTreeSet<IpAddr>, Error> {
+        let mut ips = BTreeSet::new();
+        if let Some(outer) = outer {
+            let routes = self.routes(ours::PODS_TABLE)?;
+            ips.extend(routes.iter().filter(|r| r.oif == Some(outer.ifindex)).map(|r| r.to.addr()));
+        }
+        if let (Some(inner), Some(pod)) = (inner, &mut self.pod) {
+            let addrs = pod.place.addrs()?.iter();
+            ips.extend(addrs.filter(|a| a.ifindex == inner.ifindex && a.scope == 0).map(|a| a.net.addr()));
+        }
+        Ok(ips)
+    }
+
+    /// Before the link itself goes, which takes long enough for packets to be lost into it.
+    fn delete_routes_through(&mut self, ifindex: u32) -> Result<(), Error> {
+        let mut errors = Errors::default();
+        for route in self.routes(ours::PODS_TABLE)?.iter().filter(|r| r.oif == Some(ifindex)) {
+            let removed = self.host.act(super::route::remove(route.to, route.table, None, route.oif));
+            errors.note(super::place::absent_is_fine(removed));
+        }
+        errors.result()
+    }
+
+    fn delete_rules_from(&mut self, ips: &BTreeSet<IpAddr>) -> Result<(), Error> {
+        if ips.is_empty() {
+            return Ok(());
+        }
+        let of_pod = |rule: &Rule| {
+            rule.priority == ours::FROM_POD_PRIORITY && ips.iter().any(|ip| rule.from == Some(host_net(*ip)))
+        };
+        let mut errors = Errors::default();
+        for rule in self.rules()?.into_iter().filter(of_pod) {
+            errors.note(self.delete_rule(&rule));
+        }
+        errors.result()
+    }
+}
