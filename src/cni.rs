@@ -192,10 +192,25 @@ pub struct Request {
 /// Each verb with what it needs and no more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Call {
-    Add { pod: PodName, sandbox: Sandbox, conf: Box<NetConf> },
-    Del { attachment: Attachment },
-    Check { sandbox: Sandbox, conf: Box<NetConf>, prev: Option<PrevResult> },
-    Gc { valid: BTreeSet<Attachment> },
+    Add {
+        pod: PodName,
+        sandbox: Sandbox,
+        conf: Box<NetConf>,
+    },
+    /// Namespace and pod where the runtime still says them; DEL does without.
+    Del {
+        attachment: Attachment,
+        netns: Option<PathBuf>,
+        pod: Option<PodName>,
+    },
+    Check {
+        sandbox: Sandbox,
+        conf: Box<NetConf>,
+        prev: Option<PrevResult>,
+    },
+    Gc {
+        valid: BTreeSet<Attachment>,
+    },
     Status,
     Version,
 }
@@ -242,7 +257,7 @@ fn call(verb: Verb, env: &Env, keys: &mut Reader) -> Result<Call, Failure> {
             let pod = pod(env)?;
             Call::Add { pod, sandbox, conf: Box::new(NetConf::read(keys)?) }
         }
-        Verb::Del => Call::Del { attachment: attachment(env)? },
+        Verb::Del => Call::Del { attachment: attachment(env)?, netns: netns(env).ok(), pod: pod(env).ok() },
         Verb::Check => {
             let sandbox = sandbox(env)?;
             let conf = Box::new(NetConf::read(keys)?);

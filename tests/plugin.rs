@@ -542,14 +542,20 @@ fn without_a_daemon_del_succeeds_and_leaves_a_tombstone() {
 }
 
 #[test]
-fn a_tombstone_is_taken_back_when_the_daemon_answers_after_all() {
+fn a_daemon_that_does_not_take_a_del_over_gets_a_tombstone_and_an_add_takes_it_back() {
     let node = Node::new();
-    let daemon = Daemon::new(&node, &[refuse(Refusal::Starting, "starting"), say(&Reply::None {})]);
-    let done = node.call("DEL", "1.0.0");
-    assert_eq!((done.code, done.stdout.as_str()), (0, ""), "{done:?}");
     let release = json!({"release": {"attachment": {"container": "0123456789abcdef", "ifname": "eth0"}}});
-    assert_eq!(daemon.asked(), [release.clone(), release]);
-    assert_eq!(fs::read_dir(node.reach("/run/terway/tombstones")).unwrap().count(), 0);
+    let stones = || fs::read_dir(node.reach("/run/terway/tombstones")).unwrap().count();
+    for act in [refuse(Refusal::Starting, "starting"), Act::Say("rubbish".into()), Act::HangUp] {
+        let daemon = Daemon::new(&node, &[Act::clone(&act), leased()]);
+        let done = node.call("DEL", "1.0.0");
+        assert_eq!((done.code, done.stdout.as_str(), stones()), (0, "", 1), "{done:?}");
+        if let Act::Say(_) = act {
+            assert_eq!(daemon.asked(), [release.clone()]);
+        }
+        assert_eq!(node.call("ADD", "1.0.0").code, 0);
+        assert_eq!(stones(), 0);
+    }
 }
 
 #[test]
@@ -1034,7 +1040,7 @@ fn assert_sound(request: &Request) {
             vec![&sandbox.attachment]
         }
         Call::Check { sandbox, .. } => vec![&sandbox.attachment],
-        Call::Del { attachment } => vec![attachment],
+        Call::Del { attachment, .. } => vec![attachment],
         Call::Gc { valid } => valid.iter().collect(),
         Call::Status | Call::Version => vec![],
     };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::daemon;
+use super::{daemon, del};
 use crate::cni::{Code, Failure, NetConf, Reply, ReplyIp};
 use crate::datapath::{self, Setup};
 use crate::error::Error;
@@ -21,6 +21,7 @@ pub fn add(pod: PodName, sandbox: Sandbox, conf: &NetConf) -> Result<Reply, Fail
     let name = pod.to_string();
     // First of all: nothing is leased for a namespace that is not there.
     let mut kernel = open(&sandbox)?;
+    del::revive(&sandbox.attachment);
     let request = Request::Allocate { pod, sandbox: sandbox.clone() };
     let lease = lease(&request, &sandbox).map_err(|f| Failure { msg: format!("add {name}: {}", f.msg), ..f })?;
     let plan = datapath::pod(&Setup { lease: &lease, mtu: conf.mtu });

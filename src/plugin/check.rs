@@ -18,10 +18,11 @@ pub fn check(sandbox: &Sandbox, conf: &NetConf, prev: Option<&PrevResult>) -> Re
     }
     let plan = datapath::pod(&Setup { lease: &lease, mtu: conf.mtu });
     log::debug!("check {}: {lease:?}\n{plan}", lease.pod);
-    let wrong = |code, e: crate::error::Error| Failure::new(code, e.within(format!("check {}", lease.pod)));
+    let found = |code, what: String| Failure::new(code, format!("check {}: {what}", lease.pod));
     match kernel.check(&plan) {
-        Ok(()) => Ok(()),
-        Err(e) => Err(wrong(Code::Differs, e)),
+        Ok(None) => Ok(()),
+        Ok(Some(difference)) => Err(found(Code::Differs, difference.to_string())),
+        Err(e) => Err(found(Code::Node, e.to_string())),
     }
 }
 

@@ -7,57 +7,56 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::daemon;
 use crate::cni::{Code, Failure};
 use crate::error::{Context, Error};
-use crate::pod::Attachment;
+use crate::pod::{Attachment, PodName};
 use crate::rpc::{Refusal, Reply, Request, TOMBSTONES, Tombstone};
 use crate::{client, kernel, ours};
 
 /// A daemon that lives answers within the time of a few link deletions.
 const PATIENCE: Duration = Duration::from_secs(15);
-const SECOND_TRY: Duration = Duration::from_secs(5);
 
-/// With the daemon silent the kernel is undone here and a tombstone is left.
-///
-/// Then it is asked once more: it may have started meanwhile and looked for tombstones before ours was there. It looks
-/// after it has bound its socket, so when still nobody answers, it has not looked yet.
-pub fn del(attachment: &Attachment) -> Result<(), Failure> {
-    if released(attachment, PATIENCE)? {
+/// With the daemon silent the kernel is undone here, and a tombstone tells the daemon when it is back.
+pub fn del(attachment: &Attachment, netns: Option<&Path>, pod: Option<&PodName>) -> Result<(), Failure> {
+    if released(attachment)? {
         return Ok(());
     }
     let doing = |e: Error| Failure::new(Code::Node, e.within(format!("delete {attachment}")));
-    kernel::unwire(attachment).map_err(doing)?;
-    let tombstone = bury(attachment).map_err(doing)?;
-    if released(attachment, SECOND_TRY)? {
-        // Should it stay, the daemon finds at its next start that there is nothing left to retire.
-        let _ = fs::remove_file(tombstone);
-    }
-    Ok(())
+    let host_link = pod.map(|pod| ours::host_veth(pod, &attachment.ifname));
+    kernel::unwire(netns, host_link.as_deref(), attachment).map_err(doing)?;
+    bury(attachment).map_err(doing)
 }
 
-/// Whether the daemon has taken it over. A daemon that cannot be understood, or is still starting, has not.
-fn released(attachment: &Attachment, patience: Duration) -> Result<bool, Failure> {
-    match client::ask(&Request::Release { attachment: attachment.clone() }, patience) {
+/// Whether the daemon has taken it over. One that is still starting, or cannot be understood, has not.
+fn released(attachment: &Attachment) -> Result<bool, Failure> {
+    match client::ask(&Request::Release { attachment: attachment.clone() }, PATIENCE) {
         Ok(Reply::None {}) => Ok(true),
-        Ok(Reply::Refused { why: Refusal::Starting, .. }) => Ok(false),
+        Ok(Reply::Refused { why: Refusal::Starting, .. }) | Err(_) => Ok(false),
         Ok(Reply::Refused { why, reason }) => Err(daemon::refused(why, &format!("delete {attachment}: {reason}"))),
         Ok(other) => Err(daemon::strange(&other)),
-        Err(_) => Ok(false),
     }
+}
+
+/// The attachment lives again, as some runtimes have it: its tombstone must not take the new lease away.
+pub fn revive(attachment: &Attachment) {
+    // Usually there is none.
+    let _ = fs::remove_file(tombstone(attachment));
+}
+
+fn tombstone(attachment: &Attachment) -> PathBuf {
+    Path::new(ours::LEDGER).join(TOMBSTONES).join(format!("{}.json", attachment.file_name()))
 }
 
 /// Writes the tombstone in one step: whoever reads the folder sees all of it or nothing.
-fn bury(attachment: &Attachment) -> Result<PathBuf, Error> {
-    let folder = Path::new(ours::LEDGER).join(TOMBSTONES);
-    let name = attachment.file_name();
-    let path = folder.join(format!("{name}.json"));
+fn bury(attachment: &Attachment) -> Result<(), Error> {
+    let path = tombstone(attachment);
     let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let text = serde_json::to_vec(&Tombstone { attachment: attachment.clone(), at })?;
-    let write = || -> Result<(), Error> {
-        fs::create_dir_all(&folder)?;
-        // A name of its own, as a second DEL of the attachment may be under way. The daemon passes over `.new`.
-        let half = folder.join(format!("{name}.{}.new", std::process::id()));
-        fs::write(&half, text)?;
-        Ok(fs::rename(&half, &path)?)
-    };
-    write().context(|| format!("write {}", path.display()))?;
-    Ok(path)
+    write_whole(&path, &text).context(|| format!("write {}", path.display()))
+}
+
+fn write_whole(path: &Path, text: &[u8]) -> Result<(), Error> {
+    fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
+    // A name of its own, as a second DEL of the attachment may be under way. The daemon passes over `.new`.
+    let half = path.with_extension(format!("{}.new", std::process::id()));
+    fs::write(&half, text)?;
+    Ok(fs::rename(&half, path)?)
 }

@@ -63,7 +63,7 @@ fn serve(request: Request) -> Result<String, Failure> {
             speak_if_asked(&conf);
             add::add(pod, sandbox, &conf).map(|reply| reply.json(request.version))
         }
-        Call::Del { attachment } => del::del(&attachment).map(silent),
+        Call::Del { attachment, netns, pod } => del::del(&attachment, netns.as_deref(), pod.as_ref()).map(silent),
         Call::Check { sandbox, conf, prev } => {
             speak_if_asked(&conf);
             check::check(&sandbox, &conf, prev.as_ref()).map(silent)
