@@ -4,6 +4,8 @@ mod actions;
 mod model;
 mod params;
 mod sign;
+#[cfg(test)]
+mod tests;
 mod trouble;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -22,8 +24,7 @@ use params::{Params, Spec};
 use sign::Call as Signed;
 
 pub use metadata::TokenMode;
-pub use model::{EniView, InstanceSpec, InstanceType, Kind as EniKind, SecurityGroup, Status, VSwitch};
-pub use sign::escape;
+pub use model::{EniView, InstanceSpec, InstanceType, Kind as EniKind, SecurityGroup, Status as EniStatus, VSwitch};
 pub use trouble::{Kind, Lie, Trouble, When};
 
 use model::{Model, Wire};
@@ -270,6 +271,14 @@ impl Cloud {
 
     pub fn set_metadata_lag(&self, lag: Duration) {
         self.world.model().set_lag(lag);
+    }
+
+    /// Does an action as the account's owner would at the console: unsigned, untroubled, not in the journal.
+    pub fn operate(&self, action: &str, params: &[(&str, &str)]) -> Result<Value, ApiError> {
+        let spec = params::spec(action, "2014-05-26").or_else(|_| params::spec(action, "2016-04-28"))?;
+        let mut all: BTreeMap<String, String> = params.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect();
+        all.entry("RegionId".into()).or_insert(self.world.region.clone());
+        self.world.carry_out(spec, &all)
     }
 
     // Rights and limits.
