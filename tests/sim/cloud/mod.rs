@@ -4,7 +4,9 @@ mod actions;
 mod model;
 mod params;
 mod sign;
+// The demo and the numbers are built without a harness: their #[test] functions fall away, the imports stay.
 #[cfg(test)]
+#[allow(unused_imports)]
 mod tests;
 mod trouble;
 mod world;
