@@ -195,7 +195,8 @@ pub struct Request {
     pub peer: SocketAddr,
     /// The chain that the client showed over TLS, leaf first.
     pub certificates: Vec<CertificateDer<'static>>,
-    minor: u8,
+    /// The minor version: HTTP/1.0 or HTTP/1.1.
+    pub minor: u8,
 }
 
 impl Request {

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use super::model::{Addresses, EniView, Instance, InstanceType, Kind, Model, NewEni, Status, VSwitch};
 use super::params::{Params, Spec};
-use super::{ApiError, World, stamp};
+use super::world::World;
+use super::{ApiError, stamp};
 
 type Answer = Result<Value, ApiError>;
 

@@ -272,11 +272,10 @@ impl Model {
 
     /// Somebody deletes an ENI behind everyone's back, whatever its state.
     pub fn vanish_eni(&mut self, id: &str) {
-        if let Some(eni) = self.enis.remove(id) {
-            if let Some(instance) = eni.view.instance.clone() {
-                self.wires.push_back(Wire::Unplug(instance.clone(), Box::new(eni.view)));
-                self.show(&instance);
-            }
+        let Some(eni) = self.enis.remove(id) else { return };
+        if let Some(instance) = eni.view.instance.clone() {
+            self.wires.push_back(Wire::Unplug(instance.clone(), Box::new(eni.view)));
+            self.show(&instance);
         }
     }
 
@@ -494,6 +493,18 @@ impl Model {
     }
 
     // Time.
+
+    /// Whatever is under way ends now.
+    pub fn hasten(&mut self) {
+        for eni in self.enis.values_mut() {
+            eni.due = eni.due.map(|_| Instant::now());
+        }
+    }
+
+    /// Whether a change of this ENI's addresses or attributes is going on.
+    pub fn is_busy(&self, id: &str) -> bool {
+        self.enis.get(id).is_some_and(|e| e.busy)
+    }
 
     /// When the next transition ends.
     pub fn next_due(&self) -> Option<Instant> {

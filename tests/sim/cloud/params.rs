@@ -234,26 +234,27 @@ impl<'a> Params<'a> {
 
     /// `Tag.N.Key` and `Tag.N.Value`; in a filter a value may be missing.
     pub fn tags(&self) -> Result<BTreeMap<String, Option<String>>, ApiError> {
+        if self.0.keys().any(|k| k.strip_prefix("Tag.").is_some_and(beyond_twenty)) {
+            return Err(ApiError::new(403, "QuotaExceed.Tags", "At most 20 tags."));
+        }
         let mut tags = BTreeMap::new();
         for i in 1..=20 {
             let value = self.0.get(&format!("Tag.{i}.Value")).cloned();
-            match self.given(&format!("Tag.{i}.Key")) {
-                Some(key) if key.len() > 128 || key.starts_with("acs:") || key.starts_with("aliyun") => {
-                    return Err(ApiError::new(400, "InvalidTagKey.Malformed", format!("{key} cannot be a tag's key.")));
+            let name = format!("Tag.{i}.Key");
+            let Some(key) = self.given(&name) else {
+                match value {
+                    Some(_) => return Err(ApiError::missing(&name)),
+                    None => continue,
                 }
-                Some(key) => {
-                    if tags.insert(key.to_string(), value).is_some() {
-                        return Err(ApiError::new(400, "Duplicate.TagKey", format!("The tag {key} is given twice.")));
-                    }
-                }
-                None if value.is_some() => return Err(ApiError::missing(&format!("Tag.{i}.Key"))),
-                None => {}
+            };
+            if key.len() > 128 || key.starts_with("acs:") || key.starts_with("aliyun") {
+                return Err(ApiError::new(400, "InvalidTagKey.Malformed", format!("{key} cannot be a tag's key.")));
+            }
+            if tags.insert(key.to_string(), value).is_some() {
+                return Err(ApiError::new(400, "Duplicate.TagKey", format!("The tag {key} is given twice.")));
             }
         }
-        match self.0.keys().any(|k| k.strip_prefix("Tag.").is_some_and(beyond_twenty)) {
-            true => Err(ApiError::new(403, "QuotaExceed.Tags", "At most 20 tags.")),
-            false => Ok(tags),
-        }
+        Ok(tags)
     }
 }
 

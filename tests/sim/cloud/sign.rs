@@ -183,7 +183,7 @@ fn canonical_query(params: &BTreeMap<String, String>) -> String {
 }
 
 /// RFC 3986: everything but letters, digits and `-_.~`.
-pub fn escape(text: &str) -> String {
+fn escape(text: &str) -> String {
     text.bytes().fold(String::new(), |mut out, byte| {
         match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(byte.into()),
