@@ -5,7 +5,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::{daemon, del};
-use crate::cni::{Code, Failure, NetConf, Reply, ReplyIp};
+use crate::cni::{Code, Failure, NetConf, Reply, ReplyIp, VirtualType};
 use crate::datapath::{self, Setup};
 use crate::error::Error;
 use crate::kernel::Kernel;
@@ -25,6 +25,9 @@ pub fn add(pod: PodName, sandbox: Sandbox, conf: &NetConf) -> Result<Reply, Fail
     let request = Request::Allocate { pod, sandbox: sandbox.clone() };
     let lease = lease(&request, &sandbox).map_err(|f| Failure { msg: format!("add {name}: {}", f.msg), ..f })?;
     let plan = datapath::pod(&Setup { lease: &lease, mtu: conf.mtu });
+    if conf.virtual_type != VirtualType::Veth {
+        log::warn!("add {name}: {:?} is not available, a veth is used", conf.virtual_type);
+    }
     log::debug!("add {name}: {lease:?}\n{plan}");
     kernel.apply(&plan).map_err(|e| Failure::new(Code::Node, e.within(format!("add {name}"))))?;
     Ok(reply(sandbox, conf, &lease))
