@@ -1,7 +1,7 @@
 //! The law of the house: who may name whom, read from the sources.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Room, what it may name of our own rooms besides words.
 const ROOMS: &[(&str, &[&str])] = &[
@@ -56,7 +56,7 @@ fn sources() -> Vec<(String, String)> {
     found
 }
 
-fn below(root: &Path, path: &PathBuf) -> String {
+fn below(root: &Path, path: &Path) -> String {
     path.strip_prefix(root).unwrap().to_str().unwrap().to_owned()
 }
 

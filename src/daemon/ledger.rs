@@ -208,7 +208,7 @@ mod tests {
         ledger.record(&lease).unwrap();
         ledger.intend(&intent()).unwrap();
         let (_, read) = Ledger::open(&root, "boot-1\n").unwrap();
-        assert_eq!(read.leases, [lease.clone()]);
+        assert_eq!(read.leases, std::slice::from_ref(&lease));
         assert_eq!(read.intents, [intent()]);
         ledger.retire(&lease.sandbox.attachment, &resting("10.0.0.5")).unwrap();
         ledger.settled("t-1").unwrap();

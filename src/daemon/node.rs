@@ -111,9 +111,8 @@ impl Node {
                 None
             })
             .await;
-            match input {
-                Some(input) => self.take(input),
-                None => {}
+            if let Some(input) = input {
+                self.take(input);
             }
             self.do_what_is_due();
         }
