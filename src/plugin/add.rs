@@ -7,7 +7,6 @@ use ipnet::IpNet;
 use super::{daemon, del};
 use crate::cni::{Code, Failure, NetConf, Reply, ReplyIp, VirtualType};
 use crate::datapath::{self, Setup};
-use crate::error::Error;
 use crate::kernel::Kernel;
 use crate::ours;
 use crate::pod::{PodName, Sandbox};
@@ -35,7 +34,9 @@ pub fn add(pod: PodName, sandbox: Sandbox, conf: &NetConf) -> Result<Reply, Fail
 
 /// The kernel as seen from the node and from inside the pod.
 pub fn open(sandbox: &Sandbox) -> Result<Kernel, Failure> {
-    Kernel::with_pod(&sandbox.netns).map_err(|e: Error| Failure::new(Code::Environment, e.within("CNI_NETNS")))
+    let mut kernel = Kernel::host().map_err(|e| Failure::new(Code::Node, e))?;
+    kernel.enter(&sandbox.netns).map_err(|e| Failure::new(Code::Environment, e.within("CNI_NETNS")))?;
+    Ok(kernel)
 }
 
 fn lease(request: &Request, sandbox: &Sandbox) -> Result<Lease, Failure> {
