@@ -5,9 +5,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::{daemon, del};
-use crate::cni::{Code, Failure, NetConf, Reply, ReplyIp};
+use crate::cni::{Code, Failure, NetConf, Reply, ReplyIp, VirtualType};
 use crate::datapath::{self, Setup};
-use crate::error::Error;
 use crate::kernel::Kernel;
 use crate::ours;
 use crate::pod::{PodName, Sandbox};
@@ -25,6 +24,9 @@ pub fn add(pod: PodName, sandbox: Sandbox, conf: &NetConf) -> Result<Reply, Fail
     let request = Request::Allocate { pod, sandbox: sandbox.clone() };
     let lease = lease(&request, &sandbox).map_err(|f| Failure { msg: format!("add {name}: {}", f.msg), ..f })?;
     let plan = datapath::pod(&Setup { lease: &lease, mtu: conf.mtu });
+    if conf.virtual_type != VirtualType::Veth {
+        log::warn!("add {name}: {:?} is not available, a veth is used", conf.virtual_type);
+    }
     log::debug!("add {name}: {lease:?}\n{plan}");
     kernel.apply(&plan).map_err(|e| Failure::new(Code::Node, e.within(format!("add {name}"))))?;
     Ok(reply(sandbox, conf, &lease))
@@ -32,7 +34,9 @@ pub fn add(pod: PodName, sandbox: Sandbox, conf: &NetConf) -> Result<Reply, Fail
 
 /// The kernel as seen from the node and from inside the pod.
 pub fn open(sandbox: &Sandbox) -> Result<Kernel, Failure> {
-    Kernel::with_pod(&sandbox.netns).map_err(|e: Error| Failure::new(Code::Environment, e.within("CNI_NETNS")))
+    let mut kernel = Kernel::host().map_err(|e| Failure::new(Code::Node, e))?;
+    kernel.enter(&sandbox.netns).map_err(|e| Failure::new(Code::Environment, e.within("CNI_NETNS")))?;
+    Ok(kernel)
 }
 
 fn lease(request: &Request, sandbox: &Sandbox) -> Result<Lease, Failure> {

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::daemon;
 use crate::cni::{Code, Failure};
 use crate::error::{Context, Error};
+use crate::kernel::netns::Netns;
 use crate::pod::{Attachment, PodName};
 use crate::rpc::{Refusal, Reply, Request, TOMBSTONES, Tombstone};
 use crate::{client, kernel, ours};
@@ -21,6 +22,8 @@ pub fn del(attachment: &Attachment, netns: Option<&Path>, pod: Option<&PodName>)
     }
     let doing = |e: Error| Failure::new(Code::Node, e.within(format!("delete {attachment}")));
     let host_link = pod.map(|pod| ours::host_veth(pod, &attachment.ifname));
+    // What was a namespace may be a plain file by now, left by a mount that is gone.
+    let netns = netns.filter(|path| Netns::open(path).is_ok());
     kernel::unwire(netns, host_link.as_deref(), attachment).map_err(doing)?;
     bury(attachment).map_err(doing)
 }

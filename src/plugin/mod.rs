@@ -18,15 +18,18 @@ pub fn main() -> ExitCode {
     if !env.contains_key("CNI_COMMAND") {
         return about();
     }
-    let (version, result) = match read_stdin() {
-        Ok(stdin) => (cni::version_in(&stdin), Request::parse(&env, &stdin).and_then(serve)),
-        Err(e) => (Version::NEWEST, Err(e)),
+    let stdin = match read_stdin() {
+        Ok(stdin) => stdin,
+        Err(failure) => return answer(&failure.json(Version::NEWEST), ExitCode::FAILURE),
     };
-    let (text, code) = match result {
-        Ok(text) => (text, ExitCode::SUCCESS),
-        Err(failure) => (failure.json(version), ExitCode::FAILURE),
-    };
-    // When nobody reads the answer, the exit code still says it.
+    match Request::parse(&env, &stdin).and_then(serve) {
+        Ok(text) => answer(&text, ExitCode::SUCCESS),
+        Err(failure) => answer(&failure.json(cni::version_in(&stdin)), ExitCode::FAILURE),
+    }
+}
+
+/// When nobody reads the answer, the exit code still says it.
+fn answer(text: &str, code: ExitCode) -> ExitCode {
     let _ = std::io::stdout().write_all(text.as_bytes());
     code
 }
