@@ -1,5 +1,6 @@
 //! The node daemon: joins every mind and hand; the only room that awaits.
 
+mod adopt;
 mod boot;
 mod calls;
 mod clock;
