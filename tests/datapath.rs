@@ -407,11 +407,14 @@ fn a_veth_without_alias_or_of_another_sandbox_is_made_anew() {
         format!("ip link add {veth} type veth peer name eth0 netns {}", pod.ns.name()),
         // The previous sandbox of the pod, its DEL still to come.
         format!(
-            "ip link add {veth} alias 'terway c-old/eth0' type veth peer name eth0 netns {}; ip link set {veth} up; ip route add 203.0.113.11 dev {veth} table 1000",
+            "ip link add {veth} type veth peer name eth0 netns {}; ip link set {veth} alias 'terway c-old/eth0' up; ip route add 203.0.113.11 dev {veth} table 1000",
             other.name()
         ),
         // The right alias, but the pod's end is gone elsewhere.
-        format!("ip link add {veth} alias 'terway c-one/eth0' type veth peer name eth0 netns {}", other.name()),
+        format!(
+            "ip link add {veth} type veth peer name eth0 netns {}; ip link set {veth} alias 'terway c-one/eth0'",
+            other.name()
+        ),
     ] {
         world.node.sh(&leftover);
         pod.apply();
