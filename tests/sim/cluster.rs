@@ -235,10 +235,18 @@ pub fn conf(over: &Value) -> Value {
 }
 
 /// Waits until it holds.
-pub fn soon(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn soon(what: &str, holds: impl FnMut() -> bool) {
+    assert!(within(SOON, holds), "not within {} s: {what}", SOON.as_secs());
+}
+
+/// Whether it comes to hold in this time.
+pub fn within(time: Duration, mut holds: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < SOON, "not within {} s: {what}", SOON.as_secs());
-        thread::sleep(Duration::from_millis(20));
+    loop {
+        match holds() {
+            true => return true,
+            false if start.elapsed() > time => return false,
+            false => thread::sleep(Duration::from_millis(20)),
+        }
     }
 }
