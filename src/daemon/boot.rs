@@ -209,6 +209,7 @@ fn assemble(start: &Start, g: Gathered, executor: Rc<LocalExecutor<'static>>, in
         node: g.node,
         marker: g.marker,
         mtu: start.config.mtu,
+        orphan: start.config.orphan,
         vswitches: g.vswitches.into_iter().map(|v| (v.id.clone(), v)).collect(),
         notices,
     };

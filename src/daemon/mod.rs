@@ -1,6 +1,7 @@
 //! The node daemon: joins every mind and hand; the only room that awaits.
 
 mod adopt;
+mod alone;
 mod boot;
 mod calls;
 mod clock;
@@ -83,6 +84,7 @@ fn start_log(level: &str) -> Result<(), Error> {
 
 fn run(args: &Args) -> Result<(), Error> {
     let start = boot::Start::read(&args.config, args.kubeconfig.as_deref())?;
+    let _place = alone::claim(ours::LOCK.as_ref())?;
     let executor = Rc::new(LocalExecutor::new());
     let (inputs, arriving) = bounded(INPUTS);
     let signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])?;
