@@ -1,5 +1,6 @@
 //! From nothing to serving: the configuration, the machine, what an earlier life left in ledger, cloud and kernel.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -100,7 +101,12 @@ fn read_config(path: &Path) -> Result<Config, Error> {
 }
 
 /// Tries until it succeeds; a cloud that is down only delays the start.
-pub async fn boot(start: &Start, executor: Rc<LocalExecutor<'static>>, inputs: Sender<Input>) -> Result<Node, Error> {
+pub async fn boot(
+    start: &Start,
+    executor: Rc<LocalExecutor<'static>>,
+    inputs: Sender<Input>,
+    trouble: &RefCell<String>,
+) -> Result<Node, Error> {
     let mut pause = RETRY.0;
     loop {
         let begun = start.clone();
@@ -110,6 +116,7 @@ pub async fn boot(start: &Start, executor: Rc<LocalExecutor<'static>>, inputs: S
             Err(e) if is_final(&e) => return Err(e),
             Err(e) => {
                 log::warn!("start: {e}; again in {} ms", pause.as_millis());
+                *trouble.borrow_mut() = e.to_string();
                 Timer::after(pause).await;
                 pause = (pause * 2).min(RETRY.1);
             }
