@@ -1,6 +1,7 @@
 //! Random events against a strict world: whatever happens and whenever the daemon dies, no promise of the pool is broken.
 //!
-//! `POOL_SEED=17 cargo test --lib pool::fuzz` replays one seed; a failure names its seed.
+//! `POOL_SEED=17 cargo test --lib pool::fuzz` replays one seed (a failure names its seed; `POOL_VERBOSE=1` prints every event
+//! and effect), `POOL_SEEDS=10000` runs more of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -12,8 +13,9 @@ use super::world::{Asked, Cloud, Flight, HERE, Ills, Ledger, attachment, pod, sa
 use super::{Call, Effect, EniChoice, Event, Held, Link, Now, Outcome, Pool, Settings, VSwitchChoice};
 use crate::eni::{Eni, EniKind, EniState};
 use crate::ours;
+use crate::rpc::Refusal;
 
-const SEEDS: u64 = 500;
+const SEEDS: u64 = 720;
 const ACTIONS: u32 = 2200;
 
 #[test]
@@ -22,8 +24,9 @@ fn a_million_random_events_break_no_promise() {
         episode(seed);
         return;
     }
+    let more = std::env::var("POOL_SEEDS").ok().and_then(|s| s.parse().ok());
     let mut events = 0;
-    for seed in 0..SEEDS {
+    for seed in 0..more.unwrap_or(SEEDS) {
         events += catch_unwind(AssertUnwindSafe(|| episode(seed))).unwrap_or_else(|panic| {
             eprintln!("replay with POOL_SEED={seed}");
             resume_unwind(panic)
@@ -68,6 +71,8 @@ struct Run {
     foul: bool,
     events: u64,
     wake: Option<Now>,
+    /// How many of a thousand events are ADDs: sometimes the node fills, sometimes it drains.
+    mood: u32,
     verbose: bool,
 }
 
@@ -102,6 +107,7 @@ impl Run {
             foul,
             events: 0,
             wake: None,
+            mood: 150,
             verbose: std::env::var_os("POOL_VERBOSE").is_some(),
             rng,
         };
@@ -126,9 +132,12 @@ impl Run {
     // -- driving --
 
     fn act(&mut self) {
+        if self.rng.u8(..100) == 0 {
+            self.mood = self.rng.u32(20..260);
+        }
         match self.rng.u32(..1000) {
-            0..150 => self.allocate(),
-            150..280 => self.release(),
+            n if n < self.mood => self.allocate(),
+            0..280 => self.release(),
             280..290 => self.forget(),
             290..295 => self.step(Event::Release { attachment: attachment("nobody") }),
             295..297 => self.crash(),
@@ -139,7 +148,16 @@ impl Run {
             308..320 => self.step(Event::Tick),
             320..325 => self.burst(),
             325..330 => self.repeat_answer(),
+            330..334 => self.wait(),
             _ => self.go_on(),
+        }
+    }
+
+    /// A while in which nobody wants anything.
+    fn wait(&mut self) {
+        let end = self.now + Duration::from_secs(self.rng.u64(1..400));
+        while self.now < end {
+            self.go_on();
         }
     }
 
@@ -336,7 +354,12 @@ impl Run {
         match effect {
             Effect::Call { id, call } => self.call(*id, call),
             Effect::Record(held) => self.check_lease(held),
-            Effect::Reply { ticket, result } => self.reply(*ticket, result.as_ref().ok()),
+            Effect::Reply { ticket, result } => {
+                self.reply(*ticket, result.as_ref().ok());
+                if result.as_ref().is_err_and(|r| r.why == Refusal::NodeFull) {
+                    self.check_full();
+                }
+            }
             Effect::Prepare { eni, .. } => {
                 assert!(self.cloud.ever.contains(eni), "{eni} was never there");
                 self.later(Due::Prepared(eni.clone()), 300);
@@ -421,6 +444,24 @@ impl Run {
         }
     }
 
+    /// Nobody is told that the node is full while there is an address for which nobody else waits.
+    fn check_full(&self) {
+        let ours: Vec<&Eni> = self.cloud.enis.values().filter(|e| is_ours(e)).collect();
+        let idle = |e: &&Eni| e.v4.iter().filter(|ip| !self.ledger.holds(**ip)).count();
+        let spare: usize = ours.iter().map(|e| idle(e) + self.per_eni().saturating_sub(e.v4.len())).sum();
+        let full = ours.len() >= self.places() && spare <= self.asked.len();
+        assert!(full || self.foul, "the node is not full: {spare} to spare for {}", self.asked.len());
+    }
+
+    fn per_eni(&self) -> usize {
+        self.cloud.limits.v4_per_adapter as usize
+    }
+
+    fn places(&self) -> usize {
+        let foreign = usize::from(self.cloud.enis.contains_key("eni-foreign"));
+        (self.settings.max_enis as usize).min(self.cloud.limits.adapters as usize - 1 - foreign)
+    }
+
     fn check(&mut self, effects: &[Effect]) {
         let wakes = effects.iter().filter(|e| matches!(e, Effect::Wake { .. })).count();
         assert!(wakes <= 1);
@@ -443,9 +484,11 @@ impl Run {
             self.go_on();
         }
         let end = self.now + Duration::from_secs(3600);
+        let before = self.events;
         while self.now < end {
             self.go_on();
         }
+        assert!(self.events - before < 800, "{} events in an idle hour", self.events - before);
         while self.due.values().any(|d| !matches!(d, Due::Tick)) {
             self.go_on();
         }

@@ -172,8 +172,8 @@ impl State {
 
     /// What stands between the node and one more address, if anything does.
     pub fn obstacle(&self) -> Option<Refused> {
-        if self.free_places() == 0 && self.room_on_enis() == 0 && self.giving_back() == 0 {
-            return self.nothing_idle().then(|| self.node_full());
+        if self.is_full() {
+            return Some(self.node_full());
         }
         let outage = self.gate.outage().map(|(fault, _)| Refused {
             why: Refusal::CloudDown,
@@ -196,9 +196,15 @@ impl State {
         Refused { why: Refusal::NodeFull, reason }
     }
 
-    fn nothing_idle(&self) -> bool {
-        self.nics.values().filter(|n| n.kept()).all(|n| n.assign.is_none() && self.idle_on(n).next().is_none())
+    /// Every address that the node can hold is there, and is leased or rests.
+    fn is_full(&self) -> bool {
+        let spare =
+            |n: &Nic| n.room(self.per_eni()) > 0 || n.assign.is_some() || n.addresses.values().any(|a| a.leaving);
+        let kept = || self.nics.values().filter(|n| n.kept());
+        self.free_places() == 0
             && self.creates.is_empty()
+            && self.giving_back() == 0
+            && !kept().any(|n| spare(n) || self.idle_on(n).next().is_some())
     }
 
     /// The worst of the reasons why every way to one more address is closed; none if one is open.

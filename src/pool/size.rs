@@ -40,10 +40,6 @@ impl State {
         self.nics.values().filter(|n| n.goal == Goal::GiveBack).count()
     }
 
-    pub fn room_on_enis(&self) -> u32 {
-        self.nics.values().filter(|n| n.kept()).map(|n| n.room(self.per_eni())).sum()
-    }
-
     /// Idle addresses that there are, or will be when their ENI serves.
     pub fn idle(&self) -> u32 {
         self.nics.values().filter(|n| n.promising()).map(|n| self.idle_on(n).count() as u32).sum()
