@@ -282,6 +282,7 @@ impl State {
             }
             Err(fault) => self.failed(call, fault),
         }
+        self.recheck_suspects();
         self.check_leases();
     }
 

@@ -104,13 +104,15 @@ impl State {
         let mut before = 0;
         for w in std::mem::take(&mut self.waiting) {
             let again = self.leases.contains_key(&w.sandbox.attachment);
-            if w.deadline > self.now && (again || self.could_come(w.deadline) > before) {
+            let hope = again || self.could_come(w.deadline) > before;
+            if w.deadline > self.now && hope {
                 before += u32::from(!again);
                 self.at(w.deadline);
                 self.waiting.push(w);
                 continue;
             }
-            let refused = self.obstacle().unwrap_or_else(|| self.too_slow(&w));
+            let refused =
+                self.obstacle().unwrap_or_else(|| if hope { self.too_slow(&w) } else { self.too_many(before) });
             self.tell(Some(&w.pod), true, "AllocIPFailed", refused.reason.clone());
             self.out.push(Effect::Reply { ticket: w.ticket, result: Err(refused) });
         }
@@ -128,14 +130,24 @@ impl State {
         Refused { why: Refusal::TooSlow, reason }
     }
 
+    /// What could still come is for those who came before.
+    fn too_many(&self, before: u32) -> Refused {
+        let closed = self.ways().into_iter().flatten().min_by_key(|r| severity(r.why));
+        closed.unwrap_or_else(|| {
+            let mut refused = self.node_full();
+            refused.reason += &format!(", and {before} ADDs wait for the last ones");
+            refused
+        })
+    }
+
     /// At most so many addresses can become free by that time, as far as is known now.
     pub fn could_come(&self, by: Now) -> u32 {
         let rests = self.resting.iter().filter(|(ip, r)| r.until <= by && self.is_kept(ip)).count() as u32;
         let cloud = self.gate.outage().is_none_or(|(_, next)| next <= by);
         let on_enis: u32 = self.nics.values().filter(|n| n.kept()).map(|n| self.could_come_from(n, cloud, by)).sum();
-        let in_flight = self.creates.iter().filter(|c| cloud || c.call.is_some()).map(|c| c.addresses()).sum::<u32>();
-        let new = if cloud && self.could_create(by) { self.free_places() * self.per_eni() } else { 0 };
-        rests + on_enis + in_flight + new
+        let in_flight = self.creates.iter().filter(|c| cloud || c.call.is_some()).count() as u32;
+        let new = if cloud && self.could_create(by) { self.places_to_come() } else { 0 };
+        rests + on_enis + (in_flight + new) * self.per_eni()
     }
 
     fn is_kept(&self, ip: &Ipv4Addr) -> bool {
@@ -209,13 +221,18 @@ impl State {
 
     /// The worst of the reasons why every way to one more address is closed; none if one is open.
     fn blocked(&self) -> Option<Refused> {
-        let open = self.nics.values().filter(|n| n.kept() && n.room(self.per_eni()) > 0);
-        let mut ways: Vec<Option<Refused>> = open.map(|n| self.no_assign(n, self.now)).collect();
+        let reasons: Option<Vec<Refused>> = self.ways().into_iter().collect();
+        reasons?.into_iter().min_by_key(|r| severity(r.why))
+    }
+
+    /// The ways to one more address, each with the reason why it is closed.
+    fn ways(&self) -> Vec<Option<Refused>> {
+        let roomy = self.nics.values().filter(|n| n.kept() && n.room(self.per_eni()) > 0);
+        let mut ways: Vec<Option<Refused>> = roomy.map(|n| self.no_assign(n, self.now)).collect();
         if self.free_places() > 0 {
             ways.push(self.no_create());
         }
-        let reasons: Option<Vec<Refused>> = ways.into_iter().collect();
-        reasons?.into_iter().min_by_key(|r| severity(r.why))
+        ways
     }
 
     fn no_create(&self) -> Option<Refused> {

@@ -36,6 +36,12 @@ impl State {
         self.max_enis().saturating_sub(self.places_taken())
     }
 
+    /// Places that are free, or will be once the ENIs on their way out have gone.
+    pub fn places_to_come(&self) -> u32 {
+        let leaving = self.nics.values().filter(|n| !n.missing && n.goal == Goal::GiveBack).count() as u32;
+        self.max_enis().saturating_sub(self.places_taken() - leaving)
+    }
+
     pub fn giving_back(&self) -> usize {
         self.nics.values().filter(|n| n.goal == Goal::GiveBack).count()
     }

@@ -306,6 +306,15 @@ impl State {
             && !(self.taken.contains_key(&ip) && self.leases.values().any(|h| h.ip.v4 == Some(ip) && h.eni != eni))
     }
 
+    /// Looks again at ENIs with addresses that could not be right when we saw them, and can be now.
+    pub fn recheck_suspects(&mut self) {
+        let sound = |(id, n): &(&String, &Nic)| n.suspect.iter().any(|ip| self.is_sound(id, &n.vswitch, *ip));
+        let ids: Vec<String> = self.nics.iter().filter(sound).map(|(id, _)| id.clone()).collect();
+        for id in ids {
+            self.nics.get_mut(&id).expect("just listed").stale = true;
+        }
+    }
+
     pub fn tell_suspect(&mut self, eni: &str, ip: Ipv4Addr) {
         let message = format!(
             "the cloud says that {ip} is on {eni}, but it is outside the ENI's vSwitch or already ours elsewhere; it is not used"
