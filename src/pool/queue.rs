@@ -156,9 +156,9 @@ impl State {
 
     fn could_come_from(&self, nic: &Nic, cloud: bool, by: Now) -> u32 {
         let idle = self.idle_on(nic).count() as u32;
-        let leaving = nic.addresses.values().filter(|a| a.leaving).count() as u32;
         let coming = if cloud || nic.busy.is_some() { nic.coming() } else { 0 };
-        let room = if cloud && self.no_assign(nic, by).is_none() { nic.room(self.per_eni()) + leaving } else { 0 };
+        let room =
+            if cloud && self.no_assign(nic, by).is_none() { nic.room(self.per_eni()) + nic.leaving() } else { 0 };
         idle + coming + room
     }
 
@@ -213,9 +213,8 @@ impl State {
         let spare =
             |n: &Nic| n.room(self.per_eni()) > 0 || n.assign.is_some() || n.addresses.values().any(|a| a.leaving);
         let kept = || self.nics.values().filter(|n| n.kept());
-        self.free_places() == 0
+        self.places_to_come() == 0
             && self.creates.is_empty()
-            && self.giving_back() == 0
             && !kept().any(|n| spare(n) || self.idle_on(n).next().is_some())
     }
 
@@ -227,9 +226,9 @@ impl State {
 
     /// The ways to one more address, each with the reason why it is closed.
     fn ways(&self) -> Vec<Option<Refused>> {
-        let roomy = self.nics.values().filter(|n| n.kept() && n.room(self.per_eni()) > 0);
+        let roomy = self.nics.values().filter(|n| n.kept() && n.room(self.per_eni()) + n.leaving() > 0);
         let mut ways: Vec<Option<Refused>> = roomy.map(|n| self.no_assign(n, self.now)).collect();
-        if self.free_places() > 0 {
+        if self.places_to_come() > 0 {
             ways.push(self.no_create());
         }
         ways

@@ -42,10 +42,6 @@ impl State {
         self.max_enis().saturating_sub(self.places_taken() - leaving)
     }
 
-    pub fn giving_back(&self) -> usize {
-        self.nics.values().filter(|n| n.goal == Goal::GiveBack).count()
-    }
-
     /// Idle addresses that there are, or will be when their ENI serves.
     pub fn idle(&self) -> u32 {
         self.nics.values().filter(|n| n.promising()).map(|n| self.idle_on(n).count() as u32).sum()
