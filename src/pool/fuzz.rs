@@ -329,11 +329,6 @@ impl Run {
 
     fn step(&mut self, event: Event) {
         self.events += 1;
-        if let Event::Release { attachment } = &event
-            && self.verbose
-        {
-            eprintln!("release {attachment}");
-        }
         if self.verbose {
             eprintln!("{:?} {event:?}", self.now);
         }
@@ -350,7 +345,7 @@ impl Run {
             self.carry_out(effect);
         }
         self.check(&effects);
-        if self.events % 64 == 0 {
+        if self.events.is_multiple_of(64) {
             self.pool.show();
             let _ = self.pool.ready();
         }

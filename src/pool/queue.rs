@@ -113,6 +113,7 @@ impl State {
             }
             let refused =
                 self.obstacle().unwrap_or_else(|| if hope { self.too_slow(&w) } else { self.too_many(before) });
+            self.turned_away = true;
             self.tell(Some(&w.pod), true, "AllocIPFailed", refused.reason.clone());
             self.out.push(Effect::Reply { ticket: w.ticket, result: Err(refused) });
         }
@@ -262,9 +263,10 @@ impl State {
         }
     }
 
-    /// Tells the node's owner once when a trouble begins, changes and ends.
+    /// Tells the node's owner once when a trouble begins, changes and ends. A full node is none before someone was turned away.
     pub fn tell_trouble(&mut self) {
-        let trouble = self.obstacle();
+        self.turned_away &= self.is_full();
+        let trouble = self.obstacle().filter(|r| r.why != Refusal::NodeFull || self.turned_away);
         let why = trouble.as_ref().map(|r| r.why);
         if why == self.told {
             return;

@@ -627,8 +627,56 @@ fn in_an_outage_calls_become_rare_and_the_first_answer_ends_it() {
     assert!(rig.calls.len() < 40, "{} calls in ten minutes", rig.calls.len());
     rig.says.clear();
     rig.run(secs(200));
-    assert_eq!(rig.pool.show()["idle"], 3);
+    assert_eq!(rig.pool.show()["idle"], 4, "three to keep, and one for the ADD that gave up");
     assert!(rig.pool.show()["cloud"]["outage"].is_null());
+}
+
+#[test]
+fn the_end_of_an_outage_is_noticed_although_nobody_waits() {
+    let mut rig = Rig::new(Settings { min_enis: 1, ..settings() });
+    rig.says.insert("any", FaultKind::Unknown);
+    rig.run(secs(700));
+    assert_eq!(rig.pool.ready().unwrap_err().why, Refusal::CloudDown);
+    rig.says.clear();
+    rig.run(secs(100));
+    assert_eq!(rig.pool.ready(), Ok(()));
+}
+
+#[test]
+fn a_full_node_is_no_trouble_before_someone_is_turned_away() {
+    let tiny = Settings { max_enis: 1, limits: Limits { v4_per_adapter: 1, ..settings().limits }, ..settings() };
+    let mut rig = Rig::with_eni(tiny, &["10.0.1.10"]);
+    rig.add(1, secs(5));
+    assert_eq!(rig.told("AllocResourceFailed"), 0);
+    rig.add(2, secs(5));
+    rig.add(3, secs(5));
+    assert_eq!((rig.told("AllocResourceFailed"), rig.told("AllocIPFailed")), (1, 2));
+    rig.del(1);
+    rig.run(secs(140));
+    assert_eq!(rig.told("AllocIPSucceed"), 1);
+}
+
+#[test]
+fn a_cloud_that_assigns_nothing_is_not_asked_in_a_loop() {
+    let mut rig = Rig::with_eni(Settings { max_enis: 1, ..settings() }, &["10.0.1.10"]);
+    rig.add(1, secs(1));
+    rig.add(2, secs(100));
+    let mut asked = 0;
+    for _ in 0..1000 {
+        rig.now += Duration::from_millis(100);
+        for (_, _, call) in std::mem::take(&mut rig.due) {
+            let id =
+                rig.effects.iter().rev().find_map(|e| if let Effect::Call { id, .. } = e { Some(*id) } else { None });
+            let result = match call.unwrap() {
+                Call::Assign { .. } => Ok(Outcome::Assigned(vec![])),
+                call => rig.cloud.act(rig.now, &call),
+            };
+            asked += 1;
+            rig.hear(Event::Done { call: id.unwrap(), result });
+        }
+        rig.hear(Event::Tick);
+    }
+    assert!((5..40).contains(&asked), "{asked} calls");
 }
 
 #[test]
