@@ -451,6 +451,10 @@ impl Run {
         let ours: Vec<&Eni> = self.cloud.enis.values().filter(|e| is_ours(e)).collect();
         let idle = |e: &&Eni| e.v4.iter().filter(|ip| !self.ledger.holds(**ip)).count();
         let spare: usize = ours.iter().map(|e| idle(e) + self.per_eni().saturating_sub(e.v4.len())).sum();
+        let show = self.pool.show();
+        let suspect: usize =
+            show["enis"].as_array().unwrap().iter().map(|e| e["not_used"].as_array().unwrap().len()).sum();
+        let spare = spare.saturating_sub(suspect);
         let new = self.places().saturating_sub(ours.len()) * self.per_eni();
         assert!(
             ours.len() > self.places() || spare + new <= self.asked.len() || self.foul || self.unseen,
