@@ -504,6 +504,60 @@ fn what_an_earlier_life_was_about_to_do_is_done_once() {
 }
 
 #[test]
+fn an_eni_that_an_earlier_life_was_about_to_make_is_made_once() {
+    let token = "0123".to_owned();
+    let call = Call::Create {
+        vswitch: "vsw-1".into(),
+        security_groups: vec!["sg-1".into()],
+        resource_group: None,
+        tags: eni("eni-a", EniState::Available, "vsw-1", &["10.0.1.1"]).tags,
+        addresses: 2,
+        token: token.clone(),
+    };
+    for done in [false, true] {
+        let mut rig = Rig::with(Settings { min_idle: 1, ..settings() }, |cloud, ledger| {
+            ledger.intents.insert(token.clone(), Intent { token: token.clone(), call: call.clone() });
+            if done {
+                cloud.act(START, &call).unwrap();
+            }
+        });
+        assert!(rig.calls.iter().any(|(_, c)| *c == call));
+        rig.run(secs(40));
+        assert!(rig.ledger.intents.is_empty());
+        assert_eq!((rig.cloud.enis.len(), rig.pool.show()["idle"].as_u64()), (1, Some(2)));
+    }
+}
+
+#[test]
+fn after_too_many_doubtful_attempts_we_look_before_we_make_another_eni() {
+    let mut rig = Rig::new(Settings { min_enis: 1, ..settings() });
+    rig.says.insert("create", FaultKind::Unknown);
+    rig.run(secs(1200));
+    let first = rig.calls.iter().map(|(_, c)| c).find(|c| kind(c) == "create").unwrap().clone();
+    let last = rig.calls.iter().rposition(|(_, c)| *c == first).unwrap();
+    let next = rig.calls.iter().position(|(_, c)| kind(c) == "create" && *c != first).unwrap();
+    assert_eq!(rig.calls.iter().filter(|(_, c)| *c == first).count(), 8);
+    assert!(rig.kinds()[last..next].contains(&"look all"));
+}
+
+#[test]
+fn an_old_picture_does_not_bring_back_what_we_deleted() {
+    let [a, b] = [("eni-a", EniState::Available, "10.0.1.10"), ("eni-b", EniState::InUse, "10.0.1.20")]
+        .map(|(id, state, ip)| eni(id, state, "vsw-1", &[ip]));
+    let mut rig = Rig::with(settings(), |cloud, _| {
+        put(cloud, a.clone());
+        put(cloud, b.clone());
+    });
+    rig.run(Duration::from_millis(500));
+    rig.hear(Event::LinkGone { eni: "eni-b".into() });
+    assert_eq!(rig.kinds(), ["delete", "look all"]);
+    rig.run(Duration::from_millis(600));
+    rig.due.clear();
+    rig.hear(Event::Done { call: 2, result: Ok(Outcome::SeenAll(vec![a, b])) });
+    assert_eq!(rig.pool.show()["enis"].as_array().unwrap().len(), 1);
+}
+
+#[test]
 fn an_intent_for_an_eni_that_is_gone_is_settled_without_a_call() {
     let call = Call::Assign { eni: "eni-z".into(), count: 2, token: "9".into() };
     let rig = Rig::with(settings(), |_, ledger| {
