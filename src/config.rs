@@ -1,1 +1,581 @@
-//! The daemon's configuration and node facts, parsed once into values that cannot be wrong.
+//! The daemon's configuration and the facts of its node, parsed once into values that cannot be wrong.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::eni::{EniChoice, VSwitchChoice};
+use crate::error::{Context, Error};
+use crate::ip::{IpPair, NetPair, overlap};
+use crate::json::{self, Object, Reader, Wrong, shortened};
+use crate::ours;
+
+/// Everything the operator says. What is `None` or empty is found out from the node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    pub access: Option<AccessKey>,
+    /// The encrypted token file.
+    pub credential_path: Option<PathBuf>,
+    pub region: Option<String>,
+    pub service_cidr: NetPair,
+    /// vSwitches per zone, in the order of preference.
+    pub vswitches: BTreeMap<String, Vec<String>>,
+    pub vswitch_choice: VSwitchChoice,
+    pub eni_choice: EniChoice,
+    pub security_groups: Vec<String>,
+    pub resource_group: Option<String>,
+    /// Tags for the ENIs we make.
+    pub eni_tags: BTreeMap<String, String>,
+    /// Only ENIs that bear all of these are ours to use.
+    pub eni_tag_filter: BTreeMap<String, String>,
+    /// ENIs that bear one of these are never used.
+    pub eni_tag_block: Vec<(String, String)>,
+    /// Idle addresses to keep ready, and the most to keep.
+    pub min_idle: u32,
+    pub max_idle: u32,
+    /// Bounds on secondary ENIs; no upper bound is the instance's own.
+    pub min_enis: u32,
+    pub max_enis: Option<u32>,
+    /// Calls per minute that the cloud allows, by API name.
+    pub rate_limit: BTreeMap<String, u32>,
+    /// How often the pool is compared with the cloud.
+    pub sync_period: Duration,
+    /// How long an address rests after its pod has gone.
+    pub cooldown: Duration,
+    /// How long an ENI must have held no lease before it is given back.
+    pub eni_idle: Duration,
+    pub kube_qps: Option<f64>,
+    pub kube_burst: Option<u32>,
+    pub kubeconfig: Option<PathBuf>,
+    pub node_name: Option<String>,
+    pub mtu: u32,
+    pub conflist: PathBuf,
+    pub cloud: CloudAccess,
+}
+
+/// Where the cloud's APIs are and how they are spoken to; `None` follows from the region.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CloudAccess {
+    pub ecs: Option<Endpoint>,
+    pub vpc: Option<Endpoint>,
+    pub metadata: Option<Endpoint>,
+    pub scheme: Scheme,
+    pub signature: Signature,
+    /// Certificates to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    pub scheme: Scheme,
+    /// Host, and port if it is not the scheme's own.
+    pub authority: String,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", self.scheme, self.authority)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    Http,
+    Https,
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Scheme::Http { "http" } else { "https" })
+    }
+}
+
+/// How calls are signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signature {
+    /// HMAC-SHA1 over the query.
+    V1,
+    /// ACS3-HMAC-SHA256 in a header.
+    V3,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessKey {
+    pub id: String,
+    pub secret: Secret,
+}
+
+/// Text that must not get into a log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+
+    /// The text itself, for signing.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
+/// Something in the configuration that does nothing, which a person should hear of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Warning {
+    /// No key of Terway; a slip of the pen?
+    Unknown(String),
+    /// A key of Terway that changes nothing here.
+    WithoutEffect(String),
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Warning::Unknown(key) => write!(f, "configuration: {key} is not a key that Terway knows; it is ignored"),
+            Warning::WithoutEffect(key) => write!(f, "configuration: {key} has no effect here"),
+        }
+    }
+}
+
+/// What the metadata service says of the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NodeFacts {
+    pub instance: String,
+    pub instance_type: String,
+    pub region: String,
+    pub zone: String,
+    pub vpc: String,
+    pub vpc_cidrs: Vec<IpNet>,
+    pub vswitch: String,
+    pub vswitch_cidr: NetPair,
+    pub ips: IpPair,
+}
+
+/// Keys of the old Terway for modes and add-ons that are not here.
+const WITHOUT_EFFECT: &[&str] = &[
+    "allow_eip_rob",
+    "backoff_override",
+    "custom_stateful_workload_kinds",
+    "disable_device_plugin",
+    "enable_eip_pool",
+    "enable_eni_trunking",
+    "enable_erdma",
+    "enable_ip_prefix",
+    "enable_patch_pod_ips",
+    "eni_cap_policy",
+    "eni_cap_ratio",
+    "eni_cap_shift",
+    "extra_routes",
+    "idle_ip_reclaim_after",
+    "idle_ip_reclaim_batch_size",
+    "idle_ip_reclaim_interval",
+    "idle_ip_reclaim_jitter_factor",
+    "ip_warm_up_size",
+    "ipam_type",
+    "ipv4_prefix_count",
+    "ipv6_prefix_count",
+    "prefix",
+];
+
+const MOST_SECURITY_GROUPS: usize = 10;
+const MOST_IDLE: u64 = 10_000;
+const DEFAULT_MAX_IDLE: u32 = 5;
+const DEFAULT_MTU: u64 = 1500;
+
+impl Config {
+    /// Reads the configuration file, with the environment of the process laid over it.
+    pub fn parse(text: &[u8], env: &BTreeMap<String, String>) -> Result<(Config, Vec<Warning>), Error> {
+        let read = || -> Result<_, Error> {
+            let mut object = json::object(text).map_err(Error::malformed)?;
+            lay_over(&mut object, env);
+            let mut keys = Reader::new(&object);
+            let config = Config::read(&mut keys)?;
+            Ok((config, warnings(&mut keys)))
+        };
+        read().context(|| "configuration")
+    }
+
+    fn read(keys: &mut Reader) -> Result<Config, Error> {
+        version(keys)?;
+        ip_stack(keys)?;
+        let (min_idle, max_idle) = idle_bounds(keys)?;
+        let (min_enis, max_enis) = eni_bounds(keys)?;
+        Ok(Config {
+            access: access(keys)?,
+            credential_path: path(keys, "credential_path")?,
+            region: id(keys, "region_id")?,
+            service_cidr: service_cidr(keys)?,
+            vswitches: vswitches(keys)?,
+            vswitch_choice: keys.word("vswitch_selection_policy", VSWITCH_CHOICES)?.unwrap_or(VSwitchChoice::Random),
+            eni_choice: keys.word("eni_selection_policy", ENI_CHOICES)?.unwrap_or(EniChoice::MostIps),
+            security_groups: security_groups(keys)?,
+            resource_group: id(keys, "resource_group_id")?,
+            eni_tags: tags(keys, "eni_tags")?,
+            eni_tag_filter: tags(keys, "eni_tag_filter")?,
+            eni_tag_block: tag_block(keys)?,
+            min_idle,
+            max_idle,
+            min_enis,
+            max_enis,
+            rate_limit: rate_limit(keys)?,
+            sync_period: duration(keys, "ip_pool_sync_period", 120, 10)?,
+            cooldown: duration(keys, "ip_cooldown", 130, 0)?,
+            eni_idle: duration(keys, "eni_idle_release_after", 600, 10)?,
+            kube_qps: qps(keys)?,
+            kube_burst: keys.number("kube_client_burst", 1..=100_000)?.map(|n| n as u32),
+            kubeconfig: path(keys, "kubeconfig")?,
+            node_name: keys.parsed("node_name", "a DNS name", node_name)?,
+            mtu: keys.number("mtu", crate::cni::MTU)?.unwrap_or(DEFAULT_MTU) as u32,
+            conflist: path(keys, "conflist")?.unwrap_or_else(|| ours::CONFLIST.into()),
+            cloud: CloudAccess::read(keys)?,
+        })
+    }
+
+    /// What can only be judged on the node: a Service address that the VPC has too would be reached by neither.
+    pub fn validate(&self, node: &NodeFacts) -> Result<(), Error> {
+        for service in self.service_cidr.iter() {
+            let vpc = node.vpc_cidrs.iter().map(|net| ("VPC", &node.vpc, *net));
+            let vswitch = node.vswitch_cidr.iter().map(|net| ("vSwitch", &node.vswitch, net));
+            if let Some((kind, id, net)) = vpc.chain(vswitch).find(|(_, _, net)| overlap(&service, net)) {
+                let text =
+                    format!("service_cidr {service} overlaps {net} of {kind} {id}; choose a Service CIDR outside");
+                return Err(Error::refused(text).within("configuration"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl From<Wrong> for Error {
+    fn from(wrong: Wrong) -> Error {
+        Error::malformed(wrong)
+    }
+}
+
+/// Environment variables that the old Terway has, and the keys they stand for.
+const ENVIRONMENT: &[(&str, &str)] = &[
+    ("NODE_NAME", "node_name"),
+    ("ECS_ENDPOINT", "ecs_endpoint"),
+    ("VPC_ENDPOINT", "vpc_endpoint"),
+    ("ALICLOUD_CLIENT_SCHEME", "client_scheme"),
+];
+
+fn lay_over(object: &mut Object, env: &BTreeMap<String, String>) {
+    for (variable, key) in ENVIRONMENT {
+        if let Some(value) = env.get(*variable).filter(|v| !v.is_empty()) {
+            object.insert((*key).into(), Value::String(value.clone()));
+        }
+    }
+}
+
+fn warnings(keys: &mut Reader) -> Vec<Warning> {
+    let set: Vec<&str> = WITHOUT_EFFECT.iter().copied().filter(|key| keys.value(key).is_some()).collect();
+    let unknown = keys.unknown().into_iter().map(Warning::Unknown);
+    unknown.chain(set.into_iter().map(|key| Warning::WithoutEffect(key.into()))).collect()
+}
+
+fn version(keys: &mut Reader) -> Result<(), Wrong> {
+    keys.parsed("version", "\"1\"", |t| (t == "1").then_some(())).map(|_| ())
+}
+
+fn ip_stack(keys: &mut Reader) -> Result<(), Error> {
+    match keys.word("ip_stack", &[("ipv4", "ipv4"), ("dual", "dual"), ("ipv6", "ipv6")])? {
+        None | Some("ipv4") => Ok(()),
+        Some(other) => {
+            Err(Error::refused(format!("ip_stack is \"{other}\", which is not supported yet; use \"ipv4\"")))
+        }
+    }
+}
+
+fn idle_bounds(keys: &mut Reader) -> Result<(u32, u32), Error> {
+    let min = keys.number("min_pool_size", 0..=MOST_IDLE)?.unwrap_or(0) as u32;
+    let max = keys.number("max_pool_size", 0..=MOST_IDLE)?.map(|n| n as u32);
+    match max {
+        Some(max) if min > max => Err(contradiction("min_pool_size", min, "max_pool_size", max)),
+        max => Ok((min, max.unwrap_or(DEFAULT_MAX_IDLE.max(min)))),
+    }
+}
+
+/// Zero leaves the upper bound to the instance.
+fn eni_bounds(keys: &mut Reader) -> Result<(u32, Option<u32>), Error> {
+    let most = 0..=u64::from(ours::MAX_SLOT);
+    let min = keys.number("min_eni", most.clone())?.unwrap_or(0) as u32;
+    let max = keys.number("max_eni", most)?.map(|n| n as u32).filter(|n| *n > 0);
+    match max {
+        Some(max) if min > max => Err(contradiction("min_eni", min, "max_eni", max)),
+        max => Ok((min, max)),
+    }
+}
+
+fn contradiction(low: &str, min: u32, high: &str, max: u32) -> Error {
+    Error::malformed(format!("{low} is {min} and {high} is {max}; {low} must not be more than {high}"))
+}
+
+fn access(keys: &mut Reader) -> Result<Option<AccessKey>, Error> {
+    let hidden = |wrong: Wrong| Wrong { value: "(hidden)".into(), ..wrong };
+    let id = keys.text("access_key").map_err(hidden)?.filter(|t| !t.is_empty());
+    let secret = keys.text("access_secret").map_err(hidden)?.filter(|t| !t.is_empty());
+    match (id, secret) {
+        (None, None) => Ok(None),
+        (Some(id), Some(secret)) => Ok(Some(AccessKey { id: id.into(), secret: Secret::new(secret) })),
+        (Some(_), None) => Err(Error::malformed("access_key is set and access_secret is not; set both or none")),
+        (None, Some(_)) => Err(Error::malformed("access_secret is set and access_key is not; set both or none")),
+    }
+}
+
+// ---- networks ----
+
+fn service_cidr(keys: &mut Reader) -> Result<NetPair, Error> {
+    let Some(text) = keys.text("service_cidr")?.filter(|t| !t.trim().is_empty()) else { return Ok(NetPair::default()) };
+    let mut pair = NetPair::default();
+    for part in text.split(',').map(str::trim) {
+        let taken = match cluster_net(part).context(|| format!("service_cidr: {}", shortened(part)))? {
+            IpNet::V4(net) => pair.v4.replace(net).is_some(),
+            IpNet::V6(net) => pair.v6.replace(net).is_some(),
+        };
+        if taken {
+            return Err(Error::malformed("service_cidr has two CIDRs of one family; it must be \"v4\" or \"v4,v6\""));
+        }
+    }
+    Ok(pair)
+}
+
+/// A prefix that a cluster can have for itself.
+fn cluster_net(text: &str) -> Result<IpNet, Error> {
+    let net: IpNet = text.parse().map_err(|_| Error::malformed("not a CIDR such as 172.21.0.0/20"))?;
+    if net.prefix_len() == 0 {
+        return Err(Error::malformed("a CIDR of length 0 holds every address"));
+    }
+    if net.trunc() != net {
+        return Err(Error::malformed(format!("bits are set behind the prefix; {} would be right", net.trunc())));
+    }
+    match RESERVED.iter().find(|(reserved, _)| overlap(&net, &reserved.parse().expect("a prefix"))) {
+        Some((reserved, what)) => Err(Error::malformed(format!("it overlaps {reserved}, which is {what}"))),
+        None => Ok(net),
+    }
+}
+
+const RESERVED: &[(&str, &str)] = &[
+    ("0.0.0.0/8", "\"this network\""),
+    ("127.0.0.0/8", "loopback"),
+    ("169.254.0.0/16", "link-local"),
+    ("224.0.0.0/4", "multicast"),
+    ("240.0.0.0/4", "reserved"),
+    ("100.100.100.200/32", "the metadata service"),
+    ("::/127", "loopback"),
+    ("fe80::/10", "link-local"),
+    ("ff00::/8", "multicast"),
+];
+
+// ---- names and identifiers ----
+
+const VSWITCH_CHOICES: &[(&str, VSwitchChoice)] = &[
+    ("random", VSwitchChoice::Random),
+    // The old Terway orders by free addresses, not as listed.
+    ("ordered", VSwitchChoice::Most),
+    ("most", VSwitchChoice::Most),
+    ("listed", VSwitchChoice::Ordered),
+];
+const ENI_CHOICES: &[(&str, EniChoice)] = &[("most_ips", EniChoice::MostIps), ("least_ips", EniChoice::LeastIps)];
+
+const ID: &str = "an identifier of letters, digits, hyphens and underscores";
+
+fn is_id(text: &str) -> bool {
+    (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+}
+
+fn id(keys: &mut Reader, key: &'static str) -> Result<Option<String>, Wrong> {
+    keys.parsed(key, ID, |t| is_id(t).then(|| t.to_owned()))
+}
+
+fn ids(keys: &mut Reader, key: &'static str) -> Result<Vec<String>, Wrong> {
+    keys.list(key, ID, |v| v.as_str().filter(|t| is_id(t)).map(str::to_owned))
+}
+
+fn node_name(text: &str) -> Option<String> {
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    let edges = text.starts_with(['-', '.']) || text.ends_with(['-', '.']);
+    (text.len() <= 253 && !edges && text.chars().all(good)).then(|| text.to_owned())
+}
+
+fn vswitches(keys: &mut Reader) -> Result<BTreeMap<String, Vec<String>>, Wrong> {
+    let ids =
+        |value: &Value| value.as_array()?.iter().map(|v| v.as_str().filter(|t| is_id(t)).map(str::to_owned)).collect();
+    map(keys, "vswitches", "a list of vSwitch ids", ids)
+}
+
+fn security_groups(keys: &mut Reader) -> Result<Vec<String>, Error> {
+    let mut all: Vec<String> = id(keys, "security_group")?.into_iter().collect();
+    for group in ids(keys, "security_groups")? {
+        if !all.contains(&group) {
+            all.push(group);
+        }
+    }
+    if all.len() > MOST_SECURITY_GROUPS {
+        let text = format!(
+            "security_group and security_groups name {} groups; an ENI has at most {MOST_SECURITY_GROUPS}",
+            all.len()
+        );
+        return Err(Error::malformed(text));
+    }
+    Ok(all)
+}
+
+fn tags(keys: &mut Reader, key: &'static str) -> Result<BTreeMap<String, String>, Wrong> {
+    map(keys, key, "a text", |v| v.as_str().map(str::to_owned))
+}
+
+/// ENIs of other controllers, whatever the configuration says.
+const ALWAYS_BLOCKED: &[(&str, &str)] =
+    &[("creator", "alibabacloud-erdma-controller"), ("terway.alibabacloud.com/excluded", "true")];
+
+fn tag_block(keys: &mut Reader) -> Result<Vec<(String, String)>, Wrong> {
+    let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    let more = keys.list("eni_tag_block_list", "an object with key and value", |tag| {
+        Some((tag.get("key")?.as_str()?.to_owned(), tag.get("value")?.as_str()?.to_owned()))
+    })?;
+    Ok(ALWAYS_BLOCKED.iter().map(own).chain(more).collect())
+}
+
+fn rate_limit(keys: &mut Reader) -> Result<BTreeMap<String, u32>, Wrong> {
+    let calls = |v: &Value| v.as_u64().filter(|n| (1..=1_000_000).contains(n)).map(|n| n as u32);
+    map(keys, "rate_limit", "calls per minute, from 1 to 1000000", calls)
+}
+
+/// An object whose values are all of one kind; an error names the entry.
+fn map<T>(
+    keys: &mut Reader,
+    key: &'static str,
+    want: &str,
+    read: impl Fn(&Value) -> Option<T>,
+) -> Result<BTreeMap<String, T>, Wrong> {
+    let Some(object) = keys.object(key)? else { return Ok(BTreeMap::new()) };
+    let entry = |(name, value): (&String, &Value)| match read(value) {
+        Some(t) => Ok((name.clone(), t)),
+        None => Err(keys.wrong(&format!("{key}.{}", shortened(name)), value, want)),
+    };
+    object.iter().map(entry).collect()
+}
+
+fn path(keys: &mut Reader, key: &'static str) -> Result<Option<PathBuf>, Wrong> {
+    let absolute = |t: &str| (t.starts_with('/') && !t.contains(char::is_control)).then(|| PathBuf::from(t));
+    keys.parsed(key, "an absolute path", absolute)
+}
+
+fn qps(keys: &mut Reader) -> Result<Option<f64>, Wrong> {
+    let Some(value) = keys.value("kube_client_qps") else { return Ok(None) };
+    let qps = value.as_f64().filter(|n| *n > 0.0 && *n <= 100_000.0);
+    qps.map(Some).ok_or_else(|| keys.wrong("kube_client_qps", value, "a number above 0 and up to 100000"))
+}
+
+// ---- the cloud's endpoints ----
+
+const SCHEMES: &[(&str, Scheme)] = &[("http", Scheme::Http), ("https", Scheme::Https)];
+const SIGNATURES: &[(&str, Signature)] = &[("1.0", Signature::V1), ("3.0", Signature::V3)];
+
+impl CloudAccess {
+    fn read(keys: &mut Reader) -> Result<CloudAccess, Wrong> {
+        let scheme = keys.word("client_scheme", SCHEMES)?.unwrap_or(Scheme::Https);
+        Ok(CloudAccess {
+            ecs: endpoint(keys, "ecs_endpoint", scheme)?,
+            vpc: endpoint(keys, "vpc_endpoint", scheme)?,
+            metadata: endpoint(keys, "metadata_endpoint", Scheme::Http)?,
+            scheme,
+            signature: keys.word("signature_version", SIGNATURES)?.unwrap_or(Signature::V3),
+            ca_file: path(keys, "ca_file")?,
+        })
+    }
+}
+
+fn endpoint(keys: &mut Reader, key: &'static str, otherwise: Scheme) -> Result<Option<Endpoint>, Wrong> {
+    keys.parsed(key, "host, host:port, or either behind http:// or https://", |text| {
+        let (scheme, rest) = match text.split_once("://") {
+            Some(("http", rest)) => (Scheme::Http, rest),
+            Some(("https", rest)) => (Scheme::Https, rest),
+            Some(_) => return None,
+            None => (otherwise, text),
+        };
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        is_authority(authority).then(|| Endpoint { scheme, authority: authority.into() })
+    })
+}
+
+fn is_authority(text: &str) -> bool {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !host.ends_with(':') && !port.contains(']') => (host, Some(port)),
+        _ => (text, None),
+    };
+    let name = |h: &str| {
+        h.len() <= 253 && !h.is_empty() && h.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+    };
+    let v6 = |h: &str| {
+        h.strip_prefix('[').and_then(|h| h.strip_suffix(']')).is_some_and(|h| h.parse::<std::net::Ipv6Addr>().is_ok())
+    };
+    (name(host) || v6(host)) && port.is_none_or(|p| p.parse::<u16>().is_ok_and(|p| p > 0))
+}
+
+// ---- durations ----
+
+fn duration(keys: &mut Reader, key: &'static str, default: u64, least: u64) -> Result<Duration, Wrong> {
+    const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+    let least = Duration::from_secs(least);
+    let want =
+        format!("a duration such as \"90s\" or \"1h30m\", from {}s to {}h", least.as_secs(), LONGEST.as_secs() / 3600);
+    let parse = |text: &str| go_duration(text).filter(|d| (least..=LONGEST).contains(d));
+    Ok(keys.parsed(key, &want, parse)?.unwrap_or(Duration::from_secs(default)))
+}
+
+/// A duration as Go writes it: numbers with units, `1h30m`, `1.5s`, `250ms`; `0` needs no unit.
+pub fn go_duration(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut total: u64 = 0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, behind) = rest.split_at(digits);
+        let (unit, behind) =
+            behind.split_at(behind.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(behind.len()));
+        total = total.checked_add(nanoseconds(number, unit)?)?;
+        rest = behind;
+    }
+    (!text.is_empty()).then(|| Duration::from_nanos(total))
+}
+
+fn nanoseconds(number: &str, unit: &str) -> Option<u64> {
+    let unit: u64 = match unit {
+        "ns" => 1,
+        "us" | "µs" | "μs" => 1_000,
+        "ms" => 1_000_000,
+        "s" => 1_000_000_000,
+        "m" => 60_000_000_000,
+        "h" => 3_600_000_000_000,
+        _ => return None,
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty() && fraction.is_empty() || fraction.contains('.') {
+        return None;
+    }
+    let whole = if whole.is_empty() { 0 } else { whole.parse::<u64>().ok()? };
+    let mut part: u64 = 0;
+    let mut scale = unit;
+    for digit in fraction.bytes() {
+        // Exact as long as there is something left to divide; what is below a nanosecond is cut off.
+        part += u64::from(digit - b'0') * scale / 10;
+        scale /= 10;
+    }
+    whole.checked_mul(unit)?.checked_add(part)
+}

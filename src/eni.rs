@@ -29,12 +29,14 @@ pub struct Eni {
     pub description: String,
 }
 
+/// What an ENI is for; `Other` is a kind we do not know and leave alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EniKind {
     Primary,
     Secondary,
     Trunk,
     Member,
+    Other,
 }
 
 /// States of <https://help.aliyun.com> DescribeNetworkInterfaces; `Other` is one we do not know and leave alone.
@@ -56,6 +58,26 @@ pub struct VSwitch {
     pub cidr: NetPair,
     /// Addresses that nobody has yet.
     pub free: u32,
+}
+
+/// Which vSwitch the next ENI is made in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VSwitchChoice {
+    /// Any that is not known to be empty.
+    Random,
+    /// The first of the list that is not empty.
+    Ordered,
+    /// The one with the most free addresses.
+    Most,
+}
+
+/// Which ENI the next address is taken from, and asked for on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EniChoice {
+    /// Fill the fullest first.
+    MostIps,
+    /// Spread.
+    LeastIps,
 }
 
 /// What an instance type can hold (DescribeInstanceTypes).

@@ -10,7 +10,7 @@ pub enum Cause {
     /// A system call or netlink request failed: `errno`, and what the kernel added to it (extended ack), if anything.
     Os { errno: i32, note: String },
     /// The cloud refused or did not answer; the fault says what may be done next.
-    Cloud(Fault),
+    Cloud(Box<Fault>),
     /// An HTTP server other than the cloud answered with this status.
     Http { status: u16, body: String },
     /// What we read is not what it should be.
@@ -128,7 +128,7 @@ impl From<serde_json::Error> for Error {
 
 impl From<Fault> for Error {
     fn from(fault: Fault) -> Error {
-        Error::new(Cause::Cloud(fault))
+        Error::new(Cause::Cloud(Box::new(fault)))
     }
 }
 

@@ -6,6 +6,7 @@ pub mod config;
 pub mod eni;
 pub mod error;
 pub mod ip;
+pub mod json;
 pub mod object;
 pub mod ours;
 pub mod plan;
@@ -17,6 +18,7 @@ pub mod datapath;
 pub mod pool;
 
 // Hands: each touches one part of the world.
+pub mod client;
 pub mod cloud;
 pub mod kernel;
 pub mod kube;

@@ -18,6 +18,11 @@ impl PodName {
     }
 }
 
+/// Stands for a pod that runs and whose name is lost.
+pub fn nameless() -> PodName {
+    PodName::new("", "")
+}
+
 impl fmt::Display for PodName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
@@ -29,6 +34,13 @@ impl fmt::Display for PodName {
 pub struct Attachment {
     pub container: String,
     pub ifname: String,
+}
+
+impl Attachment {
+    /// A file name that belongs to this attachment alone: `@` cannot be in a container id.
+    pub fn file_name(&self) -> String {
+        format!("{}@{}", self.container, self.ifname)
+    }
 }
 
 impl fmt::Display for Attachment {

@@ -70,6 +70,8 @@ pub enum Refusal {
     BadRequest,
     /// The daemon has not finished starting.
     Starting,
+    /// The node itself fails us: its kernel, or no room for the ledger.
+    Local,
 }
 
 /// An address given to an attachment, with all that wiring it takes. Also the ledger's record, so fields may be added, not renamed.
@@ -109,6 +111,41 @@ pub enum Marker {
     Skbedit,
     /// Neither is there: one `from` rule per pod, as the old Terway has.
     Rule,
+}
+
+/// Folder below [`crate::ours::LEDGER`] where a plugin that found no daemon notes what it undid.
+pub const TOMBSTONES: &str = "tombstones";
+
+/// One such note: `<Attachment::file_name>.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tombstone {
+    pub attachment: Attachment,
+    /// Seconds since 1970, for the order and for people.
+    pub at: f64,
+}
+
+/// A lease for unit tests.
+#[cfg(test)]
+pub fn example_lease() -> Lease {
+    Lease {
+        pod: PodName::new("default", "web-0"),
+        sandbox: Sandbox {
+            attachment: Attachment { container: "0123456789abcdef".into(), ifname: "eth0".into() },
+            netns: "/run/netns/web-0".into(),
+        },
+        ip: IpPair::v4(Ipv4Addr::new(192, 168, 32, 5)),
+        eni: EniLease {
+            id: "eni-1".into(),
+            mac: Mac([0, 0x16, 0x3e, 0, 0, 1]),
+            vswitch: "vsw-pods".into(),
+            cidr: NetPair::v4("192.168.32.0/19".parse().expect("a prefix")),
+            gateway: IpPair::v4(Ipv4Addr::new(192, 168, 63, 253)),
+            slot: 1,
+            table: 1003,
+        },
+        node: IpPair::v4(Ipv4Addr::new(192, 168, 0, 10)),
+        marker: Marker::Bpf,
+    }
 }
 
 impl Lease {

@@ -1,1 +1,156 @@
 //! The law of the house: who may name whom, read from the sources.
+
+use std::fs;
+use std::path::Path;
+
+/// Room, what it may name of our own rooms besides words.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("datapath", &[]),
+    ("pool", &[]),
+    ("kernel", &[]),
+    ("cloud", &[]),
+    ("kube", &[]),
+    ("client", &[]),
+    ("plugin", &["datapath", "kernel", "client"]),
+    ("cli", &["datapath", "kernel", "client"]),
+    ("daemon", &["datapath", "pool", "kernel", "cloud", "kube"]),
+];
+
+const MINDS: &[&str] = &["datapath", "pool"];
+
+/// Text that only files under one of these places may hold (places are prefixes of a path below `src/`).
+const RESERVED: &[(&str, &[&str])] = &[
+    ("smol", &["daemon/"]),
+    ("async_io", &["daemon/"]),
+    ("neli", &["kernel/"]),
+    ("aya", &["kernel/"]),
+    ("ureq", &["cloud/", "kube/"]),
+    ("argh", &["plugin/", "daemon/", "cli/", "main.rs"]),
+];
+
+/// What a mind never says.
+const OUTSIDE: &[&str] =
+    &["std::fs", "std::thread", "std::net::Tcp", "std::process", "Instant::now", "SystemTime", "log::"];
+
+/// Cuts a file at its unit tests, and its lines at comments: both may speak of anything.
+fn code(text: &str) -> String {
+    let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+    text.lines().map(|l| l.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+fn sources() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    let mut folders = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
+            if entry.is_dir() {
+                folders.push(entry);
+            } else if entry.extension().is_some_and(|e| e == "rs") {
+                found.push((below(&root, &entry), fs::read_to_string(&entry).unwrap()));
+            }
+        }
+    }
+    assert!(found.len() > 10, "the sources are somewhere else");
+    found.sort();
+    found
+}
+
+fn below(root: &Path, path: &Path) -> String {
+    path.strip_prefix(root).unwrap().to_str().unwrap().to_owned()
+}
+
+fn room(file: &str) -> Option<&str> {
+    file.split_once('/').map(|(room, _)| room)
+}
+
+/// Whether the code uses `name` as a path segment: `name::`, `use name;`, or inside a `crate::{...}` list.
+fn names(code: &str, name: &str) -> bool {
+    let word = |c: char| c.is_alphanumeric() || c == '_';
+    code.match_indices(name).any(|(at, _)| {
+        let before = code[..at].chars().next_back();
+        let after = &code[at + name.len()..];
+        !before.is_some_and(|c| word(c) || c == '.')
+            && (after.starts_with("::") || after.starts_with(';') && code[..at].ends_with("use "))
+    })
+}
+
+/// Whether the code reaches into another of our rooms.
+fn names_room(code: &str, other: &str) -> bool {
+    if code.contains(&format!("crate::{other}")) {
+        return true;
+    }
+    code.split("use crate::{").skip(1).any(|list| {
+        let list = list.split(';').next().unwrap_or_default();
+        list.split([',', '{', '}']).map(str::trim).any(|item| item == other || item.starts_with(&format!("{other}::")))
+    })
+}
+
+/// Every breach of the law in these sources, as `src/pool/x.rs: pool may not name kernel`.
+fn breaches(sources: &[(String, String)]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (file, text) in sources {
+        let code = code(text);
+        let mut breach = |what: String| found.push(format!("src/{file}: {what}"));
+        if !text.starts_with("//!") {
+            breach("opens without a sentence that says what it is for".into());
+        }
+        let allowed = match room(file) {
+            Some(r) => ROOMS.iter().find(|(name, _)| *name == r).map(|(_, allowed)| *allowed),
+            None if file == "main.rs" => Some(["plugin", "daemon", "cli"].as_slice()),
+            None => Some([].as_slice()),
+        };
+        let Some(allowed) = allowed else {
+            breach("stands in a room that the table of tests/architecture.rs does not know".into());
+            continue;
+        };
+        let here = room(file).unwrap_or("words");
+        for (other, _) in ROOMS.iter().filter(|(other, _)| *other != here && !allowed.contains(other)) {
+            if names_room(&code, other) {
+                breach(format!("{here} may not name {other}"));
+            }
+        }
+        for (name, places) in RESERVED {
+            if names(&code, name) && !places.iter().any(|p| file.starts_with(p)) {
+                breach(format!("only {} may name {name}", places.join(" and ")));
+            }
+        }
+        if MINDS.contains(&here) {
+            for outside in OUTSIDE.iter().filter(|o| code.contains(**o)) {
+                breach(format!("a mind may not say {outside}"));
+            }
+        }
+        if code.contains("unsafe ") && !file.starts_with("kernel/") && file != "maps.rs" {
+            breach("unsafe is for src/kernel/ only".into());
+        }
+    }
+    found
+}
+
+#[test]
+fn every_room_keeps_to_the_law() {
+    let found = breaches(&sources());
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn the_law_sees_a_breach() {
+    for (file, text, breach) in [
+        ("pool/x.rs", "//! x\nuse crate::kernel::Kernel;", "src/pool/x.rs: pool may not name kernel"),
+        ("pool/x.rs", "//! x\nuse crate::{ip, kernel::Kernel};", "src/pool/x.rs: pool may not name kernel"),
+        ("pool/x.rs", "//! x\nlet t = std::time::Instant::now();", "src/pool/x.rs: a mind may not say Instant::now"),
+        ("kernel/x.rs", "//! x\nuse smol::Timer;", "src/kernel/x.rs: only daemon/ may name smol"),
+        ("cloud/x.rs", "//! x\nunsafe { f() }", "src/cloud/x.rs: unsafe is for src/kernel/ only"),
+        ("ip.rs", "//! x\nuse crate::pool::Pool;", "src/ip.rs: words may not name pool"),
+        (
+            "attic/x.rs",
+            "//! x\n",
+            "src/attic/x.rs: stands in a room that the table of tests/architecture.rs does not know",
+        ),
+        ("kube/x.rs", "use std::fmt;", "src/kube/x.rs: opens without a sentence that says what it is for"),
+    ] {
+        assert_eq!(breaches(&[(file.into(), text.into())]), [breach]);
+    }
+    let fine = "//! x\n// crate::kernel is not named here\nuse crate::ip;\n#[cfg(test)]\nuse crate::kernel;";
+    assert!(breaches(&[("pool/x.rs".into(), fine.into())]).is_empty());
+}

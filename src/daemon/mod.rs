@@ -1,1 +1,120 @@
 //! The node daemon: joins every mind and hand; the only room that awaits.
+
+mod adopt;
+mod boot;
+mod calls;
+mod clock;
+mod eni;
+mod ledger;
+mod news;
+mod node;
+mod pods;
+mod serve;
+mod terms;
+mod world;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use argh::FromArgs;
+use async_signal::{Signal, Signals};
+use smol::channel::{Sender, bounded};
+use smol::stream::StreamExt;
+use smol::{LocalExecutor, future};
+
+use crate::error::Error;
+use crate::ours;
+use node::Input;
+
+/// Inputs that wait for the node loop; whoever sends more waits.
+const INPUTS: usize = 4096;
+
+/// The Terway node daemon: gives pods VPC addresses.
+#[derive(FromArgs)]
+struct Args {
+    /// configuration file (default /etc/eni/eni.json)
+    #[argh(option, default = "PathBuf::from(ours::CONFIG)")]
+    config: PathBuf,
+    /// kubeconfig file (default: the one of the configuration, else the service account of the pod we run in)
+    #[argh(option)]
+    kubeconfig: Option<PathBuf>,
+    /// error, warn, info (default) or debug
+    #[argh(option, default = "String::from(\"info\")")]
+    log_level: String,
+    /// print the version and exit
+    #[argh(switch)]
+    version: bool,
+}
+
+/// Runs the daemon until SIGTERM or SIGINT; `args` without the program's name.
+pub fn main(args: &[String]) -> ExitCode {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let args = match Args::from_args(&["terwayd"], &args) {
+        Ok(args) => args,
+        Err(early) => {
+            let (text, code) = match early.status {
+                Ok(()) => (early.output, ExitCode::SUCCESS),
+                Err(()) => (format!("terwayd: {}", early.output), ExitCode::FAILURE),
+            };
+            eprintln!("{}", text.trim_end());
+            return code;
+        }
+    };
+    if args.version {
+        eprintln!("terwayd {}", env!("CARGO_PKG_VERSION"));
+        return ExitCode::SUCCESS;
+    }
+    if let Err(e) = start_log(&args.log_level).and_then(|()| run(&args)) {
+        eprintln!("terwayd: {e}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+fn start_log(level: &str) -> Result<(), Error> {
+    let level: log::LevelFilter = level
+        .parse()
+        .map_err(|_| Error::refused(format!("--log-level {level:?} is none of error, warn, info, debug")))?;
+    // The libraries we stand on speak up only when something is wrong.
+    env_logger::Builder::new().filter_level(level.min(log::LevelFilter::Warn)).filter_module("terway", level).init();
+    Ok(())
+}
+
+fn run(args: &Args) -> Result<(), Error> {
+    let start = boot::Start::read(&args.config, args.kubeconfig.as_deref())?;
+    let executor = Rc::new(LocalExecutor::new());
+    let (inputs, arriving) = bounded(INPUTS);
+    let signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])?;
+    let life = async {
+        let node = boot::boot(&start, executor.clone(), inputs.clone()).await?;
+        let listener = serve::listen(ours::SOCKET.as_ref())?;
+        executor.spawn(serve::serve(listener, executor.clone(), inputs.clone())).detach();
+        boot::announce(&start.config().conflist)?;
+        log::info!("serving on {}", ours::SOCKET);
+        node.run(arriving).await;
+        Ok(())
+    };
+    let until_told = heed(signals, &start, &inputs);
+    smol::block_on(executor.run(future::or(life, until_told)))
+}
+
+/// Ends at SIGTERM and SIGINT; what is under way is found again by the next life, and the data path stays as it is.
+/// SIGHUP rereads the configuration: what is wrong with it is said, and the old one stays.
+async fn heed(mut signals: Signals, start: &boot::Start, inputs: &Sender<Input>) -> Result<(), Error> {
+    while let Some(signal) = signals.next().await {
+        match signal? {
+            Signal::Hup => match start.reread() {
+                Ok(fresh) => {
+                    let _ = inputs.send(Input::Reload(Box::new(fresh))).await;
+                }
+                Err(e) => log::error!("configuration not reloaded: {e}"),
+            },
+            signal => {
+                log::info!("{signal:?}: ending; pods keep their network");
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}

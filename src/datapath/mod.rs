@@ -20,6 +20,14 @@ pub fn pod(setup: &Setup) -> Plan {
     policy_route::pod(setup)
 }
 
+/// What of a pod's plan does not go with its link, or must go before it: undone first when the pod is gone.
+pub fn routes(lease: &Lease) -> Plan {
+    let mut plan = pod(&Setup { lease, mtu: 0 });
+    plan.host.retain(|object| matches!(object, Object::Route(_) | Object::Rule(_)));
+    plan.pod.clear();
+    plan
+}
+
 /// What an ENI needs that carries pods.
 #[derive(Debug, Clone)]
 pub struct EniSetup<'a> {

@@ -24,6 +24,9 @@ const VETH_INFO_PEER: u16 = 1;
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 const IFF_UP: u32 = libc::IFF_UP as u32;
 
+/// Links that bear the MAC of another link.
+const BORROWERS: [&str; 8] = ["bond", "bridge", "ipvlan", "ipvtap", "macvlan", "macvtap", "team", "vlan"];
+
 /// A link as the kernel has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkSeen {
@@ -47,6 +50,12 @@ pub struct LinkSeen {
 impl LinkSeen {
     pub fn is_veth(&self) -> bool {
         self.kind.as_deref() == Some("veth")
+    }
+
+    /// Whether this is the ENI with this MAC, and not a link on top of it.
+    pub fn is_eni(&self, mac: Mac) -> bool {
+        let borrowed = self.kind.as_deref().is_some_and(|kind| BORROWERS.contains(&kind));
+        self.mac == Some(mac) && !borrowed && !self.name.starts_with("cali")
     }
 
     pub(super) fn parse(body: &[u8]) -> Option<LinkSeen> {

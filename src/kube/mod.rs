@@ -1,1 +1,399 @@
 //! The Kubernetes API over HTTP: get, list and watch, create, patch.
+
+mod access;
+mod kubeadm;
+mod watch;
+mod yaml;
+
+use std::io::{self, BufReader, Read};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use ureq::http::{Request, Response};
+use ureq::{Agent, Body};
+
+pub use access::Source;
+pub use watch::{Change, Stop, Watch};
+
+use crate::error::{Cause, Context, Error};
+use crate::object::{self, Object};
+use access::Access;
+
+/// How often files are read again: a service account's token and a kubelet's certificate are replaced while we run.
+const REREAD: Duration = Duration::from_secs(60);
+/// How much of an error's body we read, and how much of its message we keep.
+const REFUSAL_MAX: u64 = 64 << 10;
+const MESSAGE_MAX: usize = 1024;
+
+/// Bounds of time and size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// To connect, TLS included.
+    pub connect: Duration,
+    /// For a whole request but a watch.
+    pub call: Duration,
+    /// How long a watch may be silent. Servers that know bookmarks send one a minute.
+    pub silence: Duration,
+    /// How long we ask the server to keep a watch open.
+    pub watch: Duration,
+    /// Objects on a page of a list.
+    pub page: u32,
+    /// Bytes of such a page, and of one object.
+    pub page_bytes: u64,
+    pub object_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            connect: Duration::from_secs(5),
+            call: Duration::from_secs(30),
+            silence: Duration::from_secs(150),
+            watch: Duration::from_secs(290),
+            page: 500,
+            page_bytes: 64 << 20,
+            object_bytes: 8 << 20,
+        }
+    }
+}
+
+/// Which objects of a collection.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Select {
+    /// Empty for all namespaces, or for kinds without.
+    pub namespace: String,
+    /// Such as `spec.nodeName=n1`; empty for no restriction.
+    pub fields: String,
+    pub labels: String,
+}
+
+/// What a patch's body is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patch {
+    /// RFC 7396: lists are replaced.
+    Merge,
+    /// Kubernetes' own: lists of built-in kinds are merged by key.
+    Strategic,
+}
+
+/// A connection to the API server; clones share it. One attempt per call: whether to try again is the caller's choice.
+#[derive(Clone)]
+pub struct Client {
+    session: Arc<Mutex<Session>>,
+}
+
+/// Who we are at present, and the connections made as such.
+struct Session {
+    source: Source,
+    limits: Limits,
+    access: Arc<Access>,
+    read_at: Instant,
+    agent: Agent,
+    closed: bool,
+}
+
+impl Client {
+    pub fn open(source: Source) -> Result<Client, Error> {
+        Client::with_limits(source, Limits::default())
+    }
+
+    pub fn with_limits(source: Source, limits: Limits) -> Result<Client, Error> {
+        let access = Arc::new(Access::load(&source)?);
+        let agent = agent(&access, &limits);
+        let session = Session { source, limits, access, read_at: Instant::now(), agent, closed: false };
+        Ok(Client { session: Arc::new(Mutex::new(session)) })
+    }
+
+    /// One object, by the path that [`object::path`] makes. [`Cause::Absent`] where there is none.
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+        self.read(Verb::Get, path, |limits| limits.object_bytes).context(|| format!("get {path}"))
+    }
+
+    /// All objects that are selected.
+    pub fn list<T: Object>(&self, select: &Select) -> Result<Vec<T>, Error> {
+        self.pages(select, None).map(|list| list.0)
+    }
+
+    /// The objects and their resource version, page by page; `version` "0" allows the server to answer from its cache.
+    fn pages<T: Object>(&self, select: &Select, version: Option<&str>) -> Result<(Vec<T>, String), Error> {
+        let path = object::collection::<T>(&select.namespace);
+        let mut items = Vec::new();
+        let mut next = String::new();
+        loop {
+            let mut query = select.query();
+            query.add("limit", &self.lock().limits.page.to_string());
+            match version {
+                _ if !next.is_empty() => query.add("continue", &next),
+                Some(version) => query.add("resourceVersion", version),
+                None => {}
+            }
+            let target = format!("{path}{}", query.0);
+            let page: Page<T> =
+                self.read(Verb::Get, &target, |limits| limits.page_bytes).context(|| format!("list {path}"))?;
+            items.extend(page.items.unwrap_or_default());
+            next = page.metadata.r#continue;
+            if next.is_empty() {
+                return Ok((items, page.metadata.resource_version));
+            }
+        }
+    }
+
+    /// Creates an object in the collection at `path`.
+    pub fn create(&self, path: &str, object: &impl Serialize) -> Result<(), Error> {
+        let body = serde_json::to_vec(object)?;
+        self.write(Verb::Create(&body), path).context(|| format!("create in {path}"))
+    }
+
+    /// Patches the object at `path`; add `/status` for its status.
+    pub fn patch(&self, path: &str, patch: Patch, body: &impl Serialize) -> Result<(), Error> {
+        let body = serde_json::to_vec(body)?;
+        self.write(Verb::Patch(patch, &body), path).context(|| format!("patch {path}"))
+    }
+
+    /// All changes from now on, the present state first.
+    pub fn watch<T: Object>(&self, select: Select) -> Watch<T> {
+        Watch::new(self.fork(), select)
+    }
+
+    /// The same access over connections of its own, which can be closed alone.
+    fn fork(&self) -> Client {
+        let s = self.lock();
+        let session = Session {
+            source: s.source.clone(),
+            limits: s.limits,
+            access: s.access.clone(),
+            read_at: s.read_at,
+            agent: agent(&s.access, &s.limits),
+            closed: s.closed,
+        };
+        Client { session: Arc::new(Mutex::new(session)) }
+    }
+
+    /// Ends calls in flight, and fails those to come.
+    fn close(&self) {
+        let mut session = self.lock();
+        session.closed = true;
+        session.agent.clone().shutdown();
+    }
+
+    fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    fn limits(&self) -> Limits {
+        self.lock().limits
+    }
+
+    /// Held for as long as it takes to read a few files, never over a request.
+    fn lock(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read<T: DeserializeOwned>(&self, verb: Verb, target: &str, max: fn(&Limits) -> u64) -> Result<T, Error> {
+        let max = max(&self.limits());
+        let body = self.send(verb, target)?.into_body().into_with_config().limit(max).reader();
+        serde_json::from_reader(BufReader::with_capacity(16 << 10, body)).map_err(unreadable)
+    }
+
+    /// The answer repeats the object; it is read to its end so that the connection can be used again.
+    fn write(&self, verb: Verb, target: &str) -> Result<(), Error> {
+        let max = self.limits().object_bytes;
+        let mut body = self.send(verb, target)?.into_body().into_with_config().limit(max).reader();
+        io::copy(&mut body, &mut io::sink()).map(drop).map_err(|e| wire(e.into()))
+    }
+
+    /// Sends; once more only if the server does not know us (any longer) and the files now say that we are another.
+    fn send(&self, verb: Verb, target: &str) -> Result<Response<Body>, Error> {
+        let (agent, access, limits) = self.lock().ready()?;
+        match verb.send(&agent, &access, &limits, target) {
+            Err(Error { cause: Cause::Http { status: 401, .. }, .. }) if self.lock().renew(&access)? => {
+                let (agent, access, limits) = self.lock().ready()?;
+                verb.send(&agent, &access, &limits, target)
+            }
+            answer => answer,
+        }
+    }
+}
+
+impl Session {
+    fn ready(&mut self) -> Result<(Agent, Arc<Access>, Limits), Error> {
+        if self.closed {
+            return Err(Error::refused("the client is closed"));
+        }
+        if self.read_at.elapsed() >= REREAD {
+            // Files can be met half written; what we know may well be good still, and if not the server says so.
+            let _ = self.reread();
+        }
+        Ok((self.agent.clone(), self.access.clone(), self.limits))
+    }
+
+    /// Reads the files again; whether we are now another than the one that was refused.
+    fn renew(&mut self, refused: &Access) -> Result<bool, Error> {
+        self.reread()?;
+        Ok(*self.access != *refused)
+    }
+
+    fn reread(&mut self) -> Result<(), Error> {
+        self.read_at = Instant::now();
+        let access = Access::load(&self.source)?;
+        if !self.access.same_tls(&access) {
+            self.agent = agent(&access, &self.limits);
+        }
+        self.access = Arc::new(access);
+        Ok(())
+    }
+}
+
+fn agent(access: &Access, limits: &Limits) -> Agent {
+    Agent::config_builder()
+        .https_only(true)
+        .http_status_as_error(false)
+        .proxy(None)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .user_agent(concat!("terway/", env!("CARGO_PKG_VERSION")))
+        .timeout_connect(Some(limits.connect))
+        .timeout_global(Some(limits.call))
+        .tls_config(access.tls())
+        .build()
+        .new_agent()
+}
+
+/// What to do at a path.
+#[derive(Clone, Copy)]
+enum Verb<'a> {
+    Get,
+    /// A GET whose answer goes on for as long as it likes, if only it is not silent for too long.
+    Watch,
+    Create(&'a [u8]),
+    Patch(Patch, &'a [u8]),
+}
+
+impl Verb<'_> {
+    fn send(self, agent: &Agent, access: &Access, limits: &Limits, target: &str) -> Result<Response<Body>, Error> {
+        let mut request = Request::builder().uri(format!("{}{target}", access.server)).header("Accept", JSON);
+        if let Some(bearer) = &access.bearer {
+            request = request.header("Authorization", format!("Bearer {bearer}"));
+        }
+        let answer = match self {
+            Verb::Get => request.method("GET").body(()).map(|r| agent.run(r)),
+            Verb::Watch => request.method("GET").body(()).map(|r| agent.run(patient(agent, limits, r))),
+            Verb::Create(body) => request.method("POST").header("Content-Type", JSON).body(body).map(|r| agent.run(r)),
+            Verb::Patch(patch, body) => {
+                request.method("PATCH").header("Content-Type", patch.mime()).body(body).map(|r| agent.run(r))
+            }
+        };
+        accept(answer.map_err(Error::malformed)?.map_err(wire)?)
+    }
+}
+
+const JSON: &str = "application/json";
+
+impl Patch {
+    fn mime(self) -> &'static str {
+        match self {
+            Patch::Merge => "application/merge-patch+json",
+            Patch::Strategic => "application/strategic-merge-patch+json",
+        }
+    }
+}
+
+fn patient(agent: &Agent, limits: &Limits, request: Request<()>) -> Request<()> {
+    agent
+        .configure_request(request)
+        .timeout_global(None)
+        .timeout_recv_response(Some(limits.call))
+        .timeout_per_read(Some(limits.silence))
+        .build()
+}
+
+/// Sorts answers: what is not a success becomes an error with the message of the Status object.
+fn accept(answer: Response<Body>) -> Result<Response<Body>, Error> {
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(answer);
+    }
+    let mut body = Vec::new();
+    // Half a message is better than none. One read to its end leaves the connection fit for the next call.
+    let _ = answer.into_body().into_reader().take(REFUSAL_MAX).read_to_end(&mut body);
+    Err(Error::new(match status.as_u16() {
+        404 => Cause::Absent,
+        status => Cause::Http { status, body: message(&body) },
+    }))
+}
+
+/// The message of a Status object, or the text itself where a proxy on the way has answered.
+fn message(body: &[u8]) -> String {
+    let text = match serde_json::from_slice::<Status>(body) {
+        Ok(status) if !status.message.is_empty() => status.message,
+        _ => String::from_utf8_lossy(body).trim().to_owned(),
+    };
+    object::head(&text, MESSAGE_MAX).to_owned()
+}
+
+/// Kubernetes' way to say what went wrong.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Status {
+    code: u16,
+    message: String,
+}
+
+#[derive(Deserialize)]
+struct Page<T> {
+    #[serde(default)]
+    metadata: PageMeta,
+    items: Option<Vec<T>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct PageMeta {
+    resource_version: String,
+    r#continue: String,
+}
+
+/// A query under way: starts with `?`, pairs are joined by `&`.
+struct Query(String);
+
+impl Query {
+    fn add(&mut self, name: &str, value: &str) {
+        self.0.push(if self.0.is_empty() { '?' } else { '&' });
+        self.0.push_str(name);
+        self.0.push('=');
+        self.0.push_str(&object::escape(value));
+    }
+}
+
+impl Select {
+    fn query(&self) -> Query {
+        let mut query = Query(String::new());
+        for (name, value) in [("fieldSelector", &self.fields), ("labelSelector", &self.labels)] {
+            if !value.is_empty() {
+                query.add(name, value);
+            }
+        }
+        query
+    }
+}
+
+/// What ureq met on the wire.
+fn wire(e: ureq::Error) -> Error {
+    match e {
+        ureq::Error::Timeout(_) => Error::new(Cause::Timeout),
+        ureq::Error::Io(e) => e.into(),
+        ureq::Error::BodyExceedsLimit(max) => too_large(max),
+        other => Error::malformed(other),
+    }
+}
+
+fn too_large(max: u64) -> Error {
+    Error::refused(format!("the answer is larger than {max} bytes"))
+}
+
+/// A body that could not be read, or not be understood.
+fn unreadable(e: serde_json::Error) -> Error {
+    if e.is_io() { wire(io::Error::from(e).into()) } else { e.into() }
+}

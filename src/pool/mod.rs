@@ -4,6 +4,22 @@
 //! that takes time comes back as an event. The daemon may die between any two effects, so the order is part of the meaning:
 //! what must not be forgotten is recorded before it is done.
 
+mod calls;
+mod eni;
+mod queue;
+mod retry;
+mod show;
+mod size;
+mod state;
+mod vswitch;
+
+#[cfg(test)]
+mod fuzz;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod world;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -12,6 +28,55 @@ use crate::eni::{Eni, Fault, Limits, VSwitch};
 use crate::ip::{IpPair, Mac};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::rpc::Refusal;
+use state::State;
+
+/// How soon an ADD must have a chance for the pool to be ready.
+const SOON: Duration = Duration::from_secs(30);
+
+/// The pool of one node. Nothing but [`Pool::step`] changes it.
+pub struct Pool {
+    rng: fastrand::Rng,
+    /// None until the boot.
+    state: Option<Box<State>>,
+}
+
+impl Pool {
+    /// The seed decides every random choice. Tokens are drawn from it, so each life of each node needs another one.
+    pub fn new(seed: u64) -> Pool {
+        Pool { rng: fastrand::Rng::with_seed(seed), state: None }
+    }
+
+    /// Hears one event, and says what is to be done now, in this order. At most one effect is a [`Effect::Wake`]; it replaces the last.
+    pub fn step(&mut self, now: Now, event: Event) -> Vec<Effect> {
+        let state = match (&mut self.state, event) {
+            (None, Event::Boot(boot)) => self.state.insert(Box::new(State::boot(now, self.rng.fork(), *boot))),
+            (None, Event::Allocate { ticket, .. }) => return vec![Effect::Reply { ticket, result: Err(starting()) }],
+            (None, _) => return Vec::new(),
+            (Some(state), event) => {
+                state.now = state.now.max(now);
+                state.hear(event);
+                state
+            }
+        };
+        state.decide()
+    }
+
+    /// ENIs, addresses, those who wait, faults and back-offs, for people and metrics.
+    pub fn show(&self) -> serde_json::Value {
+        self.state.as_ref().map_or(serde_json::Value::Null, |s| s.show())
+    }
+
+    /// Whether an ADD could be served now or soon, and if not, why.
+    pub fn ready(&self) -> Result<(), Refused> {
+        self.state.as_ref().ok_or_else(starting)?.ready(SOON)
+    }
+}
+
+fn starting() -> Refused {
+    Refused { why: Refusal::Starting, reason: "the pool has not read what cloud, kernel and ledger hold yet".into() }
+}
+
+pub use crate::eni::{EniChoice, VSwitchChoice};
 
 /// Time since the machine started (CLOCK_BOOTTIME): it goes on over a restart of the daemon, as cooling addresses need.
 pub type Now = Duration;
@@ -41,26 +106,6 @@ pub struct Settings {
     pub cooldown: Duration,
     /// How long an ENI must have held no lease before it is given back.
     pub eni_idle: Duration,
-}
-
-/// Which vSwitch the next ENI is made in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum VSwitchChoice {
-    /// Any that is not known to be empty.
-    Random,
-    /// The first of the list that is not empty. (The old Terway's `ordered` means [`VSwitchChoice::Most`].)
-    Ordered,
-    /// The one with the most free addresses.
-    Most,
-}
-
-/// Which ENI the next address is taken from, and asked for on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EniChoice {
-    /// Fill the fullest first.
-    MostIps,
-    /// Spread.
-    LeastIps,
 }
 
 /// Names a waiting ADD; the caller chooses it, never twice.

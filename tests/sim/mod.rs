@@ -1,2 +1,18 @@
 //! The world outside: ECS, VPC and metadata over HTTP, a VPC fabric of namespaces, the Kubernetes API.
+
+pub mod cloud;
+pub mod cluster;
+pub mod cni;
+pub mod containerd;
+pub mod cri;
+pub mod fabric;
+pub mod grpc;
+pub mod http;
+pub mod image;
+pub mod kube;
+pub mod metadata;
+pub mod node;
 pub mod ns;
+pub mod sweep;
+pub mod traffic;
+pub mod world;

@@ -1,0 +1,39 @@
+# Everything here works on a bare Debian 12 as root: each target installs what it needs first.
+
+TARGET := x86_64-unknown-linux-musl
+BINARY := target/$(TARGET)/release/terway
+export TERWAY_BINARY := $(CURDIR)/$(BINARY)
+
+.PHONY: help demo test bench build deps check clean
+
+help:
+	@echo "make demo    build, then show two nodes, 16 pods and every path between them   (KEEP=1 leaves the world up)"
+	@echo "make test    build, then run every test"
+	@echo "make bench   build, then measure; also written to target/bench.json"
+	@echo "make build   the static binary: $(BINARY)"
+	@echo "make check   format and lints"
+
+deps:
+	@tests/deps.sh
+
+build: deps
+	@echo "building $(BINARY)"
+	@cargo build --release --target $(TARGET) --bin terway
+	@ls -l $(BINARY)
+
+demo: build
+	@cargo test --release --test demo --no-run
+	@cargo test --release --test demo -q -- $(if $(KEEP),--keep)
+
+test: build
+	@cargo test -- --test-threads=2
+
+bench: build
+	@cargo bench --bench bench
+
+check:
+	@cargo fmt --check
+	@cargo clippy --all-targets -- -D warnings
+
+clean:
+	@cargo clean

@@ -1,0 +1,85 @@
+//! Asks the daemon: one line there, one line back, the whole exchange within a deadline.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::error::{Cause, Context, Error};
+use crate::ours;
+use crate::rpc::{MAX_LINE, Reply, Request};
+
+/// A daemon that lives takes a connection at once.
+const CONNECT: Duration = Duration::from_millis(900);
+
+/// The daemon's answer. `Cause::Malformed` is an answer that makes no sense; every other cause is no answer at all.
+pub fn ask(request: &Request, patience: Duration) -> Result<Reply, Error> {
+    let deadline = Instant::now() + patience;
+    let mut stream = connect().context(|| format!("connect to {}", ours::SOCKET))?;
+    let line = exchange(&mut stream, request, deadline).context(|| format!("ask {}", ours::SOCKET))?;
+    serde_json::from_slice(&line).context(|| format!("answer of {}", ours::SOCKET))
+}
+
+fn connect() -> Result<UnixStream, Error> {
+    let deadline = Instant::now() + CONNECT;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let address = SocketAddrUnix::new(ours::SOCKET)?;
+    loop {
+        match rustix::net::connect(&socket, &address) {
+            // The daemon's queue of connections is full.
+            Err(Errno::AGAIN) if Instant::now() < deadline => thread::sleep(Duration::from_millis(10)),
+            Err(Errno::AGAIN) => return Err(Error::new(Cause::Timeout)),
+            result => break result?,
+        }
+    }
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+fn exchange(stream: &mut UnixStream, request: &Request, deadline: Instant) -> Result<Vec<u8>, Error> {
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    stream.set_write_timeout(Some(left(deadline)?))?;
+    stream.write_all(&line).map_err(late)?;
+    read_line(stream, deadline)
+}
+
+/// A socket whose time limit has passed says EAGAIN.
+fn late(e: std::io::Error) -> Error {
+    if e.kind() == std::io::ErrorKind::WouldBlock { Error::new(Cause::Timeout) } else { e.into() }
+}
+
+fn read_line(stream: &mut UnixStream, deadline: Instant) -> Result<Vec<u8>, Error> {
+    let mut line = Vec::new();
+    let mut piece = [0; 4096];
+    loop {
+        stream.set_read_timeout(Some(left(deadline)?))?;
+        let n = match stream.read(&mut piece) {
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            read => read.map_err(late)?,
+        };
+        if n == 0 {
+            let note = format!("it hung up after {} bytes of an answer", line.len());
+            return Err(Error::new(Cause::Os { errno: Errno::CONNRESET.raw_os_error(), note }));
+        }
+        let end = piece[..n].iter().position(|b| *b == b'\n');
+        line.extend_from_slice(&piece[..end.unwrap_or(n)]);
+        if line.len() >= MAX_LINE {
+            return Err(Error::malformed(format!("the answer is longer than {MAX_LINE} bytes")));
+        }
+        if end.is_some() {
+            return Ok(line);
+        }
+    }
+}
+
+/// Never zero, which a socket would take for "no limit".
+fn left(deadline: Instant) -> Result<Duration, Error> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(Error::new(Cause::Timeout)) } else { Ok(left) }
+}

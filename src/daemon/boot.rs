@@ -1,0 +1,248 @@
+//! From nothing to serving: the configuration, the machine, what an earlier life left in ledger, cloud and kernel.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::thread;
+use std::time::Duration;
+
+use async_io::Timer;
+use smol::channel::{Sender, bounded};
+use smol::{LocalExecutor, unblock};
+
+use super::ledger::{Contents, Ledger};
+use super::news;
+use super::node::{Found, Input, Node};
+use super::terms::Terms;
+use super::world::World;
+use super::{adopt, calls};
+use crate::cloud::{self, Credentials, Endpoint, Key, Metadata, Sources};
+use crate::config::{AccessKey, Config, NodeFacts, Scheme, Signature};
+use crate::eni::{Eni, VSwitch};
+use crate::error::{Cause, Context, Error};
+use crate::ip::IpPair;
+use crate::kernel::Kernel;
+use crate::pool::{Boot, Held};
+use crate::rpc::{Lease, Marker};
+use crate::{datapath, kube, ours};
+
+/// A start that fails (the cloud is down, the network is not up yet) is tried again after this long, doubling to the second.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(20));
+/// Notices that wait to become events.
+const NOTICES: usize = 256;
+/// Where the add-on manager puts an AccessKey.
+const ADDON_SECRET: &str = "/var/alibaba-addon-secret";
+/// What is written for the kubelet unless the operator has a conflist of their own.
+const CONFLIST: &str = include_str!("../../cni-conf/10-terway.conflist");
+const OWN_CONFLIST: &str = "/etc/eni/10-terway.conflist";
+
+/// What is known before anybody is asked: a fault in it ends the daemon with a clear word.
+#[derive(Clone)]
+pub struct Start {
+    path: PathBuf,
+    kubeconfig: Option<PathBuf>,
+    config: Config,
+    node_name: String,
+}
+
+/// All that had to be asked before the loop can run.
+struct Gathered {
+    kernel: Kernel,
+    node: IpPair,
+    marker: Marker,
+    cloud: cloud::Client,
+    kube: kube::Client,
+    terms: Terms,
+    vswitches: Vec<VSwitch>,
+    enis: Vec<Eni>,
+    slots: BTreeMap<String, u32>,
+    ledger: Ledger,
+    contents: Contents,
+}
+
+impl Start {
+    pub fn read(path: &Path, kubeconfig: Option<&Path>) -> Result<Start, Error> {
+        let config = read_config(path)?;
+        let node_name = match &config.node_name {
+            Some(name) => name.clone(),
+            None => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        };
+        let kubeconfig = kubeconfig.map(Path::to_owned).or_else(|| config.kubeconfig.clone());
+        Ok(Start { path: path.to_owned(), kubeconfig, config, node_name })
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub fn reread(&self) -> Result<Config, Error> {
+        read_config(&self.path)
+    }
+
+    fn kube(&self) -> Result<kube::Client, Error> {
+        let source = match &self.kubeconfig {
+            Some(path) => kube::Source::Kubeconfig(path.clone()),
+            None => kube::Source::in_cluster()?,
+        };
+        kube::Client::open(source).context(|| "Kubernetes API")
+    }
+}
+
+fn read_config(path: &Path) -> Result<Config, Error> {
+    let text = fs::read(path).context(|| format!("read {}", path.display()))?;
+    let (config, warnings) =
+        Config::parse(&text, &std::env::vars().collect()).context(|| path.display().to_string())?;
+    for warning in warnings {
+        log::warn!("{warning}");
+    }
+    Ok(config)
+}
+
+/// Tries until it succeeds; a cloud that is down only delays the start.
+pub async fn boot(start: &Start, executor: Rc<LocalExecutor<'static>>, inputs: Sender<Input>) -> Result<Node, Error> {
+    let mut pause = RETRY.0;
+    loop {
+        let begun = start.clone();
+        let attempt = unblock(move || attempt(&begun)).await;
+        match attempt {
+            Ok(found) => return Ok(assemble(start, found, executor, inputs)),
+            Err(e) if is_final(&e) => return Err(e),
+            Err(e) => {
+                log::warn!("start: {e}; again in {} ms", pause.as_millis());
+                Timer::after(pause).await;
+                pause = (pause * 2).min(RETRY.1);
+            }
+        }
+    }
+}
+
+fn attempt(start: &Start) -> Result<Gathered, Error> {
+    let mut kernel = Kernel::host()?;
+    let node = node_address(&mut kernel)?;
+    kernel.apply(&datapath::node()).context(|| "set up the node")?;
+    let (marker, why) = kernel.marker();
+    log::info!("packets of pods are marked by {marker:?}: {why}");
+    let (cloud, facts) = reach_cloud(&start.config)?;
+    start.config.validate(&facts)?;
+    let terms = Terms::ask(&cloud, facts)?;
+    let place = terms.place(&start.config);
+    let (vswitches, enis) = (calls::vswitches(&cloud, &place)?, calls::look_all(&cloud, &place)?);
+    let kube = start.kube()?;
+    let mut slots = adopt::slots(&mut kernel, &enis)?;
+    let (ledger, mut contents) = Ledger::open(ours::LEDGER.as_ref(), &boot_id()?)?;
+    if contents.is_new {
+        let known = adopt::Known { enis: &enis, vswitches: &vswitches, node, marker };
+        contents.leases = adopt::leases(&mut kernel, &known, &slots)?;
+        contents.leases.iter().try_for_each(|lease| ledger.record(lease))?;
+    }
+    slots.extend(contents.leases.iter().map(|l| (l.eni.id.clone(), l.eni.slot)));
+    Ok(Gathered { kernel, node, marker, cloud, kube, terms, vswitches, enis, slots, ledger, contents })
+}
+
+/// The IPv4 address that the node is known by; ENIs bear it to speak ARP.
+fn node_address(kernel: &mut Kernel) -> Result<IpPair, Error> {
+    let source = kernel.default_source().context(|| "the node's own address")?;
+    match source.v4 {
+        Some(v4) => Ok(IpPair::v4(v4)),
+        None => Err(Error::new(Cause::Absent).within("the source address of the node's IPv4 default route")),
+    }
+}
+
+fn boot_id() -> Result<String, Error> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    fs::read_to_string(path).context(|| format!("read {path}"))
+}
+
+fn reach_cloud(config: &Config) -> Result<(cloud::Client, NodeFacts), Error> {
+    let base = config.cloud.metadata.as_ref().map_or(cloud::BASE.to_owned(), ToString::to_string);
+    let metadata = Metadata::new(&base)?;
+    let facts = metadata.node()?;
+    let region = config.region.as_deref().unwrap_or(&facts.region);
+    let sources = Sources {
+        addon_secret: ADDON_SECRET.into(),
+        pair: config.access.as_ref().map(key).transpose()?,
+        token_file: config.credential_path.clone(),
+        role: Some(metadata),
+    };
+    let endpoint = Endpoint {
+        ecs: config.cloud.ecs.as_ref().map(ToString::to_string),
+        vpc: config.cloud.vpc.as_ref().map(ToString::to_string),
+        http: config.cloud.scheme == Scheme::Http,
+        signature: match config.cloud.signature {
+            Signature::V1 => cloud::Signature::HmacSha1,
+            Signature::V3 => cloud::Signature::Acs3,
+        },
+        ca: config.cloud.ca_file.clone(),
+        ..Endpoint::new(region)
+    };
+    Ok((cloud::Client::new(endpoint, Credentials::new(sources))?, facts))
+}
+
+fn key(pair: &AccessKey) -> Result<Key, Error> {
+    Key::new(&pair.id, pair.secret.expose(), None).context(|| "access_key and access_secret")
+}
+
+/// Starts the threads that talk to the API server, and the loop's state.
+fn assemble(start: &Start, g: Gathered, executor: Rc<LocalExecutor<'static>>, inputs: Sender<Input>) -> Node {
+    let (notices, told) = bounded(NOTICES);
+    let (client, name) = (g.kube.clone(), start.node_name.clone());
+    thread::spawn(move || news::report(&client, &name, &told));
+    let (client, name, news_to) = (g.kube.clone(), start.node_name.clone(), inputs.clone());
+    thread::spawn(move || news::watch(&client, &name, &news_to));
+    let settings = g.terms.settings(&start.config);
+    let boot = Boot {
+        settings,
+        enis: g.enis,
+        vswitches: g.vswitches.clone(),
+        leases: g.contents.leases.iter().map(held).collect(),
+        cooling: g.contents.resting.into_iter().map(|r| (r.eni.clone(), r.ip, r.until())).collect(),
+        intents: g.contents.intents,
+    };
+    let world = World {
+        executor,
+        inputs,
+        cloud: g.cloud,
+        kube: g.kube,
+        place: g.terms.place(&start.config),
+        terms: g.terms,
+        node: g.node,
+        marker: g.marker,
+        mtu: start.config.mtu,
+        vswitches: g.vswitches.into_iter().map(|v| (v.id.clone(), v)).collect(),
+        notices,
+    };
+    Node::new(world, g.ledger, g.kernel, Found { boot, leases: g.contents.leases, slots: g.slots })
+}
+
+fn held(lease: &Lease) -> Held {
+    Held { pod: lease.pod.clone(), sandbox: lease.sandbox.clone(), eni: lease.eni.id.clone(), ip: lease.ip }
+}
+
+/// Tells the kubelet that we can serve: the conflist appears whole, and not before.
+pub fn announce(path: &Path) -> Result<(), Error> {
+    let text = match fs::read_to_string(OWN_CONFLIST) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => CONFLIST.to_owned(),
+        Err(e) => return Err(e).context(|| format!("read {OWN_CONFLIST}")),
+    };
+    write_conflist(path, &text).context(|| format!("write {}", path.display()))
+}
+
+fn write_conflist(path: &Path, text: &str) -> Result<(), Error> {
+    if fs::read_to_string(path).is_ok_and(|old| old == text) {
+        return Ok(());
+    }
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    // A dot in front: the runtime reads every file of this folder whose name ends like a configuration.
+    let aside = path.with_file_name(".10-terway.new");
+    fs::write(&aside, text)?;
+    Ok(fs::rename(&aside, path)?)
+}
+
+/// A mistake of the operator does not go away by waiting.
+fn is_final(e: &Error) -> bool {
+    matches!(e.cause, Cause::Refused(_))
+}

@@ -1,0 +1,62 @@
+//! The kernel side of an ENI: its link waited for, found by MAC, and set up in the slot it has.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::datapath;
+use crate::eni::VSwitch;
+use crate::error::{Cause, Context, Error};
+use crate::ip::{IpPair, Mac};
+use crate::kernel::{Kernel, LinkSeen};
+use crate::ours;
+use crate::rpc::EniLease;
+
+/// A hot-plugged ENI is waited for this long: the cloud says `InUse` before the guest has its link.
+const LINK_WAIT: Duration = Duration::from_secs(15);
+const LINK_POLL: Duration = Duration::from_millis(50);
+
+/// An ENI to set up.
+#[derive(Debug, Clone)]
+pub struct Job {
+    pub eni: String,
+    pub mac: Mac,
+    pub vswitch: String,
+}
+
+/// Blocks until the ENI's link is there and set up.
+pub fn prepare(job: &Job, slot: u32, vswitch: &VSwitch, node: &IpPair, mtu: u32) -> Result<EniLease, Error> {
+    let mut kernel = Kernel::host()?;
+    let link = wait_for_link(&mut kernel, job.mac)?;
+    let lease = EniLease {
+        id: job.eni.clone(),
+        mac: job.mac,
+        vswitch: vswitch.id.clone(),
+        cidr: vswitch.cidr,
+        gateway: vswitch.cidr.gateway(),
+        slot,
+        table: ours::eni_table(link.ifindex),
+    };
+    let plan = datapath::eni(&datapath::EniSetup { eni: &lease, link: &link.name, mtu, node });
+    kernel.apply(&plan).context(|| format!("set up {}", link.name))?;
+    log::info!("ENI {} is {} in slot {slot}", job.eni, link.name);
+    Ok(lease)
+}
+
+fn wait_for_link(kernel: &mut Kernel, mac: Mac) -> Result<LinkSeen, Error> {
+    let start = Instant::now();
+    loop {
+        if let Some(link) = kernel.link_by_mac(mac)? {
+            return Ok(link);
+        }
+        if start.elapsed() > LINK_WAIT {
+            return Err(Error::new(Cause::Timeout).within(format!("wait for a link with MAC {mac}")));
+        }
+        thread::sleep(LINK_POLL);
+    }
+}
+
+/// The smallest slot that no ENI has.
+pub fn free_slot(taken: &BTreeMap<String, u32>) -> Option<u32> {
+    (1..=ours::MAX_SLOT).find(|slot| !taken.values().any(|t| t == slot))
+}

@@ -1,0 +1,252 @@
+//! What must outlive the daemon, as small files under `/run/terway`: leases, resting addresses, intents, tombstones.
+//!
+//! Each file is written beside its place and renamed into it, so that a reader sees the old text or the new one. Nothing is
+//! synced to a disk: the folder is a tmpfs, and a machine that loses it has lost its sandboxes too.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Context, Error};
+use crate::ip::IpPair;
+use crate::pod::Attachment;
+use crate::pool::{Intent, Now};
+use crate::rpc::{Lease, Tombstone};
+
+const LEASES: &str = "leases";
+const RESTING: &str = "resting";
+const INTENTS: &str = "intents";
+const TOMBSTONES: &str = crate::rpc::TOMBSTONES;
+/// Files that could not be read are kept here for a person to look at.
+const ASIDE: &str = "unreadable";
+
+pub struct Ledger {
+    root: PathBuf,
+}
+
+/// An address that rests before it is leased again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Resting {
+    pub eni: String,
+    pub ip: IpPair,
+    /// Seconds since the machine started.
+    pub until: f64,
+}
+
+/// Everything the ledger held when it was opened.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// There was no ledger at all, not even one of another boot: it was lost, or this is the first start.
+    pub is_new: bool,
+    pub leases: Vec<Lease>,
+    pub resting: Vec<Resting>,
+    pub intents: Vec<Intent>,
+}
+
+impl Resting {
+    pub fn new(eni: String, ip: IpPair, until: Now) -> Resting {
+        Resting { eni, ip, until: until.as_secs_f64() }
+    }
+
+    pub fn until(&self) -> Now {
+        Duration::try_from_secs_f64(self.until).unwrap_or_default()
+    }
+}
+
+impl Ledger {
+    /// Opens the ledger of this boot. What another boot left is dropped, but for intents: the cloud outlives a reboot.
+    pub fn open(root: &Path, boot_id: &str) -> Result<(Ledger, Contents), Error> {
+        let ledger = Ledger { root: root.to_owned() };
+        let is_new = ledger.prepare(boot_id).context(|| format!("open ledger {}", root.display()))?;
+        let (leases, resting) = (ledger.read(LEASES)?, ledger.read(RESTING)?);
+        let contents = Contents { is_new, leases, resting, intents: ledger.read(INTENTS)? };
+        Ok((ledger, contents))
+    }
+
+    /// True if there was nothing yet.
+    fn prepare(&self, boot_id: &str) -> Result<bool, Error> {
+        for folder in [LEASES, RESTING, INTENTS, TOMBSTONES] {
+            fs::create_dir_all(self.root.join(folder))?;
+        }
+        let stamp = self.root.join("boot_id");
+        let old = match fs::read_to_string(&stamp) {
+            Ok(old) => Some(old),
+            Err(e) if e.kind() == ErrorKind::NotFound => None,
+            Err(e) => return Err(e.into()),
+        };
+        if old.as_deref().map(str::trim) != Some(boot_id.trim()) {
+            for folder in [LEASES, RESTING, TOMBSTONES] {
+                fs::remove_dir_all(self.root.join(folder))?;
+                fs::create_dir(self.root.join(folder))?;
+            }
+            self.write(&stamp, boot_id.trim().as_bytes())?;
+        }
+        Ok(old.is_none())
+    }
+
+    pub fn record(&self, lease: &Lease) -> Result<(), Error> {
+        self.save(LEASES, &key(&lease.sandbox.attachment), lease)
+    }
+
+    /// The lease is over and its address rests: the resting file first, so that a crash in between leaves the lease.
+    pub fn retire(&self, attachment: &Attachment, resting: &Resting) -> Result<(), Error> {
+        self.save(RESTING, &resting_key(&resting.ip), resting)?;
+        self.erase(LEASES, &key(attachment))
+    }
+
+    pub fn rested(&self, ip: &IpPair) -> Result<(), Error> {
+        self.erase(RESTING, &resting_key(ip))
+    }
+
+    pub fn intend(&self, intent: &Intent) -> Result<(), Error> {
+        self.save(INTENTS, &intent.token, intent)
+    }
+
+    pub fn settled(&self, token: &str) -> Result<(), Error> {
+        self.erase(INTENTS, token)
+    }
+
+    /// The attachments that plugins undid while no daemon was there, oldest first.
+    pub fn tombstones(&self) -> Result<Vec<Attachment>, Error> {
+        let mut stones: Vec<Tombstone> = self.read(TOMBSTONES)?;
+        stones.sort_by(|a, b| a.at.total_cmp(&b.at));
+        Ok(stones.into_iter().map(|t| t.attachment).collect())
+    }
+
+    pub fn bury(&self, attachment: &Attachment) -> Result<(), Error> {
+        self.erase(TOMBSTONES, &key(attachment))
+    }
+
+    fn save<T: Serialize>(&self, folder: &str, name: &str, value: &T) -> Result<(), Error> {
+        let path = self.path(folder, name);
+        let text = serde_json::to_vec(value).context(|| format!("write {}", path.display()))?;
+        self.write(&path, &text).context(|| format!("write {}", path.display()))
+    }
+
+    fn write(&self, path: &Path, text: &[u8]) -> Result<(), Error> {
+        let beside = path.with_extension("new");
+        let mut file = fs::File::create(&beside)?;
+        file.write_all(text)?;
+        drop(file);
+        Ok(fs::rename(&beside, path)?)
+    }
+
+    fn erase(&self, folder: &str, name: &str) -> Result<(), Error> {
+        let path = self.path(folder, name);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(e).context(|| format!("remove {}", path.display())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Every record of a folder. One that cannot be read is put aside with a warning: the others must not suffer.
+    fn read<T: DeserializeOwned>(&self, folder: &str) -> Result<Vec<T>, Error> {
+        let root = self.root.join(folder);
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&root).context(|| format!("read {}", root.display()))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|e| e == "new") {
+                let _ = fs::remove_file(&path); // a write that was never finished
+                continue;
+            }
+            match fs::read(&path).map_err(Error::from).and_then(|t| Ok(serde_json::from_slice(&t)?)) {
+                Ok(value) => found.push(value),
+                Err(e) => self.put_aside(&path, &e),
+            }
+        }
+        Ok(found)
+    }
+
+    fn put_aside(&self, path: &Path, why: &Error) {
+        log::warn!("ledger: {} is unreadable, kept in {ASIDE}/: {why}", path.display());
+        let aside = self.root.join(ASIDE);
+        let _ = fs::create_dir_all(&aside);
+        if let Some(name) = path.file_name() {
+            let _ = fs::rename(path, aside.join(name));
+        }
+    }
+
+    fn path(&self, folder: &str, name: &str) -> PathBuf {
+        self.root.join(folder).join(format!("{name}.json"))
+    }
+}
+
+fn key(attachment: &Attachment) -> String {
+    attachment.file_name()
+}
+
+fn resting_key(ip: &IpPair) -> String {
+    ip.to_string().replace(':', "-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::Call;
+
+    fn folder(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("terway-ledger-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        path
+    }
+
+    fn resting(ip: &str) -> Resting {
+        Resting::new("eni-1".into(), IpPair::v4(ip.parse().unwrap()), Duration::from_millis(130_500))
+    }
+
+    fn intent() -> Intent {
+        Intent { token: "t-1".into(), call: Call::Assign { eni: "eni-1".into(), count: 3, token: "t-1".into() } }
+    }
+
+    #[test]
+    fn what_is_written_is_read_by_the_next_life() {
+        let root = folder("life");
+        let (ledger, empty) = Ledger::open(&root, "boot-1").unwrap();
+        assert!(empty.is_new && empty.leases.is_empty() && empty.resting.is_empty() && empty.intents.is_empty());
+        let lease = crate::rpc::example_lease();
+        ledger.record(&lease).unwrap();
+        ledger.intend(&intent()).unwrap();
+        let (_, read) = Ledger::open(&root, "boot-1\n").unwrap();
+        assert!(!read.is_new);
+        assert_eq!(read.leases, std::slice::from_ref(&lease));
+        assert_eq!(read.intents, [intent()]);
+        ledger.retire(&lease.sandbox.attachment, &resting("10.0.0.5")).unwrap();
+        ledger.settled("t-1").unwrap();
+        let (_, read) = Ledger::open(&root, "boot-1").unwrap();
+        assert!(read.leases.is_empty() && read.intents.is_empty());
+        assert_eq!(read.resting[0].until(), Duration::from_millis(130_500));
+        ledger.rested(&resting("10.0.0.5").ip).unwrap();
+        ledger.rested(&resting("10.0.0.5").ip).unwrap();
+        assert!(Ledger::open(&root, "boot-1").unwrap().1.resting.is_empty());
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn after_a_reboot_only_intents_are_left() {
+        let root = folder("reboot");
+        let (ledger, _) = Ledger::open(&root, "boot-1").unwrap();
+        ledger.record(&crate::rpc::example_lease()).unwrap();
+        ledger.intend(&intent()).unwrap();
+        let (_, read) = Ledger::open(&root, "boot-2").unwrap();
+        assert!(read.leases.is_empty());
+        assert_eq!(read.intents.len(), 1);
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn a_broken_file_is_put_aside_and_the_others_are_read() {
+        let root = folder("broken");
+        let (ledger, _) = Ledger::open(&root, "boot-1").unwrap();
+        ledger.record(&crate::rpc::example_lease()).unwrap();
+        fs::write(root.join("leases/half.json"), "{\"pod\":").unwrap();
+        fs::write(root.join("leases/other.new"), "{").unwrap();
+        let (_, read) = Ledger::open(&root, "boot-1").unwrap();
+        assert_eq!(read.leases.len(), 1);
+        assert!(root.join("unreadable/half.json").exists() && !root.join("leases/other.new").exists());
+        fs::remove_dir_all(root).unwrap();
+    }
+}

@@ -1,0 +1,522 @@
+//! The loop that owns the pool, the ledger and the replies that wait: events in, effects out, one after the other.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::future::Future;
+use std::time::Duration;
+
+use async_io::Timer;
+use smol::channel::{Receiver, Sender};
+use smol::future;
+
+use super::eni::{self, Job};
+use super::ledger::{Ledger, Resting};
+use super::pods::{Known, Pods, Presence, Standing};
+use super::world::World;
+use super::{calls, clock};
+use crate::config::Config;
+use crate::error::Error;
+use crate::kernel::{Kernel, LinkSeen};
+use crate::object::Pod;
+use crate::ours;
+use crate::plan::Rule;
+use crate::pod::{Attachment, PodName, Sandbox};
+use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
+use crate::rpc::{EniLease, Lease, Refusal, Reply, Request};
+use crate::{datapath, eni::Fault};
+
+/// An ADD is answered within this time, well before the runtime gives up (the kubelet: two minutes).
+const ADD_DEADLINE: Duration = Duration::from_secs(90);
+/// Links whose attachment is over are deleted together, this long after the last DEL: one RCU grace period for all of
+/// them, and most are gone by then because their namespace is.
+const SWEEP_AFTER: Duration = Duration::from_millis(250);
+/// Leftovers of every kind are looked for this often.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// A lease whose pod has been gone this long is given up though no DEL came.
+const GONE_FOR: Duration = Duration::from_secs(60);
+
+/// What reaches the loop.
+pub enum Input {
+    Ask { request: Request, answer: Sender<Reply> },
+    Done { call: CallId, result: Result<Outcome, Fault> },
+    Prepared { eni: String, result: Result<EniLease, Error> },
+    Pods(Known),
+    Fetched { pod: PodName, result: Result<Option<Pod>, Error> },
+    Reload(Box<Config>),
+    Swept,
+}
+
+/// An ADD that has not been answered.
+struct Waiting {
+    answer: Sender<Reply>,
+    pod: PodName,
+    sandbox: Sandbox,
+    deadline: Now,
+}
+
+pub struct Node {
+    world: World,
+    pool: Pool,
+    ledger: Ledger,
+    kernel: Kernel,
+    pods: Pods,
+    /// What effects bring about at once; heard after them.
+    events: VecDeque<Event>,
+    leases: BTreeMap<Attachment, Lease>,
+    /// ENIs whose link is set up, and the slot of every ENI that has or had one.
+    enis: BTreeMap<String, EniLease>,
+    slots: BTreeMap<String, u32>,
+    /// ADDs that the pool knows, and those that still wait for their pod to be fetched.
+    waiting: BTreeMap<Ticket, Waiting>,
+    unknown: BTreeMap<PodName, Vec<Waiting>>,
+    last_ticket: Ticket,
+    wake: Option<Now>,
+    sweep: Now,
+    sweeping: bool,
+}
+
+/// What boot found that the loop goes on from.
+pub struct Found {
+    pub boot: Boot,
+    pub leases: Vec<Lease>,
+    pub slots: BTreeMap<String, u32>,
+}
+
+impl Node {
+    pub fn new(world: World, ledger: Ledger, kernel: Kernel, found: Found) -> Node {
+        let mut node = Node {
+            world,
+            pool: Pool::new(fastrand::u64(..)),
+            ledger,
+            kernel,
+            pods: Pods::default(),
+            events: VecDeque::new(),
+            leases: found.leases.into_iter().map(|l| (l.sandbox.attachment.clone(), l)).collect(),
+            enis: BTreeMap::new(),
+            slots: found.slots,
+            waiting: BTreeMap::new(),
+            unknown: BTreeMap::new(),
+            last_ticket: 0,
+            wake: None,
+            sweep: clock::now(),
+            sweeping: false,
+        };
+        node.feed(Event::Boot(Box::new(found.boot)));
+        node
+    }
+
+    /// Runs until it is dropped. What is under way then is left as it is: the next life finds it again.
+    pub async fn run(mut self, inputs: Receiver<Input>) {
+        loop {
+            let input = future::or(async { inputs.recv().await.ok() }, async {
+                self.next_due().await;
+                None
+            })
+            .await;
+            if let Some(input) = input {
+                self.take(input);
+            }
+            self.do_what_is_due();
+        }
+    }
+
+    fn next_due(&self) -> impl Future<Output = ()> + use<> {
+        let deadlines = self.unknown.values().flatten().map(|w| w.deadline);
+        let due = deadlines.chain(self.wake).chain([self.sweep]).min().unwrap_or(self.sweep);
+        let wait = due.saturating_sub(clock::now());
+        async move {
+            Timer::after(wait).await;
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Ask { request, answer } => self.ask(request, answer),
+            Input::Done { call, result } => self.done(call, result),
+            Input::Prepared { eni, result } => self.prepared(eni, result),
+            Input::Pods(known) => self.pods.take(known, clock::now()),
+            Input::Fetched { pod, result } => self.fetched(pod, result),
+            Input::Reload(config) => self.reload(&config),
+            Input::Swept => self.sweeping = false,
+        }
+    }
+
+    fn do_what_is_due(&mut self) {
+        let now = clock::now();
+        if self.wake.is_some_and(|at| at <= now) {
+            self.wake = None;
+            self.forget_those_who_hung_up();
+            self.feed(Event::Tick);
+        }
+        self.refuse_unknown(now);
+        if self.sweep <= now && !self.sweeping {
+            self.sweep = now + SWEEP_EVERY;
+            self.absorb_tombstones();
+            self.give_up_the_gone(now);
+            let swept = self.sweep_links().and_then(|links| self.sweep_rules(&links));
+            self.noted("sweep", swept);
+        }
+    }
+
+    /// Takes up what can change in a running daemon: all that the pool goes by. The rest waits for a restart.
+    fn reload(&mut self, config: &Config) {
+        if let Err(e) = config.validate(&self.world.terms.facts) {
+            return log::error!("configuration not reloaded: {e}");
+        }
+        log::info!("configuration reloaded");
+        self.world.place = self.world.terms.place(config);
+        self.world.mtu = config.mtu;
+        let settings = self.world.terms.settings(config);
+        self.feed(Event::Settings(Box::new(settings)));
+    }
+
+    fn ask(&mut self, request: Request, answer: Sender<Reply>) {
+        let reply = match request {
+            Request::Allocate { pod, sandbox } => return self.allocate(pod, sandbox, answer),
+            Request::Release { attachment } => self.release(&attachment),
+            Request::Lease { attachment } => match self.leases.get(&attachment) {
+                Some(lease) => Reply::Lease(Box::new(lease.clone())),
+                None => Reply::None {},
+            },
+            Request::Gc { valid } => self.collect(&valid),
+            Request::Status {} => match self.pool.ready() {
+                Ok(()) => Reply::Ready {},
+                Err(refused) => refusal(refused),
+            },
+            Request::Show {} => Reply::Show(self.show()),
+        };
+        let _ = answer.try_send(reply);
+    }
+
+    // ADD
+
+    fn allocate(&mut self, pod: PodName, sandbox: Sandbox, answer: Sender<Reply>) {
+        let waiting = Waiting { answer, pod, sandbox, deadline: clock::now() + ADD_DEADLINE };
+        match self.pods.find(&waiting.pod) {
+            Some(known) => self.admit(waiting, known),
+            None => self.fetch(waiting),
+        }
+    }
+
+    /// A pod that the watch has not told of yet is asked for once, whoever waits for it.
+    fn fetch(&mut self, waiting: Waiting) {
+        let pod = waiting.pod.clone();
+        let queue = self.unknown.entry(pod.clone()).or_default();
+        queue.push(waiting);
+        if queue.len() == 1 {
+            self.world.fetch_pod(pod);
+        }
+    }
+
+    fn fetched(&mut self, pod: PodName, result: Result<Option<Pod>, Error>) {
+        let result = result.map(|found| found.map(|pod| self.pods.learn(&pod)));
+        if let Ok(None) = result {
+            self.pods.confirm_gone(&pod, clock::now());
+        }
+        for waiting in self.unknown.remove(&pod).unwrap_or_default() {
+            match &result {
+                Ok(Some(presence)) => self.admit(waiting, *presence),
+                Ok(None) => {
+                    let reason = format!("pod {pod} does not exist in the API server");
+                    waiting.refuse(Refusal::NotOurs, reason);
+                }
+                Err(e) => waiting.refuse(Refusal::ApiDown, format!("pod {pod} is not known yet: {e}")),
+            }
+        }
+    }
+
+    fn refuse_unknown(&mut self, now: Now) {
+        for queue in self.unknown.values_mut() {
+            for late in queue.extract_if(.., |w| w.deadline <= now) {
+                let reason = format!("the API server did not tell of pod {} in time", late.pod);
+                late.refuse(Refusal::ApiDown, reason);
+            }
+        }
+        self.unknown.retain(|_, queue| !queue.is_empty());
+    }
+
+    fn admit(&mut self, waiting: Waiting, presence: Presence) {
+        let why = match presence {
+            Presence::Ours => return self.enqueue(waiting),
+            Presence::NotOurs => "is on the host network or labelled to be ignored",
+            Presence::Over => "is over",
+        };
+        let reason = format!("pod {} {why}", waiting.pod);
+        waiting.refuse(Refusal::NotOurs, reason);
+    }
+
+    fn enqueue(&mut self, waiting: Waiting) {
+        self.last_ticket += 1;
+        let ticket = self.last_ticket;
+        let event = Event::Allocate {
+            ticket,
+            pod: waiting.pod.clone(),
+            sandbox: waiting.sandbox.clone(),
+            deadline: waiting.deadline,
+        };
+        self.waiting.insert(ticket, waiting);
+        self.feed(event);
+    }
+
+    fn forget_those_who_hung_up(&mut self) {
+        let gone: Vec<Ticket> = self.waiting.iter().filter(|(_, w)| w.answer.is_closed()).map(|(t, _)| *t).collect();
+        for ticket in gone {
+            self.waiting.remove(&ticket);
+            self.feed(Event::Forget { ticket });
+        }
+    }
+
+    fn reply(&mut self, ticket: Ticket, result: Result<Held, Refused>) {
+        let Some(waiting) = self.waiting.remove(&ticket) else { return };
+        let reply = match result {
+            Ok(held) => match self.leases.get(&held.sandbox.attachment) {
+                Some(lease) => Reply::Lease(Box::new(lease.clone())),
+                None => refusal(local("the lease could not be written down; see the daemon's log")),
+            },
+            Err(refused) => {
+                log::warn!("add {}: {}", waiting.pod, refused.reason);
+                refusal(refused)
+            }
+        };
+        let _ = waiting.answer.try_send(reply);
+    }
+
+    // DEL, GC and what nobody deleted
+
+    /// Takes the attachment out of the routing table, then frees its address; its link goes with the next sweep.
+    fn release(&mut self, attachment: &Attachment) -> Reply {
+        let Some(lease) = self.leases.get(attachment) else { return Reply::None {} };
+        let routes = datapath::routes(lease);
+        if let Err(e) = self.kernel.undo(&routes) {
+            log::error!("del {}: {e}", lease.pod);
+            return refusal(local(&e.to_string()));
+        }
+        self.feed(Event::Release { attachment: attachment.clone() });
+        self.sweep = self.sweep.min(clock::now() + SWEEP_AFTER);
+        Reply::None {}
+    }
+
+    fn collect(&mut self, valid: &BTreeSet<Attachment>) -> Reply {
+        let stale: Vec<Attachment> = self.leases.keys().filter(|a| !valid.contains(a)).cloned().collect();
+        for attachment in &stale {
+            log::info!("gc: {attachment} is not among the valid attachments");
+            if let refused @ Reply::Refused { .. } = self.release(attachment) {
+                return refused;
+            }
+        }
+        self.sweep = clock::now();
+        Reply::None {}
+    }
+
+    fn absorb_tombstones(&mut self) {
+        let stones = self.ledger.tombstones().unwrap_or_else(|e| {
+            log::warn!("tombstones: {e}");
+            Vec::new()
+        });
+        for attachment in stones {
+            log::info!("{attachment} was deleted while no daemon was there");
+            if matches!(self.release(&attachment), Reply::None {})
+                && let Err(e) = self.ledger.bury(&attachment)
+            {
+                log::warn!("tombstone of {attachment}: {e}");
+            }
+        }
+    }
+
+    /// Frees the addresses of pods that are gone although DEL never came; the API server is asked before.
+    fn give_up_the_gone(&mut self, now: Now) {
+        let leases: Vec<(Attachment, PodName)> =
+            self.leases.values().map(|l| (l.sandbox.attachment.clone(), l.pod.clone())).collect();
+        for (attachment, pod) in leases {
+            match self.pods.standing(&pod) {
+                Standing::Gone(since) if since + GONE_FOR <= now => {
+                    log::info!("pod {pod} is gone and no DEL came for {attachment}: its address is freed");
+                    self.release(&attachment);
+                }
+                Standing::Missed(since) if since + GONE_FOR <= now => self.world.fetch_pod(pod),
+                _ => {}
+            }
+        }
+        let leases = &self.leases;
+        self.pods.forget(|name| leases.values().any(|l| l.pod == *name));
+    }
+
+    /// Deletes every link of ours whose attachment holds no lease. Links are listed before leases are looked at, and a lease is
+    /// recorded before its link is made: a link that is being made is never taken for a leftover.
+    fn sweep_links(&mut self) -> Result<Vec<LinkSeen>, Error> {
+        let links = self.kernel.links()?;
+        let owner = |link: &LinkSeen| link.alias.as_deref().and_then(ours::attachment);
+        let is_stale = |link: &&LinkSeen| owner(link).is_some_and(|a| !self.leases.contains_key(&a));
+        let stale: Vec<u32> = links.iter().filter(is_stale).map(|l| l.ifindex).collect();
+        if !stale.is_empty() {
+            self.sweeping = true;
+            self.world.delete_links(stale);
+        }
+        Ok(links)
+    }
+
+    /// Deletes rules of ENIs that are gone without us.
+    fn sweep_rules(&mut self, links: &[LinkSeen]) -> Result<(), Error> {
+        let is_stale = |rule: &Rule| match (rule.priority, rule.mark, &rule.iif) {
+            (ours::FROM_POD_PRIORITY, Some((value, mask)), None) => {
+                ours::slot(value, mask).is_some_and(|slot| !self.slots.values().any(|s| *s == slot))
+            }
+            (ours::STRAY_PRIORITY, None, Some(iif)) => !links.iter().any(|l| l.name == *iif),
+            _ => false,
+        };
+        let stale: Vec<Rule> = self.kernel.rules()?.into_iter().filter(is_stale).collect();
+        stale.iter().try_for_each(|rule| self.kernel.delete_rule(rule))
+    }
+
+    // The pool's effects
+
+    /// Every effect of an event is carried out before the next event is heard.
+    fn feed(&mut self, event: Event) {
+        self.events.push_back(event);
+        while let Some(event) = self.events.pop_front() {
+            for effect in self.pool.step(clock::now(), event) {
+                log::debug!("{effect:?}");
+                self.carry_out(effect);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Intend(intent) => self.noted("intent", self.ledger.intend(&intent)),
+            Effect::Settled { token } => self.noted("intent", self.ledger.settled(&token)),
+            Effect::Call { id, call } => self.call(id, call),
+            Effect::Record(held) => self.record(held),
+            Effect::Retire { attachment, eni, ip, until } => {
+                self.leases.remove(&attachment);
+                let resting = Resting::new(eni, ip, until);
+                self.noted("lease", self.ledger.retire(&attachment, &resting));
+            }
+            Effect::Rested { ip, .. } => self.noted("resting address", self.ledger.rested(&ip)),
+            Effect::Reply { ticket, result } => self.reply(ticket, result),
+            Effect::Prepare { eni, mac, vswitch } => self.prepare(Job { eni, mac, vswitch }),
+            Effect::Dismantle { eni, .. } => self.dismantle(&eni),
+            Effect::Tell(notice) => self.tell(notice),
+            Effect::Wake { at } => self.wake = Some(at),
+        }
+    }
+
+    fn noted(&self, what: &str, result: Result<(), Error>) {
+        if let Err(e) = result {
+            log::error!("{what}: {e}");
+        }
+    }
+
+    /// A lease that cannot be written down is not given: the reply that follows finds none and refuses.
+    fn record(&mut self, held: Held) {
+        let attachment = held.sandbox.attachment.clone();
+        let lease = self.lease(held).and_then(|lease| self.ledger.record(&lease).map(|()| lease));
+        match lease {
+            Ok(lease) => {
+                self.leases.insert(attachment, lease);
+            }
+            Err(e) => {
+                log::error!("lease of {attachment}: {e}");
+                self.events.push_back(Event::Release { attachment });
+            }
+        }
+    }
+
+    fn lease(&self, held: Held) -> Result<Lease, Error> {
+        let Some(eni) = self.enis.get(&held.eni) else {
+            return Err(Error::refused(format!("ENI {} is not set up", held.eni)));
+        };
+        Ok(Lease {
+            pod: held.pod,
+            sandbox: held.sandbox,
+            ip: held.ip,
+            eni: eni.clone(),
+            node: self.world.node,
+            marker: self.world.marker,
+        })
+    }
+
+    fn call(&mut self, id: CallId, call: Call) {
+        log::info!("call {id}: {call:?}");
+        self.world.call(id, call);
+    }
+
+    fn done(&mut self, call: CallId, result: Result<Outcome, Fault>) {
+        match &result {
+            Ok(outcome) => log::info!("call {call}: {}", calls::summary(outcome)),
+            Err(fault) => log::warn!("call {call}: {fault}"),
+        }
+        if let Ok(Outcome::VSwitches(seen)) = &result {
+            self.world.vswitches.extend(seen.iter().map(|v| (v.id.clone(), v.clone())));
+        }
+        self.feed(Event::Done { call, result });
+    }
+
+    fn prepare(&mut self, job: Job) {
+        let slot = self.slots.get(&job.eni).copied().or_else(|| eni::free_slot(&self.slots));
+        let Some(slot) = slot else {
+            let result = Err(format!("all {} slots for ENIs are taken", ours::MAX_SLOT));
+            return self.events.push_back(Event::Prepared { eni: job.eni, result });
+        };
+        self.slots.insert(job.eni.clone(), slot);
+        self.world.prepare(job, slot);
+    }
+
+    fn prepared(&mut self, eni: String, result: Result<EniLease, Error>) {
+        let result = match result {
+            Ok(lease) => {
+                let link = Link { ifindex: lease.table - ours::PODS_TABLE, slot: lease.slot };
+                self.enis.insert(eni.clone(), lease);
+                Ok(link)
+            }
+            Err(e) => {
+                log::warn!("ENI {eni}: {e}");
+                Err(e.to_string())
+            }
+        };
+        self.feed(Event::Prepared { eni, result });
+    }
+
+    fn dismantle(&mut self, eni: &str) {
+        self.slots.remove(eni);
+        let Some(lease) = self.enis.remove(eni) else { return };
+        match self.kernel.link_by_mac(lease.mac) {
+            Ok(Some(link)) => {
+                let plan = datapath::eni(&self.world.eni_setup(&lease, &link.name));
+                let undone = self.kernel.undo(&plan);
+                self.noted("dismantle", undone);
+            }
+            Ok(None) => {}
+            Err(e) => log::warn!("dismantle ENI {eni}: {e}"),
+        }
+    }
+
+    fn tell(&self, notice: Notice) {
+        let uid = notice.pod.as_ref().and_then(|pod| self.pods.uid(pod)).unwrap_or_default().to_owned();
+        self.world.tell(notice, uid);
+    }
+
+    fn show(&self) -> serde_json::Value {
+        serde_json::json!({
+            "node": self.world.terms.facts,
+            "marker": self.world.marker,
+            "pool": self.pool.show(),
+            "leases": self.leases.values().collect::<Vec<_>>(),
+            "cloud_calls": self.world.cloud.calls(),
+        })
+    }
+}
+
+impl Waiting {
+    fn refuse(self, why: Refusal, reason: String) {
+        log::warn!("add {}: {reason}", self.pod);
+        let _ = self.answer.try_send(Reply::Refused { why, reason });
+    }
+}
+
+fn refusal(refused: Refused) -> Reply {
+    Reply::Refused { why: refused.why, reason: refused.reason }
+}
+
+fn local(reason: &str) -> Refused {
+    Refused { why: Refusal::Local, reason: reason.into() }
+}

@@ -1,0 +1,193 @@
+//! The pods of this node as the watch tells of them: which are ours to serve, and since when one is gone.
+
+use std::collections::BTreeMap;
+
+use crate::object::Pod;
+use crate::pod::{PodName, nameless};
+use crate::pool::Now;
+
+/// News of the node's pods, cut down to what we keep.
+#[derive(Debug)]
+pub enum Known {
+    /// The whole list: what is not in it is gone.
+    All(Vec<(PodName, Seen)>),
+    One(PodName, Seen),
+    Gone(PodName),
+}
+
+/// What a pod is to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// It needs an address from us.
+    Ours,
+    /// On the host network, or labelled to be ignored.
+    NotOurs,
+    /// Succeeded or failed: it will not run again.
+    Over,
+}
+
+/// What is kept of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    pub presence: Presence,
+    /// Events name it, or `kubectl describe` does not show them.
+    pub uid: String,
+}
+
+#[derive(Default)]
+pub struct Pods {
+    known: BTreeMap<PodName, Seen>,
+    /// When each was first missed, and whether the API server confirmed that it does not exist.
+    gone: BTreeMap<PodName, (Now, bool)>,
+    /// When the first whole list came.
+    synced: Option<Now>,
+}
+
+/// How a pod that holds a lease stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    Present,
+    /// Not seen since; the API server has not been asked about it.
+    Missed(Now),
+    /// The API server says that it does not exist, or that it is over.
+    Gone(Now),
+}
+
+impl Known {
+    pub fn one(pod: &Pod) -> Known {
+        Known::One(pod.name(), seen(pod))
+    }
+
+    pub fn all(pods: &[Pod]) -> Known {
+        Known::All(pods.iter().map(|p| (p.name(), seen(p))).collect())
+    }
+}
+
+fn seen(pod: &Pod) -> Seen {
+    Seen { presence: presence(pod), uid: pod.meta.uid.clone() }
+}
+
+fn presence(pod: &Pod) -> Presence {
+    if pod.is_over() {
+        Presence::Over
+    } else if pod.is_ours() {
+        Presence::Ours
+    } else {
+        Presence::NotOurs
+    }
+}
+
+impl Pods {
+    pub fn take(&mut self, news: Known, now: Now) {
+        match news {
+            Known::All(list) => {
+                self.synced.get_or_insert(now);
+                let missed: Vec<PodName> = std::mem::take(&mut self.known).into_keys().collect();
+                for (name, seen) in list {
+                    self.set(name, seen);
+                }
+                for name in missed.into_iter().filter(|n| !self.known.contains_key(n)).collect::<Vec<_>>() {
+                    self.gone.insert(name, (now, false));
+                }
+            }
+            Known::One(name, seen) => self.set(name, seen),
+            Known::Gone(name) => {
+                self.known.remove(&name);
+                self.gone.insert(name, (now, false));
+            }
+        }
+    }
+
+    fn set(&mut self, name: PodName, seen: Seen) {
+        self.gone.remove(&name);
+        self.known.insert(name, seen);
+    }
+
+    /// A pod that was fetched before the watch told of it.
+    pub fn learn(&mut self, pod: &Pod) -> Presence {
+        let seen = seen(pod);
+        let presence = seen.presence;
+        self.set(pod.name(), seen);
+        presence
+    }
+
+    /// The API server was asked, and the pod does not exist.
+    pub fn confirm_gone(&mut self, name: &PodName, now: Now) {
+        self.known.remove(name);
+        self.gone.entry(name.clone()).or_insert((now, true)).1 = true;
+    }
+
+    pub fn find(&self, name: &PodName) -> Option<Presence> {
+        self.known.get(name).map(|seen| seen.presence)
+    }
+
+    /// The pod's uid, where it is known.
+    pub fn uid(&self, name: &PodName) -> Option<&str> {
+        self.known.get(name).map(|seen| seen.uid.as_str())
+    }
+
+    /// Nobody is gone before the first whole list came, and nobody whose name is lost.
+    pub fn standing(&self, name: &PodName) -> Standing {
+        let Some(synced) = self.synced.filter(|_| *name != nameless()) else { return Standing::Present };
+        match (self.known.get(name), self.gone.get(name)) {
+            (Some(Seen { presence: Presence::Over, .. }), _) => Standing::Gone(synced),
+            (Some(_), _) => Standing::Present,
+            (None, Some((since, true))) => Standing::Gone(*since),
+            (None, Some((since, false))) => Standing::Missed(*since),
+            (None, None) => Standing::Missed(synced),
+        }
+    }
+
+    /// Drops what is remembered of pods that hold no lease any more.
+    pub fn forget(&mut self, holds_lease: impl Fn(&PodName) -> bool) {
+        self.gone.retain(|name, _| holds_lease(name));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const T: fn(u64) -> Now = Duration::from_secs;
+
+    fn ours(presence: Presence) -> Seen {
+        Seen { presence, uid: String::new() }
+    }
+
+    fn web(n: u32) -> PodName {
+        PodName::new("default", format!("web-{n}"))
+    }
+
+    #[test]
+    fn nobody_is_gone_before_the_first_list() {
+        let mut pods = Pods::default();
+        assert_eq!(pods.standing(&web(0)), Standing::Present);
+        pods.take(Known::All(vec![(web(1), ours(Presence::Ours))]), T(5));
+        assert_eq!(pods.standing(&web(0)), Standing::Missed(T(5)));
+        assert_eq!(pods.standing(&web(1)), Standing::Present);
+        assert_eq!(pods.standing(&nameless()), Standing::Present);
+    }
+
+    #[test]
+    fn a_pod_is_gone_once_the_api_server_says_so() {
+        let mut pods = Pods::default();
+        pods.take(Known::All(vec![(web(1), ours(Presence::Ours))]), T(5));
+        pods.take(Known::Gone(web(1)), T(9));
+        assert_eq!(pods.standing(&web(1)), Standing::Missed(T(9)));
+        pods.confirm_gone(&web(1), T(70));
+        assert_eq!(pods.standing(&web(1)), Standing::Gone(T(9)));
+        pods.take(Known::One(web(1), ours(Presence::Ours)), T(80));
+        assert_eq!(pods.standing(&web(1)), Standing::Present);
+    }
+
+    #[test]
+    fn a_pod_that_a_new_list_lacks_is_missed_from_then_on() {
+        let mut pods = Pods::default();
+        pods.take(Known::All(vec![(web(1), ours(Presence::Ours)), (web(2), ours(Presence::NotOurs))]), T(5));
+        pods.take(Known::All(vec![(web(2), ours(Presence::Over))]), T(50));
+        assert_eq!(pods.standing(&web(1)), Standing::Missed(T(50)));
+        assert_eq!(pods.standing(&web(2)), Standing::Gone(T(5)));
+    }
+}

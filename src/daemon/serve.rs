@@ -1,0 +1,152 @@
+//! The unix socket: one JSON line asked, one answered, for root alone, bounded in size, time and number.
+
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use async_io::{Async, Timer};
+use smol::channel::{Receiver, Sender, bounded};
+use smol::io::{AsyncReadExt, AsyncWriteExt};
+use smol::{LocalExecutor, future};
+
+use super::node::Input;
+use crate::error::{Context, Error};
+use crate::rpc::{MAX_LINE, Refusal, Reply, Request};
+
+/// A client says its line within this time, or is not served.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Clients at once; more wait in the kernel's backlog.
+const MAX_CLIENTS: usize = 1024;
+
+type Stream = Async<std::os::unix::net::UnixStream>;
+
+/// Listens on a socket that only root can open; a stale one of an earlier life is replaced.
+pub fn listen(path: &Path) -> Result<Async<UnixListener>, Error> {
+    open(path).context(|| format!("listen on {}", path.display()))
+}
+
+fn open(path: &Path) -> Result<Async<UnixListener>, Error> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    if !folder.exists() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    // Bound aside and renamed into place with its final mode: no moment in which others could connect, or nobody.
+    let aside = path.with_extension("new");
+    match std::fs::remove_file(&aside) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&aside)?;
+    std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&aside, path)?;
+    Ok(Async::new(listener)?)
+}
+
+/// Serves until the executor is dropped.
+pub async fn serve(listener: Async<UnixListener>, executor: Rc<LocalExecutor<'static>>, inputs: Sender<Input>) {
+    let (permits, free) = bounded(MAX_CLIENTS);
+    loop {
+        let _ = permits.send(()).await; // waits while MAX_CLIENTS are served
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (inputs, free) = (inputs.clone(), free.clone());
+                executor.spawn(client(stream, inputs, free)).detach();
+            }
+            Err(e) => {
+                log::warn!("accept: {e}");
+                let _ = free.recv().await;
+                Timer::after(Duration::from_millis(100)).await; // out of file descriptors: do not spin
+            }
+        }
+    }
+}
+
+async fn client(mut stream: Stream, inputs: Sender<Input>, free: Receiver<()>) {
+    if let Err(e) = exchange(&mut stream, inputs).await {
+        log::debug!("client: {e}");
+    }
+    let _ = free.recv().await;
+}
+
+async fn exchange(stream: &mut Stream, inputs: Sender<Input>) -> io::Result<()> {
+    let peer = rustix::net::sockopt::socket_peercred(&*stream)?;
+    if !peer.uid.is_root() {
+        return answer(stream, &refuse(format!("user {} may not ask, only root", peer.uid.as_raw()))).await;
+    }
+    let line = match future::or(async { Some(read_line(stream).await) }, async {
+        Timer::after(PATIENCE).await;
+        None
+    })
+    .await
+    {
+        Some(line) => line?,
+        None => return answer(stream, &refuse(format!("no complete line within {} s", PATIENCE.as_secs()))).await,
+    };
+    let reply = match line {
+        Line::Text(text) => match serde_json::from_slice::<Request>(&text) {
+            Ok(request) => ask(stream, request, inputs).await?,
+            Err(e) => Some(refuse(format!("not a request we know: {e}"))),
+        },
+        Line::TooLong => Some(refuse(format!("a request has at most {MAX_LINE} bytes"))),
+        Line::Nothing => None,
+    };
+    match reply {
+        Some(reply) => answer(stream, &reply).await,
+        None => Ok(()),
+    }
+}
+
+enum Line {
+    Text(Vec<u8>),
+    TooLong,
+    /// The client went away without a word, or in the middle of one.
+    Nothing,
+}
+
+async fn read_line(stream: &mut Stream) -> io::Result<Line> {
+    let mut line = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        let n = stream.read(&mut chunk).await?;
+        if n == 0 {
+            return Ok(Line::Nothing);
+        }
+        if let Some(end) = chunk[..n].iter().position(|b| *b == b'\n') {
+            line.extend_from_slice(&chunk[..end]);
+            return Ok(Line::Text(line));
+        }
+        line.extend_from_slice(&chunk[..n]);
+        if line.len() >= MAX_LINE {
+            return Ok(Line::TooLong);
+        }
+    }
+}
+
+/// Hands the request to the node loop and waits for its answer, or for the client to hang up.
+async fn ask(stream: &mut Stream, request: Request, inputs: Sender<Input>) -> io::Result<Option<Reply>> {
+    let (answer, answered) = bounded(1);
+    if inputs.send(Input::Ask { request, answer }).await.is_err() {
+        return Ok(Some(refuse("the daemon is ending".into())));
+    }
+    let hung_up = async {
+        let mut rest = [0; 64];
+        while stream.read(&mut rest).await? != 0 {} // what comes after the one line is not ours to read
+        Ok(None)
+    };
+    let reply = async { Ok(answered.recv().await.ok()) };
+    future::or(reply, hung_up).await // dropping `answered` tells the loop that nobody waits any more
+}
+
+async fn answer(stream: &mut Stream, reply: &Reply) -> io::Result<()> {
+    let mut text = serde_json::to_vec(reply).expect("a reply is plain data");
+    text.push(b'\n');
+    stream.write_all(&text).await?;
+    stream.flush().await
+}
+
+fn refuse(reason: String) -> Reply {
+    Reply::Refused { why: Refusal::BadRequest, reason }
+}

@@ -1,0 +1,111 @@
+//! What the node loop reaches for outside itself: each job runs on a thread of its own and comes back as an input.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use smol::channel::Sender;
+use smol::{LocalExecutor, unblock};
+
+use super::calls::{self, Place};
+use super::eni::{self, Job};
+use super::node::Input;
+use super::terms::Terms;
+use crate::datapath::EniSetup;
+use crate::eni::VSwitch;
+use crate::error::{Context, Error};
+use crate::ip::IpPair;
+use crate::kernel::Kernel;
+use crate::object::{self, Pod};
+use crate::pod::PodName;
+use crate::pool::{Call, CallId, Notice};
+use crate::rpc::{EniLease, Marker};
+use crate::{cloud, kube};
+
+pub struct World {
+    pub executor: Rc<LocalExecutor<'static>>,
+    pub inputs: Sender<Input>,
+    pub cloud: cloud::Client,
+    pub kube: kube::Client,
+    pub terms: Terms,
+    /// The node's own addresses.
+    pub node: IpPair,
+    pub marker: Marker,
+    pub mtu: u32,
+    pub place: Place,
+    /// Every vSwitch that was ever described to us.
+    pub vswitches: BTreeMap<String, VSwitch>,
+    /// What people shall hear of, with the uid of the pod it is about.
+    pub notices: Sender<(Notice, String)>,
+}
+
+impl World {
+    /// Runs a blocking job and sends what comes of it to the loop.
+    fn start(&self, job: impl FnOnce() -> Input + Send + 'static) {
+        let inputs = self.inputs.clone();
+        let task = async move {
+            let _ = inputs.send(unblock(job).await).await;
+        };
+        self.executor.spawn(task).detach();
+    }
+
+    pub fn call(&self, id: CallId, call: Call) {
+        let (cloud, place) = (self.cloud.clone(), self.place.clone());
+        self.start(move || Input::Done { call: id, result: calls::perform(&cloud, &place, call) });
+    }
+
+    pub fn prepare(&self, job: Job, slot: u32) {
+        let known = self.vswitches.get(&job.vswitch).cloned();
+        let (cloud, node, mtu) = (self.cloud.clone(), self.node, self.mtu);
+        self.start(move || {
+            let vswitch = known.map_or_else(|| cloud.vswitch(&job.vswitch).map_err(Error::from), Ok);
+            let result = vswitch.and_then(|vswitch| eni::prepare(&job, slot, &vswitch, &node, mtu));
+            Input::Prepared { eni: job.eni, result }
+        });
+    }
+
+    pub fn fetch_pod(&self, pod: PodName) {
+        let kube = self.kube.clone();
+        self.start(move || {
+            let path = object::path::<Pod>(&pod.namespace, &pod.name);
+            let result = match kube.get::<Pod>(&path) {
+                Ok(found) => Ok(Some(found)),
+                Err(e) if e.is_absent() => Ok(None),
+                Err(e) => Err(e),
+            };
+            Input::Fetched { pod, result }
+        });
+    }
+
+    /// Deletes links by their index, all at once: they share one RCU grace period.
+    pub fn delete_links(&self, links: Vec<u32>) {
+        self.start(move || {
+            if let Err(e) = delete(&links) {
+                log::warn!("{e}");
+            }
+            Input::Swept
+        });
+    }
+
+    /// Tells a person; when too much is to be told, the rest is in the log only.
+    pub fn tell(&self, notice: Notice, uid: String) {
+        let about = notice.pod.as_ref().map_or("node".to_owned(), PodName::to_string);
+        if notice.warning {
+            log::warn!("{about}: {}: {}", notice.reason, notice.message);
+        } else {
+            log::info!("{about}: {}: {}", notice.reason, notice.message);
+        }
+        let _ = self.notices.try_send((notice, uid));
+    }
+
+    pub fn eni_setup<'a>(&'a self, eni: &'a EniLease, link: &'a str) -> EniSetup<'a> {
+        EniSetup { eni, link, mtu: self.mtu, node: &self.node }
+    }
+}
+
+fn delete(links: &[u32]) -> Result<(), Error> {
+    let mut kernel = Kernel::host()?;
+    for ifindex in links {
+        kernel.doom(*ifindex)?;
+    }
+    kernel.delete_doomed().context(|| format!("delete {} links of pods that are gone", links.len()))
+}

@@ -1,0 +1,176 @@
+//! Reads known keys out of a JSON object, so that a wrong one is named with its value and with what would be right.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use serde_json::Value;
+
+pub type Object = serde_json::Map<String, Value>;
+
+/// A known key whose value cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wrong {
+    pub key: String,
+    /// The value as it was written, cut short if it is long.
+    pub value: String,
+    /// What it should be, to be read after "it must be".
+    pub want: String,
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is {}; it must be {}", self.key, self.value, self.want)
+    }
+}
+
+/// One JSON object out of text, or why there is none.
+pub fn object(text: &[u8]) -> Result<Object, String> {
+    match serde_json::from_slice(text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(other) => Err(format!("{} is not a JSON object", shown(&other))),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// A value for people: one line, not longer than a line should be.
+pub fn shown(value: &Value) -> String {
+    shortened(&value.to_string())
+}
+
+/// Text for people: control characters escaped, and not longer than a line should be.
+pub fn shortened(text: &str) -> String {
+    const LONGEST: usize = 100;
+    let text: String =
+        text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect();
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}
+
+/// Reads one object key by key. `null` counts as absent, and so does an empty text where a text is parsed.
+pub struct Reader<'a> {
+    object: &'a Object,
+    /// Where the object stands in the whole, such as `runtimeConfig.bandwidth.`.
+    place: String,
+    asked: BTreeSet<&'static str>,
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(object: &'a Object) -> Reader<'a> {
+        Reader { object, place: String::new(), asked: BTreeSet::new() }
+    }
+
+    /// A reader for an object that stands under `place` of the whole.
+    pub fn at(place: &str, object: &'a Object) -> Reader<'a> {
+        Reader { object, place: format!("{place}."), asked: BTreeSet::new() }
+    }
+
+    /// The keys that nobody has asked for.
+    pub fn unknown(&self) -> Vec<String> {
+        let keys = self.object.keys().filter(|k| !self.asked.contains(k.as_str()));
+        keys.map(|k| format!("{}{}", self.place, shortened(k))).collect()
+    }
+
+    pub fn value(&mut self, key: &'static str) -> Option<&'a Value> {
+        self.asked.insert(key);
+        self.object.get(key).filter(|v| !v.is_null())
+    }
+
+    /// Says that this value of the key is wrong.
+    pub fn wrong(&self, key: &str, value: &Value, want: impl fmt::Display) -> Wrong {
+        Wrong { key: format!("{}{key}", self.place), value: shown(value), want: want.to_string() }
+    }
+
+    pub fn text(&mut self, key: &'static str) -> Result<Option<&'a str>, Wrong> {
+        self.with(key, "a text", |value| value.as_str())
+    }
+
+    pub fn flag(&mut self, key: &'static str) -> Result<Option<bool>, Wrong> {
+        self.with(key, "true or false", |value| value.as_bool())
+    }
+
+    pub fn number(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Result<Option<u64>, Wrong> {
+        let want = format!("a whole number from {} to {}", range.start(), range.end());
+        self.with(key, &want, |value| value.as_u64().filter(|n| range.contains(n)))
+    }
+
+    /// A text that `parse` understands.
+    pub fn parsed<T>(
+        &mut self,
+        key: &'static str,
+        want: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<Option<T>, Wrong> {
+        match self.value(key) {
+            Some(Value::String(text)) if text.is_empty() => Ok(None),
+            _ => self.with(key, want, |value| value.as_str().and_then(&parse)),
+        }
+    }
+
+    /// One of a few words, upper or lower case.
+    pub fn word<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)]) -> Result<Option<T>, Wrong> {
+        let all: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        let find = |text: &str| words.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)).map(|(_, t)| *t);
+        self.parsed(key, &format!("one of {}", all.join(", ")), find)
+    }
+
+    /// A list, empty when absent; an error names the item.
+    pub fn list<T>(
+        &mut self,
+        key: &'static str,
+        want: &str,
+        item: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Vec<T>, Wrong> {
+        let Some(value) = self.value(key) else { return Ok(Vec::new()) };
+        let list = value.as_array().ok_or_else(|| self.wrong(key, value, format!("a list, each {want}")))?;
+        let one = |value| item(value).ok_or_else(|| self.wrong(&format!("{key}[]"), value, want));
+        list.iter().map(one).collect()
+    }
+
+    pub fn object(&mut self, key: &'static str) -> Result<Option<&'a Object>, Wrong> {
+        self.with(key, "an object", |value| value.as_object())
+    }
+
+    fn with<T>(
+        &mut self,
+        key: &'static str,
+        want: &str,
+        read: impl FnOnce(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, Wrong> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        read(value).map(Some).ok_or_else(|| self.wrong(key, value, want))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_key_is_named_with_its_value_and_what_would_be_right() {
+        let object = object(br#"{"mtu": "abc", "list": ["a", 7]}"#).unwrap();
+        let mut reader = Reader::at("outer", &object);
+        let wrong = reader.number("mtu", 1..=9).unwrap_err();
+        assert_eq!(wrong.to_string(), r#"outer.mtu is "abc"; it must be a whole number from 1 to 9"#);
+        let wrong = reader.list("list", "a text", |v| v.as_str()).unwrap_err();
+        assert_eq!(wrong.to_string(), "outer.list[] is 7; it must be a text");
+    }
+
+    #[test]
+    fn keys_that_nobody_asked_for_are_unknown() {
+        let object = object(br#"{"a": null, "b": 1, "c": 2}"#).unwrap();
+        let mut reader = Reader::new(&object);
+        assert_eq!(reader.text("a"), Ok(None));
+        assert_eq!(reader.number("c", 0..=2), Ok(Some(2)));
+        assert_eq!(reader.unknown(), ["b"]);
+    }
+
+    #[test]
+    fn long_and_hostile_values_are_shown_short_and_escaped() {
+        let long = shortened(&"x".repeat(5000));
+        assert_eq!(long.len(), 103);
+        assert_eq!(shortened("a\n\u{1b}[2J"), "a\\n\\u{1b}[2J");
+    }
+}

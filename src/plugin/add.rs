@@ -1,0 +1,70 @@
+//! ADD: an address from the daemon, and the pod wired to it.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::{daemon, del};
+use crate::cni::{Code, Failure, NetConf, Reply, ReplyIp, VirtualType};
+use crate::datapath::{self, Setup};
+use crate::kernel::Kernel;
+use crate::ours;
+use crate::pod::{PodName, Sandbox};
+use crate::rpc::{self, Lease, Request};
+
+/// Runtimes give a command two minutes; the rest is for the wiring.
+const PATIENCE: Duration = Duration::from_secs(115);
+
+/// There is no way back here: a failed ADD is undone by DEL.
+pub fn add(pod: PodName, sandbox: Sandbox, conf: &NetConf) -> Result<Reply, Failure> {
+    let name = pod.to_string();
+    // First of all: nothing is leased for a namespace that is not there.
+    let mut kernel = open(&sandbox)?;
+    del::revive(&sandbox.attachment);
+    let request = Request::Allocate { pod, sandbox: sandbox.clone() };
+    let lease = lease(&request, &sandbox).map_err(|f| Failure { msg: format!("add {name}: {}", f.msg), ..f })?;
+    let plan = datapath::pod(&Setup { lease: &lease, mtu: conf.mtu });
+    if conf.virtual_type != VirtualType::Veth {
+        log::warn!("add {name}: {:?} is not available, a veth is used", conf.virtual_type);
+    }
+    log::debug!("add {name}: {lease:?}\n{plan}");
+    kernel.apply(&plan).map_err(|e| Failure::new(Code::Node, e.within(format!("add {name}"))))?;
+    Ok(reply(sandbox, conf, &lease))
+}
+
+/// The kernel as seen from the node and from inside the pod.
+pub fn open(sandbox: &Sandbox) -> Result<Kernel, Failure> {
+    let mut kernel = Kernel::host().map_err(|e| Failure::new(Code::Node, e))?;
+    kernel.enter(&sandbox.netns).map_err(|e| Failure::new(Code::Environment, e.within("CNI_NETNS")))?;
+    Ok(kernel)
+}
+
+fn lease(request: &Request, sandbox: &Sandbox) -> Result<Lease, Failure> {
+    match daemon::ask(request, PATIENCE)? {
+        rpc::Reply::Lease(lease) => daemon::sound(*lease, &sandbox.attachment),
+        rpc::Reply::Refused { why, reason } => Err(daemon::refused(why, &reason)),
+        other => Err(daemon::strange(&other)),
+    }
+}
+
+/// Addresses bear the length of the vSwitch's prefix, as runtimes and chained plugins of Terway's users expect, although
+/// inside the pod they stand alone.
+fn reply(sandbox: Sandbox, conf: &NetConf, lease: &Lease) -> Reply {
+    let host_link = ours::host_veth(&lease.pod, &sandbox.attachment.ifname);
+    let v4 = lease.ip.v4.map(|ip| {
+        let length = lease.eni.cidr.v4.map_or(32, |net| net.prefix_len());
+        ReplyIp { address: IpNet::new_assert(ip.into(), length), gateway: lease.eni.gateway.v4.map(Into::into) }
+    });
+    let v6 = lease.ip.v6.map(|ip| {
+        let length = lease.eni.cidr.v6.map_or(128, |net| net.prefix_len());
+        ReplyIp { address: IpNet::new_assert(ip.into(), length), gateway: lease.eni.gateway.v6.map(Into::into) }
+    });
+    Reply {
+        mac: ours::pod_mac(&host_link),
+        mtu: conf.mtu,
+        host_mac: ours::host_mac(&host_link),
+        host_link,
+        sandbox,
+        ips: v4.into_iter().chain(v6).collect(),
+    }
+}

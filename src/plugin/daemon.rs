@@ -1,0 +1,74 @@
+//! What the daemon says, or that it says nothing, in the words of CNI.
+
+use std::time::Duration;
+
+use crate::cni::{Code, Failure};
+use crate::error::{Cause, Error};
+use crate::pod::Attachment;
+use crate::rpc::{Lease, Refusal, Reply, Request};
+use crate::{client, ours};
+
+/// What to do about a daemon that does not answer.
+const LOOK: &str = "is terwayd running? systemctl status terwayd, journalctl -u terwayd";
+
+/// What to do about one that speaks in riddles.
+const RELEASES: &str = "are terway and terwayd of one release?";
+
+pub fn ask(request: &Request, patience: Duration) -> Result<Reply, Failure> {
+    client::ask(request, patience).map_err(unanswered)
+}
+
+fn unanswered(e: Error) -> Failure {
+    match e.cause {
+        Cause::Malformed(_) => stranger(e.to_string()),
+        _ => Failure::new(Code::TryAgain, e).advise(LOOK),
+    }
+}
+
+pub fn refused(why: Refusal, reason: &str) -> Failure {
+    Failure::new(code(why), reason)
+}
+
+/// What may pass is worth another try; for the rest a person must act.
+fn code(why: Refusal) -> Code {
+    match why {
+        Refusal::NodeFull
+        | Refusal::VSwitchEmpty
+        | Refusal::Throttled
+        | Refusal::CloudDown
+        | Refusal::TooSlow
+        | Refusal::ApiDown
+        | Refusal::Starting => Code::TryAgain,
+        Refusal::Quota => Code::Quota,
+        Refusal::Forbidden => Code::Forbidden,
+        Refusal::NotOurs => Code::NotOurs,
+        Refusal::BadRequest => Code::Protocol,
+        Refusal::Local => Code::Node,
+    }
+}
+
+/// A lease that we can wire: for the attachment we asked for, with an address, in a slot that has a mark.
+pub fn sound(lease: Lease, asked: &Attachment) -> Result<Lease, Failure> {
+    let attachment = &lease.sandbox.attachment;
+    if attachment == asked && !lease.ip.is_empty() && (1..=ours::MAX_SLOT).contains(&lease.eni.slot) {
+        return Ok(lease);
+    }
+    let (ip, slot) = (lease.ip, lease.eni.slot);
+    Err(stranger(format!("terwayd leased {ip} in slot {slot} to {attachment}, which is not what {asked} can use")))
+}
+
+fn stranger(msg: String) -> Failure {
+    Failure::new(Code::Protocol, msg).advise(RELEASES)
+}
+
+/// An answer to another question.
+pub fn strange(reply: &Reply) -> Failure {
+    let kind = match reply {
+        Reply::Lease(_) => "lease",
+        Reply::None {} => "none",
+        Reply::Ready {} => "ready",
+        Reply::Refused { .. } => "refused",
+        Reply::Show(_) => "show",
+    };
+    stranger(format!("terwayd answered \"{kind}\", which is no answer to what was asked"))
+}

@@ -1,0 +1,65 @@
+//! DEL: the one way back. It needs nothing but the attachment: no lease, no netns, no daemon.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::daemon;
+use crate::cni::{Code, Failure};
+use crate::error::{Context, Error};
+use crate::kernel::netns::Netns;
+use crate::pod::{Attachment, PodName};
+use crate::rpc::{Refusal, Reply, Request, TOMBSTONES, Tombstone};
+use crate::{client, kernel, ours};
+
+/// A daemon that lives answers within the time of a few link deletions.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// With the daemon silent the kernel is undone here, and a tombstone tells the daemon when it is back.
+pub fn del(attachment: &Attachment, netns: Option<&Path>, pod: Option<&PodName>) -> Result<(), Failure> {
+    if released(attachment)? {
+        return Ok(());
+    }
+    let doing = |e: Error| Failure::new(Code::Node, e.within(format!("delete {attachment}")));
+    let host_link = pod.map(|pod| ours::host_veth(pod, &attachment.ifname));
+    // What was a namespace may be a plain file by now, left by a mount that is gone.
+    let netns = netns.filter(|path| Netns::open(path).is_ok());
+    kernel::unwire(netns, host_link.as_deref(), attachment).map_err(doing)?;
+    bury(attachment).map_err(doing)
+}
+
+/// Whether the daemon has taken it over. One that is still starting, or cannot be understood, has not.
+fn released(attachment: &Attachment) -> Result<bool, Failure> {
+    match client::ask(&Request::Release { attachment: attachment.clone() }, PATIENCE) {
+        Ok(Reply::None {}) => Ok(true),
+        Ok(Reply::Refused { why: Refusal::Starting, .. }) | Err(_) => Ok(false),
+        Ok(Reply::Refused { why, reason }) => Err(daemon::refused(why, &format!("delete {attachment}: {reason}"))),
+        Ok(other) => Err(daemon::strange(&other)),
+    }
+}
+
+/// The attachment lives again, as some runtimes have it: its tombstone must not take the new lease away.
+pub fn revive(attachment: &Attachment) {
+    // Usually there is none.
+    let _ = fs::remove_file(tombstone(attachment));
+}
+
+fn tombstone(attachment: &Attachment) -> PathBuf {
+    Path::new(ours::LEDGER).join(TOMBSTONES).join(format!("{}.json", attachment.file_name()))
+}
+
+/// Writes the tombstone in one step: whoever reads the folder sees all of it or nothing.
+fn bury(attachment: &Attachment) -> Result<(), Error> {
+    let path = tombstone(attachment);
+    let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let text = serde_json::to_vec(&Tombstone { attachment: attachment.clone(), at })?;
+    write_whole(&path, &text).context(|| format!("write {}", path.display()))
+}
+
+fn write_whole(path: &Path, text: &[u8]) -> Result<(), Error> {
+    fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
+    // A name of its own, as a second DEL of the attachment may be under way. The daemon passes over `.new`.
+    let half = path.with_extension(format!("{}.new", std::process::id()));
+    fs::write(&half, text)?;
+    Ok(fs::rename(&half, path)?)
+}

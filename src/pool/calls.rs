@@ -1,0 +1,554 @@
+//! Calls to the cloud: which may start now, and what each answer changes.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use super::eni::{self, Address, Goal, Kernel, Next, Nic};
+use super::retry::{Backoff, LATE, POLL, SOON, Shut, jitter};
+use super::state::State;
+use super::{Call, CallId, Effect, Intent, Now, Outcome, Refused};
+use crate::eni::{Eni, EniState, Fault, FaultKind};
+use crate::rpc::Refusal;
+
+/// Between two looks at all ENIs of the node.
+const SURVEY: Duration = Duration::from_secs(120);
+/// Attempts with one token before we look what has become of them and begin anew.
+const MAX_TRIES: u32 = 8;
+/// Refusals to attach an ENI before it is deleted.
+const MAX_REJECTED: u32 = 3;
+/// From an accepted attach or detach to the first look.
+const SETTLE: Duration = Duration::from_secs(2);
+/// How long a full or unfit ENI is not asked for addresses.
+const NO_ASSIGN: Duration = Duration::from_secs(600);
+
+/// What is asked; a refusal of one does not stop the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Verb {
+    Create,
+    Attach,
+    Detach,
+    Delete,
+    Assign,
+    Unassign,
+    Look,
+    LookAll,
+    VSwitches,
+}
+
+fn verb(call: &Call) -> Verb {
+    match call {
+        Call::Create { .. } => Verb::Create,
+        Call::Attach { .. } => Verb::Attach,
+        Call::Detach { .. } => Verb::Detach,
+        Call::Delete { .. } => Verb::Delete,
+        Call::Assign { .. } => Verb::Assign,
+        Call::Unassign { .. } => Verb::Unassign,
+        Call::Look { .. } => Verb::Look,
+        Call::LookAll => Verb::LookAll,
+        Call::VSwitches => Verb::VSwitches,
+    }
+}
+
+/// The ENI that a call is about.
+fn eni_of(call: &Call) -> Option<&str> {
+    match call {
+        Call::Attach { eni }
+        | Call::Detach { eni }
+        | Call::Delete { eni }
+        | Call::Look { eni }
+        | Call::Assign { eni, .. }
+        | Call::Unassign { eni, .. } => Some(eni),
+        Call::Create { .. } | Call::LookAll | Call::VSwitches => None,
+    }
+}
+
+/// A verb that the cloud refuses until a person acts or much time has gone.
+pub(super) struct Block {
+    pub until: Now,
+    pub refused: Refused,
+    fails: u32,
+}
+
+/// An ENI being made.
+pub(super) struct Create {
+    pub intent: Intent,
+    pub call: Option<CallId>,
+    tries: u32,
+    doubt: bool,
+    retry: Backoff,
+}
+
+impl Create {
+    pub fn first(intent: Intent, call: CallId) -> Create {
+        Create { intent, call: Some(call), tries: 0, doubt: false, retry: Backoff::default() }
+    }
+
+    /// One that an earlier life was about to make.
+    pub fn again(intent: Intent) -> Create {
+        Create { intent, call: None, tries: 0, doubt: true, retry: Backoff::default() }
+    }
+
+    pub fn addresses(&self) -> u32 {
+        match &self.intent.call {
+            Call::Create { addresses, .. } => *addresses,
+            _ => 0,
+        }
+    }
+
+    fn vswitch(&self) -> &str {
+        match &self.intent.call {
+            Call::Create { vswitch, .. } => vswitch,
+            _ => "",
+        }
+    }
+}
+
+/// The look at all ENIs of the node that repeats.
+pub(super) struct Survey {
+    retry: Backoff,
+    running: Option<CallId>,
+    /// ENIs that went away since the look under way began.
+    pub gone: BTreeSet<String>,
+    /// An ENI may exist that we do not know of: none is made until a look sent after this call has come back.
+    pub blind: Option<CallId>,
+}
+
+impl Survey {
+    pub fn new(now: Now, rng: &mut Rng) -> Survey {
+        let retry = Backoff { fails: 0, next: now + jitter(SURVEY, rng) };
+        Survey { retry, running: None, gone: BTreeSet::new(), blind: None }
+    }
+
+    /// The next look comes now.
+    pub fn hurry(&mut self, now: Now) {
+        self.retry.next = self.retry.next.min(now);
+    }
+}
+
+impl State {
+    // -- starting --
+
+    /// Whether such a call may start; if not, we wake when it may.
+    pub fn may(&mut self, verb: Verb) -> bool {
+        if let Some(until) = self.blocks.get(&verb).map(|b| b.until).filter(|until| *until > self.now) {
+            self.at(until);
+            return false;
+        }
+        let on_eni = |call: &&Call| !matches!(call, Call::LookAll | Call::VSwitches);
+        let under_way = self.calls.values().filter(on_eni).count() as u32;
+        if !matches!(verb, Verb::LookAll | Verb::VSwitches) && under_way >= self.gate.width {
+            return false;
+        }
+        match self.gate.may(self.now) {
+            Ok(()) => return true,
+            Err(Shut::Until(at)) => self.at(at),
+            Err(Shut::Probing) => {}
+        }
+        false
+    }
+
+    pub fn can_attach(&self) -> bool {
+        self.blocks.get(&Verb::Attach).is_none_or(|b| b.until <= self.now)
+    }
+
+    pub fn start(&mut self, call: Call) -> CallId {
+        self.last_call += 1;
+        let id = self.last_call;
+        self.gate.sent(self.now, id, &mut self.rng);
+        if let Some(nic) = eni_of(&call).and_then(|eni| self.nics.get_mut(eni)) {
+            nic.busy = Some(id);
+        }
+        self.calls.insert(id, call.clone());
+        self.out.push(Effect::Call { id, call });
+        id
+    }
+
+    /// Looks at all ENIs and counts the vSwitches when it is time.
+    pub fn look_around(&mut self) {
+        if self.survey.running.is_none() && self.due(self.survey.retry.next) && self.may(Verb::LookAll) {
+            self.survey.gone.clear();
+            self.survey.running = Some(self.start(Call::LookAll));
+        }
+        let asking = self.vswitches.asking.is_some() || self.settings.vswitches.is_empty();
+        if !asking && self.due(self.vswitches.refresh.next) && self.may(Verb::VSwitches) {
+            self.vswitches.asking = Some(self.start(Call::VSwitches));
+        }
+    }
+
+    /// It is time; if not, we wake when it is.
+    fn due(&mut self, at: Now) -> bool {
+        if at > self.now {
+            self.at(at);
+        }
+        at <= self.now
+    }
+
+    /// Says again the creations whose end we do not know.
+    pub fn create_again(&mut self) {
+        for i in 0..self.creates.len() {
+            let next = self.creates[i].retry.next;
+            if self.creates[i].call.is_none() && self.due(next) && self.may(Verb::Create) {
+                let call = self.creates[i].intent.call.clone();
+                self.creates[i].call = Some(self.start(call));
+            }
+        }
+    }
+
+    /// Takes every ENI one step on; those on their way up go first.
+    pub fn advance(&mut self) {
+        let (up, down): (Vec<_>, Vec<_>) = self
+            .nics
+            .iter()
+            .filter(|(_, n)| n.next() != Next::Nothing)
+            .map(|(id, n)| (id.clone(), n.goal))
+            .partition(|(_, goal)| *goal == Goal::Keep);
+        for (id, _) in up.into_iter().chain(down) {
+            self.take_step(&id);
+        }
+    }
+
+    fn take_step(&mut self, id: &str) {
+        let nic = &self.nics[id];
+        let next = nic.next();
+        let at = if next == Next::Prepare { nic.wiring.next } else { nic.retry.next };
+        if !self.due(at) {
+            return;
+        }
+        let eni = id.to_owned();
+        match next {
+            Next::Nothing => {}
+            Next::Prepare => self.prepare(id),
+            Next::AssignAgain => {
+                self.step_call(Verb::Assign, self.nics[id].assign.as_ref().map(|a| a.intent.call.clone()))
+            }
+            Next::UnassignAgain if self.may(Verb::Unassign) => self.unassign(id),
+            Next::UnassignAgain => {}
+            Next::Look => self.step_call(Verb::Look, Some(Call::Look { eni })),
+            Next::Attach => self.step_call(Verb::Attach, Some(Call::Attach { eni })),
+            Next::Detach => self.detach(id),
+            Next::Delete => self.step_call(Verb::Delete, Some(Call::Delete { eni })),
+        }
+    }
+
+    fn step_call(&mut self, verb: Verb, call: Option<Call>) {
+        if let Some(call) = call.filter(|_| self.may(verb)) {
+            self.start(call);
+        }
+    }
+
+    fn prepare(&mut self, id: &str) {
+        let nic = self.nics.get_mut(id).expect("the caller knows the ENI");
+        nic.kernel = Kernel::Asked;
+        nic.dismantled = false;
+        self.out.push(Effect::Prepare { eni: id.to_owned(), mac: nic.mac, vswitch: nic.vswitch.clone() });
+    }
+
+    /// Takes the ENI out of the kernel, then off the instance.
+    fn detach(&mut self, id: &str) {
+        if !self.may(Verb::Detach) {
+            return;
+        }
+        let nic = self.nics.get_mut(id).expect("the caller knows the ENI");
+        nic.kernel = Kernel::Absent;
+        if !nic.dismantled {
+            nic.dismantled = true;
+            self.out.push(Effect::Dismantle { eni: id.to_owned(), mac: nic.mac });
+        }
+        self.start(Call::Detach { eni: id.to_owned() });
+    }
+
+    /// Unassigns the addresses that are marked as leaving.
+    pub fn unassign(&mut self, id: &str) {
+        let leaving = self.nics[id].addresses.iter().filter(|(_, a)| a.leaving).map(|(ip, _)| *ip).collect();
+        self.start(Call::Unassign { eni: id.to_owned(), addresses: leaving });
+    }
+
+    // -- hearing --
+
+    pub fn done(&mut self, id: CallId, result: Result<Outcome, Fault>) {
+        let Some(call) = self.calls.remove(&id) else { return };
+        self.gate.heard(self.now, id, result.as_ref().err(), &mut self.rng);
+        if let Some(nic) = eni_of(&call).and_then(|eni| self.nics.get_mut(eni)) {
+            nic.busy = None;
+            nic.touched = self.last_call;
+        }
+        match result {
+            Ok(outcome) => {
+                self.blocks.remove(&verb(&call));
+                self.succeeded(id, call, outcome);
+            }
+            Err(fault) => self.failed(call, fault),
+        }
+        self.check_leases();
+    }
+
+    fn succeeded(&mut self, id: CallId, call: Call, outcome: Outcome) {
+        match (call, outcome) {
+            (Call::Create { token, .. }, Outcome::Created(eni)) => self.created(&token, &eni),
+            (Call::Attach { eni }, Outcome::Attached) => self.moving(&eni, EniState::Attaching),
+            (Call::Detach { eni }, Outcome::Detached) => self.moving(&eni, EniState::Detaching),
+            (Call::Delete { eni }, Outcome::Deleted) => self.lose(&eni),
+            (Call::Assign { eni, count, .. }, Outcome::Assigned(ips)) => self.assigned(&eni, count, &ips),
+            (Call::Unassign { eni, addresses }, Outcome::Unassigned) => self.unassigned(&eni, &addresses),
+            (Call::Look { eni }, Outcome::Seen(seen)) => self.seen(&eni, seen.as_deref()),
+            (Call::LookAll, Outcome::SeenAll(enis)) => self.seen_all(id, &enis),
+            (Call::VSwitches, Outcome::VSwitches(list)) => self.vswitches.counted(self.now, id, list, &mut self.rng),
+            (call, outcome) => {
+                let message = format!("the answer is about something else: {outcome:?}");
+                let action = format!("{:?}", verb(&call));
+                let (code, request_id) = (String::new(), String::new());
+                self.failed(call, Fault { kind: FaultKind::Unknown, action, code, message, request_id });
+            }
+        }
+    }
+
+    fn created(&mut self, token: &str, eni: &Eni) {
+        let Some(i) = self.creates.iter().position(|c| c.intent.token == token) else { return };
+        let create = self.creates.remove(i);
+        self.out.push(Effect::Settled { token: token.to_owned() });
+        if let Some(nic) = self.nics.get_mut(&eni.id) {
+            nic.stale = true;
+            return;
+        }
+        let room = self.places_taken() < self.max_enis();
+        let mut nic = Nic::new(self.now, eni, if room { Goal::Keep } else { Goal::GiveBack });
+        nic.touched = self.last_call;
+        self.nics.insert(eni.id.clone(), nic);
+        self.vswitches.took(&eni.vswitch, eni.v4.len());
+        self.see(eni);
+        let nic = self.nics.get_mut(&eni.id).expect("just inserted");
+        nic.stale = create.doubt || eni.v4.len() as u32 != create.addresses();
+    }
+
+    fn moving(&mut self, eni: &str, state: EniState) {
+        let Some(nic) = self.nics.get_mut(eni) else { return };
+        nic.state = state;
+        nic.rejected = 0;
+        nic.retry.restart(self.now + jitter(SETTLE, &mut self.rng));
+    }
+
+    /// New addresses, each taken only if it can be right; if anything is odd we look what the ENI really has.
+    fn assigned(&mut self, id: &str, count: u32, ips: &[Ipv4Addr]) {
+        self.settle_assign(id, ips.len() != count as usize);
+        let Some(vswitch) = self.nics.get(id).map(|n| n.vswitch.clone()) else { return };
+        self.vswitches.took(&vswitch, ips.len());
+        for ip in ips.iter().take(count as usize) {
+            let sound = self.is_sound(id, &vswitch, *ip);
+            let nic = self.nics.get_mut(id).expect("just seen");
+            if nic.addresses.contains_key(ip) {
+                nic.stale = true;
+            } else if sound {
+                nic.addresses.insert(*ip, Address { free_since: self.now, leaving: false });
+            } else {
+                nic.stale = true;
+                if nic.suspect.insert(*ip) {
+                    self.tell_suspect(id, *ip);
+                }
+            }
+        }
+    }
+
+    fn unassigned(&mut self, id: &str, ips: &[Ipv4Addr]) {
+        let Some(nic) = self.nics.get_mut(id) else { return };
+        nic.retry.restart(self.now);
+        nic.addresses.retain(|ip, a| !(a.leaving && ips.contains(ip)));
+    }
+
+    /// The intent's call has ended; if in doubt, what it did is looked up.
+    fn settle_assign(&mut self, id: &str, doubt: bool) {
+        let Some(nic) = self.nics.get_mut(id) else { return };
+        let Some(assign) = nic.assign.take() else { return };
+        nic.stale |= doubt || assign.doubt;
+        nic.retry.restart(self.now);
+        self.out.push(Effect::Settled { token: assign.intent.token });
+    }
+
+    fn seen(&mut self, id: &str, seen: Option<&Eni>) {
+        let Some(eni) = seen.filter(|e| self.is_here(e)) else { return self.lose(id) };
+        if !self.nics.contains_key(id) {
+            return;
+        }
+        self.see(eni);
+        let nic = self.nics.get_mut(id).expect("just seen");
+        nic.addresses.values_mut().for_each(|a| a.leaving = false);
+        let moving = !matches!(eni.state, EniState::Available | EniState::InUse);
+        if moving {
+            nic.retry.fail(self.now, &POLL, &mut self.rng);
+        }
+    }
+
+    /// It is not attached to another instance.
+    fn is_here(&self, eni: &Eni) -> bool {
+        eni.instance.as_deref().is_none_or(|i| i.is_empty() || i == self.settings.instance)
+    }
+
+    /// Compares what we know with all that the cloud has. What changed while the look was under way is left for the next one.
+    fn seen_all(&mut self, id: CallId, enis: &[Eni]) {
+        self.survey.running = None;
+        self.survey.retry.restart(self.now + jitter(SURVEY, &mut self.rng));
+        self.foreign = enis.iter().filter(|e| eni::foreign(e, &self.settings)).count() as u32;
+        for eni in enis {
+            self.compare(id, eni);
+        }
+        let absent =
+            |(eni, nic): &(&String, &mut Nic)| !nic.missing && nic.touched < id && enis.iter().all(|e| e.id != **eni);
+        for (_, nic) in self.nics.iter_mut().filter(absent) {
+            nic.stale = true;
+        }
+        if self.survey.blind.is_some_and(|since| since < id) {
+            self.survey.blind = None;
+        }
+        self.survey.gone.clear();
+    }
+
+    fn compare(&mut self, id: CallId, eni: &Eni) {
+        match self.nics.get(&eni.id) {
+            Some(nic) if nic.busy.is_some() || nic.touched >= id || nic.assign.is_some() => {}
+            Some(_) if !self.is_here(eni) => self.lose(&eni.id),
+            Some(_) => self.see(eni),
+            None if self.survey.gone.contains(&eni.id) || !self.creates.is_empty() => {}
+            None if eni::this_nodes(eni, &self.settings) => self.adopt(eni),
+            None => {}
+        }
+    }
+
+    // -- failing --
+
+    fn failed(&mut self, call: Call, fault: Fault) {
+        match call {
+            Call::Create { token, .. } => self.create_failed(&token, &fault),
+            Call::Assign { eni, .. } => self.assign_failed(&eni, &fault),
+            Call::Unassign { eni, .. } => self.unassign_failed(&eni, &fault),
+            Call::Attach { eni } => self.attach_failed(&eni, &fault),
+            Call::Detach { eni } => self.removal_failed(&eni, Verb::Detach, &fault),
+            Call::Delete { eni } if fault.kind == FaultKind::Gone => self.lose(&eni),
+            Call::Delete { eni } => self.removal_failed(&eni, Verb::Delete, &fault),
+            Call::Look { eni } if fault.kind == FaultKind::Gone => self.lose(&eni),
+            Call::Look { eni } => self.later(&eni, true),
+            Call::LookAll => {
+                self.survey.running = None;
+                self.survey.retry.fail(self.now, &LATE, &mut self.rng);
+                if self.survey.blind.is_some() {
+                    self.survey.retry.next = self.survey.retry.next.min(self.now + Duration::from_secs(10));
+                }
+            }
+            Call::VSwitches => self.vswitches.not_counted(self.now, &mut self.rng),
+        }
+    }
+
+    fn create_failed(&mut self, token: &str, fault: &Fault) {
+        let Some(i) = self.creates.iter().position(|c| c.intent.token == token) else { return };
+        let create = &mut self.creates[i];
+        create.call = None;
+        create.tries += 1;
+        create.doubt |= fault.kind == FaultKind::Unknown;
+        if may_say_again(fault.kind) && create.tries < MAX_TRIES {
+            return create.retry.fail(self.now, &SOON, &mut self.rng);
+        }
+        let create = self.creates.remove(i);
+        self.out.push(Effect::Settled { token: token.to_owned() });
+        if create.doubt || fault.kind == FaultKind::Token {
+            self.survey.blind = Some(self.last_call);
+            self.survey.hurry(self.now);
+        }
+        match fault.kind {
+            FaultKind::VSwitchEmpty => self.set_aside(create.vswitch(), fault),
+            FaultKind::Unknown | FaultKind::Throttled | FaultKind::Busy | FaultKind::Token => {}
+            _ => self.block(Verb::Create, fault),
+        }
+    }
+
+    fn assign_failed(&mut self, id: &str, fault: &Fault) {
+        let Some(nic) = self.nics.get_mut(id) else { return };
+        let Some(assign) = &mut nic.assign else { return };
+        assign.tries += 1;
+        assign.doubt |= fault.kind == FaultKind::Unknown;
+        if may_say_again(fault.kind) && assign.tries < MAX_TRIES {
+            return nic.retry.fail(self.now, &SOON, &mut self.rng);
+        }
+        let vswitch = nic.vswitch.clone();
+        self.settle_assign(id, true);
+        match fault.kind {
+            FaultKind::VSwitchEmpty => self.set_aside(&vswitch, fault),
+            FaultKind::Forbidden | FaultKind::Quota => self.block(Verb::Assign, fault),
+            FaultKind::EniFull | FaultKind::Invalid => self.ask_no_more(id, fault),
+            _ => self.later(id, true),
+        }
+    }
+
+    /// The addresses go on leaving if that may still happen; else a look tells which of them have stayed.
+    fn unassign_failed(&mut self, id: &str, fault: &Fault) {
+        self.later(id, !may_say_again(fault.kind));
+        if matches!(fault.kind, FaultKind::Forbidden | FaultKind::Quota | FaultKind::Invalid) {
+            self.block(Verb::Unassign, fault);
+        }
+    }
+
+    fn attach_failed(&mut self, id: &str, fault: &Fault) {
+        self.later(id, true);
+        if matches!(fault.kind, FaultKind::Forbidden | FaultKind::Quota | FaultKind::Invalid) {
+            self.block(Verb::Attach, fault);
+            let leased = self.leased_from(id);
+            let Some(nic) = self.nics.get_mut(id) else { return };
+            nic.rejected += 1;
+            if nic.rejected >= MAX_REJECTED && !leased {
+                nic.goal = Goal::GiveBack;
+            }
+        }
+    }
+
+    fn removal_failed(&mut self, id: &str, verb: Verb, fault: &Fault) {
+        self.later(id, true);
+        if matches!(fault.kind, FaultKind::Forbidden | FaultKind::Quota | FaultKind::Invalid) {
+            self.block(verb, fault);
+        }
+    }
+
+    /// The next call on the ENI waits; `look`: it is a look, since what we believe may be wrong.
+    fn later(&mut self, id: &str, look: bool) {
+        let Some(nic) = self.nics.get_mut(id) else { return };
+        nic.stale |= look;
+        nic.retry.fail(self.now, &SOON, &mut self.rng);
+    }
+
+    fn ask_no_more(&mut self, id: &str, fault: &Fault) {
+        let Some(nic) = self.nics.get_mut(id) else { return };
+        let refused = Refused { why: refusal(fault.kind), reason: format!("{id}: {fault}") };
+        nic.no_assign = Some((self.now + NO_ASSIGN, refused));
+    }
+
+    fn set_aside(&mut self, vswitch: &str, fault: &Fault) {
+        self.vswitches.set_aside(self.now, self.last_call, vswitch, fault.to_string());
+    }
+
+    /// The verb is refused for a while, longer each time.
+    fn block(&mut self, verb: Verb, fault: &Fault) {
+        let old = self.blocks.remove(&verb);
+        let mut backoff = Backoff { fails: old.as_ref().map_or(0, |b| b.fails), next: self.now };
+        backoff.fail(self.now, &LATE, &mut self.rng);
+        let refused = Refused { why: refusal(fault.kind), reason: fault.to_string() };
+        let removal = matches!(verb, Verb::Detach | Verb::Delete | Verb::Unassign);
+        if removal && old.is_none() {
+            self.tell(None, true, "DisposeResourceFailed", refused.reason.clone());
+        }
+        self.blocks.insert(verb, Block { until: backoff.next, refused, fails: backoff.fails });
+    }
+}
+
+/// The same call with the same token can still succeed.
+fn may_say_again(kind: FaultKind) -> bool {
+    matches!(kind, FaultKind::Unknown | FaultKind::Throttled | FaultKind::Busy)
+}
+
+fn refusal(kind: FaultKind) -> Refusal {
+    match kind {
+        FaultKind::Forbidden => Refusal::Forbidden,
+        FaultKind::Quota | FaultKind::EniFull => Refusal::Quota,
+        FaultKind::VSwitchEmpty => Refusal::VSwitchEmpty,
+        FaultKind::Throttled => Refusal::Throttled,
+        _ => Refusal::CloudDown,
+    }
+}

@@ -1,0 +1,194 @@
+//! One ENI's life: what we want of it, where cloud and kernel have it, and the one step that comes next.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use super::retry::Backoff;
+use super::{CallId, Intent, Link, Now, Refused, Settings};
+use crate::eni::{Eni, EniKind, EniState};
+use crate::ip::Mac;
+use crate::ours;
+
+/// An ENI of ours.
+pub(super) struct Nic {
+    pub mac: Mac,
+    pub vswitch: String,
+    pub primary: Ipv4Addr,
+    pub goal: Goal,
+    /// Where the cloud had it last.
+    pub state: EniState,
+    /// The cloud does not know it any more, but leases say that it was here.
+    pub missing: bool,
+    pub kernel: Kernel,
+    /// We took it out of the kernel in this life, and have not set it up since.
+    pub dismantled: bool,
+    /// When to set its link up, after failures.
+    pub wiring: Backoff,
+    /// What the kernel said last.
+    pub complaint: Option<String>,
+    pub addresses: BTreeMap<Ipv4Addr, Address>,
+    /// Addresses that the cloud has on it and that cannot be right.
+    pub suspect: BTreeSet<Ipv4Addr>,
+    /// An AssignPrivateIpAddresses whose end we do not know yet.
+    pub assign: Option<Assign>,
+    /// The call under way: one at a time.
+    pub busy: Option<CallId>,
+    pub retry: Backoff,
+    /// No address is asked for on it until then, and why.
+    pub no_assign: Option<(Now, Refused)>,
+    /// Times that the cloud said no to attaching it.
+    pub rejected: u32,
+    /// What we believe of it may be wrong: look.
+    pub stale: bool,
+    /// The newest call there was when one of its own last ended: older pictures of it are out of date.
+    pub touched: CallId,
+    /// Since when it has held no lease (if it holds none).
+    pub empty_since: Now,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Goal {
+    Keep,
+    /// Detach and delete it.
+    GiveBack,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Kernel {
+    Absent,
+    Asked,
+    Ready(Link),
+}
+
+pub(super) struct Address {
+    pub free_since: Now,
+    /// Being unassigned.
+    pub leaving: bool,
+}
+
+pub(super) struct Assign {
+    pub intent: Intent,
+    pub count: u32,
+    pub tries: u32,
+    /// An attempt may have been carried out although we were not told.
+    pub doubt: bool,
+}
+
+/// The one thing to do next with an ENI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    Nothing,
+    AssignAgain,
+    UnassignAgain,
+    Look,
+    Attach,
+    Prepare,
+    Detach,
+    Delete,
+}
+
+impl Nic {
+    pub fn new(now: Now, eni: &Eni, goal: Goal) -> Nic {
+        Nic {
+            mac: eni.mac,
+            vswitch: eni.vswitch.clone(),
+            primary: eni.primary,
+            goal,
+            state: eni.state,
+            missing: false,
+            kernel: Kernel::Absent,
+            dismantled: false,
+            wiring: Backoff::default(),
+            complaint: None,
+            addresses: BTreeMap::new(),
+            suspect: BTreeSet::new(),
+            assign: None,
+            busy: None,
+            retry: Backoff::default(),
+            no_assign: None,
+            rejected: 0,
+            stale: false,
+            touched: 0,
+            empty_since: now,
+        }
+    }
+
+    pub fn next(&self) -> Next {
+        if self.missing || self.busy.is_some() {
+            return Next::Nothing;
+        }
+        if self.assign.is_some() {
+            return Next::AssignAgain;
+        }
+        if self.stale {
+            return Next::Look;
+        }
+        match (self.goal, self.state) {
+            (Goal::Keep, EniState::Available) => Next::Attach,
+            (Goal::Keep, EniState::InUse) => self.next_in_use(),
+            (Goal::GiveBack, EniState::InUse) => Next::Detach,
+            (Goal::GiveBack, EniState::Available) => Next::Delete,
+            _ => Next::Look,
+        }
+    }
+
+    fn next_in_use(&self) -> Next {
+        if self.addresses.values().any(|a| a.leaving) {
+            Next::UnassignAgain
+        } else if self.kernel == Kernel::Absent {
+            Next::Prepare
+        } else {
+            Next::Nothing
+        }
+    }
+
+    /// Its addresses may be handed out.
+    pub fn serves(&self) -> bool {
+        self.kept() && self.state == EniState::InUse && matches!(self.kernel, Kernel::Ready(_))
+    }
+
+    /// It serves, or is on its way to.
+    pub fn kept(&self) -> bool {
+        self.goal == Goal::Keep && !self.missing
+    }
+
+    /// It is kept, and as far as we know nothing stands in its way.
+    pub fn promising(&self) -> bool {
+        self.kept() && (self.kernel != Kernel::Absent || self.complaint.is_none())
+    }
+
+    /// A call could be made on it now.
+    pub fn free_for(&self, now: Now) -> bool {
+        self.next() == Next::Nothing && self.busy.is_none() && self.retry.next <= now
+    }
+
+    /// Addresses that it could still get, were none of them leaving.
+    pub fn room(&self, per_eni: u32) -> u32 {
+        let there = (self.addresses.len() + self.suspect.len()) as u32;
+        per_eni.saturating_sub(there + self.coming())
+    }
+
+    pub fn coming(&self) -> u32 {
+        self.assign.as_ref().map_or(0, |a| a.count)
+    }
+}
+
+/// It is an ENI that we made, for pods.
+pub(super) fn ours(eni: &Eni) -> bool {
+    let (key, value) = ours::ENI_TAG;
+    eni.kind == EniKind::Secondary && eni.tags.get(key).is_some_and(|v| v == value)
+}
+
+/// It is one of ours and this node's: attached here, or unattached and made for this node.
+pub(super) fn this_nodes(eni: &Eni, settings: &Settings) -> bool {
+    ours(eni)
+        && match eni.instance.as_deref().filter(|i| !i.is_empty()) {
+            Some(instance) => instance == settings.instance,
+            None => eni.tags.get(ours::NODE_TAG) == Some(&settings.instance),
+        }
+}
+
+/// It takes one of the node's places for ENIs, and is not ours.
+pub(super) fn foreign(eni: &Eni, settings: &Settings) -> bool {
+    eni.instance.as_deref() == Some(&settings.instance) && eni.kind != EniKind::Primary && !ours(eni)
+}

@@ -1,0 +1,514 @@
+//! Random events against a strict world: whatever happens and whenever the daemon dies, no promise of the pool is broken.
+//!
+//! `POOL_SEED=17 cargo test --lib pool::fuzz` replays one seed; a failure names its seed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use super::world::{Asked, Cloud, Flight, HERE, Ills, Ledger, attachment, pod, sandbox, settings};
+use super::{Call, Effect, EniChoice, Event, Held, Link, Now, Outcome, Pool, Settings, VSwitchChoice};
+use crate::eni::{Eni, EniKind, EniState};
+use crate::ours;
+
+const SEEDS: u64 = 500;
+const ACTIONS: u32 = 2200;
+
+#[test]
+fn a_million_random_events_break_no_promise() {
+    if let Some(seed) = std::env::var("POOL_SEED").ok().and_then(|s| s.parse().ok()) {
+        episode(seed);
+        return;
+    }
+    let mut events = 0;
+    for seed in 0..SEEDS {
+        events += catch_unwind(AssertUnwindSafe(|| episode(seed))).unwrap_or_else(|panic| {
+            eprintln!("replay with POOL_SEED={seed}");
+            resume_unwind(panic)
+        });
+    }
+    assert!(events >= 1_000_000, "only {events} events");
+}
+
+fn episode(seed: u64) -> u64 {
+    let mut run = Run::new(seed);
+    run.boot();
+    for _ in 0..ACTIONS {
+        run.act();
+    }
+    run.quiesce();
+    run.check_rest();
+    run.events
+}
+
+/// What is going to happen.
+#[derive(Debug)]
+enum Due {
+    Answer(Flight),
+    Prepared(String),
+    Tick,
+    /// A call of an earlier life arrives late.
+    Straggler(Call),
+}
+
+struct Run {
+    rng: Rng,
+    now: Now,
+    settings: Settings,
+    cloud: Cloud,
+    ledger: Ledger,
+    links: BTreeSet<String>,
+    pool: Pool,
+    due: BTreeMap<(Now, u64), Due>,
+    count: u64,
+    asked: Vec<Asked>,
+    /// Addresses and ENIs are taken away by others, and answers lie: a lease may then be of an address that is gone.
+    foul: bool,
+    events: u64,
+    wake: Option<Now>,
+    verbose: bool,
+}
+
+impl Run {
+    fn new(seed: u64) -> Run {
+        let mut rng = Rng::with_seed(seed);
+        let settings = random_settings(&mut rng, settings());
+        let mut cloud = Cloud::new(rng.u64(..), settings.limits);
+        for (id, net) in [("vsw-1", 1), ("vsw-2", 2)] {
+            cloud.add_vswitch(id, net, rng.u8(3..60));
+        }
+        let foul = rng.u8(..3) == 0;
+        let ill = |rng: &mut Rng, most| if rng.bool() { rng.u32(..most) } else { 0 };
+        cloud.ills = Ills {
+            lost_reply: ill(&mut rng, 150),
+            throttled: ill(&mut rng, 200),
+            refused: ill(&mut rng, 60),
+            lies: if foul { 100 } else { 0 },
+            kernel: ill(&mut rng, 200),
+            outage_until: Now::ZERO,
+        };
+        let mut run = Run {
+            now: Duration::from_secs(1000),
+            settings,
+            cloud,
+            ledger: Ledger::default(),
+            links: BTreeSet::new(),
+            pool: Pool::new(0),
+            due: BTreeMap::new(),
+            count: 0,
+            asked: Vec::new(),
+            foul,
+            events: 0,
+            wake: None,
+            verbose: std::env::var_os("POOL_VERBOSE").is_some(),
+            rng,
+        };
+        run.add_others();
+        run
+    }
+
+    /// The instance's own ENI, and perhaps one of somebody else's: neither may be touched.
+    fn add_others(&mut self) {
+        for (id, kind) in [("eni-primary", EniKind::Primary), ("eni-foreign", EniKind::Secondary)] {
+            if kind == EniKind::Primary || self.rng.u8(..4) == 0 {
+                let mut eni = super::world::eni(id, EniState::InUse, "vsw-1", &["10.0.1.250"]);
+                eni.kind = kind;
+                if kind == EniKind::Secondary {
+                    eni.tags.clear();
+                }
+                self.cloud.enis.insert(id.into(), eni);
+            }
+        }
+    }
+
+    // -- driving --
+
+    fn act(&mut self) {
+        match self.rng.u32(..1000) {
+            0..150 => self.allocate(),
+            150..280 => self.release(),
+            280..290 => self.forget(),
+            290..295 => self.step(Event::Release { attachment: attachment("nobody") }),
+            295..297 => self.crash(),
+            297..300 => self.change_settings(),
+            300..303 => self.outage(),
+            303..306 => self.break_link(),
+            306..308 if self.foul => self.take_away(),
+            308..320 => self.step(Event::Tick),
+            320..325 => self.burst(),
+            325..330 => self.repeat_answer(),
+            _ => self.go_on(),
+        }
+    }
+
+    fn allocate(&mut self) {
+        self.count += 1;
+        let again = self.rng.u8(..8) == 0;
+        let old = self.ledger.leases.values().nth(self.rng.usize(..8)).map(|h| h.sandbox.clone());
+        let sandbox = old.filter(|_| again).unwrap_or_else(|| sandbox(&format!("c{}", self.count)));
+        let deadline = self.now + Duration::from_millis(self.rng.u64(0..60_000));
+        let (ticket, name) = (self.count, pod(&format!("p{}", self.rng.u8(..20))));
+        self.asked.push(Asked { ticket, attachment: sandbox.attachment.clone(), deadline });
+        self.step(Event::Allocate { ticket, pod: name, sandbox, deadline });
+    }
+
+    fn burst(&mut self) {
+        for _ in 0..self.rng.u8(1..15) {
+            self.allocate();
+        }
+    }
+
+    fn release(&mut self) {
+        let n = self.ledger.leases.len();
+        if n > 0 {
+            let attachment = self.ledger.leases.keys().nth(self.rng.usize(..n)).unwrap().clone();
+            self.step(Event::Release { attachment });
+        } else if let Some(asked) = self.asked.first() {
+            let attachment = asked.attachment.clone();
+            self.step(Event::Release { attachment });
+        }
+    }
+
+    fn forget(&mut self) {
+        if !self.asked.is_empty() {
+            let asked = self.asked.swap_remove(self.rng.usize(..self.asked.len()));
+            self.step(Event::Forget { ticket: asked.ticket });
+        }
+    }
+
+    fn change_settings(&mut self) {
+        let limits = self.settings.limits;
+        self.settings = random_settings(&mut self.rng, self.settings.clone());
+        self.settings.limits = limits;
+        self.settings.max_enis = self.settings.max_enis.min(limits.adapters - 1);
+        self.step(Event::Settings(Box::new(self.settings.clone())));
+    }
+
+    fn outage(&mut self) {
+        self.cloud.ills.outage_until = self.now + Duration::from_secs(self.rng.u64(1..300));
+    }
+
+    fn break_link(&mut self) {
+        if let Some(eni) = self.links.pop_first() {
+            self.step(Event::LinkGone { eni });
+        }
+    }
+
+    /// Somebody else unassigns an address, or detaches and deletes an ENI.
+    fn take_away(&mut self) {
+        let ids: Vec<String> = self.cloud.enis.values().filter(|e| is_ours(e)).map(|e| e.id.clone()).collect();
+        if ids.is_empty() {
+            return;
+        }
+        let id = &ids[self.rng.usize(..ids.len())];
+        let eni = self.cloud.enis.get_mut(id).unwrap();
+        if eni.v4.len() > 1 && self.rng.bool() {
+            let ip = eni.v4.pop().unwrap();
+            self.cloud.free.get_mut(&eni.vswitch.clone()).unwrap().push(ip);
+        } else {
+            self.cloud.remove(id);
+            self.links.remove(id);
+        }
+    }
+
+    fn repeat_answer(&mut self) {
+        let result = Ok(Outcome::Attached);
+        self.step(Event::Done { call: 1_000_000 + self.count, result });
+    }
+
+    /// Lets time run to the next thing that is due.
+    fn go_on(&mut self) {
+        let Some(((at, _), due)) = self.due.pop_first() else {
+            self.now += Duration::from_secs(1);
+            return self.step(Event::Tick);
+        };
+        self.now = self.now.max(at);
+        self.cloud.pass(self.now);
+        match due {
+            Due::Answer(flight) => self.answer(flight),
+            Due::Prepared(eni) => self.prepare(eni),
+            Due::Straggler(call) => drop(self.cloud.act(self.now, &call)),
+            Due::Tick if self.wake.is_some_and(|w| w <= self.now) => self.step(Event::Tick),
+            Due::Tick => {}
+        }
+    }
+
+    fn answer(&mut self, flight: Flight) {
+        let real = self.cloud.carry_out(self.now, &flight.call);
+        self.drop_links();
+        let result = match flight.picture {
+            Some(picture) if real.is_ok() => Ok(picture),
+            _ => real,
+        };
+        self.step(Event::Done { call: flight.id, result });
+    }
+
+    fn drop_links(&mut self) {
+        let cloud = &self.cloud;
+        self.links.retain(|id| cloud.enis.get(id).is_some_and(|e| e.state == EniState::InUse));
+    }
+
+    fn prepare(&mut self, eni: String) {
+        let there = self.cloud.enis.get(&eni).is_some_and(|e| e.state == EniState::InUse);
+        let fine = there && self.rng.u32(..1000) >= self.cloud.ills.kernel;
+        let link = Link { ifindex: 3, slot: 1 };
+        if fine {
+            self.links.insert(eni.clone());
+        }
+        let result = if fine { Ok(link) } else { Err("no link with its MAC".into()) };
+        self.step(Event::Prepared { eni, result });
+    }
+
+    // -- dying and coming back --
+
+    fn crash(&mut self) {
+        self.asked.clear();
+        self.wake = None;
+        for (_, due) in std::mem::take(&mut self.due) {
+            match due {
+                Due::Answer(flight) => self.strand(flight.call),
+                Due::Straggler(call) => self.strand(call),
+                _ => {}
+            }
+        }
+        self.boot();
+    }
+
+    /// What becomes of a call whose caller died: done, not done, or done later.
+    fn strand(&mut self, call: Call) {
+        let late = matches!(call, Call::Create { .. } | Call::Assign { .. });
+        match self.rng.u8(..3) {
+            0 => drop(self.cloud.act(self.now, &call)),
+            1 if late => self.later(Due::Straggler(call), 3000),
+            _ => {}
+        }
+    }
+
+    fn boot(&mut self) {
+        self.now += Duration::from_millis(self.rng.u64(..5000));
+        self.cloud.pass(self.now);
+        self.pool = Pool::new(self.rng.u64(..));
+        assert!(self.pool.ready().is_err(), "a pool that has not booted is ready");
+        let boot = self.ledger.boot(self.settings.clone(), &self.cloud);
+        self.step(Event::Boot(Box::new(boot)));
+    }
+
+    fn later(&mut self, due: Due, millis: u64) {
+        self.count += 1;
+        self.due.insert((self.now + Duration::from_millis(self.rng.u64(..millis)), self.count), due);
+    }
+
+    // -- one step, and all that must hold after it --
+
+    fn step(&mut self, event: Event) {
+        self.events += 1;
+        if let Event::Release { attachment } = &event
+            && self.verbose
+        {
+            eprintln!("release {attachment}");
+        }
+        if self.verbose {
+            eprintln!("{:?} {event:?}", self.now);
+        }
+        let effects = self.pool.step(self.now, event);
+        let dies_at = (self.rng.u32(..2000) == 0).then(|| self.rng.usize(..=effects.len()));
+        self.wake = None;
+        for (i, effect) in effects.iter().enumerate() {
+            if dies_at == Some(i) {
+                return self.crash();
+            }
+            if self.verbose {
+                eprintln!("    {effect:?}");
+            }
+            self.carry_out(effect);
+        }
+        self.check(&effects);
+        if self.events % 64 == 0 {
+            self.pool.show();
+            let _ = self.pool.ready();
+        }
+    }
+
+    fn carry_out(&mut self, effect: &Effect) {
+        self.ledger.write(self.now, effect);
+        match effect {
+            Effect::Call { id, call } => self.call(*id, call),
+            Effect::Record(held) => self.check_lease(held),
+            Effect::Reply { ticket, result } => self.reply(*ticket, result.as_ref().ok()),
+            Effect::Prepare { eni, .. } => {
+                assert!(self.cloud.ever.contains(eni), "{eni} was never there");
+                self.later(Due::Prepared(eni.clone()), 300);
+            }
+            Effect::Dismantle { eni, .. } => {
+                assert!(!self.ledger.leases.values().any(|h| h.eni == *eni), "{eni} is dismantled under its pods");
+                self.links.remove(eni);
+            }
+            Effect::Wake { at } => {
+                assert!(*at > self.now, "a wake-up in the past");
+                self.wake = Some(*at);
+                let wait = *at - self.now;
+                self.count += 1;
+                let late = Duration::from_millis(self.rng.u64(..20));
+                self.due.insert((self.now + wait + late, self.count), Due::Tick);
+            }
+            _ => {}
+        }
+    }
+
+    fn call(&mut self, id: u64, call: &Call) {
+        let flights = self.due.values().filter_map(|d| if let Due::Answer(f) = d { Some(f) } else { None });
+        let flights: Vec<&Call> = flights.map(|f| &f.call).collect();
+        let on = |call: &Call| about(call).map(str::to_owned);
+        if let Some(eni) = on(call) {
+            assert!(flights.iter().all(|f| on(f).as_ref() != Some(&eni)), "two calls on {eni} at once");
+            assert!(self.cloud.ever.contains(&eni), "{eni} was never there, or is not ours");
+        }
+        let ops = flights.iter().filter(|c| !matches!(c, Call::LookAll | Call::VSwitches)).count();
+        assert!(ops < 3 || matches!(call, Call::LookAll | Call::VSwitches), "four ENI operations at once");
+        self.check_call(call);
+        let picture = (*call == Call::LookAll && self.rng.bool()).then(|| self.cloud.act(self.now, call).unwrap());
+        self.later(Due::Answer(Flight { id, call: call.clone(), picture }), 3000);
+    }
+
+    fn check_call(&self, call: &Call) {
+        match call {
+            Call::Create { token, .. } => {
+                assert!(self.ledger.intents.contains_key(token), "a creation that is not written down");
+                self.check_places(token);
+            }
+            Call::Assign { eni, count, token } => {
+                assert!(self.ledger.intents.contains_key(token), "an assignment that is not written down");
+                let there = self.cloud.enis.get(eni).map_or(0, |e| e.v4.len() as u32);
+                let first = self.ledger.intents[token].call == *call && !self.cloud.knows(token);
+                assert!(self.foul || !first || there + count <= self.cloud.limits.v4_per_adapter, "{eni} overflows");
+            }
+            Call::Unassign { addresses, .. } => {
+                for ip in addresses {
+                    assert!(!self.ledger.holds(*ip), "{ip} is unassigned while it is leased or rests");
+                }
+            }
+            Call::Detach { eni } | Call::Delete { eni } => {
+                assert!(!self.ledger.touches(eni), "{eni} is given back while it is needed");
+                assert!(!self.links.contains(eni), "{eni} leaves before it is out of the kernel");
+            }
+            _ => {}
+        }
+    }
+
+    /// A new ENI has a place, in the cloud and in the settings. Settings that shrank meanwhile do not count.
+    fn check_places(&self, token: &str) {
+        let known = self.cloud.knows(token);
+        let there = self.cloud.enis.values().filter(|e| is_ours(e)).count();
+        let foreign = usize::from(self.cloud.enis.contains_key("eni-foreign"));
+        let most = self.cloud.limits.adapters as usize - 1 - foreign;
+        assert!(known || there < most, "an ENI too many");
+    }
+
+    fn check_lease(&self, held: &Held) {
+        assert!(self.links.contains(&held.eni) || self.foul, "{} has no link and {} is leased", held.eni, held.ip);
+        let ip = held.ip.v4.unwrap();
+        let there = self.cloud.enis.get(&held.eni).is_some_and(|e| e.v4.contains(&ip));
+        assert!(there || self.foul, "{ip} is leased and the cloud does not have it on {}", held.eni);
+    }
+
+    fn reply(&mut self, ticket: u64, held: Option<&Held>) {
+        let i = self.asked.iter().position(|a| a.ticket == ticket).expect("an answer that nobody waits for");
+        let asked = self.asked.swap_remove(i);
+        if let Some(held) = held {
+            assert_eq!(self.ledger.leases.get(&asked.attachment), Some(held), "the lease was not recorded");
+        }
+    }
+
+    fn check(&mut self, effects: &[Effect]) {
+        let wakes = effects.iter().filter(|e| matches!(e, Effect::Wake { .. })).count();
+        assert!(wakes <= 1);
+        for asked in &self.asked {
+            assert!(asked.deadline > self.now, "ticket {} is overdue", asked.ticket);
+            assert!(
+                self.wake.is_some_and(|w| w <= asked.deadline),
+                "ticket {} would not be answered in time",
+                asked.ticket
+            );
+        }
+    }
+
+    // -- the end: everything is given back and comes to rest --
+
+    fn quiesce(&mut self) {
+        self.cloud.ills = Ills::default();
+        while !self.ledger.leases.is_empty() || !self.asked.is_empty() {
+            self.release();
+            self.go_on();
+        }
+        let end = self.now + Duration::from_secs(3600);
+        while self.now < end {
+            self.go_on();
+        }
+        while self.due.values().any(|d| !matches!(d, Due::Tick)) {
+            self.go_on();
+        }
+    }
+
+    fn check_rest(&self) {
+        assert!(self.ledger.leases.is_empty() && self.ledger.cooling.is_empty(), "{:?}", self.ledger);
+        assert!(self.ledger.intents.is_empty(), "intents stay behind: {:?}", self.ledger.intents);
+        let show = self.pool.show();
+        let mut ours = BTreeSet::new();
+        for eni in show["enis"].as_array().unwrap() {
+            assert_eq!(eni["state"], "serving", "{show:#}");
+            for address in eni["addresses"].as_array().unwrap() {
+                assert_eq!(address["state"], "idle", "{show:#}");
+                ours.insert((eni["id"].as_str().unwrap().to_owned(), address["ip"].as_str().unwrap().to_owned()));
+            }
+        }
+        let theirs = self.cloud.enis.values().filter(|e| is_ours(e));
+        let theirs: BTreeSet<(String, String)> =
+            theirs.flat_map(|e| e.v4.iter().map(|ip| (e.id.clone(), ip.to_string()))).collect();
+        assert_eq!(ours, theirs, "cloud and pool differ");
+        self.check_size(ours.len() as u32, show["enis"].as_array().unwrap().len() as u32);
+    }
+
+    fn check_size(&self, idle: u32, enis: u32) {
+        let s = &self.settings;
+        let foreign = u32::from(self.cloud.enis.contains_key("eni-foreign"));
+        let most = s.max_enis.min(s.limits.adapters - 1 - foreign);
+        assert!(enis <= most, "{enis} ENIs stay");
+        assert!(idle <= s.max_idle.max(s.min_idle).max(enis), "{idle} idle addresses stay");
+        let free: usize = s.vswitches.iter().map(|v| self.cloud.free[v].len()).sum();
+        let full = enis == most && idle == most * s.limits.v4_per_adapter;
+        assert!(idle >= s.min_idle || full || free < 20, "only {idle} idle addresses stay");
+    }
+}
+
+fn random_settings(rng: &mut Rng, old: Settings) -> Settings {
+    let mut new = Settings { min_idle: rng.u32(..6), max_idle: rng.u32(..10), ..old };
+    new.limits.adapters = rng.u32(2..6);
+    new.limits.v4_per_adapter = rng.u32(1..16);
+    new.max_enis = rng.u32(1..6).min(new.limits.adapters - 1);
+    new.min_enis = rng.u32(..=new.max_enis) * u32::from(rng.u8(..4) == 0);
+    new.cooldown = Duration::from_secs([0, 5, 30, 130][rng.usize(..4)]);
+    new.eni_idle = Duration::from_secs([1, 60, 300][rng.usize(..3)]);
+    new.vswitches =
+        [vec!["vsw-1"], vec!["vsw-2"], vec!["vsw-1", "vsw-2"]][rng.usize(..3)].iter().map(|v| v.to_string()).collect();
+    new.vswitch_choice = [VSwitchChoice::Random, VSwitchChoice::Ordered, VSwitchChoice::Most][rng.usize(..3)];
+    new.eni_choice = [EniChoice::MostIps, EniChoice::LeastIps][rng.usize(..2)];
+    new
+}
+
+fn is_ours(eni: &Eni) -> bool {
+    eni.kind == EniKind::Secondary && eni.tags.get(ours::NODE_TAG).is_some_and(|node| node == HERE)
+}
+
+fn about(call: &Call) -> Option<&str> {
+    match call {
+        Call::Attach { eni }
+        | Call::Detach { eni }
+        | Call::Delete { eni }
+        | Call::Look { eni }
+        | Call::Assign { eni, .. }
+        | Call::Unassign { eni, .. } => Some(eni),
+        _ => None,
+    }
+}

@@ -1,0 +1,266 @@
+//! The ADDs that wait: who is served, who is refused, when, and with which true reason.
+
+use std::cmp::Reverse;
+use std::net::Ipv4Addr;
+
+use super::calls::Verb;
+use super::eni::Nic;
+use super::state::State;
+use super::{Effect, EniChoice, Held, Now, Refused, Ticket};
+use crate::ip::IpPair;
+use crate::pod::{Attachment, PodName, Sandbox};
+use crate::rpc::Refusal;
+
+/// An ADD that waits, in the order of arrival.
+pub(super) struct Waiting {
+    pub ticket: Ticket,
+    pub pod: PodName,
+    pub sandbox: Sandbox,
+    pub deadline: Now,
+    pub since: Now,
+}
+
+impl State {
+    pub fn allocate(&mut self, waiting: Waiting) {
+        if self.lost.contains(&waiting.sandbox.attachment) {
+            self.retire(&waiting.sandbox.attachment);
+        }
+        self.waiting.push(waiting);
+    }
+
+    pub fn release(&mut self, attachment: &Attachment) {
+        self.retire(attachment);
+        let (gone, stay) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|w| w.sandbox.attachment == *attachment);
+        self.waiting = stay;
+        let gone: Vec<Waiting> = gone;
+        for w in gone {
+            let reason = format!("{attachment} was deleted while its ADD waited");
+            self.out
+                .push(Effect::Reply { ticket: w.ticket, result: Err(Refused { why: Refusal::BadRequest, reason }) });
+        }
+    }
+
+    /// Answers everyone for whom there is an address, first come first.
+    pub fn serve(&mut self) {
+        let mut dry = false;
+        for w in std::mem::take(&mut self.waiting) {
+            match self.lease_for(&w, &mut dry) {
+                Some(held) => self.out.push(Effect::Reply { ticket: w.ticket, result: Ok(held) }),
+                None => self.waiting.push(w),
+            }
+        }
+    }
+
+    fn lease_for(&mut self, w: &Waiting, dry: &mut bool) -> Option<Held> {
+        if self.leases.contains_key(&w.sandbox.attachment) {
+            return self.same_lease(w);
+        }
+        if *dry {
+            return None;
+        }
+        let Some((eni, ip)) = self.best_idle() else {
+            *dry = true;
+            return None;
+        };
+        let held = Held { pod: w.pod.clone(), sandbox: w.sandbox.clone(), eni, ip: IpPair::v4(ip) };
+        self.out.push(Effect::Record(held.clone()));
+        self.hold(held.clone());
+        Some(held)
+    }
+
+    /// The attachment asked before: the same lease, once its ENI serves.
+    fn same_lease(&mut self, w: &Waiting) -> Option<Held> {
+        let held = self.leases.get_mut(&w.sandbox.attachment)?;
+        if !self.nics.get(&held.eni).is_some_and(Nic::serves) {
+            return None;
+        }
+        if held.sandbox != w.sandbox {
+            held.sandbox = w.sandbox.clone();
+            self.out.push(Effect::Record(held.clone()));
+        }
+        Some(held.clone())
+    }
+
+    /// The address that has been free longest, on the ENI that the settings prefer.
+    fn best_idle(&self) -> Option<(String, Ipv4Addr)> {
+        let serving = self.nics.iter().filter(|(_, n)| n.serves());
+        let oldest = |nic: &Nic| self.idle_on(nic).min_by_key(|(ip, a)| (a.free_since, *ip)).map(|(ip, _)| ip);
+        let candidates = serving.filter_map(|(id, nic)| Some((id, nic, oldest(nic)?)));
+        let best = match self.settings.eni_choice {
+            EniChoice::MostIps => candidates.min_by_key(|(id, nic, _)| (Reverse(self.held_on(nic)), *id)),
+            EniChoice::LeastIps => candidates.min_by_key(|(id, nic, _)| (self.held_on(nic), *id)),
+        };
+        best.map(|(id, _, ip)| (id.clone(), ip))
+    }
+
+    /// Those who wait for an address, and not only for their ENI to serve.
+    pub fn hungry(&self) -> impl Iterator<Item = &Waiting> {
+        self.waiting.iter().filter(|w| !self.leases.contains_key(&w.sandbox.attachment))
+    }
+
+    /// Refuses those whose deadline has come, and those for whom nothing can come in time.
+    pub fn refuse(&mut self) {
+        let mut before = 0;
+        for w in std::mem::take(&mut self.waiting) {
+            let again = self.leases.contains_key(&w.sandbox.attachment);
+            if w.deadline > self.now && (again || self.could_come(w.deadline) > before) {
+                before += u32::from(!again);
+                self.at(w.deadline);
+                self.waiting.push(w);
+                continue;
+            }
+            let refused = self.obstacle().unwrap_or_else(|| self.too_slow(&w));
+            self.tell(Some(&w.pod), true, "AllocIPFailed", refused.reason.clone());
+            self.out.push(Effect::Reply { ticket: w.ticket, result: Err(refused) });
+        }
+    }
+
+    fn too_slow(&self, w: &Waiting) -> Refused {
+        let mut reason = format!("no address came within {} s", (self.now - w.since).as_secs());
+        for (id, nic) in self.nics.iter().filter(|(_, n)| n.kept() && !n.serves()) {
+            let state = if let Some(why) = &nic.complaint { why.clone() } else { format!("{:?}", nic.state) };
+            reason += &format!("; {id} is not ready: {state}");
+        }
+        if !self.calls.is_empty() {
+            reason += &format!("; {} cloud calls are under way", self.calls.len());
+        }
+        Refused { why: Refusal::TooSlow, reason }
+    }
+
+    /// At most so many addresses can become free by that time, as far as is known now.
+    pub fn could_come(&self, by: Now) -> u32 {
+        let rests = self.resting.iter().filter(|(ip, r)| r.until <= by && self.is_kept(ip)).count() as u32;
+        let cloud = self.gate.outage().is_none_or(|(_, next)| next <= by);
+        let on_enis: u32 = self.nics.values().filter(|n| n.kept()).map(|n| self.could_come_from(n, cloud, by)).sum();
+        let in_flight = self.creates.iter().filter(|c| cloud || c.call.is_some()).map(|c| c.addresses()).sum::<u32>();
+        let new = if cloud && self.could_create(by) { self.free_places() * self.per_eni() } else { 0 };
+        rests + on_enis + in_flight + new
+    }
+
+    fn is_kept(&self, ip: &Ipv4Addr) -> bool {
+        self.nics.values().any(|n| n.kept() && n.addresses.contains_key(ip))
+    }
+
+    fn could_come_from(&self, nic: &Nic, cloud: bool, by: Now) -> u32 {
+        let idle = self.idle_on(nic).count() as u32;
+        let leaving = nic.addresses.values().filter(|a| a.leaving).count() as u32;
+        let coming = if cloud || nic.busy.is_some() { nic.coming() } else { 0 };
+        let room = if cloud && self.no_assign(nic, by).is_none() { nic.room(self.per_eni()) + leaving } else { 0 };
+        idle + coming + room
+    }
+
+    fn could_create(&self, by: Now) -> bool {
+        let blocked = |verb| self.blocks.get(&verb).is_some_and(|b| b.until > by);
+        !blocked(Verb::Create)
+            && !blocked(Verb::Attach)
+            && self.settings.vswitches.iter().any(|id| self.vswitches.usable(id, by))
+    }
+
+    /// Why no address can be asked for on this ENI at that time.
+    pub fn no_assign(&self, nic: &Nic, at: Now) -> Option<Refused> {
+        let own = nic.no_assign.as_ref().filter(|(until, _)| *until > at).map(|(_, r)| r.clone());
+        let verb = self.blocks.get(&Verb::Assign).filter(|b| b.until > at).map(|b| b.refused.clone());
+        let empty = (!self.vswitches.usable(&nic.vswitch, at)).then(|| self.empty_vswitch(&nic.vswitch));
+        verb.or(empty).or(own)
+    }
+
+    fn empty_vswitch(&self, id: &str) -> Refused {
+        let why = self.vswitches.why(id, self.now).unwrap_or_default();
+        Refused { why: Refusal::VSwitchEmpty, reason: format!("vSwitch {id} has no free address: {why}") }
+    }
+
+    /// What stands between the node and one more address, if anything does.
+    pub fn obstacle(&self) -> Option<Refused> {
+        if self.free_places() == 0 && self.room_on_enis() == 0 && self.giving_back() == 0 {
+            return self.nothing_idle().then(|| self.node_full());
+        }
+        let outage = self.gate.outage().map(|(fault, _)| Refused {
+            why: Refusal::CloudDown,
+            reason: format!("the cloud does not answer: {fault}"),
+        });
+        let throttled = || {
+            let fault = self.gate.throttled()?;
+            Some(Refused { why: Refusal::Throttled, reason: format!("the cloud asks us to slow down: {fault}") })
+        };
+        outage.or_else(|| self.blocked()).or_else(throttled)
+    }
+
+    fn node_full(&self) -> Refused {
+        let (held, resting) = (self.leases.len(), self.resting.len());
+        let mut reason =
+            format!("all addresses that this node can hold are taken: {held} in use, {resting} cooling down");
+        if let Some(first) = self.resting.values().map(|r| r.until).min() {
+            reason += &format!(", the first for another {} s", (first.saturating_sub(self.now)).as_secs());
+        }
+        Refused { why: Refusal::NodeFull, reason }
+    }
+
+    fn nothing_idle(&self) -> bool {
+        self.nics.values().filter(|n| n.kept()).all(|n| n.assign.is_none() && self.idle_on(n).next().is_none())
+            && self.creates.is_empty()
+    }
+
+    /// The worst of the reasons why every way to one more address is closed; none if one is open.
+    fn blocked(&self) -> Option<Refused> {
+        let open = self.nics.values().filter(|n| n.kept() && n.room(self.per_eni()) > 0);
+        let mut ways: Vec<Option<Refused>> = open.map(|n| self.no_assign(n, self.now)).collect();
+        if self.free_places() > 0 {
+            ways.push(self.no_create());
+        }
+        let reasons: Option<Vec<Refused>> = ways.into_iter().collect();
+        reasons?.into_iter().min_by_key(|r| severity(r.why))
+    }
+
+    fn no_create(&self) -> Option<Refused> {
+        let blocks = [Verb::Create, Verb::Attach].map(|v| self.blocks.get(&v));
+        if let Some(block) = blocks.into_iter().flatten().next() {
+            return Some(block.refused.clone());
+        }
+        let ids = &self.settings.vswitches;
+        if ids.iter().any(|id| self.vswitches.usable(id, self.now)) {
+            return None;
+        }
+        let why = ids.iter().find_map(|id| self.vswitches.why(id, self.now)).unwrap_or("none is configured");
+        let reason = format!("no vSwitch of [{}] has a free address: {why}", ids.join(" "));
+        Some(Refused { why: Refusal::VSwitchEmpty, reason })
+    }
+
+    /// An ADD could be served now or within `soon`.
+    pub fn ready(&self, soon: Now) -> Result<(), Refused> {
+        let waiting = self.hungry().count() as u32;
+        if self.could_come(self.now + soon) <= waiting {
+            let unknown = || Refused { why: Refusal::TooSlow, reason: "no address is to be had soon".into() };
+            return Err(self.obstacle().unwrap_or_else(unknown));
+        }
+        let idle = self.nics.values().filter(|n| n.serves()).any(|n| self.idle_on(n).next().is_some());
+        match self.obstacle() {
+            Some(refused) if !idle => Err(refused),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells the node's owner once when a trouble begins, changes and ends.
+    pub fn tell_trouble(&mut self) {
+        let trouble = self.obstacle();
+        let why = trouble.as_ref().map(|r| r.why);
+        if why == self.told {
+            return;
+        }
+        self.told = why;
+        match trouble {
+            Some(refused) => self.tell(None, true, "AllocResourceFailed", refused.reason),
+            None => self.tell(None, false, "AllocIPSucceed", "addresses can be had again".into()),
+        }
+    }
+}
+
+/// Which reason a person should hear of first.
+fn severity(why: Refusal) -> u8 {
+    match why {
+        Refusal::Forbidden => 0,
+        Refusal::Quota => 1,
+        Refusal::VSwitchEmpty => 2,
+        _ => 3,
+    }
+}

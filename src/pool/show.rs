@@ -1,0 +1,94 @@
+//! The pool as people and metrics see it.
+
+use serde_json::{Value, json};
+
+use super::eni::{Address, Goal, Kernel, Nic};
+use super::state::State;
+use std::net::Ipv4Addr;
+
+impl State {
+    pub fn show(&self) -> Value {
+        json!({
+            "capacity": self.max_enis() * self.per_eni(),
+            "idle": self.idle(),
+            "leased": self.leases.len(),
+            "cooling": self.resting.len(),
+            "min_idle": self.settings.min_idle,
+            "max_idle": self.settings.max_idle,
+            "max_enis": self.max_enis(),
+            "enis": self.nics.iter().map(|(id, nic)| self.show_nic(id, nic)).collect::<Vec<_>>(),
+            "creating": self.creates.len(),
+            "lost": self.lost.iter().map(|a| self.show_lost(a)).collect::<Vec<_>>(),
+            "waiting": self.waiting.iter().map(|w| json!({
+                "ticket": w.ticket,
+                "pod": w.pod.to_string(),
+                "waited_secs": self.now.saturating_sub(w.since).as_secs(),
+                "left_secs": w.deadline.saturating_sub(self.now).as_secs(),
+            })).collect::<Vec<_>>(),
+            "vswitches": self.vswitches.show(self.now),
+            "trouble": self.obstacle().map(|r| json!({"why": r.why, "reason": r.reason})),
+            "cloud": {
+                "calls": self.calls.len(),
+                "at_once": self.gate.width,
+                "gap_millis": self.gate.gap().as_millis() as u64,
+                "outage": self.gate.outage().map(|(fault, next)| json!({
+                    "fault": fault.to_string(),
+                    "next_try_secs": next.saturating_sub(self.now).as_secs(),
+                })),
+                "refused": self.blocks.iter().map(|(verb, block)| json!({
+                    "verb": format!("{verb:?}"),
+                    "why": block.refused.why,
+                    "reason": block.refused.reason,
+                    "next_try_secs": block.until.saturating_sub(self.now).as_secs(),
+                })).collect::<Vec<_>>(),
+            },
+        })
+    }
+
+    fn show_nic(&self, id: &str, nic: &Nic) -> Value {
+        let addresses = nic.addresses.iter().map(|(ip, a)| self.show_address(nic, *ip, a)).collect::<Vec<_>>();
+        json!({
+            "id": id,
+            "mac": nic.mac,
+            "vswitch": nic.vswitch,
+            "state": state(nic),
+            "link": match &nic.kernel {
+                Kernel::Ready(link) => json!({"ifindex": link.ifindex, "slot": link.slot}),
+                _ => Value::Null,
+            },
+            "complaint": nic.complaint,
+            "failures": nic.retry.fails,
+            "addresses": addresses,
+            "not_used": nic.suspect,
+        })
+    }
+
+    fn show_address(&self, nic: &Nic, ip: Ipv4Addr, address: &Address) -> Value {
+        let mut value = json!({"ip": ip, "primary": ip == nic.primary});
+        if let Some(held) = self.leases.values().find(|h| h.ip.v4 == Some(ip)) {
+            value["state"] = "leased".into();
+            value["pod"] = held.pod.to_string().into();
+            value["attachment"] = held.sandbox.attachment.to_string().into();
+        } else if let Some(rest) = self.resting.get(&ip) {
+            value["state"] = "cooling".into();
+            value["left_secs"] = rest.until.saturating_sub(self.now).as_secs().into();
+        } else {
+            value["state"] = if address.leaving { "leaving" } else { "idle" }.into();
+        }
+        value
+    }
+
+    fn show_lost(&self, attachment: &crate::pod::Attachment) -> Value {
+        let held = &self.leases[attachment];
+        json!({"attachment": attachment.to_string(), "pod": held.pod.to_string(), "eni": held.eni, "ip": held.ip})
+    }
+}
+
+fn state(nic: &Nic) -> String {
+    match nic {
+        Nic { missing: true, .. } => "missing".into(),
+        Nic { goal: Goal::GiveBack, .. } => format!("giving back: {:?}", nic.state),
+        _ if nic.serves() => "serving".into(),
+        _ => format!("{:?}", nic.state),
+    }
+}

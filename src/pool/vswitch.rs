@@ -1,0 +1,130 @@
+//! Where addresses come from: the vSwitches, which of them are set aside as empty, and which one is next.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use super::retry::{Backoff, SOON, jitter};
+use super::{CallId, Now, Settings, VSwitchChoice};
+use crate::eni::VSwitch;
+
+/// How long an empty vSwitch is left alone unless a later count shows free addresses.
+const ASIDE: Duration = Duration::from_secs(600);
+const REFRESH: Duration = Duration::from_secs(600);
+/// How often we count while a vSwitch is set aside.
+const REFRESH_ASIDE: Duration = Duration::from_secs(60);
+
+#[derive(Default)]
+pub(super) struct VSwitches {
+    known: BTreeMap<String, VSwitch>,
+    aside: BTreeMap<String, Aside>,
+    pub refresh: Backoff,
+    pub asking: Option<CallId>,
+}
+
+struct Aside {
+    until: Now,
+    /// The last call sent when it was found empty: only a count asked for later can say otherwise.
+    since: CallId,
+    why: String,
+}
+
+impl VSwitches {
+    pub fn new(now: Now, list: Vec<VSwitch>, rng: &mut Rng) -> VSwitches {
+        let mut vswitches = VSwitches::default();
+        vswitches.counted(now, 1, list, rng);
+        vswitches
+    }
+
+    /// Takes up a count that was asked for by this call.
+    pub fn counted(&mut self, now: Now, call: CallId, list: Vec<VSwitch>, rng: &mut Rng) {
+        self.asking = None;
+        for vswitch in list {
+            let why = "DescribeVSwitches counts no free address".to_owned();
+            if vswitch.free == 0 {
+                self.aside.entry(vswitch.id.clone()).or_insert(Aside { until: now + ASIDE, since: call, why });
+            } else if self.aside.get(&vswitch.id).is_some_and(|a| a.since < call) {
+                self.aside.remove(&vswitch.id);
+            }
+            self.known.insert(vswitch.id.clone(), vswitch);
+        }
+        let wait = if self.aside.is_empty() { REFRESH } else { REFRESH_ASIDE };
+        self.refresh.restart(now + jitter(wait, rng));
+    }
+
+    pub fn not_counted(&mut self, now: Now, rng: &mut Rng) {
+        self.asking = None;
+        self.refresh.fail(now, &SOON, rng);
+        self.refresh.next = self.refresh.next.max(now + Duration::from_secs(10));
+    }
+
+    /// Some of these were never counted: the next count comes at once.
+    pub fn expect(&mut self, now: Now, ids: &[String]) {
+        if ids.iter().any(|id| !self.known.contains_key(id)) {
+            self.refresh.restart(now);
+        }
+    }
+
+    pub fn set_aside(&mut self, now: Now, last_call: CallId, id: &str, why: String) {
+        if let Some(vswitch) = self.known.get_mut(id) {
+            vswitch.free = 0;
+        }
+        self.aside.insert(id.to_owned(), Aside { until: now + ASIDE, since: last_call, why });
+        self.refresh.next = self.refresh.next.min(now + REFRESH_ASIDE);
+    }
+
+    /// Addresses were taken from it.
+    pub fn took(&mut self, id: &str, count: usize) {
+        if let Some(vswitch) = self.known.get_mut(id) {
+            vswitch.free = vswitch.free.saturating_sub(count as u32);
+        }
+    }
+
+    /// Whether this vSwitch may be asked at that time.
+    pub fn usable(&self, id: &str, at: Now) -> bool {
+        self.aside.get(id).is_none_or(|a| a.until <= at)
+    }
+
+    /// Why it is set aside, if it is.
+    pub fn why(&self, id: &str, now: Now) -> Option<&str> {
+        self.aside.get(id).filter(|a| a.until > now).map(|a| a.why.as_str())
+    }
+
+    /// When the next one may be asked again.
+    pub fn next_end(&self, now: Now) -> Option<Now> {
+        self.aside.values().map(|a| a.until).filter(|until| *until > now).min()
+    }
+
+    /// The address can be one of this vSwitch's, as far as we know it.
+    pub fn may_hold(&self, id: &str, ip: Ipv4Addr) -> bool {
+        self.known.get(id).and_then(|v| v.cidr.v4).is_none_or(|net| net.contains(&ip))
+    }
+
+    /// The vSwitch for the next ENI.
+    pub fn choose(&self, now: Now, settings: &Settings, rng: &mut Rng) -> Option<String> {
+        let usable: Vec<&String> = settings.vswitches.iter().filter(|id| self.usable(id, now)).collect();
+        let free = |id: &str| self.known.get(id).map_or(0, |v| v.free);
+        let chosen = match settings.vswitch_choice {
+            VSwitchChoice::Ordered => usable.first(),
+            VSwitchChoice::Random if usable.is_empty() => None,
+            VSwitchChoice::Random => usable.get(rng.usize(..usable.len())),
+            VSwitchChoice::Most => usable.iter().rev().max_by_key(|id| free(id)),
+        };
+        chosen.map(|id| (*id).clone())
+    }
+
+    pub fn show(&self, now: Now) -> serde_json::Value {
+        let one = |v: &VSwitch| {
+            let aside = self.aside.get(&v.id).filter(|a| a.until > now);
+            serde_json::json!({
+                "id": v.id,
+                "free": v.free,
+                "set_aside_secs": aside.map(|a| (a.until - now).as_secs()),
+                "why": aside.map(|a| &a.why),
+            })
+        };
+        self.known.values().map(one).collect()
+    }
+}

@@ -1,0 +1,384 @@
+//! The world around the pool in its tests: a strict cloud, a kernel, and the ledger that outlives the pool.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use super::{Boot, Call, CallId, Effect, EniChoice, Held, Intent, Now, Outcome, Settings, Ticket, VSwitchChoice};
+use crate::eni::{Eni, EniKind, EniState, Fault, FaultKind, Limits, VSwitch};
+use crate::ip::{IpPair, Mac, Pair};
+use crate::ours;
+use crate::pod::{Attachment, PodName, Sandbox};
+
+pub const HERE: &str = "i-here";
+
+pub fn settings() -> Settings {
+    Settings {
+        limits: Limits { adapters: 4, v4_per_adapter: 6, v6_per_adapter: 0 },
+        min_idle: 0,
+        max_idle: 4,
+        min_enis: 0,
+        max_enis: 3,
+        vswitches: vec!["vsw-1".into(), "vsw-2".into()],
+        vswitch_choice: VSwitchChoice::Ordered,
+        eni_choice: EniChoice::MostIps,
+        security_groups: vec!["sg-1".into()],
+        resource_group: None,
+        instance: HERE.into(),
+        tags: BTreeMap::from([("team".into(), "net".into())]),
+        cooldown: Duration::from_secs(130),
+        eni_idle: Duration::from_secs(300),
+    }
+}
+
+pub fn sandbox(container: &str) -> Sandbox {
+    Sandbox { attachment: attachment(container), netns: format!("/run/netns/{container}").into() }
+}
+
+pub fn attachment(container: &str) -> Attachment {
+    Attachment { container: container.into(), ifname: "eth0".into() }
+}
+
+pub fn pod(name: &str) -> PodName {
+    PodName::new("default", name)
+}
+
+pub fn fault(kind: FaultKind) -> Fault {
+    let (action, code, message) = ("Act".into(), format!("{kind:?}"), "the cloud's words".into());
+    Fault { kind, action, code, message, request_id: "R-1".into() }
+}
+
+pub fn vswitch(id: &str, net: &str, free: u32) -> VSwitch {
+    VSwitch { id: id.into(), zone: "z-a".into(), cidr: Pair::v4(net.parse().unwrap()), free }
+}
+
+/// An ENI with addresses `net.first` and up.
+pub fn eni(id: &str, state: EniState, vswitch: &str, v4: &[&str]) -> Eni {
+    let v4: Vec<Ipv4Addr> = v4.iter().map(|ip| ip.parse().unwrap()).collect();
+    let (key, value) = ours::ENI_TAG;
+    Eni {
+        id: id.into(),
+        mac: Mac([2, 0, 0, 0, 0, 1]),
+        kind: EniKind::Secondary,
+        state,
+        instance: (state != EniState::Available).then(|| HERE.into()),
+        vswitch: vswitch.into(),
+        zone: "z-a".into(),
+        primary: v4[0],
+        v4,
+        v6: vec![],
+        security_groups: vec!["sg-1".into()],
+        tags: BTreeMap::from([(key.into(), value.into()), (ours::NODE_TAG.into(), HERE.into())]),
+        description: ours::ENI_DESCRIPTION.into(),
+    }
+}
+
+/// How ill the world behaves, in per mille of calls.
+#[derive(Debug, Clone, Default)]
+pub struct Ills {
+    pub lost_reply: u32,
+    pub throttled: u32,
+    pub refused: u32,
+    pub lies: u32,
+    pub kernel: u32,
+    /// Nothing answers until then.
+    pub outage_until: Now,
+}
+
+/// The cloud: strict about states, limits and tokens.
+pub struct Cloud {
+    pub rng: Rng,
+    pub limits: Limits,
+    pub enis: BTreeMap<String, Eni>,
+    pub ever: BTreeSet<String>,
+    pub moves: BTreeMap<String, (Now, EniState)>,
+    pub free: BTreeMap<String, Vec<Ipv4Addr>>,
+    pub cidrs: BTreeMap<String, VSwitch>,
+    tokens: BTreeMap<String, (Call, Outcome)>,
+    pub assigns: u32,
+    pub ills: Ills,
+}
+
+impl Cloud {
+    pub fn new(seed: u64, limits: Limits) -> Cloud {
+        let mut cloud = Cloud {
+            rng: Rng::with_seed(seed),
+            limits,
+            enis: BTreeMap::new(),
+            ever: BTreeSet::new(),
+            moves: BTreeMap::new(),
+            free: BTreeMap::new(),
+            cidrs: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            assigns: 0,
+            ills: Ills::default(),
+        };
+        cloud.add_vswitch("vsw-1", 1, 200);
+        cloud.add_vswitch("vsw-2", 2, 200);
+        cloud
+    }
+
+    pub fn add_vswitch(&mut self, id: &str, net: u8, size: u8) {
+        self.cidrs.insert(id.into(), vswitch(id, &format!("10.0.{net}.0/24"), 0));
+        self.free.insert(id.into(), (1..=size).rev().map(|n| Ipv4Addr::new(10, 0, net, n)).collect());
+    }
+
+    /// Everything that time alone brings about.
+    pub fn pass(&mut self, now: Now) {
+        let due: Vec<String> = self.moves.iter().filter(|(_, (at, _))| *at <= now).map(|(id, _)| id.clone()).collect();
+        for id in due {
+            let (_, state) = self.moves.remove(&id).unwrap();
+            if let Some(eni) = self.enis.get_mut(&id) {
+                eni.state = state;
+                if state == EniState::Available {
+                    eni.instance = None;
+                }
+            }
+        }
+    }
+
+    /// Carries a call out, and says what the caller hears of it.
+    pub fn carry_out(&mut self, now: Now, call: &Call) -> Result<Outcome, Fault> {
+        let dice = self.rng.u32(..1000);
+        let ills = self.ills.clone();
+        if now < ills.outage_until {
+            return Err(fault(FaultKind::Unknown));
+        }
+        if dice < ills.lost_reply {
+            if self.rng.bool() {
+                let _ = self.act(now, call);
+            }
+            return Err(fault(FaultKind::Unknown));
+        }
+        if dice < ills.lost_reply + ills.throttled {
+            return Err(fault(FaultKind::Throttled));
+        }
+        if dice < ills.lost_reply + ills.throttled + ills.refused {
+            let kinds = [FaultKind::Forbidden, FaultKind::Quota, FaultKind::Invalid, FaultKind::Busy];
+            return Err(fault(kinds[self.rng.usize(..4)]));
+        }
+        self.act(now, call)
+    }
+
+    pub fn act(&mut self, now: Now, call: &Call) -> Result<Outcome, Fault> {
+        match call {
+            Call::Create { token, .. } | Call::Assign { token, .. } => self.once(token, call),
+            Call::Attach { eni } => self.attach(now, eni),
+            Call::Detach { eni } => self.begin(now, eni, EniState::InUse, EniState::Detaching, Outcome::Detached),
+            Call::Delete { eni } => self.delete(eni),
+            Call::Unassign { eni, addresses } => self.unassign(eni, addresses),
+            Call::Look { eni } => Ok(Outcome::Seen(self.enis.get(eni).cloned().map(Box::new))),
+            Call::LookAll => Ok(Outcome::SeenAll(self.enis.values().cloned().collect())),
+            Call::VSwitches => Ok(Outcome::VSwitches(self.vswitches())),
+        }
+    }
+
+    /// The token has been used with success.
+    pub fn knows(&self, token: &str) -> bool {
+        self.tokens.contains_key(token)
+    }
+
+    pub fn vswitches(&self) -> Vec<VSwitch> {
+        self.cidrs.values().map(|v| VSwitch { free: self.free[&v.id].len() as u32, ..v.clone() }).collect()
+    }
+
+    /// The same token gives the same answer, and with other parameters none.
+    fn once(&mut self, token: &str, call: &Call) -> Result<Outcome, Fault> {
+        if let Some((first, outcome)) = self.tokens.get(token) {
+            return if first == call { Ok(outcome.clone()) } else { Err(fault(FaultKind::Token)) };
+        }
+        let outcome = match call {
+            Call::Create { vswitch, tags, addresses, .. } => self.create(vswitch, tags, *addresses)?,
+            Call::Assign { eni, count, .. } => self.assign(eni, *count)?,
+            _ => unreachable!("only these have tokens"),
+        };
+        self.tokens.insert(token.into(), (call.clone(), outcome.clone()));
+        Ok(outcome)
+    }
+
+    fn take(&mut self, vswitch: &str, count: u32) -> Result<Vec<Ipv4Addr>, Fault> {
+        let free = self.free.get_mut(vswitch).ok_or(fault(FaultKind::Invalid))?;
+        if free.len() < count as usize {
+            return Err(fault(FaultKind::VSwitchEmpty));
+        }
+        // The address given back last comes first: hardest on whoever forgets to let it rest.
+        Ok(free.split_off(free.len() - count as usize))
+    }
+
+    fn create(&mut self, vswitch: &str, tags: &BTreeMap<String, String>, count: u32) -> Result<Outcome, Fault> {
+        assert!((1..=self.limits.v4_per_adapter).contains(&count), "an ENI with {count} addresses is asked for");
+        let v4 = self.take(vswitch, count)?;
+        let id = format!("eni-{:03}", self.ever.len());
+        self.ever.insert(id.clone());
+        let v4_text: Vec<String> = v4.iter().map(Ipv4Addr::to_string).collect();
+        let v4_text: Vec<&str> = v4_text.iter().map(String::as_str).collect();
+        let mut made = eni(&id, EniState::Available, vswitch, &v4_text);
+        made.tags = tags.clone();
+        self.enis.insert(id, made.clone());
+        Ok(Outcome::Created(Box::new(made)))
+    }
+
+    fn assign(&mut self, id: &str, count: u32) -> Result<Outcome, Fault> {
+        assert!((1..=10).contains(&count), "{count} addresses are asked for in one call");
+        self.assigns += 1;
+        let eni = self.enis.get(id).ok_or(fault(FaultKind::Gone))?.clone();
+        if !matches!(eni.state, EniState::InUse | EniState::Available) {
+            return Err(fault(FaultKind::Busy));
+        }
+        if eni.v4.len() as u32 + count > self.limits.v4_per_adapter {
+            return Err(fault(FaultKind::EniFull));
+        }
+        let lie = self.rng.u32(..1000) < self.ills.lies;
+        let fewer = u32::from(lie && count > 1 && self.rng.bool());
+        let mut given = self.take(&eni.vswitch, count - fewer)?;
+        self.enis.get_mut(id).unwrap().v4.extend(&given);
+        if lie {
+            self.lie(id, &mut given);
+        }
+        Ok(Outcome::Assigned(given))
+    }
+
+    /// Names an address that lies outside the vSwitch, or is somewhere else.
+    fn lie(&mut self, id: &str, given: &mut Vec<Ipv4Addr>) {
+        let other = self.enis.values().find(|e| e.id != id).map(|e| e.v4[0]);
+        given[0] = if self.rng.bool() { Ipv4Addr::new(198, 51, 100, 7) } else { other.unwrap_or(given[0]) };
+    }
+
+    fn attach(&mut self, now: Now, id: &str) -> Result<Outcome, Fault> {
+        let secondary = |e: &&Eni| e.kind != EniKind::Primary && e.instance.is_some();
+        let attached = self.enis.values().filter(secondary).count() as u32;
+        if self.enis.get(id).is_some_and(|e| e.state == EniState::Available) && attached + 1 >= self.limits.adapters {
+            return Err(fault(FaultKind::Quota));
+        }
+        let outcome = self.begin(now, id, EniState::Available, EniState::Attaching, Outcome::Attached)?;
+        self.enis.get_mut(id).unwrap().instance = Some(HERE.into());
+        Ok(outcome)
+    }
+
+    fn begin(&mut self, now: Now, id: &str, from: EniState, via: EniState, outcome: Outcome) -> Result<Outcome, Fault> {
+        let eni = self.enis.get_mut(id).ok_or(fault(FaultKind::Gone))?;
+        if eni.state != from {
+            return Err(fault(FaultKind::Busy));
+        }
+        eni.state = via;
+        let to = if via == EniState::Attaching { EniState::InUse } else { EniState::Available };
+        self.moves.insert(id.into(), (now + Duration::from_millis(self.rng.u64(500..8000)), to));
+        Ok(outcome)
+    }
+
+    fn delete(&mut self, id: &str) -> Result<Outcome, Fault> {
+        let eni = self.enis.get(id).ok_or(fault(FaultKind::Gone))?;
+        if eni.state != EniState::Available {
+            return Err(fault(FaultKind::Busy));
+        }
+        self.remove(id);
+        Ok(Outcome::Deleted)
+    }
+
+    pub fn remove(&mut self, id: &str) {
+        let eni = self.enis.remove(id).unwrap();
+        self.moves.remove(id);
+        self.free.get_mut(&eni.vswitch).unwrap().extend(eni.v4);
+    }
+
+    fn unassign(&mut self, id: &str, addresses: &[Ipv4Addr]) -> Result<Outcome, Fault> {
+        assert!((1..=10).contains(&addresses.len()), "{} addresses are unassigned in one call", addresses.len());
+        let eni = self.enis.get_mut(id).ok_or(fault(FaultKind::Gone))?;
+        assert!(!addresses.contains(&eni.primary), "the primary address of {id} cannot be unassigned");
+        if eni.state != EniState::InUse {
+            return Err(fault(FaultKind::Busy));
+        }
+        if !addresses.iter().all(|ip| eni.v4.contains(ip)) {
+            return Err(fault(FaultKind::Gone));
+        }
+        eni.v4.retain(|ip| !addresses.contains(ip));
+        self.free.get_mut(&eni.vswitch.clone()).unwrap().extend(addresses);
+        Ok(Outcome::Unassigned)
+    }
+
+    /// What DescribeNetworkInterfaces by instance and by our tag gives at boot.
+    pub fn this_nodes(&self) -> Vec<Eni> {
+        self.enis.values().cloned().collect()
+    }
+}
+
+/// What is on disk.
+#[derive(Debug, Default, Clone)]
+pub struct Ledger {
+    pub leases: BTreeMap<Attachment, Held>,
+    pub cooling: BTreeMap<(String, Option<Ipv4Addr>), (IpPair, Now)>,
+    pub intents: BTreeMap<String, Intent>,
+}
+
+impl Ledger {
+    pub fn boot(&self, settings: Settings, cloud: &Cloud) -> Boot {
+        Boot {
+            settings,
+            enis: cloud.this_nodes(),
+            vswitches: cloud.vswitches(),
+            leases: self.leases.values().cloned().collect(),
+            cooling: self.cooling.iter().map(|((eni, _), (ip, until))| (eni.clone(), *ip, *until)).collect(),
+            intents: self.intents.values().cloned().collect(),
+        }
+    }
+
+    /// Writes an effect down, and checks that it may be.
+    pub fn write(&mut self, now: Now, effect: &Effect) {
+        match effect {
+            Effect::Intend(intent) => {
+                assert!(self.intents.insert(intent.token.clone(), intent.clone()).is_none(), "a token is used twice");
+            }
+            Effect::Settled { token } => {
+                assert!(self.intents.remove(token).is_some(), "{token} is settled but was never intended");
+            }
+            Effect::Record(held) => self.record(now, held),
+            Effect::Retire { attachment, eni, ip, until } => {
+                let held = self.leases.remove(attachment).expect("only a lease can end");
+                assert_eq!((&held.eni, held.ip), (eni, *ip));
+                self.cooling.insert((eni.clone(), ip.v4), (*ip, *until));
+            }
+            Effect::Rested { eni, ip } => {
+                let (_, until) = self.cooling.remove(&(eni.clone(), ip.v4)).expect("only what rests can have rested");
+                assert!(until <= now, "{ip} rests until {until:?} and was freed at {now:?}");
+            }
+            _ => {}
+        }
+    }
+
+    fn record(&mut self, now: Now, held: &Held) {
+        for other in self.leases.values().filter(|h| h.ip == held.ip) {
+            assert_eq!(other.sandbox.attachment, held.sandbox.attachment, "{} is leased twice", held.ip);
+        }
+        for (ip, until) in self.cooling.values().filter(|(ip, _)| *ip == held.ip) {
+            panic!("{ip} is leased at {now:?} and rests until {until:?}");
+        }
+        self.leases.insert(held.sandbox.attachment.clone(), held.clone());
+    }
+
+    pub fn touches(&self, eni: &str) -> bool {
+        self.leases.values().any(|h| h.eni == eni) || self.cooling.keys().any(|(e, _)| e == eni)
+    }
+
+    pub fn holds(&self, ip: Ipv4Addr) -> bool {
+        self.leases.values().any(|h| h.ip.v4 == Some(ip)) || self.cooling.keys().any(|(_, v4)| *v4 == Some(ip))
+    }
+}
+
+/// A call under way.
+#[derive(Debug, Clone)]
+pub struct Flight {
+    pub id: CallId,
+    pub call: Call,
+    /// A picture of the whole may have been taken at its start.
+    pub picture: Option<Outcome>,
+}
+
+/// An ADD that has not been answered.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    pub ticket: Ticket,
+    pub attachment: Attachment,
+    pub deadline: Now,
+}

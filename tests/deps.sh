@@ -1,0 +1,29 @@
+#!/bin/sh
+# Installs what building and testing take on a bare Debian 12. Does nothing, quickly, when it is all there.
+set -eu
+
+# package:something it brings
+need="gcc:/usr/bin/gcc libc6-dev:/usr/include/stdio.h iproute2:/usr/sbin/ip nftables:/usr/sbin/nft iptables:/usr/sbin/iptables
+ iputils-ping:/usr/bin/ping procps:/usr/bin/ps busybox-static:/usr/bin/busybox containerd:/usr/bin/containerd runc:/usr/sbin/runc
+ containernetworking-plugins:/usr/lib/cni/ptp python3-venv:/usr/share/doc/python3-venv"
+missing=""
+for item in $need; do
+    [ -e "${item#*:}" ] || [ -e "/bin/$(basename "${item#*:}")" ] || missing="$missing ${item%%:*}"
+done
+if [ -n "$missing" ]; then
+    echo "installing$missing"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    # shellcheck disable=SC2086
+    apt-get install -y -qq --no-install-recommends $missing >/dev/null
+fi
+
+if ! command -v cargo >/dev/null; then
+    echo "there is no cargo here: install the Rust toolchain manager rustup, then say make again" >&2
+    exit 1
+fi
+target=x86_64-unknown-linux-musl
+if command -v rustup >/dev/null && ! rustup target list --installed | grep -qx "$target"; then
+    echo "installing the Rust target $target"
+    rustup target add "$target"
+fi

@@ -1,0 +1,244 @@
+//! The whole: a VPC with nodes, the cloud, a Kubernetes API, and on each node the real terwayd and the real plugin.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use terway::pod::PodName;
+
+use super::cloud::Config;
+use super::cni::{Answer, Sandbox};
+use super::http::Server;
+use super::kube::{self, Kube};
+use super::node::{Daemon, Pod};
+use super::traffic::Place;
+use super::world::{Ecs, KUBERNETES, OPENAPI, PODS, SERVICE_CIDR, World};
+
+const PLUGIN: &str = "/opt/cni/bin/terway";
+const CLI: &str = "/opt/terway/terway-cli";
+const DAEMON: &str = "/opt/terway/terwayd";
+pub const CONFLIST: &str = "/etc/cni/net.d/10-terway.conflist";
+/// How long a daemon may take until it serves, and anything else until it is so.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// Fields are dropped in this order: daemons before the services they talk to.
+pub struct Cluster {
+    daemons: BTreeMap<usize, Daemon>,
+    pub world: World,
+    pub kube: Kube,
+    _api: Server,
+}
+
+/// A pod that a runtime has made a namespace for, and perhaps an ADD.
+pub struct Member {
+    pub node: usize,
+    pub pod: Pod,
+    pub sandbox: Sandbox,
+    /// The address of a successful ADD.
+    pub ip: String,
+    pub took: Duration,
+}
+
+/// The binary under test: the released one where make built it, else what cargo built for the tests.
+pub fn binary() -> PathBuf {
+    std::env::var_os("TERWAY_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_terway").into(), PathBuf::from)
+}
+
+impl Cluster {
+    /// Nodes that are booted and configured; no daemon runs yet.
+    pub fn new(config: Config, nodes: usize, instance_type: &str) -> Cluster {
+        let world = World::with_nodes(config, nodes, instance_type);
+        let kube = Kube::new();
+        let api = kube.serve(world.fabric.listen(KUBERNETES.parse().expect("a literal")));
+        let cluster = Cluster { daemons: BTreeMap::new(), world, kube, _api: api };
+        for n in 0..nodes {
+            cluster.kube.put(kube::node(&node_name(n), &format!("cn-hangzhou.{}", cluster.node(n).id)));
+            cluster.equip(n);
+        }
+        cluster
+    }
+
+    /// Puts the binary under its names, a kubeconfig and the usual configuration onto the node.
+    fn equip(&self, n: usize) {
+        let node = self.node(n);
+        let binary = binary();
+        for path in [PLUGIN, DAEMON, CLI] {
+            node.install(&binary, path);
+        }
+        node.write_file("/etc/eni/kubeconfig", &self.kube.kubeconfig(KUBERNETES.parse().expect("a literal")));
+        self.configure(n, &json!({}));
+    }
+
+    /// Writes the node's configuration; `over` is laid over the usual one.
+    pub fn configure(&self, n: usize, over: &Value) {
+        let mut config = json!({
+            "version": "1",
+            "node_name": node_name(n),
+            "kubeconfig": "/etc/eni/kubeconfig",
+            "ecs_endpoint": format!("http://{OPENAPI}"),
+            "vpc_endpoint": format!("http://{OPENAPI}"),
+            "vswitches": {"cn-hangzhou-h": [PODS]},
+            "service_cidr": SERVICE_CIDR,
+            "security_groups": ["sg-sim"],
+            "min_pool_size": 2,
+            "max_pool_size": 10,
+        });
+        for (key, value) in over.as_object().expect("an object") {
+            config[key] = value.clone();
+        }
+        self.node(n).write_file("/etc/eni/eni.json", &config.to_string());
+    }
+
+    pub fn node(&self, n: usize) -> &Ecs {
+        &self.world.nodes[n]
+    }
+
+    /// Starts the daemon of a node.
+    pub fn start(&mut self, n: usize) {
+        let mut command = Command::new(DAEMON);
+        command.args(["--log-level", "debug"]);
+        let daemon = self.node(n).daemon("terwayd", &mut command);
+        self.daemons.insert(n, daemon);
+    }
+
+    /// Starts it and waits until it serves.
+    pub fn start_ready(&mut self, n: usize) {
+        self.start(n);
+        self.wait_ready(n);
+    }
+
+    pub fn wait_ready(&mut self, n: usize) {
+        let start = Instant::now();
+        while self.call(n, "STATUS", &Value::Null).code != Some(0) {
+            assert!(self.daemon(n).is_running(), "terwayd of node {n} has ended:\n{}", self.log(n));
+            assert!(start.elapsed() < SOON, "terwayd of node {n} does not serve:\n{}", self.log(n));
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn daemon(&mut self, n: usize) -> &mut Daemon {
+        self.daemons.get_mut(&n).expect("it was started")
+    }
+
+    /// Ends it between any two instructions.
+    pub fn kill(&mut self, n: usize) {
+        self.daemons.remove(&n).expect("it was started").kill();
+    }
+
+    /// Ends it as systemd would.
+    pub fn stop(&mut self, n: usize) {
+        let status = self.daemons.remove(&n).expect("it was started").terminate(SOON);
+        assert_eq!(status.and_then(|s| s.code()), Some(0), "terwayd did not end cleanly");
+    }
+
+    pub fn log(&self, n: usize) -> String {
+        self.daemons.get(&n).map_or_else(String::new, Daemon::log)
+    }
+
+    /// Schedules a pod onto the node and makes its namespace, as the kubelet and the runtime do before ADD.
+    pub fn schedule(&self, n: usize, name: &str) -> Member {
+        let name = PodName::new("default", name);
+        self.kube.put(kube::pod(&name.namespace, &name.name, &node_name(n)));
+        self.sandbox(n, name)
+    }
+
+    /// A (further) sandbox for a pod that the API server knows.
+    pub fn sandbox(&self, n: usize, pod: PodName) -> Member {
+        let container = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
+        let made = self.node(n).pod(&format!("{}-{}", pod.name, &container[..8]));
+        let sandbox = Sandbox {
+            plugin: PLUGIN.into(),
+            container,
+            netns: made.netns().to_owned(),
+            ifname: "eth0".into(),
+            pod,
+            conf: conf(&Value::Null).to_string(),
+        };
+        Member { node: n, pod: made, sandbox, ip: String::new(), took: Duration::ZERO }
+    }
+
+    /// Schedules a pod and adds it, which must succeed.
+    pub fn add(&self, n: usize, name: &str) -> Member {
+        let mut member = self.schedule(n, name);
+        self.wire(&mut member);
+        member
+    }
+
+    /// ADD, which must succeed.
+    pub fn wire(&self, member: &mut Member) -> Value {
+        let answer = self.call_for(member, "ADD");
+        assert_eq!(answer.code, Some(0), "ADD {}: {answer:?}\n{}", member.sandbox.pod, self.log(member.node));
+        let result = answer.json();
+        let address = result["ips"][0]["address"].as_str().expect("an address");
+        member.ip = address.split('/').next().expect("it has a prefix length").into();
+        member.took = answer.took;
+        result
+    }
+
+    /// DEL, which must succeed; the pod object goes too, and then the namespace.
+    pub fn del(&self, member: Member) -> Duration {
+        let answer = self.call_for(&member, "DEL").ok();
+        let PodName { namespace, name } = &member.sandbox.pod;
+        self.kube.delete("Pod", namespace, name);
+        answer.took
+    }
+
+    /// Calls the plugin for a pod, from inside its node.
+    pub fn call_for(&self, member: &Member, verb: &str) -> Answer {
+        self.node(member.node).run(|| member.sandbox.call(verb))
+    }
+
+    /// Calls the plugin for no pod in particular; `over` is laid over the network configuration.
+    pub fn call(&self, n: usize, verb: &str, over: &Value) -> Answer {
+        self.node(n).run(|| {
+            let mut command = Command::new(PLUGIN);
+            command.env_clear().env("CNI_COMMAND", verb).env("CNI_PATH", "/opt/cni/bin");
+            super::cni::exec(&mut command, &conf(over).to_string())
+        })
+    }
+
+    /// What the daemon shows of itself.
+    pub fn show(&self, n: usize) -> Value {
+        let text = self.node(n).sh(&format!("{CLI} show"));
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("terway-cli show: {e}: {text}"))
+    }
+}
+
+/// Members are gone before the cluster is.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            for n in self.daemons.keys() {
+                let log = self.log(*n);
+                let tail: Vec<&str> = log.lines().rev().take(60).collect();
+                eprintln!("--- terwayd of node {n}:");
+                tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            }
+        }
+    }
+}
+
+pub fn node_name(n: usize) -> String {
+    format!("node-{}", n + 1)
+}
+
+/// The network configuration that a runtime passes.
+pub fn conf(over: &Value) -> Value {
+    let mut conf = json!({"cniVersion": "1.1.0", "name": "terway-chainer", "type": "terway"});
+    for (key, value) in over.as_object().into_iter().flatten() {
+        conf[key] = value.clone();
+    }
+    conf
+}
+
+/// Waits until it holds.
+pub fn soon(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < SOON, "not within {} s: {what}", SOON.as_secs());
+        thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,156 @@
+//! A small world: a VPC, its cloud, and ECS nodes whose ENIs are real links that come and go as the cloud says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Deref;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::cloud::{self, Cloud, Config, EniView, InstanceSpec, VSwitch};
+use super::fabric::{Card, Fabric};
+use super::node::Node;
+
+/// The metadata service, as every ECS instance knows it.
+pub const METADATA: &str = "100.100.100.200:80";
+/// The ECS and VPC API, over plain HTTP.
+pub const OPENAPI: &str = "100.100.0.10:80";
+/// Where a Kubernetes API may listen.
+pub const KUBERNETES: &str = "100.100.0.20:6443";
+pub const SERVICE_CIDR: &str = "172.21.0.0/20";
+/// The vSwitches of [`config`].
+pub const NODES: &str = "vsw-node";
+pub const PODS: &str = "vsw-pod";
+pub const MORE_PODS: &str = "vsw-more-pods";
+
+/// Fields are dropped in this order: no hand is left on the wires when the nodes go.
+pub struct World {
+    pub cloud: Cloud,
+    pub nodes: Vec<Ecs>,
+    pub fabric: Arc<Fabric>,
+    homes: Arc<Mutex<BTreeMap<String, String>>>,
+}
+
+/// An instance: a node that has booted with its primary ENI.
+pub struct Ecs {
+    pub id: String,
+    pub addr: Ipv4Addr,
+    pub node: Node,
+}
+
+impl Deref for Ecs {
+    type Target = Node;
+
+    fn deref(&self) -> &Node {
+        &self.node
+    }
+}
+
+/// VPC 192.168.0.0/16 with a vSwitch for nodes and two for pods, all in one zone.
+pub fn config() -> Config {
+    let vswitch = |id: &str, cidr: &str, cidr6: &str| VSwitch {
+        id: id.into(),
+        vpc: "vpc-sim".into(),
+        zone: "cn-hangzhou-h".into(),
+        cidr: cidr.parse().expect("a literal"),
+        cidr6: Some(cidr6.parse().expect("a literal")),
+    };
+    Config {
+        vpc_cidr: "192.168.0.0/16".parse().expect("a literal"),
+        vswitches: vec![
+            vswitch(NODES, "192.168.0.0/19", "fd00:0:0:1::/64"),
+            vswitch(PODS, "192.168.32.0/19", "fd00:0:0:2::/64"),
+            vswitch(MORE_PODS, "192.168.64.0/19", "fd00:0:0:3::/64"),
+        ],
+        ..Config::default()
+    }
+}
+
+impl World {
+    /// A VPC and its cloud, listening at [`METADATA`] and [`OPENAPI`] for those inside. No node yet.
+    pub fn new(config: Config) -> World {
+        let v6 = config.vswitches.iter().filter_map(|vswitch| vswitch.cidr6).map(IpNet::V6);
+        let vpc: Vec<IpNet> = [IpNet::V4(config.vpc_cidr)].into_iter().chain(v6).collect();
+        let (fabric, homes) = (Arc::new(Fabric::new(&vpc)), Arc::default());
+        let wires = Wires { fabric: Arc::clone(&fabric), homes: Arc::clone(&homes) };
+        let cloud = Cloud::start_with(config, Box::new(wires));
+        cloud.serve_metadata(fabric.listen(at(METADATA)));
+        cloud.serve(fabric.listen(at(OPENAPI)));
+        World { cloud, nodes: Vec::new(), fabric, homes }
+    }
+
+    /// The world with so many nodes of this instance type, `i-1` and so on.
+    pub fn with_nodes(config: Config, count: usize, instance_type: &str) -> World {
+        let start = Instant::now();
+        let mut world = World::new(config);
+        for n in 1..=count {
+            world.add_node(InstanceSpec {
+                id: format!("i-{n}"),
+                instance_type: instance_type.into(),
+                vswitch: NODES.into(),
+                security_groups: vec!["sg-sim".into()],
+                address: None,
+                role: Some("KubernetesWorkerRole".into()),
+            });
+        }
+        eprintln!("a world of {count} nodes stands after {:?}", start.elapsed());
+        world
+    }
+
+    /// Starts an instance and waits until it has booted.
+    pub fn add_node(&mut self, spec: InstanceSpec) -> &Ecs {
+        let (id, node) = (spec.id.clone(), Node::new(&spec.id));
+        self.homes.lock().expect("nobody panicked with it").insert(id.clone(), node.ns().name().into());
+        let eni = self.cloud.add_instance(spec);
+        let addr = Ipv4Net::new(eni.v4[0], eni.cidr.prefix_len()).expect("the vSwitch's own length");
+        node.dhcp(addr.into(), eni.gateway.into());
+        self.nodes.push(Ecs { id, addr: eni.v4[0], node });
+        self.nodes.last().expect("it was just put there")
+    }
+
+    /// Takes an instance away, with all that runs on it.
+    pub fn remove_node(&mut self, id: &str) {
+        self.cloud.remove_instance(id);
+        self.nodes.retain(|node| node.id != id);
+    }
+}
+
+/// Does to the fabric what the cloud decides.
+struct Wires {
+    fabric: Arc<Fabric>,
+    /// Network namespaces by instance.
+    homes: Arc<Mutex<BTreeMap<String, String>>>,
+}
+
+impl cloud::Fabric for Wires {
+    fn plug(&mut self, instance: &str, eni: &EniView) {
+        // An instance that is no node of ours has no wires.
+        if let Some(home) = self.homes.lock().expect("nobody panicked with it").get(instance) {
+            self.fabric.plug(&card(eni), home);
+        }
+    }
+
+    fn unplug(&mut self, _: &str, eni: &EniView) {
+        self.fabric.unplug(&eni.id);
+    }
+
+    fn addresses(&mut self, _: &str, eni: &EniView) {
+        if self.fabric.is_plugged(&eni.id) {
+            self.fabric.set_addrs(&eni.id, &addrs(eni));
+        }
+    }
+}
+
+fn card(eni: &EniView) -> Card {
+    Card { id: eni.id.clone(), mac: eni.mac, addrs: addrs(eni), gateway_v6: eni.gateway6, mtu: 1500 }
+}
+
+fn addrs(eni: &EniView) -> BTreeSet<IpAddr> {
+    let v6 = eni.v6.iter().map(|addr| IpAddr::V6(*addr));
+    eni.v4.iter().map(|addr| IpAddr::V4(*addr)).chain(v6).collect()
+}
+
+fn at(place: &str) -> SocketAddr {
+    place.parse().expect("a literal")
+}
