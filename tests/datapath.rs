@@ -402,6 +402,7 @@ fn a_veth_without_alias_or_of_another_sandbox_is_made_anew() {
     let world = World::new();
     let pod = world.pod("one", "203.0.113.11");
     let (veth, other) = (pod.veth(), Ns::new("other"));
+    let alias = ours::alias(&pod.lease.sandbox.attachment, &pod.lease.pod);
     for leftover in [
         // Cut off before the alias; the peer where it should be.
         format!("ip link add {veth} type veth peer name eth0 netns {}", pod.ns.name()),
@@ -412,7 +413,7 @@ fn a_veth_without_alias_or_of_another_sandbox_is_made_anew() {
         ),
         // The right alias, but the pod's end is gone elsewhere.
         format!(
-            "ip link add {veth} type veth peer name eth0 netns {}; ip link set {veth} alias 'terway c-one/eth0'",
+            "ip link add {veth} type veth peer name eth0 netns {}; ip link set {veth} alias '{alias}'",
             other.name()
         ),
     ] {
