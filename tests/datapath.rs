@@ -201,6 +201,31 @@ fn a_pod_talks_to_the_vpc_to_pods_and_to_its_node_and_they_to_it() {
 }
 
 #[test]
+fn skbedit_serves_where_there_is_no_ebpf() {
+    let trial =
+        "tc qdisc add dev lo ingress && tc filter add dev lo parent ffff: u32 match u32 0 0 action skbedit mark 1";
+    if !Ns::new("trial").try_sh(trial) {
+        return println!("skipped: needs skbedit");
+    }
+    traffic(Marker::Skbedit);
+    let world = World::with_marker(Marker::Skbedit);
+    let pod = world.pod("one", "203.0.113.11");
+    pod.apply();
+    pod.apply();
+    let filters = format!("tc filter show dev {} ingress", pod.veth());
+    assert_eq!(world.node.sh(&filters).matches("skbedit").count(), 1);
+    let other = "replace dev {} ingress prio 2049 protocol all u32 match u32 0 0 action skbedit mark 7";
+    for harm in ["del dev {} ingress", other] {
+        world.node.sh(&format!("tc filter {}", harm.replace("{}", &pod.veth())));
+        assert_ne!(pod.check(), "clean", "after {harm}");
+        pod.apply();
+        assert_eq!(world.node.sh(&filters).matches("skbedit").count(), 1);
+        assert!(pod.pings(FAR));
+    }
+    pod.undo();
+}
+
+#[test]
 fn rules_serve_where_nothing_can_mark() {
     traffic(Marker::Rule);
 }
