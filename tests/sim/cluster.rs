@@ -101,8 +101,12 @@ impl Cluster {
 
     /// Starts the daemon of a node.
     pub fn start(&mut self, n: usize) {
+        self.start_with(n, &["--log-level", "debug"]);
+    }
+
+    pub fn start_with(&mut self, n: usize, args: &[&str]) {
         let mut command = Command::new(DAEMON);
-        command.args(["--log-level", "debug"]);
+        command.args(args);
         let daemon = self.node(n).daemon("terwayd", &mut command);
         self.daemons.insert(n, daemon);
     }
