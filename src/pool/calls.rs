@@ -13,8 +13,6 @@ use super::{Call, CallId, Effect, Intent, Now, Outcome, Refused};
 use crate::eni::{Eni, EniState, Fault, FaultKind};
 use crate::rpc::Refusal;
 
-/// Between two looks at all ENIs of the node.
-const SURVEY: Duration = Duration::from_secs(120);
 /// Attempts with one token before we look what has become of them and begin anew.
 const MAX_TRIES: u32 = 8;
 /// Refusals to attach an ENI before it is deleted.
@@ -117,8 +115,8 @@ pub(super) struct Survey {
 }
 
 impl Survey {
-    pub fn new(now: Now, rng: &mut Rng) -> Survey {
-        let retry = Backoff { fails: 0, next: now + jitter(SURVEY, rng) };
+    pub fn new(now: Now, period: Duration, rng: &mut Rng) -> Survey {
+        let retry = Backoff { fails: 0, next: now + jitter(period, rng) };
         Survey { retry, running: None, gone: BTreeSet::new(), blind: None }
     }
 
@@ -397,7 +395,7 @@ impl State {
     /// Compares what we know with all that the cloud has. What changed while the look was under way is left for the next one.
     fn seen_all(&mut self, id: CallId, enis: &[Eni]) {
         self.survey.running = None;
-        self.survey.retry.restart(self.now + jitter(SURVEY, &mut self.rng));
+        self.survey.retry.restart(self.now + jitter(self.settings.sync_period, &mut self.rng));
         self.foreign = enis.iter().filter(|e| eni::foreign(e, &self.settings)).count() as u32;
         for eni in enis {
             self.compare(id, eni);

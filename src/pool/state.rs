@@ -60,6 +60,7 @@ impl State {
     pub fn boot(now: Now, mut rng: Rng, boot: Boot) -> State {
         let mut state = State {
             now,
+            survey: Survey::new(now, boot.settings.sync_period, &mut rng),
             settings: with_our_tags(boot.settings),
             nics: BTreeMap::new(),
             foreign: 0,
@@ -70,7 +71,6 @@ impl State {
             waiting: Vec::new(),
             creates: Vec::new(),
             vswitches: VSwitches::new(now, boot.vswitches, &mut rng),
-            survey: Survey::new(now, &mut rng),
             calls: BTreeMap::new(),
             last_call: 0,
             gate: Gate::new(),

@@ -30,6 +30,7 @@ pub fn settings() -> Settings {
         tags: BTreeMap::from([("team".into(), "net".into())]),
         cooldown: Duration::from_secs(130),
         eni_idle: Duration::from_secs(300),
+        sync_period: Duration::from_secs(120),
     }
 }
 
