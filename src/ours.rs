@@ -9,6 +9,8 @@ use crate::pod::{Attachment, PodName};
 
 /// The daemon's socket (the old Terway's path, kept).
 pub const SOCKET: &str = "/var/run/eni/eni.socket";
+/// Locked by the daemon of the node for as long as it lives.
+pub const LOCK: &str = "/var/run/eni/terwayd.lock";
 /// Leases, cooling addresses, tombstones and intents; on tmpfs because sandboxes do not survive a reboot.
 pub const LEDGER: &str = "/run/terway";
 /// The daemon's configuration.

@@ -29,10 +29,8 @@ const ADD_DEADLINE: Duration = Duration::from_secs(90);
 /// Links whose attachment is over are deleted together, this long after the last DEL: one RCU grace period for all of
 /// them, and most are gone by then because their namespace is.
 const SWEEP_AFTER: Duration = Duration::from_millis(250);
-/// Leftovers of every kind are looked for this often.
+/// Leftovers of every kind are looked for this often, or as often as the configuration gives up leases of pods that are gone.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
-/// A lease whose pod has been gone this long is given up though no DEL came.
-const GONE_FOR: Duration = Duration::from_secs(60);
 
 /// What reaches the loop.
 pub enum Input {
@@ -149,7 +147,7 @@ impl Node {
         }
         self.refuse_unknown(now);
         if self.sweep <= now && !self.sweeping {
-            self.sweep = now + SWEEP_EVERY;
+            self.sweep = now + SWEEP_EVERY.min(self.world.orphan);
             self.absorb_tombstones();
             self.give_up_the_gone(now);
             let swept = self.sweep_links().and_then(|links| self.sweep_rules(&links));
@@ -165,6 +163,7 @@ impl Node {
         log::info!("configuration reloaded");
         self.world.place = self.world.terms.place(config);
         self.world.mtu = config.mtu;
+        self.world.orphan = config.orphan;
         let settings = self.world.terms.settings(config);
         self.feed(Event::Settings(Box::new(settings)));
     }
@@ -178,13 +177,18 @@ impl Node {
                 None => Reply::None {},
             },
             Request::Gc { valid } => self.collect(&valid),
-            Request::Status {} => match self.pool.ready() {
-                Ok(()) => Reply::Ready {},
-                Err(refused) => refusal(refused),
-            },
+            Request::Status {} => self.status(),
             Request::Show {} => Reply::Show(self.show()),
         };
         let _ = answer.try_send(reply);
+    }
+
+    /// A full node is ready: the runtime would take "no" for a broken network, and Kubernetes would move its pods away.
+    fn status(&self) -> Reply {
+        match self.pool.ready() {
+            Err(refused) if refused.why != Refusal::NodeFull => refusal(refused),
+            _ => Reply::Ready {},
+        }
     }
 
     // ADD
@@ -284,7 +288,10 @@ impl Node {
 
     /// Takes the attachment out of the routing table, then frees its address; its link goes with the next sweep.
     fn release(&mut self, attachment: &Attachment) -> Reply {
-        let Some(lease) = self.leases.get(attachment) else { return Reply::None {} };
+        let Some(lease) = self.leases.get(attachment) else {
+            self.call_off(attachment);
+            return Reply::None {};
+        };
         let routes = datapath::routes(lease);
         if let Err(e) = self.kernel.undo(&routes) {
             log::error!("del {}: {e}", lease.pod);
@@ -293,6 +300,15 @@ impl Node {
         self.feed(Event::Release { attachment: attachment.clone() });
         self.sweep = self.sweep.min(clock::now() + SWEEP_AFTER);
         Reply::None {}
+    }
+
+    /// An ADD that waits although its attachment is deleted (the runtime gave up) is never served.
+    fn call_off(&mut self, attachment: &Attachment) {
+        let deleted = |w: &mut Waiting| w.sandbox.attachment == *attachment;
+        for late in self.unknown.values_mut().flat_map(|queue| queue.extract_if(.., deleted)) {
+            late.refuse(Refusal::BadRequest, format!("{attachment} was deleted while its ADD waited"));
+        }
+        self.feed(Event::Release { attachment: attachment.clone() });
     }
 
     fn collect(&mut self, valid: &BTreeSet<Attachment>) -> Reply {
@@ -328,11 +344,11 @@ impl Node {
             self.leases.values().map(|l| (l.sandbox.attachment.clone(), l.pod.clone())).collect();
         for (attachment, pod) in leases {
             match self.pods.standing(&pod) {
-                Standing::Gone(since) if since + GONE_FOR <= now => {
+                Standing::Gone(since) if since + self.world.orphan <= now => {
                     log::info!("pod {pod} is gone and no DEL came for {attachment}: its address is freed");
                     self.release(&attachment);
                 }
-                Standing::Missed(since) if since + GONE_FOR <= now => self.world.fetch_pod(pod),
+                Standing::Missed(since) if since + self.world.orphan <= now => self.world.fetch_pod(pod),
                 _ => {}
             }
         }

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use terway::pod::PodName;
 
+use super::ns::Process;
+
 /// Runtimes give up on a plugin after some minutes; tests sooner.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -40,9 +42,24 @@ pub struct Answer {
 impl Sandbox {
     /// Calls the plugin from the thread we are on, which must be inside the node: `node.run(|| sandbox.call("ADD"))`.
     pub fn call(&self, verb: &str) -> Answer {
+        exec(&mut self.command(verb), &self.conf)
+    }
+
+    /// The plugin with its whole environment, for those who run it in a way of their own.
+    pub fn command(&self, verb: &str) -> Command {
         let mut command = Command::new(&self.plugin);
         command.env_clear().envs(self.environment(verb));
-        exec(&mut command, &self.conf)
+        command
+    }
+
+    /// Starts the plugin from the thread we are on, its answer unread; killed when dropped, in the middle of whatever it does.
+    pub fn begin(&self, verb: &str) -> Process {
+        let mut command = Command::new(&self.plugin);
+        command.env_clear().envs(self.environment(verb));
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut plugin = command.spawn().unwrap_or_else(|e| panic!("start {command:?}: {e}"));
+        let _ = plugin.stdin.take().expect("it is piped").write_all(self.conf.as_bytes());
+        Process(plugin)
     }
 
     fn environment(&self, verb: &str) -> [(&'static str, OsString); 7] {
