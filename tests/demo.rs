@@ -1,3 +1,81 @@
 //! `make demo`: a small world of network namespaces, and the real binaries at work in it.
 
-fn main() {}
+#[path = "demo/left.rs"]
+mod left;
+#[path = "demo/orders.rs"]
+mod orders;
+#[path = "demo/paths.rs"]
+mod paths;
+#[path = "demo/screen.rs"]
+mod screen;
+#[allow(dead_code, unused_imports)]
+mod sim;
+#[path = "demo/story.rs"]
+mod story;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use screen::{Screen, Tone};
+use story::{End, Story};
+
+const USAGE: &str = "usage: demo [--keep]
+
+Builds a small world of network namespaces (a VPC, two nodes, the cloud's APIs, a Kubernetes API), runs terwayd and the
+CNI plugin in it, and shows every path between pods. Exit status 1 when anything is not as it should be.
+
+  --keep  leave the world up once all pods run, until Enter or Ctrl-C";
+
+/// The panic that was not a panic of the program but of the world it builds.
+static PANIC: Mutex<String> = Mutex::new(String::new());
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => orders::pass_on(&[]),
+        ["--keep"] => orders::pass_on(&["--keep"]),
+        [orders::INSIDE] => tell(false),
+        [orders::INSIDE, "--keep"] => tell(true),
+        ["-h" | "--help"] => {
+            println!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Tells the story, whatever its end cleans up, and says how it went.
+fn tell(keep: bool) -> ExitCode {
+    std::panic::set_hook(Box::new(|panic| *PANIC.lock().expect("a String") = panic.to_string()));
+    let screen = Screen::new();
+    let mut story = Story::new(screen);
+    let end = catch_unwind(AssertUnwindSafe(|| story.tell(keep)))
+        .unwrap_or_else(|_| Err(End::Failed(PANIC.lock().expect("a String").clone())));
+    if let Err(End::Failed(why)) = &end {
+        screen.line(&format!("\n  {} {why}", screen.paint(Tone::Bad, "✗")));
+    }
+    if end.is_err() || story.faults() > 0 {
+        story.show_logs();
+    }
+    let (faults, took) = (story.faults(), story.end());
+    match end {
+        Ok(()) if faults == 0 => {
+            let good = screen.paint(Tone::Good, "Everything is as it should be");
+            screen.line(&format!("\n  {good}: {took}"));
+            ExitCode::SUCCESS
+        }
+        Err(End::Interrupted) => {
+            screen.line("\n  Interrupted; everything is taken down.");
+            ExitCode::from(130)
+        }
+        _ => {
+            let bad = screen.paint(Tone::Bad, "Not everything is as it should be");
+            screen.line(&format!("\n  {bad}: {faults} expectations failed"));
+            ExitCode::FAILURE
+        }
+    }
+}
