@@ -33,6 +33,10 @@ static PANIC: Mutex<String> = Mutex::new(String::new());
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] | ["--keep"] if !rustix::process::geteuid().is_root() => {
+            eprintln!("the demo makes network namespaces: run it as root");
+            ExitCode::from(2)
+        }
         [] => orders::pass_on(&[]),
         ["--keep"] => orders::pass_on(&["--keep"]),
         [orders::INSIDE] => tell(false),
@@ -55,6 +59,8 @@ fn tell(keep: bool) -> ExitCode {
     let mut story = Story::new(screen);
     let end = catch_unwind(AssertUnwindSafe(|| story.tell(keep)))
         .unwrap_or_else(|_| Err(End::Failed(PANIC.lock().expect("a String").clone())));
+    // Whatever goes wrong from here on goes wrong aloud.
+    drop(std::panic::take_hook());
     if let Err(End::Failed(why)) = &end {
         screen.line(&format!("\n  {} {why}", screen.paint(Tone::Bad, "✗")));
     }

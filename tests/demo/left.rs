@@ -126,7 +126,7 @@ fn strings(list: &Value, key: &str) -> BTreeSet<String> {
 }
 
 fn log(log: &str) -> Finding {
-    let bad = |line: &&str| ["ERROR", "WARN", "panicked"].iter().any(|word| line.contains(word));
+    let bad = |line: &&str| ["[ERROR ", "[WARN ", "thread '"].iter().any(|word| line.starts_with(word));
     Finding {
         what: "complaints in the log",
         says: "none".into(),

@@ -8,7 +8,8 @@ use crate::sim::node::{Node, Pod};
 use crate::sim::ns::Ns;
 use crate::sim::traffic::{LOST, Pinger, Place, TcpEcho};
 
-const PORT: u16 = 8080;
+/// Where the servers listen.
+pub const PORT: u16 = 8080;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Path {
@@ -208,15 +209,15 @@ impl Trial {
 }
 
 /// A row per path, and per node that pairs start from the median round trip of all of them.
-pub fn table(trials: &[Trial], [one, two]: [&str; 2]) -> Table {
+pub fn table(trials: &[Trial]) -> Table {
     let figures = ["ICMP µs", "TCP µs", "ICMP µs", "TCP µs"].map(Cell::right);
     let [icmp1, tcp1, icmp2, tcp2] = figures;
     let mut table = Table::new([
         Cell::left("path"),
         Cell::right("pairs"),
-        Cell::right(one),
+        Cell::right("node-1"),
         Cell::left(""),
-        Cell::right(two),
+        Cell::right("node-2"),
         Cell::left(""),
     ])
     .under([Cell::left(""), Cell::left(""), icmp1, tcp1, icmp2, tcp2]);

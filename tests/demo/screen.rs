@@ -5,8 +5,10 @@ use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 /// Columns of a step's line: what is done, and what came of it.
-const WHAT: usize = 46;
+const WHAT: usize = 42;
 const DETAIL: usize = 24;
+/// What a terminal of 80 columns has room for beside a step.
+const ROOM: usize = 79 - WHAT - 5;
 
 #[derive(Clone, Copy)]
 pub struct Screen {
@@ -89,6 +91,13 @@ impl Step<'_> {
     /// How far it has come, where parts are too many for ticks.
     pub fn so_far(&self, text: &str) {
         if self.screen.live {
+            // A line that wraps cannot be rewritten.
+            self.sketch(&text.chars().take(ROOM).collect::<String>());
+        }
+    }
+
+    fn sketch(&self, text: &str) {
+        if self.screen.live {
             let line = format!("\r  {} {:<WHAT$} {text}\x1b[K", self.screen.paint(Tone::Faint, "·"), self.what);
             self.screen.write(&line);
         }
@@ -106,19 +115,18 @@ impl Step<'_> {
 
     fn end(&mut self, good: bool, detail: &str) {
         self.open = false;
-        let (mark, screen) = (if good { mark(true) } else { mark(false) }, self.screen);
-        let tone = if good { Tone::Good } else { Tone::Bad };
+        let (mark, screen) = (mark(good), self.screen);
         let (ticks, len) = self.row(&self.ticks.borrow());
         let gap = if len > 0 && !detail.is_empty() { " " } else { "" };
         let pad = " ".repeat(DETAIL.saturating_sub(len + gap.len() + detail.chars().count()));
         let time = screen.paint(Tone::Faint, &format!("{:>7}", seconds(self.start.elapsed())));
         let back = if screen.live { "\r\x1b[K" } else { "" };
-        let (mark, what) = (screen.paint(tone, mark), &self.what);
+        let (mark, what) = (screen.paint(tone(good), mark), &self.what);
         screen.write(&format!("{back}  {mark} {what:<WHAT$} {ticks}{gap}{detail}{pad} {time}\n"));
     }
 
     fn redraw(&self, ticks: &[bool]) {
-        self.so_far(&self.row(ticks).0);
+        self.sketch(&self.row(ticks).0);
     }
 
     /// The ticks painted, and the columns they take.
@@ -149,7 +157,8 @@ pub fn seconds(time: Duration) -> String {
 }
 
 pub fn millis(time: Duration) -> String {
-    format!("{:.1} ms", time.as_secs_f64() * 1e3)
+    let millis = time.as_secs_f64() * 1e3;
+    if millis < 100.0 { format!("{millis:.1} ms") } else { format!("{millis:.0} ms") }
 }
 
 /// One field of a table.
@@ -183,7 +192,13 @@ impl Cell {
 /// Rows of cells under a head of one or more lines; all of the same length.
 pub struct Table {
     head: Vec<Vec<Cell>>,
-    rows: Vec<Vec<Cell>>,
+    rows: Vec<Row>,
+}
+
+enum Row {
+    Cells(Vec<Cell>),
+    /// A rule that bears a name: what follows belongs to it.
+    Section(String),
 }
 
 impl Table {
@@ -197,25 +212,53 @@ impl Table {
     }
 
     pub fn row(&mut self, cells: Vec<Cell>) {
-        self.rows.push(cells);
+        self.rows.push(Row::Cells(cells));
+    }
+
+    /// The rows that follow are of this.
+    pub fn section(&mut self, name: impl Into<String>) {
+        self.rows.push(Row::Section(name.into()));
     }
 
     fn render(&self, screen: &Screen) -> String {
-        let all = || self.head.iter().chain(&self.rows);
-        let widths: Vec<usize> = (0..self.head[0].len())
-            .map(|column| all().map(|row| row[column].text.chars().count()).max().unwrap_or_default())
-            .collect();
-        let rule = |ends: [&str; 3]| {
-            let bars: Vec<String> = widths.iter().map(|width| "─".repeat(width + 2)).collect();
-            screen.paint(Tone::Faint, &format!("{}{}{}", ends[0], bars.join(ends[1]), ends[2])) + "\n"
-        };
-        let lines = |rows: &[Vec<Cell>]| rows.iter().map(|row| line(screen, row, &widths)).collect::<String>();
-        let indent = |text: String| text.lines().map(|line| format!("  {line}\n")).collect::<String>();
-        indent(
-            [rule(["┌", "┬", "┐"]), lines(&self.head), rule(["├", "┼", "┤"]), lines(&self.rows), rule(["└", "┴", "┘"])]
-                .concat(),
-        )
+        let widths: Vec<usize> = (0..self.head[0].len()).map(|column| self.width(column)).collect();
+        let mut lines = vec![rule(screen, &widths, ["┌", "┬", "┐"])];
+        lines.extend(self.head.iter().map(|cells| line(screen, cells, &widths)));
+        if !matches!(self.rows.first(), Some(Row::Section(_))) {
+            lines.push(rule(screen, &widths, ["├", "┼", "┤"]));
+        }
+        lines.extend(self.rows.iter().map(|row| match row {
+            Row::Cells(cells) => line(screen, cells, &widths),
+            Row::Section(name) => named_rule(screen, &widths, name),
+        }));
+        lines.push(rule(screen, &widths, ["└", "┴", "┘"]));
+        lines.iter().map(|line| format!("  {line}\n")).collect()
     }
+
+    fn width(&self, column: usize) -> usize {
+        let rows = self.rows.iter().filter_map(|row| if let Row::Cells(cells) = row { Some(cells) } else { None });
+        self.head.iter().chain(rows).map(|cells| cells[column].text.chars().count()).max().unwrap_or_default()
+    }
+}
+
+fn rule(screen: &Screen, widths: &[usize], ends: [&str; 3]) -> String {
+    screen.paint(Tone::Faint, &bare_rule(widths, ends))
+}
+
+fn named_rule(screen: &Screen, widths: &[usize], name: &str) -> String {
+    let bare: Vec<char> = bare_rule(widths, ["├", "┼", "┤"]).chars().collect();
+    let rest: String = bare.iter().skip(4 + name.chars().count()).collect();
+    format!(
+        "{} {} {}",
+        screen.paint(Tone::Faint, "├─"),
+        screen.paint(Tone::Bold, name),
+        screen.paint(Tone::Faint, &rest)
+    )
+}
+
+fn bare_rule(widths: &[usize], ends: [&str; 3]) -> String {
+    let bars: Vec<String> = widths.iter().map(|width| "─".repeat(width + 2)).collect();
+    format!("{}{}{}", ends[0], bars.join(ends[1]), ends[2])
 }
 
 fn bold(cells: Vec<Cell>) -> Vec<Cell> {
@@ -231,5 +274,5 @@ fn line(screen: &Screen, row: &[Cell], widths: &[usize]) -> String {
         let text = if cell.right { pad + &text } else { text + &pad };
         line += &format!(" {text} {bar}");
     }
-    line + "\n"
+    line
 }

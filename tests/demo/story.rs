@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::left::{self, Finding, Kernel};
 use crate::orders::Orders;
-use crate::paths::{self, Spot};
+use crate::paths::{self, PORT, Spot};
 use crate::screen::{Cell, Screen, Table, Tone, millis, seconds};
 use crate::sim::cloud::{Config, Delays, EniView, InstanceSpec, InstanceType};
 use crate::sim::cluster::{Cluster, Member, SOON, node_name};
@@ -52,6 +52,18 @@ struct Guest {
     member: Member,
     eni: Option<(EniView, String)>,
     complaint: Option<String>,
+}
+
+impl Guest {
+    fn row(&self) -> Vec<Cell> {
+        let (eni, link, vswitch) = match &self.eni {
+            Some((eni, link)) => (eni.id.as_str(), link.as_str(), eni.vswitch.as_str()),
+            None => Default::default(),
+        };
+        let mut row: Vec<Cell> = [&self.name, &self.member.ip, eni, link, vswitch].map(Cell::left).into();
+        row.push(Cell::figure(self.complaint.is_none(), &millis(self.member.took)));
+        row
+    }
 }
 
 impl Story {
@@ -206,7 +218,6 @@ impl Story {
 
     fn show_pods(&self) {
         let mut table = Table::new([
-            Cell::left("node"),
             Cell::left("pod"),
             Cell::left("address"),
             Cell::left("ENI"),
@@ -214,14 +225,9 @@ impl Story {
             Cell::left("vSwitch"),
             Cell::right("ADD"),
         ]);
-        for guest in &self.guests {
-            let took = Cell::figure(guest.complaint.is_none(), &millis(guest.member.took));
-            let (eni, link, vswitch) = guest
-                .eni
-                .as_ref()
-                .map_or_else(Default::default, |(eni, link)| (eni.id.clone(), link.clone(), eni.vswitch.clone()));
-            let texts = [node_name(guest.member.node), guest.name.clone(), guest.member.ip.clone(), eni, link, vswitch];
-            table.row(texts.into_iter().map(Cell::left).chain([took]).collect());
+        for (n, ecs) in self.cluster().world.nodes.iter().enumerate() {
+            table.section(format!("{}: {}, {INSTANCE_TYPE}, {}", node_name(n), ecs.id, ecs.addr));
+            self.of(n).for_each(|guest| table.row(guest.row()));
         }
         self.screen.line("");
         self.screen.table(&table);
@@ -267,8 +273,11 @@ impl Story {
         }
         let refused = self.refused();
         self.screen.line("");
-        self.screen.table(&paths::table(&trials, ["from node-1", "from node-2"]));
-        self.screen.line(&self.screen.paint(Tone::Faint, "  Medians; TCP is connect, five bytes, five bytes back."));
+        self.screen.table(&paths::table(&trials));
+        self.screen.line(&self.screen.paint(
+            Tone::Faint,
+            "  Medians of the pairs that start on the node; TCP: connect, send a word, hear it again.",
+        ));
         let count = faults.len() + usize::from(refused.is_some());
         self.explain(faults.into_iter().chain(refused).collect());
         if keep {
@@ -301,26 +310,28 @@ impl Story {
     }
 
     fn stay(&self) {
-        let faint = |text: &str| self.screen.paint(Tone::Faint, text);
         self.screen.title("The world stays up; this steps into it:");
-        for ecs in &self.cluster().world.nodes {
-            self.screen.line(&format!("  {:<8} {}", ecs.addr, ecs.nsenter()));
+        let say = |name: &str, line: &str| self.screen.line(&format!("  {name:<8} {line}"));
+        for (n, ecs) in self.cluster().world.nodes.iter().enumerate() {
+            say(&node_name(n), &ecs.nsenter());
         }
         for guest in &self.guests {
-            self.screen.line(&format!("  {:<8} {}", guest.name, guest.member.pod.nsenter()));
+            say(&guest.name, &guest.member.pod.nsenter());
         }
         let fabric = &self.cluster().world.fabric;
         for (name, ns) in [("router", fabric.router()), ("outside", fabric.outside())] {
-            self.screen.line(&format!("  {name:<8} nsenter --net={}", ns.path().display()));
+            say(name, &format!("nsenter --net={}", ns.path().display()));
         }
         self.screen.line("");
-        for (what, line) in [
-            ("in a node", "/opt/terway/terway-cli list; ip rule; ip route show table 1000; less /var/log/terwayd.log"),
-            ("in a pod", "ip addr; ip route; busybox nc 192.168.32.1 8080"),
-        ] {
-            self.screen.line(&format!("  {:<9} {}", what, faint(line)));
+        say("node:", "/opt/terway/terway-cli list; ip rule; ip route show table 1000");
+        say("", "less /var/log/terwayd.log");
+        if let Some(guest) = self.guests.last() {
+            say("pod:", &format!("ping {0}; echo hello | busybox nc {0} {PORT}", guest.member.ip));
         }
-        self.screen.line(&format!("\n  Enter or Ctrl-C takes it down; from elsewhere: kill {}", keeper()));
+        self.screen.line("\n  Enter or Ctrl-C takes it down.");
+        if let Some(keeper) = rustix::process::getppid() {
+            self.screen.line(&format!("  From elsewhere: kill {}", keeper.as_raw_nonzero()));
+        }
         self.orders.wait();
     }
 
@@ -466,9 +477,4 @@ fn warm(cluster: &Cluster, n: usize) -> Option<Value> {
     let enis = pool["enis"].as_array()?;
     let ready = enis.len() == 2 && enis.iter().all(|eni| eni["state"] == "serving" && !eni["link"].is_null());
     (ready && pool["creating"] == 0 && pool["cloud"]["calls"] == 0).then_some(pool)
-}
-
-/// The process that keeps the terminal; it passes signals on.
-fn keeper() -> String {
-    rustix::process::getppid().map_or_else(String::new, |pid| pid.as_raw_nonzero().to_string())
 }
