@@ -289,7 +289,7 @@ impl Story {
     /// Everyone who can be talked to: pods that got an address, nodes, a host beyond the VPC.
     fn spots(&self) -> Vec<Spot<'_>> {
         let services: Ipv4Net = SERVICE_CIDR.parse().expect("a literal");
-        // The first is the API server's.
+        // The lowest belong to the API server and to DNS.
         let pods = self.guests.iter().zip(services.hosts().skip(10)).filter_map(|(guest, service)| {
             let (eni, _) = guest.eni.as_ref()?;
             let Member { node, ip, pod, .. } = &guest.member;
