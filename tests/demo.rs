@@ -27,7 +27,7 @@ CNI plugin in it, and shows every path between pods. Exit status 1 when anything
 
   --keep  leave the world up once all pods run, until Enter or Ctrl-C";
 
-/// The panic that was not a panic of the program but of the world it builds.
+/// The simulators panic when the world does not do as it is told; it is said once all is over.
 static PANIC: Mutex<String> = Mutex::new(String::new());
 
 fn main() -> ExitCode {
@@ -54,33 +54,38 @@ fn main() -> ExitCode {
 
 /// Tells the story, whatever its end cleans up, and says how it went.
 fn tell(keep: bool) -> ExitCode {
-    std::panic::set_hook(Box::new(|panic| *PANIC.lock().expect("a String") = panic.to_string()));
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map_or_else(String::new, |place| format!(" ({place})"));
+        *PANIC.lock().expect("a String") = format!("{}{place}", panic.payload_as_str().unwrap_or_default().trim());
+    }));
     let screen = Screen::new();
     let mut story = Story::new(screen);
     let end = catch_unwind(AssertUnwindSafe(|| story.tell(keep)))
         .unwrap_or_else(|_| Err(End::Failed(PANIC.lock().expect("a String").clone())));
     // Whatever goes wrong from here on goes wrong aloud.
     drop(std::panic::take_hook());
+    let mut faults = story.faults();
     if let Err(End::Failed(why)) = &end {
+        faults += 1;
         screen.line(&format!("\n  {} {why}", screen.paint(Tone::Bad, "✗")));
     }
-    if end.is_err() || story.faults() > 0 {
+    if faults > 0 {
         story.show_logs();
     }
-    let (faults, took) = (story.faults(), story.end());
+    let took = story.end();
     match end {
-        Ok(()) if faults == 0 => {
-            let good = screen.paint(Tone::Good, "Everything is as it should be");
-            screen.line(&format!("\n  {good}: {took}"));
-            ExitCode::SUCCESS
-        }
         Err(End::Interrupted) => {
             screen.line("\n  Interrupted; everything is taken down.");
             ExitCode::from(130)
         }
+        _ if faults == 0 => {
+            let good = screen.paint(Tone::Good, "Everything is as it should be");
+            screen.line(&format!("\n  {good}, after {took}."));
+            ExitCode::SUCCESS
+        }
         _ => {
             let bad = screen.paint(Tone::Bad, "Not everything is as it should be");
-            screen.line(&format!("\n  {bad}: {faults} expectations failed"));
+            screen.line(&format!("\n  {bad}; faults: {faults}."));
             ExitCode::FAILURE
         }
     }

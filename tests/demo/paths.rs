@@ -200,12 +200,22 @@ impl Pair<'_> {
 
 impl Trial {
     /// What went wrong, if anything.
-    pub fn faults(&self) -> Vec<String> {
-        let fault = |what: &str, result: &Result<Duration, String>| {
-            result.as_ref().err().map(|e| format!("{}: {what} {e}", self.name))
-        };
-        [fault("ICMP", &self.icmp), fault("TCP", &self.tcp)].into_iter().flatten().collect()
+    fn fault(&self) -> Option<String> {
+        let fault = |what: &str, result: &Result<Duration, String>| Some(format!("{what} {}", result.as_ref().err()?));
+        let faults: Vec<String> = [fault("ICMP", &self.icmp), fault("TCP", &self.tcp)].into_iter().flatten().collect();
+        (!faults.is_empty()).then(|| format!("{}: {}", self.name, faults.join(", ")))
     }
+}
+
+/// Everything that is not as it should be; a path that no pair has shown is not.
+pub fn faults(trials: &[Trial], nodes: &[String]) -> Vec<String> {
+    let mut faults: Vec<String> = trials.iter().filter_map(Trial::fault).collect();
+    for (path, label) in PATHS {
+        let shown = |n: usize| trials.iter().any(|trial| trial.path == path && trial.node == n);
+        let missing = nodes.iter().enumerate().filter(|(n, _)| !shown(*n));
+        faults.extend(missing.map(|(_, node)| format!("{label}: no pair from {node}")));
+    }
+    faults
 }
 
 /// A row per path, and per node that pairs start from the median round trip of all of them.
@@ -235,12 +245,13 @@ pub fn table(trials: &[Trial]) -> Table {
     table
 }
 
-/// No pair at all is a failure too: the path was not shown.
+/// How many were lost, where any were; no pair at all is a failure too.
 fn figure(results: Vec<&Result<Duration, String>>) -> Cell {
     let mut times: Vec<Duration> = results.iter().filter_map(|result| result.as_ref().ok().copied()).collect();
     times.sort();
     match times.get(times.len() / 2) {
         Some(median) if times.len() == results.len() => Cell::figure(true, &median.as_micros().to_string()),
+        _ if results.is_empty() => Cell::figure(false, "none"),
         _ => Cell::figure(false, &format!("{}/{}", results.len() - times.len(), results.len())),
     }
 }

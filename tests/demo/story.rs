@@ -188,7 +188,7 @@ impl Story {
         let answer = self.cluster().call_for(&member, "ADD");
         member.took = answer.took;
         if answer.code != Some(0) {
-            let complaint = format!("{}{}", answer.stdout, answer.stderr);
+            let complaint = serde_json::from_str(&answer.stdout).map_or(answer.stderr, |e: Value| e["msg"].to_string());
             return Guest { name, member, eni: None, complaint: Some(complaint) };
         }
         let result = answer.json();
@@ -232,6 +232,7 @@ impl Story {
         self.screen.line("");
         self.screen.table(&table);
         let complaints = self.guests.iter().filter_map(|g| Some(format!("{}: {}", g.name, g.complaint.as_ref()?)));
+        self.screen.line(&self.screen.paint(Tone::Faint, "  An ADD that finds no idle address waits for the cloud."));
         self.explain(complaints.collect());
     }
 
@@ -264,7 +265,7 @@ impl Story {
             step.so_far(&format!("{i}/{} {}", pairs.len(), pair.label()));
             trials.push(pair.run());
         }
-        let faults: Vec<String> = trials.iter().flat_map(|trial| trial.faults()).collect();
+        let faults = paths::faults(&trials, &[node_name(0), node_name(1)]);
         let detail = format!("{} pairs", pairs.len());
         if faults.is_empty() {
             step.done(&detail)
@@ -416,8 +417,8 @@ impl Story {
         let Some(cluster) = &self.cluster else { return };
         for n in 0..LETTERS.len() {
             let log = cluster.log(n);
-            let lines: Vec<&str> = log.lines().collect();
-            self.screen.title(&format!("The end of terwayd's log on {}", node_name(n)));
+            let lines: Vec<&str> = log.lines().filter(|line| !line.starts_with("[DEBUG")).collect();
+            self.screen.title(&format!("The end of terwayd's log on {}:", node_name(n)));
             for line in &lines[lines.len().saturating_sub(LOG_TAIL)..] {
                 self.screen.line(&format!("  {line}"));
             }
