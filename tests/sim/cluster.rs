@@ -53,11 +53,15 @@ pub fn binary() -> PathBuf {
 impl Cluster {
     /// Nodes that are booted and configured; no daemon runs yet.
     pub fn new(config: Config, nodes: usize, instance_type: &str) -> Cluster {
-        let world = World::with_nodes(config, nodes, instance_type);
+        Cluster::over(World::with_nodes(config, nodes, instance_type))
+    }
+
+    /// The same over a world that stands already.
+    pub fn over(world: World) -> Cluster {
         let kube = Kube::new();
         let api = kube.serve(world.fabric.listen(KUBERNETES.parse().expect("a literal")));
         let cluster = Cluster { daemons: BTreeMap::new(), world, kube, api: Some(api) };
-        for n in 0..nodes {
+        for n in 0..cluster.world.nodes.len() {
             cluster.kube.put(kube::node(&node_name(n), &format!("cn-hangzhou.{}", cluster.node(n).id)));
             cluster.equip(n);
         }
