@@ -150,8 +150,9 @@ impl State {
         idle + coming + room
     }
 
+    /// What a person must set right is not waited for, although we shall try again: whoever asks hears of it at once.
     fn could_create(&self, by: Now) -> bool {
-        let blocked = |verb| self.blocks.get(&verb).is_some_and(|b| b.until > by);
+        let blocked = |verb| self.blocks.get(&verb).is_some_and(|b| b.until > self.now);
         !blocked(Verb::Create)
             && !blocked(Verb::Attach)
             && self.settings.vswitches.iter().any(|id| self.vswitches.usable(id, by))
@@ -160,7 +161,7 @@ impl State {
     /// Why no address can be asked for on this ENI at that time.
     pub fn no_assign(&self, nic: &Nic, at: Now) -> Option<Refused> {
         let own = nic.no_assign.as_ref().filter(|(until, _)| *until > at).map(|(_, r)| r.clone());
-        let verb = self.blocks.get(&Verb::Assign).filter(|b| b.until > at).map(|b| b.refused.clone());
+        let verb = self.blocks.get(&Verb::Assign).filter(|b| b.until > self.now).map(|b| b.refused.clone());
         let empty = (!self.vswitches.usable(&nic.vswitch, at)).then(|| self.empty_vswitch(&nic.vswitch));
         verb.or(empty).or(own)
     }

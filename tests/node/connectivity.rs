@@ -61,7 +61,7 @@ fn eni_of(cluster: &Cluster, member: &Member) -> String {
 
 /// Ping, TCP and UDP.
 fn reaches(from: &impl Place, what: &str, to: &impl Place, ip: &str) {
-    assert!(from.ping(ip).is_some(), "no ping {what} ({ip})");
+    assert!((0..4).any(|_| from.ping(ip).is_some()), "no ping {what} ({ip})");
     // A port is free only once every child that a test beside us has just forked has let go of its copies.
     static PORT: AtomicU16 = AtomicU16::new(7000);
     let [tcp, udp] = [(); 2].map(|()| format!("{ip}:{}", PORT.fetch_add(1, Ordering::Relaxed)));

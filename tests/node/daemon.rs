@@ -7,7 +7,8 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::{events_about, idle_node, node, nothing, pings_during, shown};
-use crate::sim::cluster::{CONFLIST, Cluster, SOON, node_name, soon};
+use crate::sim::cloud::{Kind, When};
+use crate::sim::cluster::{CONFLIST, SOON, node_name, soon};
 use crate::sim::kube;
 use crate::sim::traffic::Place;
 
@@ -21,6 +22,7 @@ fn a_killed_daemon_is_not_missed_and_its_successor_knows_every_lease() {
     let mut web = cluster.schedule(0, "web");
     let result = cluster.wire(&mut web);
     let other = cluster.add(0, "other");
+    soon("they speak", || web.pod.ping(&other.ip).is_some());
     let (lost, sent) = pings_during(&web.pod, &other.ip, || {
         cluster.kill(0);
         thread::sleep(Duration::from_millis(300));
@@ -33,13 +35,14 @@ fn a_killed_daemon_is_not_missed_and_its_successor_knows_every_lease() {
     cluster.call_for(&other, "CHECK").ok();
     let third = cluster.add(0, "third");
     assert!(third.ip != web.ip && third.ip != other.ip);
-    assert!(third.pod.ping(&web.ip).is_some());
+    soon("the third speaks", || third.pod.ping(&web.ip).is_some());
 }
 
 #[test]
 fn sigterm_ends_the_daemon_cleanly_and_leaves_the_pods_their_network() {
     let mut cluster = node(&nothing());
     let (web, other) = (cluster.add(0, "web"), cluster.add(0, "other"));
+    soon("they speak", || web.pod.ping(&other.ip).is_some());
     let before = cluster.node(0).sh("ip rule; ip route show table all type unicast; ip -o link | grep cali");
     let (lost, sent) = pings_during(&web.pod, &other.ip, || {
         let start = Instant::now();
@@ -82,7 +85,7 @@ fn sighup_takes_up_a_new_configuration_and_refuses_a_broken_one() {
 #[test]
 fn the_conflist_appears_whole_and_only_once_the_daemon_serves() {
     let mut cluster = idle_node(LARGE, &nothing());
-    cluster.world.cloud.outage(true);
+    cluster.world.cloud.trouble_anywhere(When::Always, Kind::unavailable());
     cluster.start(0);
     soon("the start is tried again", || cluster.log(0).contains("start: "));
     assert_eq!(cluster.node(0).read_file(CONFLIST), None);
@@ -93,7 +96,7 @@ fn the_conflist_appears_whole_and_only_once_the_daemon_serves() {
     assert!(msg.starts_with("add default/web: "), "{msg}");
     cluster.call_for(&web, "DEL").ok();
 
-    cluster.world.cloud.outage(false);
+    cluster.world.cloud.calm();
     // Nobody ever reads half of it.
     soon("the conflist is there", || {
         let text = cluster.node(0).read_file(CONFLIST);
@@ -248,8 +251,9 @@ fn the_node_is_told_when_addresses_cannot_be_had_and_when_they_can_again() {
     let pods = ["a", "b", "c"].map(|name| cluster.add(0, name));
     let about_node = |reason: &str| events_about(&cluster, &node_name(0)).iter().filter(|(r, _)| r == reason).count();
     soon("it is told", || about_node("AllocResourceFailed") == 1);
-    pods.into_iter().for_each(|pod| drop(cluster.del(pod)));
+    for pod in pods {
+        cluster.del(pod);
+    }
     soon("it is told", || about_node("AllocIPSucceed") == 1);
-    let reread: &Cluster = &cluster;
-    assert_eq!(shown(reread, "/pool/leased"), 0);
+    assert_eq!(shown(&cluster, "/pool/leased"), 0);
 }
