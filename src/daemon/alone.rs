@@ -1,7 +1,8 @@
 //! One daemon a node: a lock that the kernel lets go of when its process ends, however it ends.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{Read, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use crate::error::{Context, Error};
@@ -13,7 +14,8 @@ pub fn claim(path: &Path) -> Result<File, Error> {
 
 fn take(path: &Path) -> Result<File, Error> {
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
+        // The socket lives here too: the folder is for root alone.
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
     let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
     match file.try_lock() {

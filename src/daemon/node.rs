@@ -15,9 +15,10 @@ use super::world::World;
 use super::{calls, clock};
 use crate::config::Config;
 use crate::error::Error;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, LinkSeen};
 use crate::object::Pod;
 use crate::ours;
+use crate::plan::Rule;
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
 use crate::rpc::{EniLease, Lease, Refusal, Reply, Request};
@@ -149,12 +150,16 @@ impl Node {
             self.sweep = now + SWEEP_EVERY.min(self.world.orphan);
             self.absorb_tombstones();
             self.give_up_the_gone(now);
-            self.sweep_links();
+            let swept = self.sweep_links().and_then(|links| self.sweep_rules(&links));
+            self.noted("sweep", swept);
         }
     }
 
     /// Takes up what can change in a running daemon: all that the pool goes by. The rest waits for a restart.
     fn reload(&mut self, config: &Config) {
+        if let Err(e) = config.validate(&self.world.terms.facts) {
+            return log::error!("configuration not reloaded: {e}");
+        }
         log::info!("configuration reloaded");
         self.world.place = self.world.terms.place(config);
         self.world.mtu = config.mtu;
@@ -172,13 +177,18 @@ impl Node {
                 None => Reply::None {},
             },
             Request::Gc { valid } => self.collect(&valid),
-            Request::Status {} => match self.pool.ready() {
-                Ok(()) => Reply::Ready {},
-                Err(refused) => refusal(refused),
-            },
+            Request::Status {} => self.status(),
             Request::Show {} => Reply::Show(self.show()),
         };
         let _ = answer.try_send(reply);
+    }
+
+    /// A full node is ready: the runtime would take "no" for a broken network, and Kubernetes would move its pods away.
+    fn status(&self) -> Reply {
+        match self.pool.ready() {
+            Err(refused) if refused.why != Refusal::NodeFull => refusal(refused),
+            _ => Reply::Ready {},
+        }
     }
 
     // ADD
@@ -348,21 +358,29 @@ impl Node {
 
     /// Deletes every link of ours whose attachment holds no lease. Links are listed before leases are looked at, and a lease is
     /// recorded before its link is made: a link that is being made is never taken for a leftover.
-    fn sweep_links(&mut self) {
-        let links = match self.kernel.links() {
-            Ok(links) => links,
-            Err(e) => return log::warn!("sweep: {e}"),
-        };
-        let owner = |alias: &Option<String>| alias.as_deref().and_then(ours::attachment);
-        let stale: Vec<u32> = links
-            .iter()
-            .filter(|l| owner(&l.alias).is_some_and(|a| !self.leases.contains_key(&a)))
-            .map(|l| l.ifindex)
-            .collect();
+    fn sweep_links(&mut self) -> Result<Vec<LinkSeen>, Error> {
+        let links = self.kernel.links()?;
+        let owner = |link: &LinkSeen| link.alias.as_deref().and_then(ours::attachment);
+        let is_stale = |link: &&LinkSeen| owner(link).is_some_and(|a| !self.leases.contains_key(&a));
+        let stale: Vec<u32> = links.iter().filter(is_stale).map(|l| l.ifindex).collect();
         if !stale.is_empty() {
             self.sweeping = true;
             self.world.delete_links(stale);
         }
+        Ok(links)
+    }
+
+    /// Deletes rules of ENIs that are gone without us.
+    fn sweep_rules(&mut self, links: &[LinkSeen]) -> Result<(), Error> {
+        let is_stale = |rule: &Rule| match (rule.priority, rule.mark, &rule.iif) {
+            (ours::FROM_POD_PRIORITY, Some((value, mask)), None) => {
+                ours::slot(value, mask).is_some_and(|slot| !self.slots.values().any(|s| *s == slot))
+            }
+            (ours::STRAY_PRIORITY, None, Some(iif)) => !links.iter().any(|l| l.name == *iif),
+            _ => false,
+        };
+        let stale: Vec<Rule> = self.kernel.rules()?.into_iter().filter(is_stale).collect();
+        stale.iter().try_for_each(|rule| self.kernel.delete_rule(rule))
     }
 
     // The pool's effects
@@ -406,26 +424,31 @@ impl Node {
 
     /// A lease that cannot be written down is not given: the reply that follows finds none and refuses.
     fn record(&mut self, held: Held) {
+        let attachment = held.sandbox.attachment.clone();
+        let lease = self.lease(held).and_then(|lease| self.ledger.record(&lease).map(|()| lease));
+        match lease {
+            Ok(lease) => {
+                self.leases.insert(attachment, lease);
+            }
+            Err(e) => {
+                log::error!("lease of {attachment}: {e}");
+                self.events.push_back(Event::Release { attachment });
+            }
+        }
+    }
+
+    fn lease(&self, held: Held) -> Result<Lease, Error> {
         let Some(eni) = self.enis.get(&held.eni) else {
-            return log::error!("lease of {} on ENI {}, which is not set up", held.pod, held.eni);
+            return Err(Error::refused(format!("ENI {} is not set up", held.eni)));
         };
-        let lease = Lease {
+        Ok(Lease {
             pod: held.pod,
             sandbox: held.sandbox,
             ip: held.ip,
             eni: eni.clone(),
             node: self.world.node,
             marker: self.world.marker,
-        };
-        match self.ledger.record(&lease) {
-            Ok(()) => {
-                self.leases.insert(lease.sandbox.attachment.clone(), lease);
-            }
-            Err(e) => {
-                log::error!("lease of {}: {e}", lease.pod);
-                self.events.push_back(Event::Release { attachment: lease.sandbox.attachment });
-            }
-        }
+        })
     }
 
     fn call(&mut self, id: CallId, call: Call) {

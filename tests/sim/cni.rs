@@ -42,9 +42,14 @@ pub struct Answer {
 impl Sandbox {
     /// Calls the plugin from the thread we are on, which must be inside the node: `node.run(|| sandbox.call("ADD"))`.
     pub fn call(&self, verb: &str) -> Answer {
+        exec(&mut self.command(verb), &self.conf)
+    }
+
+    /// The plugin with its whole environment, for those who run it in a way of their own.
+    pub fn command(&self, verb: &str) -> Command {
         let mut command = Command::new(&self.plugin);
         command.env_clear().envs(self.environment(verb));
-        exec(&mut command, &self.conf)
+        command
     }
 
     /// Starts the plugin from the thread we are on, its answer unread; killed when dropped, in the middle of whatever it does.
