@@ -136,16 +136,11 @@ fn keys_that_nobody_knows_are_warned_of_and_wrong_values_end_the_daemon() {
         cluster.configure(0, &over);
         let heard = cluster.log(0).len();
         cluster.start(0);
-        let log = loop {
-            let log = cluster.log(0);
-            if !cluster.daemon(0).is_running() {
-                break log;
-            }
-            thread::sleep(Duration::from_millis(10));
-        };
+        soon("it ends", || !cluster.daemon(0).is_running());
+        let log = cluster.log(0);
         assert_eq!(cluster.ended(0), Some(1), "{over}");
         for word in words {
-            assert!(log[heard.min(log.len())..].contains(word), "{over}: no {word:?} in {log}");
+            assert!(log[heard..].contains(word), "{over}: no {word:?} in {log}");
         }
     }
     cluster.configure(0, &nothing());
@@ -250,6 +245,7 @@ fn the_node_is_told_when_addresses_cannot_be_had_and_when_they_can_again() {
     cluster.start_ready(0);
     let pods = ["a", "b", "c"].map(|name| cluster.add(0, name));
     let about_node = |reason: &str| events_about(&cluster, &node_name(0)).iter().filter(|(r, _)| r == reason).count();
+    cluster.refused(&cluster.schedule(0, "one-too-many"), 11);
     soon("it is told", || about_node("AllocResourceFailed") == 1);
     for pod in pods {
         cluster.del(pod);

@@ -86,10 +86,7 @@ fn a_full_node_says_so_and_serves_again_after_a_pod_has_gone() {
     let mut pods: Vec<Member> = ["a", "b", "c"].map(|name| cluster.add(0, name)).into();
     let mut late = cluster.schedule(0, "late");
     let msg = cluster.refused(&late, 11);
-    assert_eq!(
-        msg,
-        "add default/late: all addresses that this node can hold are taken: 3 in use, 0 cooling down"
-    );
+    assert_eq!(msg, "add default/late: all addresses that this node can hold are taken: 3 in use, 0 cooling down");
     let gone = pods.remove(0);
     let ip = gone.ip.clone();
     cluster.del(gone);
@@ -214,7 +211,8 @@ fn a_reply_that_is_lost_leaks_nothing() {
     burst(&cluster, &mut pods);
     let cloud = &cluster.world.cloud;
     for action in ["CreateNetworkInterface", "AssignPrivateIpAddresses"] {
-        let tokens: Vec<String> = cloud.journal().iter().filter(|c| c.action == action).map(|c| c.params["ClientToken"].clone()).collect();
+        let calls = cloud.journal().into_iter().filter(|call| call.action == action);
+        let tokens: Vec<String> = calls.map(|call| call.params["ClientToken"].clone()).collect();
         let distinct: BTreeSet<&String> = tokens.iter().collect();
         assert!(tokens.len() > distinct.len(), "{action} was not said again with its token: {tokens:?}");
     }
