@@ -11,9 +11,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::hmac;
 use serde_json::Value;
+use terway::object::escape;
 use terway::pod::PodName;
 
-use crate::sim::cloud::{Status, escape};
+use crate::sim::cloud::EniStatus as Status;
 use crate::sim::cni::Sandbox;
 use crate::sim::fabric::{Card, Drops, Fabric, OUTSIDE, OUTSIDE_V6, ROUTER_MAC};
 use crate::sim::node::Node;
