@@ -98,10 +98,15 @@ impl Cluster {
 
     /// Starts the daemon of a node.
     pub fn start(&mut self, n: usize) {
+        let daemon = self.launch(n);
+        self.daemons.insert(n, daemon);
+    }
+
+    /// The same for those who look after it themselves.
+    pub fn launch(&self, n: usize) -> Daemon {
         let mut command = Command::new(DAEMON);
         command.args(["--log-level", "debug"]);
-        let daemon = self.node(n).daemon("terwayd", &mut command);
-        self.daemons.insert(n, daemon);
+        self.node(n).daemon("terwayd", &mut command)
     }
 
     /// Starts it and waits until it serves.

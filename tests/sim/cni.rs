@@ -30,7 +30,7 @@ pub struct Sandbox {
 /// How a plugin ended.
 #[derive(Debug)]
 pub struct Answer {
-    /// `None` where a signal ended it, ours after a minute.
+    /// `None` where a signal ended it, ours after its time.
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
@@ -40,9 +40,14 @@ pub struct Answer {
 impl Sandbox {
     /// Calls the plugin from the thread we are on, which must be inside the node: `node.run(|| sandbox.call("ADD"))`.
     pub fn call(&self, verb: &str) -> Answer {
+        self.call_within(verb, PATIENCE)
+    }
+
+    /// The same, and the plugin is killed (SIGKILL) where it takes longer than this.
+    pub fn call_within(&self, verb: &str, patience: Duration) -> Answer {
         let mut command = Command::new(&self.plugin);
         command.env_clear().envs(self.environment(verb));
-        exec(&mut command, &self.conf)
+        exec_within(&mut command, &self.conf, patience)
     }
 
     fn environment(&self, verb: &str) -> [(&'static str, OsString); 7] {
@@ -79,11 +84,15 @@ impl Answer {
 
 /// Runs a plugin whose environment is complete with this standard input; killed where it takes more than a minute.
 pub fn exec(command: &mut Command, conf: &str) -> Answer {
+    exec_within(command, conf, PATIENCE)
+}
+
+fn exec_within(command: &mut Command, conf: &str, patience: Duration) -> Answer {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let (tell, told) = mpsc::channel();
     // The watch stands before the clock starts, so that its making is not in the figure.
     let (Output { status, stdout, stderr }, took) = thread::scope(|scope| {
-        scope.spawn(move || watch(&told));
+        scope.spawn(move || watch(&told, patience));
         let start = Instant::now();
         let output = finish(command, conf, &tell);
         let took = start.elapsed();
@@ -104,9 +113,9 @@ fn finish(command: &mut Command, conf: &str, tell: &Sender<OwnedFd>) -> Output {
 }
 
 /// Kills the plugin that it is told of, unless the other end of the channel is dropped in time.
-fn watch(told: &Receiver<OwnedFd>) {
+fn watch(told: &Receiver<OwnedFd>, patience: Duration) {
     let Ok(pidfd) = told.recv() else { return };
-    if told.recv_timeout(PATIENCE).is_err_and(|e| e == RecvTimeoutError::Timeout) {
+    if told.recv_timeout(patience).is_err_and(|e| e == RecvTimeoutError::Timeout) {
         // It may end in this moment.
         let _ = pidfd_send_signal(&pidfd, Signal::KILL);
     }
