@@ -16,10 +16,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use fastrand::Rng;
 use serde_json::{Value, json};
 
-use crate::sim::cloud::{Config, Delays};
+use crate::sim::cloud::{Config, Delays, InstanceType};
 use crate::sim::cluster::{Cluster, Member};
 use crate::sim::node::Daemon;
-use crate::sim::world;
+use crate::sim::world::{self, MORE_PODS, PODS};
 use guests::Kubelet;
 use story::Story;
 
@@ -79,13 +79,27 @@ fn stage(seed: u64) -> Cluster {
         delete: ms(&mut dice, 300),
         change: ms(&mut dice, 200),
     };
-    let kind = ["ecs.sim.large", "ecs.sim.2xlarge"][dice.usize(..2)];
-    let cluster = Cluster::new(Config { delays, seed, ..world::config() }, NODES, kind);
-    (0..NODES).for_each(|n| configure(&cluster, n, 2, dice.u32(3..8)));
+    let mut config = Config { delays, seed, ..world::config() };
+    // Many small ENIs, some large ones, or few: 15 to 20 addresses for at most 9 pods, and those that rest.
+    let (enis, addresses) = [(7, 3), (5, 5), (3, 10)][dice.usize(..3)];
+    config.instance_types.push(InstanceType {
+        id: "ecs.sim.fire".into(),
+        eni_quantity: enis,
+        eni_private_ip_address_quantity: addresses,
+        eni_ipv6_address_quantity: addresses,
+        eni_total_quantity: enis,
+    });
+    let cluster = Cluster::new(config, NODES, "ecs.sim.fire");
+    for n in 0..NODES {
+        configure(&cluster, n, &mut dice);
+    }
     cluster
 }
 
-fn configure(cluster: &Cluster, n: usize, min_idle: u32, max_idle: u32) {
+/// Other bounds each time, so that addresses come and go.
+fn configure(cluster: &Cluster, n: usize, dice: &mut Rng) -> (u32, u32) {
+    let min_idle = dice.u32(..5);
+    let max_idle = min_idle + dice.u32(..3);
     let cooldown = format!("{}s", COOLDOWN.as_secs());
     cluster.configure(
         n,
@@ -94,8 +108,10 @@ fn configure(cluster: &Cluster, n: usize, min_idle: u32, max_idle: u32) {
             "max_pool_size": max_idle,
             "ip_cooldown": cooldown,
             "eni_idle_release_after": "10s",
+            "vswitches": {"cn-hangzhou-h": [PODS, MORE_PODS]},
         }),
     );
+    (min_idle, max_idle)
 }
 
 /// The fire itself; gives the pods that live on after it.

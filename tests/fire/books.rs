@@ -121,7 +121,8 @@ fn routes(cluster: &Cluster, n: usize, living: &[&Member]) -> Result<(), String>
     let seen: BTreeMap<String, String> = pods.iter().map(|r| (text(&r["dst"]), text(&r["dev"]))).collect();
     let wanted: BTreeMap<String, String> = living.iter().map(|m| (m.ip.clone(), host_veth(m))).collect();
     same("routes to pods", ("pods", &wanted), ("kernel", &seen))?;
-    let seen: Vec<(u32, String)> = enis.iter().map(|r| (table(r), text(&r["dst"]))).collect();
+    let mut seen: Vec<(u32, String)> = enis.iter().map(|r| (table(r), text(&r["dst"]))).collect();
+    seen.sort();
     let wanted: Vec<(u32, String)> = tables(cluster, n)?.keys().map(|table| (*table, "default".into())).collect();
     same("routes of ENIs", ("cloud", &wanted), ("kernel", &seen))
 }

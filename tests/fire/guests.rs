@@ -13,14 +13,14 @@ use crate::sim::fabric::OUTSIDE;
 use crate::sim::traffic::Place;
 
 /// Pods that each kubelet brings to life before it is done, and at most at once.
-const LIVES: usize = 11;
+const LIVES: usize = 8;
 const AT_ONCE: usize = 3;
 /// Names that its pods bear in turn, as those of a StatefulSet do.
 const NAMES: usize = 5;
 /// A kubelet that is not done by then stops all the same.
 const SHIFT: Duration = Duration::from_secs(40);
 /// In percent, the calls whose plugin is killed.
-const KILLED: u8 = 8;
+const KILLED: u8 = 20;
 const ATTEMPTS: usize = 40;
 /// A plugin that nobody kills answers within this time, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(100);
@@ -237,7 +237,8 @@ impl<'a> Kubelet<'a> {
 
     fn call(&mut self, sandbox: &Sandbox, verb: &str) -> Answer {
         let kill = self.dice.u8(..100) < KILLED;
-        let after = Duration::from_millis(self.dice.u64(1..120));
+        // Most often early: an ADD takes some 20 ms.
+        let after = Duration::from_secs_f64(0.1 * self.dice.f64().powi(3));
         let patience = if kill { after } else { PATIENCE };
         call(self.cluster, self.story, self.node, sandbox, verb, patience)
     }

@@ -24,22 +24,25 @@ const CHANGES: [&str; 6] = [
 /// Starts the daemons and rages until the kubelets are done.
 pub fn rage(cluster: &Cluster, story: &Story, mut dice: Rng) -> Vec<Daemon> {
     let mut daemons: Vec<Daemon> = (0..NODES).map(|n| cluster.launch(n)).collect();
+    for _ in 0..4 {
+        trouble_cloud(&cluster.world.cloud, story, &mut dice);
+    }
     while !story.is_over() {
         let n = dice.usize(..NODES);
-        match dice.u8(..16) {
+        match dice.u8(..18) {
             0..=3 => kill(cluster, story, &mut dice, &mut daemons, n),
             4 => terminate(cluster, story, &mut daemons, n),
-            5 => reload(cluster, story, &mut dice, &daemons[n], n),
-            6..=8 => trouble_watch(cluster, story, &mut dice),
-            9..=11 => trouble_cloud(&cluster.world.cloud, story, &mut dice),
-            12 => {
+            5..=6 => reload(cluster, story, &mut dice, &daemons[n], n),
+            7..=9 => trouble_watch(cluster, story, &mut dice),
+            10..=14 => trouble_cloud(&cluster.world.cloud, story, &mut dice),
+            15 => {
                 story.note("* the cloud is calm");
                 cluster.world.cloud.calm();
             }
-            13 => outage(&cluster.world.cloud, story, &mut dice),
+            16 => outage(&cluster.world.cloud, story, &mut dice),
             _ => limit(&cluster.world.cloud, story, &mut dice),
         }
-        pause(&mut dice, 500);
+        pause(&mut dice, 400);
     }
     daemons
 }
@@ -73,9 +76,8 @@ fn terminate(cluster: &Cluster, story: &Story, daemons: &mut Vec<Daemon>, n: usi
 }
 
 fn reload(cluster: &Cluster, story: &Story, dice: &mut Rng, daemon: &Daemon, n: usize) {
-    let max_idle = dice.u32(3..9);
-    story.note(format!("* SIGHUP for the daemon of node {n}: at most {max_idle} idle"));
-    configure(cluster, n, 2, max_idle);
+    let (min, max) = configure(cluster, n, dice);
+    story.note(format!("* SIGHUP for the daemon of node {n}: {min} to {max} idle"));
     let pid = Pid::from_raw(daemon.pid() as i32).expect("a pid is above zero");
     kill_process(pid, Signal::HUP).expect("it is our child and not waited for");
 }

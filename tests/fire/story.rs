@@ -115,9 +115,17 @@ impl<'a> Story<'a> {
     /// How many ADD and DEL there were.
     pub fn sum_up(&self) -> usize {
         let calls = self.calls.load(Ordering::Relaxed);
-        let kills = lock(&self.lines).iter().filter(|line| line.contains("kill")).count();
-        let (seed, time) = (self.seed, self.start.elapsed());
-        eprintln!("seed {seed}: {calls} ADD and DEL, {kills} times kill -9, all is well after {time:?}");
+        let lines = lock(&self.lines);
+        let count = |word: &str| lines.iter().filter(|line| line.contains(word)).count();
+        let struck = self.cluster.world.cloud.journal().iter().filter(|call| call.trouble.is_some()).count();
+        lines.iter().filter(|line| line.contains(" * the books agree")).for_each(|line| eprintln!("{line}"));
+        eprintln!(
+            "seed {}: {calls} ADD and DEL, {} of them and {} daemons killed, {struck} calls to the cloud troubled, {:?}",
+            self.seed,
+            count(": kill -9 after"),
+            count(" * kill -9 of the daemon"),
+            self.start.elapsed()
+        );
         calls
     }
 
