@@ -49,6 +49,8 @@ pub struct Config {
     pub cooldown: Duration,
     /// How long an ENI must have held no lease before it is given back.
     pub eni_idle: Duration,
+    /// How long a pod must have been gone before its address is freed though no DEL came.
+    pub orphan: Duration,
     pub kube_qps: Option<f64>,
     pub kube_burst: Option<u32>,
     pub kubeconfig: Option<PathBuf>,
@@ -233,6 +235,7 @@ impl Config {
             sync_period: duration(keys, "ip_pool_sync_period", 120, 10)?,
             cooldown: duration(keys, "ip_cooldown", 130, 0)?,
             eni_idle: duration(keys, "eni_idle_release_after", 600, 10)?,
+            orphan: duration(keys, "orphan_release_after", 60, 1)?,
             kube_qps: qps(keys)?,
             kube_burst: keys.number("kube_client_burst", 1..=100_000)?.map(|n| n as u32),
             kubeconfig: path(keys, "kubeconfig")?,

@@ -98,6 +98,11 @@ impl NetPair {
     pub fn iter(&self) -> impl Iterator<Item = IpNet> {
         self.v4.map(IpNet::V4).into_iter().chain(self.v6.map(IpNet::V6))
     }
+
+    /// The gateway that the VPC has in each prefix.
+    pub fn gateway(&self) -> IpPair {
+        Pair { v4: self.v4.and_then(vswitch_gateway_v4), v6: self.v6.and_then(vswitch_gateway_v6) }
+    }
 }
 
 impl<A: fmt::Display, B: fmt::Display> fmt::Display for Pair<A, B> {

@@ -9,6 +9,8 @@ use crate::pod::{Attachment, PodName};
 
 /// The daemon's socket (the old Terway's path, kept).
 pub const SOCKET: &str = "/var/run/eni/eni.socket";
+/// Locked by the daemon of the node for as long as it lives.
+pub const LOCK: &str = "/var/run/eni/terwayd.lock";
 /// Leases, cooling addresses, tombstones and intents; on tmpfs because sandboxes do not survive a reboot.
 pub const LEDGER: &str = "/run/terway";
 /// The daemon's configuration.
@@ -40,6 +42,9 @@ pub const POD_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// tc priority of the filter that marks.
 pub const MARK_FILTER_PRIORITY: u16 = 2049;
+
+/// The longest `ifalias` (IFALIASZ of linux/if.h, less its NUL).
+const ALIAS_MAX: usize = 255;
 
 /// Host links that wait for the daemon to delete them together (`IFLA_GROUP`).
 pub const DOOMED_GROUP: u32 = 0x7e4_dead;
@@ -97,15 +102,24 @@ fn sha1(text: &str) -> [u8; 20] {
     sum.as_ref().try_into().expect("SHA-1 is 20 bytes")
 }
 
-/// `ifalias` of a host veth: whose it is. A late DEL of an older sandbox of the same pod reads it and keeps its hands off.
-pub fn alias(attachment: &Attachment) -> String {
-    format!("terway {attachment}")
+/// `ifalias` of a host veth: whose it is. A late DEL of an older sandbox of the same pod reads it and keeps its hands off,
+/// and a daemon that lost its ledger learns from it which pods run.
+pub fn alias(attachment: &Attachment, pod: &PodName) -> String {
+    let short = format!("terway {attachment}");
+    let full = format!("{short} {pod}");
+    if full.len() <= ALIAS_MAX { full } else { short }
 }
 
 /// The attachment that an `ifalias` of ours names.
 pub fn attachment(alias: &str) -> Option<Attachment> {
-    let (container, ifname) = alias.strip_prefix("terway ")?.rsplit_once('/')?;
+    let (container, ifname) = alias.strip_prefix("terway ")?.split(' ').next()?.rsplit_once('/')?;
     Some(Attachment { container: container.into(), ifname: ifname.into() })
+}
+
+/// The pod that an `ifalias` of ours names, where there was room for it.
+pub fn pod(alias: &str) -> Option<PodName> {
+    let (namespace, name) = alias.strip_prefix("terway ")?.split(' ').nth(1)?.split_once('/')?;
+    Some(PodName::new(namespace, name))
 }
 
 #[cfg(test)]
@@ -141,7 +155,11 @@ mod tests {
     #[test]
     fn an_alias_leads_back_to_its_attachment() {
         let a = Attachment { container: "0123abc".into(), ifname: "eth0".into() };
-        assert_eq!(attachment(&alias(&a)), Some(a));
-        assert_eq!(attachment("somebody's link"), None);
+        let web = PodName::new("default", "web-0");
+        assert_eq!(alias(&a, &web), "terway 0123abc/eth0 default/web-0");
+        assert_eq!((attachment(&alias(&a, &web)), pod(&alias(&a, &web))), (Some(a.clone()), Some(web)));
+        let long = PodName::new("n".repeat(63), "p".repeat(253));
+        assert_eq!((attachment(&alias(&a, &long)), pod(&alias(&a, &long))), (Some(a), None));
+        assert_eq!((attachment("somebody's link"), pod("somebody's link")), (None, None));
     }
 }

@@ -18,6 +18,11 @@ impl PodName {
     }
 }
 
+/// Stands for a pod that runs and whose name is lost.
+pub fn nameless() -> PodName {
+    PodName::new("", "")
+}
+
 impl fmt::Display for PodName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)

@@ -1,17 +1,96 @@
 //! The real binary by its three names against the simulator.
 
-use crate::sim::cluster::Cluster;
-use crate::sim::traffic::Place;
+mod connectivity;
+mod daemon;
+mod pool;
+mod semantics;
+mod socket;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::sim::cluster::{Cluster, soon};
+use crate::sim::traffic::{LOST, Pinger, Place};
 use crate::sim::world;
 
-#[test]
-fn a_pod_gets_an_address_of_the_vpc_and_reaches_another_node() {
-    let mut cluster = Cluster::new(world::config(), 2, "ecs.sim.2xlarge");
+/// A node of 20 pods on two ENIs, its daemon serving; `over` is laid over its configuration.
+fn node(over: &Value) -> Cluster {
+    let mut cluster = idle_node("ecs.sim.large", over);
     cluster.start_ready(0);
-    cluster.start_ready(1);
-    let a = cluster.add(0, "a");
-    let b = cluster.add(1, "b");
-    assert!(a.pod.ping(&b.ip).is_some());
-    cluster.del(a);
-    cluster.del(b);
+    cluster
+}
+
+/// The same before its daemon is started.
+fn idle_node(instance_type: &str, over: &Value) -> Cluster {
+    let cluster = Cluster::new(world::config(), 1, instance_type);
+    cluster.configure(0, over);
+    cluster
+}
+
+/// Pings all the while the closure runs, and tells how many were lost of how many.
+fn pings_during(place: &(impl Place + Sync), to: &str, story: impl FnOnce()) -> (u32, u32) {
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let pinging = scope.spawn(|| {
+            place.run(|| {
+                let (mut pinger, mut lost, mut sent) = (Pinger::new(to, None), 0, 0);
+                while !done.load(Ordering::Relaxed) {
+                    sent += 1;
+                    lost += u32::from(pinger.ping(LOST).is_none());
+                    thread::sleep(Duration::from_millis(5));
+                }
+                (lost, sent)
+            })
+        });
+        let end = Done(&done);
+        story();
+        drop(end);
+        pinging.join().expect("the pings do not panic")
+    })
+}
+
+/// Says that it is done, also when the story panics: the pings must end.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What the pool shows, such as `/pool/leased`.
+fn shown(cluster: &Cluster, pointer: &str) -> Value {
+    let show = cluster.show(0);
+    show.pointer(pointer).cloned().unwrap_or_else(|| panic!("no {pointer} in {show:#}"))
+}
+
+/// Waits until the node has so many ENIs that serve.
+fn wait_for_enis(cluster: &Cluster, count: usize) {
+    soon(&format!("{count} ENIs serve"), || serving(cluster) == count);
+}
+
+fn serving(cluster: &Cluster) -> usize {
+    let enis = shown(cluster, "/pool/enis");
+    enis.as_array().expect("a list").iter().filter(|eni| eni["state"] == "serving").count()
+}
+
+/// Nothing of ours is left on the node: no veth, no route to a pod.
+fn is_bare(cluster: &Cluster) -> bool {
+    let node = cluster.node(0);
+    !node.sh("ip -o link").contains("cali") && node.sh("ip route show table 1000 2>/dev/null || true").is_empty()
+}
+
+/// Every event in the API server about this pod, or the node where it has no namespace, with its reason and words.
+fn events_about(cluster: &Cluster, name: &str) -> Vec<(String, String)> {
+    let text = |event: &Value, key: &str| event[key].as_str().unwrap_or_default().to_owned();
+    let events = cluster.kube.events();
+    let about = events.iter().filter(|event| event["involvedObject"]["name"] == name);
+    about.map(|event| (text(event, "reason"), text(event, "message"))).collect()
+}
+
+fn nothing() -> Value {
+    json!({})
 }

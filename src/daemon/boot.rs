@@ -1,5 +1,7 @@
 //! From nothing to serving: the configuration, the machine, what an earlier life left in ledger, cloud and kernel.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -10,16 +12,16 @@ use async_io::Timer;
 use smol::channel::{Sender, bounded};
 use smol::{LocalExecutor, unblock};
 
-use super::calls;
 use super::ledger::{Contents, Ledger};
 use super::news;
 use super::node::{Found, Input, Node};
 use super::terms::Terms;
 use super::world::World;
+use super::{adopt, calls};
 use crate::cloud::{self, Credentials, Endpoint, Key, Metadata, Sources};
 use crate::config::{AccessKey, Config, NodeFacts, Scheme, Signature};
 use crate::eni::{Eni, VSwitch};
-use crate::error::{Context, Error};
+use crate::error::{Cause, Context, Error};
 use crate::ip::IpPair;
 use crate::kernel::Kernel;
 use crate::pool::{Boot, Held};
@@ -55,6 +57,7 @@ struct Gathered {
     terms: Terms,
     vswitches: Vec<VSwitch>,
     enis: Vec<Eni>,
+    slots: BTreeMap<String, u32>,
     ledger: Ledger,
     contents: Contents,
 }
@@ -98,7 +101,12 @@ fn read_config(path: &Path) -> Result<Config, Error> {
 }
 
 /// Tries until it succeeds; a cloud that is down only delays the start.
-pub async fn boot(start: &Start, executor: Rc<LocalExecutor<'static>>, inputs: Sender<Input>) -> Result<Node, Error> {
+pub async fn boot(
+    start: &Start,
+    executor: Rc<LocalExecutor<'static>>,
+    inputs: Sender<Input>,
+    trouble: &RefCell<String>,
+) -> Result<Node, Error> {
     let mut pause = RETRY.0;
     loop {
         let begun = start.clone();
@@ -108,6 +116,7 @@ pub async fn boot(start: &Start, executor: Rc<LocalExecutor<'static>>, inputs: S
             Err(e) if is_final(&e) => return Err(e),
             Err(e) => {
                 log::warn!("start: {e}; again in {} ms", pause.as_millis());
+                *trouble.borrow_mut() = e.to_string();
                 Timer::after(pause).await;
                 pause = (pause * 2).min(RETRY.1);
             }
@@ -117,7 +126,7 @@ pub async fn boot(start: &Start, executor: Rc<LocalExecutor<'static>>, inputs: S
 
 fn attempt(start: &Start) -> Result<Gathered, Error> {
     let mut kernel = Kernel::host()?;
-    let node = kernel.default_source().context(|| "the node's own address")?;
+    let node = node_address(&mut kernel)?;
     kernel.apply(&datapath::node()).context(|| "set up the node")?;
     let (marker, why) = kernel.marker();
     log::info!("packets of pods are marked by {marker:?}: {why}");
@@ -125,19 +134,26 @@ fn attempt(start: &Start) -> Result<Gathered, Error> {
     start.config.validate(&facts)?;
     let terms = Terms::ask(&cloud, facts)?;
     let place = terms.place(&start.config);
-    let (ledger, contents) = Ledger::open(ours::LEDGER.as_ref(), &boot_id()?)?;
-    Ok(Gathered {
-        kernel,
-        node,
-        marker,
-        kube: start.kube()?,
-        vswitches: calls::vswitches(&cloud, &place)?,
-        enis: calls::look_all(&cloud, &place)?,
-        cloud,
-        terms,
-        ledger,
-        contents,
-    })
+    let (vswitches, enis) = (calls::vswitches(&cloud, &place)?, calls::look_all(&cloud, &place)?);
+    let kube = start.kube()?;
+    let mut slots = adopt::slots(&mut kernel, &enis)?;
+    let (ledger, mut contents) = Ledger::open(ours::LEDGER.as_ref(), &boot_id()?)?;
+    if contents.is_new {
+        let known = adopt::Known { enis: &enis, vswitches: &vswitches, node, marker };
+        contents.leases = adopt::leases(&mut kernel, &known, &slots)?;
+        contents.leases.iter().try_for_each(|lease| ledger.record(lease))?;
+    }
+    slots.extend(contents.leases.iter().map(|l| (l.eni.id.clone(), l.eni.slot)));
+    Ok(Gathered { kernel, node, marker, cloud, kube, terms, vswitches, enis, slots, ledger, contents })
+}
+
+/// The IPv4 address that the node is known by; ENIs bear it to speak ARP.
+fn node_address(kernel: &mut Kernel) -> Result<IpPair, Error> {
+    let source = kernel.default_source().context(|| "the node's own address")?;
+    match source.v4 {
+        Some(v4) => Ok(IpPair::v4(v4)),
+        None => Err(Error::new(Cause::Absent).within("the source address of the node's IPv4 default route")),
+    }
 }
 
 fn boot_id() -> Result<String, Error> {
@@ -190,7 +206,6 @@ fn assemble(start: &Start, g: Gathered, executor: Rc<LocalExecutor<'static>>, in
         cooling: g.contents.resting.into_iter().map(|r| (r.eni.clone(), r.ip, r.until())).collect(),
         intents: g.contents.intents,
     };
-    let slots = g.contents.leases.iter().map(|l| (l.eni.id.clone(), l.eni.slot)).collect();
     let world = World {
         executor,
         inputs,
@@ -201,10 +216,11 @@ fn assemble(start: &Start, g: Gathered, executor: Rc<LocalExecutor<'static>>, in
         node: g.node,
         marker: g.marker,
         mtu: start.config.mtu,
+        orphan: start.config.orphan,
         vswitches: g.vswitches.into_iter().map(|v| (v.id.clone(), v)).collect(),
         notices,
     };
-    Node::new(world, g.ledger, g.kernel, Found { boot, leases: g.contents.leases, slots })
+    Node::new(world, g.ledger, g.kernel, Found { boot, leases: g.contents.leases, slots: g.slots })
 }
 
 fn held(lease: &Lease) -> Held {
@@ -236,5 +252,5 @@ fn write_conflist(path: &Path, text: &str) -> Result<(), Error> {
 
 /// A mistake of the operator does not go away by waiting.
 fn is_final(e: &Error) -> bool {
-    matches!(e.cause, crate::error::Cause::Refused(_))
+    matches!(e.cause, Cause::Refused(_))
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::datapath;
 use crate::eni::VSwitch;
 use crate::error::{Cause, Context, Error};
-use crate::ip::{IpPair, Mac, vswitch_gateway_v4, vswitch_gateway_v6};
+use crate::ip::{IpPair, Mac};
 use crate::kernel::{Kernel, LinkSeen};
 use crate::ours;
 use crate::rpc::EniLease;
@@ -33,10 +33,7 @@ pub fn prepare(job: &Job, slot: u32, vswitch: &VSwitch, node: &IpPair, mtu: u32)
         mac: job.mac,
         vswitch: vswitch.id.clone(),
         cidr: vswitch.cidr,
-        gateway: IpPair {
-            v4: vswitch.cidr.v4.and_then(vswitch_gateway_v4),
-            v6: vswitch.cidr.v6.and_then(vswitch_gateway_v6),
-        },
+        gateway: vswitch.cidr.gateway(),
         slot,
         table: ours::eni_table(link.ifindex),
     };

@@ -40,6 +40,8 @@ pub struct Resting {
 /// Everything the ledger held when it was opened.
 #[derive(Debug, Default)]
 pub struct Contents {
+    /// There was no ledger at all, not even one of another boot: it was lost, or this is the first start.
+    pub is_new: bool,
     pub leases: Vec<Lease>,
     pub resting: Vec<Resting>,
     pub intents: Vec<Intent>,
@@ -59,30 +61,31 @@ impl Ledger {
     /// Opens the ledger of this boot. What another boot left is dropped, but for intents: the cloud outlives a reboot.
     pub fn open(root: &Path, boot_id: &str) -> Result<(Ledger, Contents), Error> {
         let ledger = Ledger { root: root.to_owned() };
-        ledger.prepare(boot_id).context(|| format!("open ledger {}", root.display()))?;
-        let contents =
-            Contents { leases: ledger.read(LEASES)?, resting: ledger.read(RESTING)?, intents: ledger.read(INTENTS)? };
+        let is_new = ledger.prepare(boot_id).context(|| format!("open ledger {}", root.display()))?;
+        let (leases, resting) = (ledger.read(LEASES)?, ledger.read(RESTING)?);
+        let contents = Contents { is_new, leases, resting, intents: ledger.read(INTENTS)? };
         Ok((ledger, contents))
     }
 
-    fn prepare(&self, boot_id: &str) -> Result<(), Error> {
+    /// True if there was nothing yet.
+    fn prepare(&self, boot_id: &str) -> Result<bool, Error> {
         for folder in [LEASES, RESTING, INTENTS, TOMBSTONES] {
             fs::create_dir_all(self.root.join(folder))?;
         }
         let stamp = self.root.join("boot_id");
-        let same = match fs::read_to_string(&stamp) {
-            Ok(old) => old.trim() == boot_id.trim(),
-            Err(e) if e.kind() == ErrorKind::NotFound => false,
+        let old = match fs::read_to_string(&stamp) {
+            Ok(old) => Some(old),
+            Err(e) if e.kind() == ErrorKind::NotFound => None,
             Err(e) => return Err(e.into()),
         };
-        if !same {
+        if old.as_deref().map(str::trim) != Some(boot_id.trim()) {
             for folder in [LEASES, RESTING, TOMBSTONES] {
                 fs::remove_dir_all(self.root.join(folder))?;
                 fs::create_dir(self.root.join(folder))?;
             }
             self.write(&stamp, boot_id.trim().as_bytes())?;
         }
-        Ok(())
+        Ok(old.is_none())
     }
 
     pub fn record(&self, lease: &Lease) -> Result<(), Error> {
@@ -203,11 +206,12 @@ mod tests {
     fn what_is_written_is_read_by_the_next_life() {
         let root = folder("life");
         let (ledger, empty) = Ledger::open(&root, "boot-1").unwrap();
-        assert!(empty.leases.is_empty() && empty.resting.is_empty() && empty.intents.is_empty());
+        assert!(empty.is_new && empty.leases.is_empty() && empty.resting.is_empty() && empty.intents.is_empty());
         let lease = crate::rpc::example_lease();
         ledger.record(&lease).unwrap();
         ledger.intend(&intent()).unwrap();
         let (_, read) = Ledger::open(&root, "boot-1\n").unwrap();
+        assert!(!read.is_new);
         assert_eq!(read.leases, std::slice::from_ref(&lease));
         assert_eq!(read.intents, [intent()]);
         ledger.retire(&lease.sandbox.attachment, &resting("10.0.0.5")).unwrap();

@@ -1,5 +1,7 @@
 //! The node daemon: joins every mind and hand; the only room that awaits.
 
+mod adopt;
+mod alone;
 mod boot;
 mod calls;
 mod clock;
@@ -12,18 +14,20 @@ mod serve;
 mod terms;
 mod world;
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 
 use argh::FromArgs;
 use async_signal::{Signal, Signals};
-use smol::channel::{Sender, bounded};
+use smol::channel::{Receiver, Sender, bounded};
 use smol::stream::StreamExt;
 use smol::{LocalExecutor, future};
 
 use crate::error::Error;
 use crate::ours;
+use crate::rpc::{Refusal, Reply};
 use node::Input;
 
 /// Inputs that wait for the node loop; whoever sends more waits.
@@ -82,13 +86,16 @@ fn start_log(level: &str) -> Result<(), Error> {
 
 fn run(args: &Args) -> Result<(), Error> {
     let start = boot::Start::read(&args.config, args.kubeconfig.as_deref())?;
+    let _place = alone::claim(ours::LOCK.as_ref())?;
     let executor = Rc::new(LocalExecutor::new());
     let (inputs, arriving) = bounded(INPUTS);
     let signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])?;
     let life = async {
-        let node = boot::boot(&start, executor.clone(), inputs.clone()).await?;
         let listener = serve::listen(ours::SOCKET.as_ref())?;
         executor.spawn(serve::serve(listener, executor.clone(), inputs.clone())).detach();
+        let trouble = Trouble::default();
+        let booting = boot::boot(&start, executor.clone(), inputs.clone(), &trouble);
+        let node = future::or(booting, decline(&arriving, &trouble)).await?;
         boot::announce(&start.config().conflist)?;
         log::info!("serving on {}", ours::SOCKET);
         node.run(arriving).await;
@@ -96,6 +103,26 @@ fn run(args: &Args) -> Result<(), Error> {
     };
     let until_told = heed(signals, &start, &inputs);
     smol::block_on(executor.run(future::or(life, until_told)))
+}
+
+/// What keeps the start from succeeding, for those who ask meanwhile.
+type Trouble = RefCell<String>;
+
+/// Tells whoever asks during the start that it is one, and what it waits for.
+async fn decline<T>(arriving: &Receiver<Input>, trouble: &Trouble) -> Result<T, Error> {
+    loop {
+        match arriving.recv().await {
+            Ok(Input::Ask { answer, .. }) => {
+                let why = trouble.borrow();
+                let reason =
+                    if why.is_empty() { "terwayd is starting".into() } else { format!("terwayd is starting: {why}") };
+                let _ = answer.try_send(Reply::Refused { why: Refusal::Starting, reason });
+            }
+            Ok(Input::Reload(_)) => log::warn!("still starting: a changed configuration takes effect with a restart"),
+            Ok(_) => {}
+            Err(_) => return Err(Error::refused("nobody can ask any more")),
+        }
+    }
 }
 
 /// Ends at SIGTERM and SIGINT; what is under way is found again by the next life, and the data path stays as it is.

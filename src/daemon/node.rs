@@ -15,9 +15,10 @@ use super::world::World;
 use super::{calls, clock};
 use crate::config::Config;
 use crate::error::Error;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, LinkSeen};
 use crate::object::Pod;
 use crate::ours;
+use crate::plan::Rule;
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
 use crate::rpc::{EniLease, Lease, Refusal, Reply, Request};
@@ -28,10 +29,8 @@ const ADD_DEADLINE: Duration = Duration::from_secs(90);
 /// Links whose attachment is over are deleted together, this long after the last DEL: one RCU grace period for all of
 /// them, and most are gone by then because their namespace is.
 const SWEEP_AFTER: Duration = Duration::from_millis(250);
-/// Leftovers of every kind are looked for this often.
+/// Leftovers of every kind are looked for this often, or as often as the configuration gives up leases of pods that are gone.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
-/// A lease whose pod has been gone this long is given up though no DEL came.
-const GONE_FOR: Duration = Duration::from_secs(60);
 
 /// What reaches the loop.
 pub enum Input {
@@ -148,18 +147,23 @@ impl Node {
         }
         self.refuse_unknown(now);
         if self.sweep <= now && !self.sweeping {
-            self.sweep = now + SWEEP_EVERY;
+            self.sweep = now + SWEEP_EVERY.min(self.world.orphan);
             self.absorb_tombstones();
             self.give_up_the_gone(now);
-            self.sweep_links();
+            let swept = self.sweep_links().and_then(|links| self.sweep_rules(&links));
+            self.noted("sweep", swept);
         }
     }
 
     /// Takes up what can change in a running daemon: all that the pool goes by. The rest waits for a restart.
     fn reload(&mut self, config: &Config) {
+        if let Err(e) = config.validate(&self.world.terms.facts) {
+            return log::error!("configuration not reloaded: {e}");
+        }
         log::info!("configuration reloaded");
         self.world.place = self.world.terms.place(config);
         self.world.mtu = config.mtu;
+        self.world.orphan = config.orphan;
         let settings = self.world.terms.settings(config);
         self.feed(Event::Settings(Box::new(settings)));
     }
@@ -279,7 +283,10 @@ impl Node {
 
     /// Takes the attachment out of the routing table, then frees its address; its link goes with the next sweep.
     fn release(&mut self, attachment: &Attachment) -> Reply {
-        let Some(lease) = self.leases.get(attachment) else { return Reply::None {} };
+        let Some(lease) = self.leases.get(attachment) else {
+            self.call_off(attachment);
+            return Reply::None {};
+        };
         let routes = datapath::routes(lease);
         if let Err(e) = self.kernel.undo(&routes) {
             log::error!("del {}: {e}", lease.pod);
@@ -288,6 +295,15 @@ impl Node {
         self.feed(Event::Release { attachment: attachment.clone() });
         self.sweep = self.sweep.min(clock::now() + SWEEP_AFTER);
         Reply::None {}
+    }
+
+    /// An ADD that waits although its attachment is deleted (the runtime gave up) is never served.
+    fn call_off(&mut self, attachment: &Attachment) {
+        let deleted = |w: &mut Waiting| w.sandbox.attachment == *attachment;
+        for late in self.unknown.values_mut().flat_map(|queue| queue.extract_if(.., deleted)) {
+            late.refuse(Refusal::BadRequest, format!("{attachment} was deleted while its ADD waited"));
+        }
+        self.feed(Event::Release { attachment: attachment.clone() });
     }
 
     fn collect(&mut self, valid: &BTreeSet<Attachment>) -> Reply {
@@ -323,11 +339,11 @@ impl Node {
             self.leases.values().map(|l| (l.sandbox.attachment.clone(), l.pod.clone())).collect();
         for (attachment, pod) in leases {
             match self.pods.standing(&pod) {
-                Standing::Gone(since) if since + GONE_FOR <= now => {
+                Standing::Gone(since) if since + self.world.orphan <= now => {
                     log::info!("pod {pod} is gone and no DEL came for {attachment}: its address is freed");
                     self.release(&attachment);
                 }
-                Standing::Missed(since) if since + GONE_FOR <= now => self.world.fetch_pod(pod),
+                Standing::Missed(since) if since + self.world.orphan <= now => self.world.fetch_pod(pod),
                 _ => {}
             }
         }
@@ -337,21 +353,29 @@ impl Node {
 
     /// Deletes every link of ours whose attachment holds no lease. Links are listed before leases are looked at, and a lease is
     /// recorded before its link is made: a link that is being made is never taken for a leftover.
-    fn sweep_links(&mut self) {
-        let links = match self.kernel.links() {
-            Ok(links) => links,
-            Err(e) => return log::warn!("sweep: {e}"),
-        };
-        let owner = |alias: &Option<String>| alias.as_deref().and_then(ours::attachment);
-        let stale: Vec<u32> = links
-            .iter()
-            .filter(|l| owner(&l.alias).is_some_and(|a| !self.leases.contains_key(&a)))
-            .map(|l| l.ifindex)
-            .collect();
+    fn sweep_links(&mut self) -> Result<Vec<LinkSeen>, Error> {
+        let links = self.kernel.links()?;
+        let owner = |link: &LinkSeen| link.alias.as_deref().and_then(ours::attachment);
+        let is_stale = |link: &&LinkSeen| owner(link).is_some_and(|a| !self.leases.contains_key(&a));
+        let stale: Vec<u32> = links.iter().filter(is_stale).map(|l| l.ifindex).collect();
         if !stale.is_empty() {
             self.sweeping = true;
             self.world.delete_links(stale);
         }
+        Ok(links)
+    }
+
+    /// Deletes rules of ENIs that are gone without us.
+    fn sweep_rules(&mut self, links: &[LinkSeen]) -> Result<(), Error> {
+        let is_stale = |rule: &Rule| match (rule.priority, rule.mark, &rule.iif) {
+            (ours::FROM_POD_PRIORITY, Some((value, mask)), None) => {
+                ours::slot(value, mask).is_some_and(|slot| !self.slots.values().any(|s| *s == slot))
+            }
+            (ours::STRAY_PRIORITY, None, Some(iif)) => !links.iter().any(|l| l.name == *iif),
+            _ => false,
+        };
+        let stale: Vec<Rule> = self.kernel.rules()?.into_iter().filter(is_stale).collect();
+        stale.iter().try_for_each(|rule| self.kernel.delete_rule(rule))
     }
 
     // The pool's effects
@@ -395,26 +419,31 @@ impl Node {
 
     /// A lease that cannot be written down is not given: the reply that follows finds none and refuses.
     fn record(&mut self, held: Held) {
+        let attachment = held.sandbox.attachment.clone();
+        let lease = self.lease(held).and_then(|lease| self.ledger.record(&lease).map(|()| lease));
+        match lease {
+            Ok(lease) => {
+                self.leases.insert(attachment, lease);
+            }
+            Err(e) => {
+                log::error!("lease of {attachment}: {e}");
+                self.events.push_back(Event::Release { attachment });
+            }
+        }
+    }
+
+    fn lease(&self, held: Held) -> Result<Lease, Error> {
         let Some(eni) = self.enis.get(&held.eni) else {
-            return log::error!("lease of {} on ENI {}, which is not set up", held.pod, held.eni);
+            return Err(Error::refused(format!("ENI {} is not set up", held.eni)));
         };
-        let lease = Lease {
+        Ok(Lease {
             pod: held.pod,
             sandbox: held.sandbox,
             ip: held.ip,
             eni: eni.clone(),
             node: self.world.node,
             marker: self.world.marker,
-        };
-        match self.ledger.record(&lease) {
-            Ok(()) => {
-                self.leases.insert(lease.sandbox.attachment.clone(), lease);
-            }
-            Err(e) => {
-                log::error!("lease of {}: {e}", lease.pod);
-                self.events.push_back(Event::Release { attachment: lease.sandbox.attachment });
-            }
-        }
+        })
     }
 
     fn call(&mut self, id: CallId, call: Call) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::object::Pod;
-use crate::pod::PodName;
+use crate::pod::{PodName, nameless};
 use crate::pool::Now;
 
 /// News of the node's pods, cut down to what we keep.
@@ -126,9 +126,9 @@ impl Pods {
         self.known.get(name).map(|seen| seen.uid.as_str())
     }
 
-    /// Nobody is gone before the first whole list came.
+    /// Nobody is gone before the first whole list came, and nobody whose name is lost.
     pub fn standing(&self, name: &PodName) -> Standing {
-        let Some(synced) = self.synced else { return Standing::Present };
+        let Some(synced) = self.synced.filter(|_| *name != nameless()) else { return Standing::Present };
         match (self.known.get(name), self.gone.get(name)) {
             (Some(Seen { presence: Presence::Over, .. }), _) => Standing::Gone(synced),
             (Some(_), _) => Standing::Present,
@@ -167,6 +167,7 @@ mod tests {
         pods.take(Known::All(vec![(web(1), ours(Presence::Ours))]), T(5));
         assert_eq!(pods.standing(&web(0)), Standing::Missed(T(5)));
         assert_eq!(pods.standing(&web(1)), Standing::Present);
+        assert_eq!(pods.standing(&nameless()), Standing::Present);
     }
 
     #[test]

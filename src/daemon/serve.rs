@@ -1,7 +1,7 @@
 //! The unix socket: one JSON line asked, one answered, for root alone, bounded in size, time and number.
 
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::rc::Rc;
@@ -23,16 +23,13 @@ const MAX_CLIENTS: usize = 1024;
 
 type Stream = Async<std::os::unix::net::UnixStream>;
 
-/// Listens on a socket that only root can open; a stale one of an earlier life is replaced.
+/// Listens on a socket that only root can open, in a folder that is there (`alone.rs` makes it); a stale socket of an
+/// earlier life is replaced.
 pub fn listen(path: &Path) -> Result<Async<UnixListener>, Error> {
     open(path).context(|| format!("listen on {}", path.display()))
 }
 
 fn open(path: &Path) -> Result<Async<UnixListener>, Error> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    if !folder.exists() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    }
     // Bound aside and renamed into place with its final mode: no moment in which others could connect, or nobody.
     let aside = path.with_extension("new");
     match std::fs::remove_file(&aside) {

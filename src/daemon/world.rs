@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use smol::channel::Sender;
 use smol::{LocalExecutor, unblock};
@@ -31,6 +32,8 @@ pub struct World {
     pub node: IpPair,
     pub marker: Marker,
     pub mtu: u32,
+    /// A lease whose pod has been gone this long is given up though no DEL came.
+    pub orphan: Duration,
     pub place: Place,
     /// Every vSwitch that was ever described to us.
     pub vswitches: BTreeMap<String, VSwitch>,

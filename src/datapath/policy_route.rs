@@ -19,7 +19,7 @@ pub fn pod(setup: &Setup) -> Plan {
         name: veth.clone(),
         mac: ours::host_mac(&veth),
         mtu: setup.mtu,
-        alias: ours::alias(&lease.sandbox.attachment),
+        alias: ours::alias(&lease.sandbox.attachment, &lease.pod),
         peer: ifname.clone(),
         peer_mac: ours::pod_mac(&veth),
     }));

@@ -15,8 +15,6 @@ use crate::plan::{Filter, FilterAction, Object, Rule};
 use crate::pod::Attachment;
 use crate::rpc::Marker;
 
-/// Links that bear the MAC of another link.
-const BORROWERS: [&str; 8] = ["bond", "bridge", "ipvlan", "ipvtap", "macvlan", "macvtap", "team", "vlan"];
 /// More routes to one pod than anyone ever saw.
 const MANY: u32 = 16;
 
@@ -32,11 +30,7 @@ impl Kernel {
 
     /// The ENI with this MAC.
     pub fn link_by_mac(&mut self, mac: Mac) -> Result<Option<LinkSeen>, Error> {
-        let is_eni = |link: &LinkSeen| {
-            let borrowed = link.kind.as_deref().is_some_and(|kind| BORROWERS.contains(&kind));
-            link.mac == Some(mac) && !borrowed && !link.name.starts_with("cali")
-        };
-        Ok(self.links()?.into_iter().find(is_eni))
+        Ok(self.links()?.into_iter().find(|link| link.is_eni(mac)))
     }
 
     /// The host ends of pods' veths, each with the attachment that its alias names.

@@ -4,7 +4,7 @@
 //! - nested attributes carry no `NLA_F_NESTED`, which nobody sent then and nobody needs since;
 //! - dumps name no table, link or priority: older kernels ignore what a dump asks for and send everything, so the
 //!   filtering is ours (`NETLINK_GET_STRICT_CHK` is 4.20);
-//! - `NLM_F_EXCL` on a rule is ignored before 4.13, so rules are listed before one is added;
+//! - no `NLM_F_EXCL` refuses a rule that is there already (4.13 does), so rules are listed before one is added;
 //! - an interface is asked for by `IFLA_IFNAME`, since a netlink socket takes no `SIOCGIFINDEX` before 4.16;
 //! - tables above 255 are in `RTA_TABLE` and `FRA_TABLE`, with the old field unspecified.
 

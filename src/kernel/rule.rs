@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::message::{CREATE, EXCL, Message, attrs, ip, ip_bytes, text, u32_at};
+use super::message::{CREATE, Message, attrs, ip, ip_bytes, text, u32_at};
 use crate::plan::{Family, Rule, RuleAction};
 
 const FRA_SRC: u16 = 2;
@@ -84,7 +84,8 @@ fn request(kind: u16, flags: u16, rule: &Rule) -> Message {
 }
 
 pub fn add(rule: &Rule) -> Message {
-    request(libc::RTM_NEWRULE, CREATE | EXCL, rule)
+    // Not NLM_F_EXCL, which takes some rules that say more for the same one; who adds a rule has looked.
+    request(libc::RTM_NEWRULE, CREATE, rule)
 }
 
 pub fn remove(rule: &Rule) -> Message {

@@ -62,13 +62,11 @@ impl Kernel {
         attachment: &Attachment,
         inner: Option<&LinkSeen>,
     ) -> Result<Option<LinkSeen>, Error> {
-        let alias = ours::alias(attachment);
-        let Some(name) = name else {
-            return Ok(self.links()?.into_iter().find(|link| link.alias.as_ref() == Some(&alias)));
-        };
+        let owned = |link: &LinkSeen| link.alias.as_deref().and_then(ours::attachment).as_ref() == Some(attachment);
+        let Some(name) = name else { return Ok(self.links()?.into_iter().find(owned)) };
         let is_peer = |link: &LinkSeen| inner.is_some_and(|inner| is_ours(inner, Some(link), None));
         Ok(self.link(name)?.filter(|link| match &link.alias {
-            Some(found) => *found == alias,
+            Some(_) => owned(link),
             None => link.is_veth() && is_peer(link),
         }))
     }

@@ -1,12 +1,15 @@
 //! The whole: a VPC with nodes, the cloud, a Kubernetes API, and on each node the real terwayd and the real plugin.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use terway::ours::{LEDGER, SOCKET};
 use terway::pod::PodName;
 
 use super::cloud::Config;
@@ -29,7 +32,7 @@ pub struct Cluster {
     daemons: BTreeMap<usize, Daemon>,
     pub world: World,
     pub kube: Kube,
-    _api: Server,
+    api: Option<Server>,
 }
 
 /// A pod that a runtime has made a namespace for, and perhaps an ADD.
@@ -53,7 +56,7 @@ impl Cluster {
         let world = World::with_nodes(config, nodes, instance_type);
         let kube = Kube::new();
         let api = kube.serve(world.fabric.listen(KUBERNETES.parse().expect("a literal")));
-        let cluster = Cluster { daemons: BTreeMap::new(), world, kube, _api: api };
+        let cluster = Cluster { daemons: BTreeMap::new(), world, kube, api: Some(api) };
         for n in 0..nodes {
             cluster.kube.put(kube::node(&node_name(n), &format!("cn-hangzhou.{}", cluster.node(n).id)));
             cluster.equip(n);
@@ -139,6 +142,21 @@ impl Cluster {
         assert_eq!(status.and_then(|s| s.code()), Some(0), "terwayd did not end cleanly");
     }
 
+    /// How a daemon ends by itself, which it must: its exit code.
+    pub fn ended(&mut self, n: usize) -> Option<i32> {
+        let status = self.daemons.remove(&n).expect("it was started").wait(SOON);
+        status.expect("terwayd ends by itself").code()
+    }
+
+    /// The API server goes away, connections and all.
+    pub fn api_down(&mut self) {
+        self.api = None;
+    }
+
+    pub fn api_up(&mut self) {
+        self.api = Some(self.kube.serve(self.world.fabric.listen(KUBERNETES.parse().expect("a literal"))));
+    }
+
     pub fn log(&self, n: usize) -> String {
         self.daemons.get(&n).map_or_else(String::new, Daemon::log)
     }
@@ -194,6 +212,36 @@ impl Cluster {
     /// Calls the plugin for a pod, from inside its node.
     pub fn call_for(&self, member: &Member, verb: &str) -> Answer {
         self.node(member.node).run(|| member.sandbox.call(verb))
+    }
+
+    /// ADD, which must be refused with this code; what it says.
+    pub fn refused(&self, member: &Member, code: u64) -> String {
+        let answer = self.call_for(member, "ADD");
+        assert_ne!(answer.code, Some(0), "ADD {} succeeded: {answer:?}", member.sandbox.pod);
+        assert_eq!(answer.json()["code"], code, "{answer:?}");
+        answer.json()["msg"].as_str().expect("a failure has words").into()
+    }
+
+    /// Writes these bytes to the daemon's socket, and reads until it hangs up.
+    pub fn say(&self, n: usize, words: &[u8]) -> String {
+        let mut stream = self.dial(n);
+        let mut heard = Vec::new();
+        // A daemon that has heard enough hangs up in the middle of our words, or before it has read all of them.
+        let _ = stream.write_all(words).and_then(|()| stream.read_to_end(&mut heard));
+        String::from_utf8(heard).expect("the daemon speaks UTF-8")
+    }
+
+    /// A connection to the daemon's socket.
+    pub fn dial(&self, n: usize) -> UnixStream {
+        let stream = self.node(n).run(|| UnixStream::connect(SOCKET)).expect("terwayd listens");
+        stream.set_read_timeout(Some(SOON)).expect("a timeout above zero");
+        stream
+    }
+
+    /// The ledger's files of this kind, such as `leases`.
+    pub fn ledger(&self, n: usize, kind: &str) -> Vec<String> {
+        let names = self.node(n).sh(&format!("ls {LEDGER}/{kind}"));
+        names.lines().map(String::from).collect()
     }
 
     /// Calls the plugin for no pod in particular; `over` is laid over the network configuration.

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use terway::pod::PodName;
 
+use super::ns::Process;
+
 /// Runtimes give up on a plugin after some minutes; tests sooner.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -48,6 +50,16 @@ impl Sandbox {
         let mut command = Command::new(&self.plugin);
         command.env_clear().envs(self.environment(verb));
         exec_within(&mut command, &self.conf, patience)
+    }
+
+    /// Starts the plugin from the thread we are on, its answer unread; killed when dropped, in the middle of whatever it does.
+    pub fn begin(&self, verb: &str) -> Process {
+        let mut command = Command::new(&self.plugin);
+        command.env_clear().envs(self.environment(verb));
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut plugin = command.spawn().unwrap_or_else(|e| panic!("start {command:?}: {e}"));
+        let _ = plugin.stdin.take().expect("it is piped").write_all(self.conf.as_bytes());
+        Process(plugin)
     }
 
     fn environment(&self, verb: &str) -> [(&'static str, OsString); 7] {

@@ -229,8 +229,17 @@ impl Daemon {
     }
 
     /// Asks it to end (SIGTERM), and kills it where it has not in this time.
-    pub fn terminate(mut self, patience: Duration) -> Option<ExitStatus> {
-        kill_process(Pid::from_child(&self.process), Signal::TERM).expect("it is our child");
+    pub fn terminate(self, patience: Duration) -> Option<ExitStatus> {
+        self.signal(Signal::TERM);
+        self.wait(patience)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.process), signal).expect("it is our child");
+    }
+
+    /// How it ended, where it does within this time; else it is killed.
+    pub fn wait(mut self, patience: Duration) -> Option<ExitStatus> {
         let start = Instant::now();
         while start.elapsed() < patience {
             if let Some(status) = self.process.try_wait().expect("it is our child") {

@@ -1,0 +1,39 @@
+//! One daemon a node: a lock that the kernel lets go of when its process ends, however it ends.
+
+use std::fs::{DirBuilder, File, TryLockError};
+use std::io::{Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use crate::error::{Context, Error};
+
+/// Holds the place of the node's daemon for as long as the file is open; refused while another process holds it.
+pub fn claim(path: &Path) -> Result<File, Error> {
+    take(path).context(|| format!("lock {}", path.display()))
+}
+
+fn take(path: &Path) -> Result<File, Error> {
+    if let Some(folder) = path.parent() {
+        // The socket lives here too: the folder is for root alone.
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(taken(&mut file)),
+        Err(TryLockError::Error(e)) => return Err(e.into()),
+    }
+    file.set_len(0)?;
+    writeln!(file, "{}", std::process::id())?;
+    Ok(file)
+}
+
+/// The holder wrote its process id, for people; one that took the lock a moment ago may not have yet.
+fn taken(file: &mut File) -> Error {
+    let mut holder = String::new();
+    let who = match file.read_to_string(&mut holder) {
+        Ok(_) if !holder.trim().is_empty() => format!(" (process {})", holder.trim()),
+        _ => String::new(),
+    };
+    Error::refused(format!("another terwayd{who} serves this node; stop it first"))
+}
