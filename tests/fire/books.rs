@@ -107,8 +107,9 @@ fn folders_are_empty(cluster: &Cluster, n: usize) -> Result<(), String> {
 fn links(cluster: &Cluster, n: usize, living: &[&Member]) -> Result<(), String> {
     let all = json(cluster, n, "ip -j link");
     let pods = list(&all).iter().filter(|link| text(&link["ifname"]).starts_with("cali"));
-    let seen: BTreeMap<String, String> = pods.map(|link| (text(&link["ifname"]), text(&link["ifalias"]))).collect();
-    let wanted = living.iter().map(|m| (host_veth(m), format!("terway {}", attachment(m)))).collect();
+    let owner = |link: &Value| ours::attachment(&text(&link["ifalias"])).map(|a| a.to_string()).unwrap_or_default();
+    let seen: BTreeMap<String, String> = pods.map(|link| (text(&link["ifname"]), owner(link))).collect();
+    let wanted = living.iter().map(|m| (host_veth(m), attachment(m))).collect();
     same("host links", ("pods", &wanted), ("kernel", &seen))
 }
 

@@ -40,8 +40,8 @@ pub struct Kubelet<'a> {
     guests: Vec<Member>,
     /// Sandboxes that get a DEL late.
     late: Vec<Sandbox>,
-    /// One pod of each goes without any DEL.
-    may_forget: bool,
+    /// The name of the one pod that went without any DEL.
+    vanished: Option<String>,
 }
 
 impl<'a> Kubelet<'a> {
@@ -50,7 +50,7 @@ impl<'a> Kubelet<'a> {
         fastrand::seed(dice.clone().u64(..));
         let node = number / KUBELETS;
         assert!(node < NODES);
-        Kubelet { cluster, story, number, node, dice, guests: Vec::new(), late: Vec::new(), may_forget: true }
+        Kubelet { cluster, story, number, node, dice, guests: Vec::new(), late: Vec::new(), vanished: None }
     }
 
     /// Gives the pods that live on.
@@ -77,7 +77,7 @@ impl<'a> Kubelet<'a> {
     fn arrive(&mut self) -> bool {
         let taken = |name: &String| self.guests.iter().any(|g| g.sandbox.pod.name == *name);
         let names = (0..NAMES).map(|i| format!("k{}-{i}", self.number));
-        let free: Vec<String> = names.filter(|name| !taken(name)).collect();
+        let free: Vec<String> = names.filter(|name| !taken(name) && self.vanished.as_ref() != Some(name)).collect();
         let name = &free[self.dice.usize(..free.len())];
         self.story.note(format!("pod {name} is scheduled"));
         let member = self.cluster.schedule(self.node, name);
@@ -149,7 +149,7 @@ impl<'a> Kubelet<'a> {
             1..=2 => self.depart_without_netns(guest),
             3..=4 => self.succeed(guest),
             5 => self.depart_late(guest),
-            6 if std::mem::take(&mut self.may_forget) => self.vanish(guest),
+            6 if self.vanished.is_none() => self.vanish(guest),
             n => self.depart_in_order(guest, n % 2 == 0),
         }
     }
@@ -212,6 +212,7 @@ impl<'a> Kubelet<'a> {
         self.end_of(&guest);
         self.story.note(format!("{} vanishes", who(&guest.sandbox)));
         self.unschedule(&guest.sandbox);
+        self.vanished = Some(guest.sandbox.pod.name);
     }
 
     fn end_of(&mut self, guest: &Member) {
