@@ -9,7 +9,7 @@ export TERWAY_BINARY := $(CURDIR)/$(BINARY)
 help:
 	@echo "make demo    build, then show two nodes, 16 pods and every path between them   (KEEP=1 leaves the world up)"
 	@echo "make test    build, then run every test"
-	@echo "make bench   build, then measure; also written to target/bench.json"
+	@echo "make bench   build, then measure; also written to target/bench.json      (STRICT=1 fails on a missed goal)"
 	@echo "make build   the static binary: $(BINARY)"
 	@echo "make check   format and lints"
 
@@ -29,7 +29,7 @@ test: build
 	@cargo test -- --test-threads=2
 
 bench: build
-	@cargo bench --bench bench
+	@cargo bench --profile dev --bench bench -q -- $(if $(STRICT),--strict)
 
 check:
 	@cargo fmt --check

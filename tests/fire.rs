@@ -110,7 +110,7 @@ fn configure(cluster: &Cluster, n: usize, dice: &mut Rng) -> (u32, u32) {
             "max_pool_size": max_idle,
             "ip_cooldown": cooldown,
             "eni_idle_release_after": "10s",
-            "orphan_release_after": "3s",
+            "orphan_release_after": "1s",
             "vswitches": {"cn-hangzhou-h": [PODS, MORE_PODS]},
         }),
     );
@@ -141,7 +141,7 @@ fn joined<T>(result: thread::Result<T>) -> T {
 fn calm(cluster: &Cluster, story: &Story, daemons: &mut Vec<Daemon>) {
     storm::calm(cluster);
     daemons.clear();
-    daemons.extend((0..NODES).map(|n| cluster.launch(n)));
+    daemons.extend((0..NODES).map(|n| cluster.launch(n, &storm::DEBUG)));
     for n in 0..NODES {
         let start = Instant::now();
         while cluster.call(n, "STATUS", &Value::Null).code != Some(0) {

@@ -4,13 +4,11 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
 use async_io::Timer;
 use smol::channel::{Sender, bounded};
-use smol::{LocalExecutor, unblock};
 
 use super::ledger::{Contents, Ledger};
 use super::news;
@@ -101,18 +99,14 @@ fn read_config(path: &Path) -> Result<Config, Error> {
 }
 
 /// Tries until it succeeds; a cloud that is down only delays the start.
-pub async fn boot(
-    start: &Start,
-    executor: Rc<LocalExecutor<'static>>,
-    inputs: Sender<Input>,
-    trouble: &RefCell<String>,
-) -> Result<Node, Error> {
+pub async fn boot(start: &Start, inputs: Sender<Input>, trouble: &RefCell<String>) -> Result<Node, Error> {
     let mut pause = RETRY.0;
     loop {
         let begun = start.clone();
-        let attempt = unblock(move || attempt(&begun)).await;
-        match attempt {
-            Ok(found) => return Ok(assemble(start, found, executor, inputs)),
+        let (done, attempt_ends) = bounded(1);
+        thread::spawn(move || drop(done.send_blocking(attempt(&begun))));
+        match attempt_ends.recv().await.expect("an attempt has an end") {
+            Ok(found) => return Ok(assemble(start, found, inputs)),
             Err(e) if is_final(&e) => return Err(e),
             Err(e) => {
                 log::warn!("start: {e}; again in {} ms", pause.as_millis());
@@ -191,7 +185,7 @@ fn key(pair: &AccessKey) -> Result<Key, Error> {
 }
 
 /// Starts the threads that talk to the API server, and the loop's state.
-fn assemble(start: &Start, g: Gathered, executor: Rc<LocalExecutor<'static>>, inputs: Sender<Input>) -> Node {
+fn assemble(start: &Start, g: Gathered, inputs: Sender<Input>) -> Node {
     let (notices, told) = bounded(NOTICES);
     let (client, name) = (g.kube.clone(), start.node_name.clone());
     thread::spawn(move || news::report(&client, &name, &told));
@@ -207,7 +201,6 @@ fn assemble(start: &Start, g: Gathered, executor: Rc<LocalExecutor<'static>>, in
         intents: g.contents.intents,
     };
     let world = World {
-        executor,
         inputs,
         cloud: g.cloud,
         kube: g.kube,

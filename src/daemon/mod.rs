@@ -94,7 +94,7 @@ fn run(args: &Args) -> Result<(), Error> {
         let listener = serve::listen(ours::SOCKET.as_ref())?;
         executor.spawn(serve::serve(listener, executor.clone(), inputs.clone())).detach();
         let trouble = Trouble::default();
-        let booting = boot::boot(&start, executor.clone(), inputs.clone(), &trouble);
+        let booting = boot::boot(&start, inputs.clone(), &trouble);
         let node = future::or(booting, decline(&arriving, &trouble)).await?;
         boot::announce(&start.config().conflist)?;
         log::info!("serving on {}", ours::SOCKET);

@@ -177,13 +177,18 @@ impl Node {
                 None => Reply::None {},
             },
             Request::Gc { valid } => self.collect(&valid),
-            Request::Status {} => match self.pool.ready() {
-                Ok(()) => Reply::Ready {},
-                Err(refused) => refusal(refused),
-            },
+            Request::Status {} => self.status(),
             Request::Show {} => Reply::Show(self.show()),
         };
         let _ = answer.try_send(reply);
+    }
+
+    /// A full node is ready: the runtime would take "no" for a broken network, and Kubernetes would move its pods away.
+    fn status(&self) -> Reply {
+        match self.pool.ready() {
+            Err(refused) if refused.why != Refusal::NodeFull => refusal(refused),
+            _ => Reply::Ready {},
+        }
     }
 
     // ADD

@@ -111,9 +111,12 @@ impl Pods {
         presence
     }
 
-    /// The API server was asked, and the pod does not exist.
+    /// The API server was asked about a pod that we did not know, and it does not exist. One that was made while the
+    /// question was under way is known by now, and stays so until the watch says otherwise.
     pub fn confirm_gone(&mut self, name: &PodName, now: Now) {
-        self.known.remove(name);
+        if self.known.contains_key(name) {
+            return;
+        }
         self.gone.entry(name.clone()).or_insert((now, true)).1 = true;
     }
 
@@ -179,6 +182,15 @@ mod tests {
         pods.confirm_gone(&web(1), T(70));
         assert_eq!(pods.standing(&web(1)), Standing::Gone(T(9)));
         pods.take(Known::One(web(1), ours(Presence::Ours)), T(80));
+        assert_eq!(pods.standing(&web(1)), Standing::Present);
+    }
+
+    #[test]
+    fn a_pod_made_while_its_absence_was_being_told_is_present() {
+        let mut pods = Pods::default();
+        pods.take(Known::All(vec![]), T(5));
+        pods.take(Known::One(web(1), ours(Presence::Ours)), T(9));
+        pods.confirm_gone(&web(1), T(10));
         assert_eq!(pods.standing(&web(1)), Standing::Present);
     }
 

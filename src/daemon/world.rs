@@ -1,11 +1,10 @@
 //! What the node loop reaches for outside itself: each job runs on a thread of its own and comes back as an input.
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::thread;
 use std::time::Duration;
 
 use smol::channel::Sender;
-use smol::{LocalExecutor, unblock};
 
 use super::calls::{self, Place};
 use super::eni::{self, Job};
@@ -23,7 +22,6 @@ use crate::rpc::{EniLease, Marker};
 use crate::{cloud, kube};
 
 pub struct World {
-    pub executor: Rc<LocalExecutor<'static>>,
     pub inputs: Sender<Input>,
     pub cloud: cloud::Client,
     pub kube: kube::Client,
@@ -42,13 +40,10 @@ pub struct World {
 }
 
 impl World {
-    /// Runs a blocking job and sends what comes of it to the loop.
+    /// Runs a blocking job and sends what comes of it to the loop. A pool of threads would keep them, awake twice a second.
     fn start(&self, job: impl FnOnce() -> Input + Send + 'static) {
         let inputs = self.inputs.clone();
-        let task = async move {
-            let _ = inputs.send(unblock(job).await).await;
-        };
-        self.executor.spawn(task).detach();
+        thread::spawn(move || drop(inputs.send_blocking(job())));
     }
 
     pub fn call(&self, id: CallId, call: Call) {

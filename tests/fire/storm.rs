@@ -12,6 +12,7 @@ use crate::sim::cluster::Cluster;
 use crate::sim::kube::Trouble;
 use crate::sim::node::Daemon;
 
+pub const DEBUG: [&str; 2] = ["--log-level", "debug"];
 const CHANGES: [&str; 6] = [
     "CreateNetworkInterface",
     "AttachNetworkInterface",
@@ -23,7 +24,7 @@ const CHANGES: [&str; 6] = [
 
 /// Starts the daemons and rages until the kubelets are done.
 pub fn rage(cluster: &Cluster, story: &Story, mut dice: Rng) -> Vec<Daemon> {
-    let mut daemons: Vec<Daemon> = (0..NODES).map(|n| cluster.launch(n)).collect();
+    let mut daemons: Vec<Daemon> = (0..NODES).map(|n| cluster.launch(n, &DEBUG)).collect();
     for _ in 0..4 {
         trouble_cloud(&cluster.world.cloud, story, &mut dice);
     }
@@ -61,7 +62,7 @@ fn kill(cluster: &Cluster, story: &Story, dice: &mut Rng, daemons: &mut Vec<Daem
         dead.kill();
         pause(dice, 700);
         story.note(format!("* the daemon of node {n} starts"));
-        daemons.insert(n, cluster.launch(n));
+        daemons.insert(n, cluster.launch(n, &DEBUG));
         pause(dice, 300);
     }
 }
@@ -72,7 +73,7 @@ fn terminate(cluster: &Cluster, story: &Story, daemons: &mut Vec<Daemon>, n: usi
     if status.is_none() {
         story.fail(&[], format!("the daemon of node {n} does not end at SIGTERM"));
     }
-    daemons.insert(n, cluster.launch(n));
+    daemons.insert(n, cluster.launch(n, &DEBUG));
 }
 
 fn reload(cluster: &Cluster, story: &Story, dice: &mut Rng, daemon: &Daemon, n: usize) {

@@ -101,14 +101,18 @@ impl Cluster {
 
     /// Starts the daemon of a node.
     pub fn start(&mut self, n: usize) {
-        let daemon = self.launch(n);
+        self.start_with(n, &["--log-level", "debug"]);
+    }
+
+    pub fn start_with(&mut self, n: usize, args: &[&str]) {
+        let daemon = self.launch(n, args);
         self.daemons.insert(n, daemon);
     }
 
     /// The same for those who look after it themselves.
-    pub fn launch(&self, n: usize) -> Daemon {
+    pub fn launch(&self, n: usize, args: &[&str]) -> Daemon {
         let mut command = Command::new(DAEMON);
-        command.args(["--log-level", "debug"]);
+        command.args(args);
         self.node(n).daemon("terwayd", &mut command)
     }
 

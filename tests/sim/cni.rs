@@ -47,9 +47,14 @@ impl Sandbox {
 
     /// The same, and the plugin is killed (SIGKILL) where it takes longer than this.
     pub fn call_within(&self, verb: &str, patience: Duration) -> Answer {
+        exec_within(&mut self.command(verb), &self.conf, patience)
+    }
+
+    /// The plugin with its whole environment, for those who run it in a way of their own.
+    pub fn command(&self, verb: &str) -> Command {
         let mut command = Command::new(&self.plugin);
         command.env_clear().envs(self.environment(verb));
-        exec_within(&mut command, &self.conf, patience)
+        command
     }
 
     /// Starts the plugin from the thread we are on, its answer unread; killed when dropped, in the middle of whatever it does.

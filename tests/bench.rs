@@ -1,3 +1,0 @@
-//! `make bench`: our numbers beside those of a peer, in one run.
-
-fn main() {}

@@ -1,0 +1,125 @@
+//! `make bench`: our numbers beside those of a peer, in one run, as a table and as `target/bench.json`.
+//!
+//! With `--strict` a missed goal is a failure.
+
+mod exec;
+mod idle;
+mod peer;
+mod rtt;
+#[path = "../sim/mod.rs"]
+#[allow(dead_code, unused_imports)]
+mod sim;
+mod table;
+mod verbs;
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+use sim::cloud::{Config, InstanceType};
+use sim::cluster::{Cluster, Member};
+use sim::world;
+use table::Table;
+
+/// The nodes by what they are for.
+const OURS: usize = 0;
+const PEER: usize = 1;
+const FEW: usize = 2;
+const FULL: usize = 3;
+const RULES: usize = 4;
+
+/// How many pods the nodes have that are compared.
+const FEW_PODS: usize = 4;
+const FULL_PODS: usize = 250;
+/// Idle addresses that the verbs take.
+const ADDRESSES: usize = 320;
+const BINARY: &str = "target/x86_64-unknown-linux-musl/release/terway";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn main() -> ExitCode {
+    if std::env::var_os("TERWAY_BINARY").is_none() {
+        return again_with_binary();
+    }
+    let start = Instant::now();
+    let mut table = Table::default();
+    measure(&mut table);
+    table.print();
+    table.write();
+    println!("measured in {} s", start.elapsed().as_secs());
+    let strict = std::env::args().any(|arg| arg == "--strict");
+    if strict && !table.all_met() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// The numbers are those of the released binary and no other.
+fn again_with_binary() -> ExitCode {
+    let binary = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(BINARY);
+    if !binary.exists() {
+        eprintln!("{} is not there: make build", binary.display());
+        return ExitCode::FAILURE;
+    }
+    let us = std::env::current_exe().expect("we were started from a file");
+    let status = Command::new(us).args(std::env::args_os().skip(1)).env("TERWAY_BINARY", binary).status();
+    if status.expect("we can be started again").success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn measure(table: &mut Table) {
+    let mut cluster = Cluster::new(config(), 5, "ecs.sim.250");
+    peer::install(&cluster, PEER);
+    fill(&mut cluster, OURS, ADDRESSES);
+    verbs::measure(&mut cluster, table);
+
+    let few = populate(&mut cluster, FEW, FEW_PODS);
+    let full = populate(&mut cluster, FULL, FULL_PODS);
+    let rules = populate(&mut cluster, RULES, FULL_PODS);
+    let shown = cluster.show(RULES);
+    cluster.stop(RULES);
+    rtt::convert(&cluster, &rules, &shown);
+    let remote = cluster.add(OURS, "remote");
+    rtt::measure(&rtt::Pods { few: &few, full: &full, rules: &rules, remote: &remote }, table);
+    idle::measure(&mut cluster, table);
+}
+
+/// A cloud with an instance type that has room for 250 pods.
+fn config() -> Config {
+    let mut config = world::config();
+    config.instance_types.push(InstanceType {
+        id: "ecs.sim.250".into(),
+        eni_quantity: 15,
+        eni_private_ip_address_quantity: 30,
+        eni_ipv6_address_quantity: 30,
+        eni_total_quantity: 15,
+    });
+    config
+}
+
+/// A node with so many pods, and the idle addresses of an ordinary pool.
+fn populate(cluster: &mut Cluster, n: usize, pods: usize) -> Vec<Member> {
+    fill(cluster, n, pods);
+    (0..pods).map(|i| cluster.add(n, &format!("n{n}-{i}"))).collect()
+}
+
+/// Starts the daemon of a node and waits until it has so many idle addresses. From then on it asks for no more before they
+/// run out: an ADD finds an idle address, and the cloud has no part in it.
+fn fill(cluster: &mut Cluster, n: usize, idle: usize) {
+    let start = Instant::now();
+    cluster.configure(n, &json!({"min_pool_size": idle, "max_pool_size": idle + 10}));
+    cluster.start_with(n, &[]);
+    cluster.wait_ready(n);
+    while cluster.show(n)["pool"]["idle"].as_u64() < Some(idle as u64) {
+        assert!(start.elapsed() < PATIENCE, "no {idle} idle addresses on node {n}: {:#}", cluster.show(n)["pool"]);
+        thread::sleep(Duration::from_millis(50));
+    }
+    cluster.configure(n, &json!({"min_pool_size": 0, "max_pool_size": idle + 10}));
+    let daemon = cluster.daemon(n).pid();
+    let daemon = Pid::from_raw(daemon as i32).expect("no process is 0");
+    kill_process(daemon, Signal::HUP).expect("it is our child");
+    while cluster.show(n)["pool"]["min_idle"] != 0 {
+        assert!(start.elapsed() < PATIENCE, "node {n} does not take its new configuration up");
+        thread::sleep(Duration::from_millis(10));
+    }
+    eprintln!("node {n} has {idle} idle addresses after {:?}", start.elapsed());
+}
