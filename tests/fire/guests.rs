@@ -4,12 +4,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use terway::pod::PodName;
 
 use super::story::Story;
 use super::{KUBELETS, NODES};
-use crate::sim::cluster::{Cluster, Member};
+use crate::sim::cluster::{Cluster, Member, node_name};
 use crate::sim::cni::{Answer, Sandbox};
 use crate::sim::fabric::OUTSIDE;
+use crate::sim::kube;
 use crate::sim::traffic::Place;
 
 /// Pods that each kubelet brings to life before it is done, and at most at once.
@@ -208,10 +210,15 @@ impl<'a> Kubelet<'a> {
         }
     }
 
+    /// No DEL comes, and sometimes a pod of its name comes up on another node.
     fn vanish(&mut self, guest: Member) {
         self.end_of(&guest);
         self.story.note(format!("{} vanishes", who(&guest.sandbox)));
         self.unschedule(&guest.sandbox);
+        if self.dice.bool() {
+            let PodName { namespace, name } = &guest.sandbox.pod;
+            self.cluster.kube.put(kube::pod(namespace, name, &node_name((self.node + 1) % NODES)));
+        }
         self.vanished = Some(guest.sandbox.pod.name);
     }
 
