@@ -57,7 +57,7 @@ fn round(seed: u64) -> usize {
     let (guests, mut daemons) = burn(&cluster, &story, seed);
     story.note("* the storm is over");
     calm(&cluster, &story, &mut daemons);
-    if seed % 2 == 0 {
+    if seed.is_multiple_of(2) {
         forget_the_missing(&cluster, &story, &guests);
     }
     settle(&cluster, &story, &guests);
@@ -176,7 +176,7 @@ fn settle(cluster: &Cluster, story: &Story, guests: &[Member]) {
         let here: Vec<&Member> = guests.iter().filter(|g| g.node == n).collect();
         while let Err(difference) = books::agree(cluster, n, &here) {
             if start.elapsed() > RECONCILE {
-                let words: Vec<&str> = difference.split(['"', '/', ' ', '\'']).filter(|w| w.len() > 6).collect();
+                let words: Vec<&str> = difference.split([',', '/', ' ', '[', ']']).filter(|w| w.len() > 6).collect();
                 story.fail(&words, format!("node {n}, {} pods: {difference}", here.len()));
             }
             thread::sleep(Duration::from_millis(200));

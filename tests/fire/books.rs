@@ -23,19 +23,33 @@ pub fn agree(cluster: &Cluster, n: usize, living: &[&Member]) -> Result<(), Stri
     same("leases", ("pods", &held), ("pool", &pool_leases(&show)))?;
     same("leases", ("pods", &held), ("ledger", &ledger_leases(cluster, n)))?;
     let owned: Addresses = enis.into_values().flatten().collect();
-    same("leases that the cloud lacks", ("none", &Addresses::new()), ("pods", &minus(held.values(), &owned)))?;
+    let unowned = held.values().filter(|ip| !owned.contains(*ip));
+    same("leases that the cloud does not have", ("nobody", []), ("pods", unowned))?;
     folders_are_empty(cluster, n)?;
     links(cluster, n, living)?;
     routes(cluster, n, living)?;
     rules(cluster, n)
 }
 
-fn same<T: PartialEq + Debug>(what: &str, a: (&str, &T), b: (&str, &T)) -> Result<(), String> {
-    if a.1 == b.1 { Ok(()) } else { Err(format!("{what}: {} {:?}, {} {:?}", a.0, a.1, b.0, b.1)) }
+/// Says only what one has and the other has not.
+fn same<T: Debug>(
+    what: &str,
+    a: (&str, impl IntoIterator<Item = T>),
+    b: (&str, impl IntoIterator<Item = T>),
+) -> Result<(), String> {
+    let (all_a, all_b) = (sorted(a.1), sorted(b.1));
+    if all_a == all_b {
+        return Ok(());
+    }
+    let alone = |these: &[String], those: &[String]| these.iter().filter(|t| !those.contains(t)).cloned().collect();
+    let (only_a, only_b): (Vec<String>, Vec<String>) = (alone(&all_a, &all_b), alone(&all_b, &all_a));
+    Err(format!("{what}: only {} {only_a:?}, only {} {only_b:?}, {} and {} in all", a.0, b.0, all_a.len(), all_b.len()))
 }
 
-fn minus<'a>(all: impl Iterator<Item = &'a String>, known: &Addresses) -> Addresses {
-    all.filter(|ip| !known.contains(*ip)).cloned().collect()
+fn sorted<T: Debug>(items: impl IntoIterator<Item = T>) -> Vec<String> {
+    let mut words: Vec<String> = items.into_iter().map(|item| format!("{item:?}").replace('"', "")).collect();
+    words.sort();
+    words
 }
 
 fn attachment(member: &Member) -> String {
@@ -109,7 +123,7 @@ fn links(cluster: &Cluster, n: usize, living: &[&Member]) -> Result<(), String> 
     let pods = list(&all).iter().filter(|link| text(&link["ifname"]).starts_with("cali"));
     let owner = |link: &Value| ours::attachment(&text(&link["ifalias"])).map(|a| a.to_string()).unwrap_or_default();
     let seen: BTreeMap<String, String> = pods.map(|link| (text(&link["ifname"]), owner(link))).collect();
-    let wanted = living.iter().map(|m| (host_veth(m), attachment(m))).collect();
+    let wanted: BTreeMap<_, _> = living.iter().map(|m| (host_veth(m), attachment(m))).collect();
     same("host links", ("pods", &wanted), ("kernel", &seen))
 }
 
@@ -122,8 +136,7 @@ fn routes(cluster: &Cluster, n: usize, living: &[&Member]) -> Result<(), String>
     let seen: BTreeMap<String, String> = pods.iter().map(|r| (text(&r["dst"]), text(&r["dev"]))).collect();
     let wanted: BTreeMap<String, String> = living.iter().map(|m| (m.ip.clone(), host_veth(m))).collect();
     same("routes to pods", ("pods", &wanted), ("kernel", &seen))?;
-    let mut seen: Vec<(u32, String)> = enis.iter().map(|r| (table(r), text(&r["dst"]))).collect();
-    seen.sort();
+    let seen: Vec<(u32, String)> = enis.iter().map(|r| (table(r), text(&r["dst"]))).collect();
     let wanted: Vec<(u32, String)> = tables(cluster, n)?.keys().map(|table| (*table, "default".into())).collect();
     same("routes of ENIs", ("cloud", &wanted), ("kernel", &seen))
 }
@@ -133,21 +146,13 @@ fn rules(cluster: &Cluster, n: usize) -> Result<(), String> {
     let all = json(cluster, n, "ip -j rule");
     let of = |priority: u32, field: &str| {
         let ours = list(&all).iter().filter(|rule| rule["priority"] == priority);
-        let mut values: Vec<String> = ours.map(|rule| text(&rule[field])).collect();
-        values.sort();
-        values
-    };
-    let sorted = |values: &mut dyn Iterator<Item = String>| {
-        let mut values: Vec<String> = values.collect();
-        values.sort();
-        values
+        ours.map(|rule| text(&rule[field])).collect::<Vec<String>>()
     };
     let tables = tables(cluster, n)?;
-    same("rules to pods", ("one", &vec!["1000".to_owned()]), ("kernel", &of(ours::TO_POD_PRIORITY, "table")))?;
-    let wanted = sorted(&mut tables.keys().map(ToString::to_string));
-    same("rules of ENIs", ("cloud", &wanted), ("kernel", &of(ours::FROM_POD_PRIORITY, "table")))?;
-    let wanted = sorted(&mut tables.values().cloned());
-    same("rules for strays", ("cloud", &wanted), ("kernel", &of(ours::STRAY_PRIORITY, "iif")))
+    same("rules to pods", ("one", vec!["1000".to_owned()]), ("kernel", of(ours::TO_POD_PRIORITY, "table")))?;
+    let wanted = tables.keys().map(ToString::to_string);
+    same("rules of ENIs", ("cloud", wanted), ("kernel", of(ours::FROM_POD_PRIORITY, "table")))?;
+    same("rules for strays", ("cloud", tables.into_values()), ("kernel", of(ours::STRAY_PRIORITY, "iif")))
 }
 
 /// The tables that the ENIs' links should have, with their names.
