@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::net::Ipv4Addr;
 
-use super::calls::Verb;
+use super::calls::{Block, Verb};
 use super::eni::Nic;
 use super::state::State;
 use super::{Effect, EniChoice, Held, Now, Refused, Ticket};
@@ -164,7 +164,7 @@ impl State {
     }
 
     fn could_create(&self, by: Now) -> bool {
-        let blocked = |verb| self.blocks.get(&verb).is_some_and(|b| b.until > by);
+        let blocked = |verb| self.barrier(verb, by).is_some();
         !blocked(Verb::Create)
             && !blocked(Verb::Attach)
             && self.settings.vswitches.iter().any(|id| self.vswitches.usable(id, by))
@@ -173,9 +173,15 @@ impl State {
     /// Why no address can be asked for on this ENI at that time.
     pub fn no_assign(&self, nic: &Nic, at: Now) -> Option<Refused> {
         let own = nic.no_assign.as_ref().filter(|(until, _)| *until > at).map(|(_, r)| r.clone());
-        let verb = self.blocks.get(&Verb::Assign).filter(|b| b.until > at).map(|b| b.refused.clone());
+        let verb = self.barrier(Verb::Assign, at).map(|b| b.refused.clone());
         let empty = (!self.vswitches.usable(&nic.vswitch, at)).then(|| self.empty_vswitch(&nic.vswitch));
         verb.or(empty).or(own)
+    }
+
+    /// What stands in the way of this verb at that time. Where a person must act first, the next attempt is no hope.
+    fn barrier(&self, verb: Verb, at: Now) -> Option<&Block> {
+        let lasts = |b: &Block| b.until > self.now && b.refused.why == Refusal::Forbidden;
+        self.blocks.get(&verb).filter(|b| b.until > at || lasts(b))
     }
 
     fn empty_vswitch(&self, id: &str) -> Refused {

@@ -594,11 +594,11 @@ fn an_unattached_eni_of_another_node_is_left_alone() {
 fn a_forbidden_call_refuses_at_once_with_the_words_of_the_cloud() {
     let mut rig = Rig::new(settings());
     rig.says.insert("create", FaultKind::Forbidden);
-    rig.add(1, secs(20));
+    rig.add(1, secs(900));
     rig.run(secs(3));
     assert_eq!(rig.refused(1).why, Refusal::Forbidden);
     assert!(rig.refused(1).reason.contains("the cloud's words"), "{}", rig.refused(1).reason);
-    rig.add(2, secs(10));
+    rig.add(2, secs(900));
     assert_eq!(rig.refused(2).why, Refusal::Forbidden);
     assert_eq!((rig.told("AllocIPFailed"), rig.told("AllocResourceFailed")), (2, 1));
     assert_eq!(rig.pool.ready().unwrap_err().why, Refusal::Forbidden);
