@@ -226,7 +226,8 @@ impl Node {
     }
 
     fn fetched(&mut self, pod: PodName, result: Result<Option<Pod>, Error>) {
-        let result = result.map(|found| found.map(|pod| self.pods.learn(&pod)));
+        let here = result.map(|found| found.filter(|pod| !self.pods.is_elsewhere(pod, &self.world.node_name)));
+        let result = here.map(|found| found.map(|pod| self.pods.learn(&pod)));
         if let Ok(None) = result {
             self.pods.confirm_gone(&pod, clock::now());
         }
@@ -234,7 +235,7 @@ impl Node {
             match &result {
                 Ok(Some(presence)) => self.admit(waiting, *presence),
                 Ok(None) => {
-                    let reason = format!("pod {pod} does not exist in the API server");
+                    let reason = format!("the API server knows no pod {pod} on node {}", self.world.node_name);
                     waiting.refuse(Refusal::NotOurs, reason);
                 }
                 Err(e) => waiting.refuse(Refusal::ApiDown, format!("pod {pod} is not known yet: {e}")),
