@@ -292,10 +292,10 @@ fn two_interfaces_of_one_pod_are_two_attachments() {
 fn an_attachment_that_is_added_again_while_its_old_link_is_swept_keeps_its_new_one() {
     let cluster = node(&json!({"ip_cooldown": "0s"}));
     let mut web = cluster.add(0, "web");
-    for round in 0..12 {
+    for round in 0..8 {
         cluster.call_for(&web, "DEL").ok();
         // Links are swept a quarter of a second after the last DEL.
-        thread::sleep(Duration::from_millis(240 + round * 2));
+        thread::sleep(Duration::from_millis(240 + round * 3));
         cluster.wire(&mut web);
         cluster.call_for(&web, "CHECK").ok();
         thread::sleep(Duration::from_millis(100));
