@@ -69,6 +69,8 @@ pub struct Node {
     last_ticket: Ticket,
     wake: Option<Now>,
     sweep: Now,
+    /// When netfilter is looked at again.
+    guard: Now,
     /// Attachments whose links are being deleted, and ADDs of the same attachments: they come after that.
     sweeping: BTreeSet<Attachment>,
     returning: Vec<Waiting>,
@@ -98,6 +100,7 @@ impl Node {
             last_ticket: 0,
             wake: None,
             sweep: clock::now(),
+            guard: clock::now(),
             sweeping: BTreeSet::new(),
             returning: Vec::new(),
         };
@@ -159,6 +162,10 @@ impl Node {
             self.give_up_the_gone(now);
             let swept = self.sweep_links().and_then(|links| self.sweep_rules(&links));
             self.noted("sweep", swept);
+            if self.guard <= now {
+                self.guard = now + SWEEP_EVERY;
+                self.world.guard_answers();
+            }
         }
     }
 

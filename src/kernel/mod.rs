@@ -5,6 +5,7 @@
 
 mod addr;
 mod bpf;
+mod iptables;
 mod link;
 mod look;
 pub mod memory;
@@ -55,7 +56,7 @@ impl Pod {
     fn correct(&mut self, object: &Object) -> Result<(), Error> {
         let Pod { netns, place } = self;
         match object {
-            Object::Sysctl(_) => netns.run(|| place.correct(object)),
+            Object::Sysctl(_) | Object::Iptables(_) => netns.run(|| place.correct(object)),
             _ => place.correct(object),
         }
     }
@@ -63,7 +64,7 @@ impl Pod {
     fn difference(&mut self, object: &Object) -> Result<Option<Difference>, Error> {
         let Pod { netns, place } = self;
         match object {
-            Object::Sysctl(_) => netns.run(|| place.difference(object)),
+            Object::Sysctl(_) | Object::Iptables(_) => netns.run(|| place.difference(object)),
             _ => place.difference(object),
         }
     }
@@ -115,7 +116,12 @@ impl Kernel {
             self.host.correct_fresh(signature, objects).context(|| format!("wire link {}", veth.name))?;
         }
         rest.into_iter().try_for_each(|object| self.host.correct(object))?;
-        self.apply_inside(&plan.pod, &fresh)
+        self.apply_inside(&plan.pod, &fresh)?;
+        let comes_up = |veth: &Veth| plan.pod.iter().any(|o| matches!(o, Object::Link(l) if l.name == veth.peer));
+        fresh
+            .iter()
+            .filter(|(veth, _)| comes_up(veth))
+            .try_for_each(|(veth, _)| veth::await_carrier(&mut self.host, veth))
     }
 
     fn ensure(&mut self, veth: &Veth) -> Result<Age, Error> {
