@@ -113,7 +113,8 @@ fn ledger_leases(cluster: &Cluster, n: usize) -> Leases {
 /// Nothing rests, is intended, waits to be buried or could not be read.
 fn folders_are_empty(cluster: &Cluster, n: usize) -> Result<(), String> {
     let folders = "resting intents tombstones unreadable";
-    let found = cluster.node(n).sh(&format!("cd {}; find {folders} leases/*.new -type f 2>/dev/null || true", ours::LEDGER));
+    let found =
+        cluster.node(n).sh(&format!("cd {}; find {folders} leases/*.new -type f 2>/dev/null || true", ours::LEDGER));
     if found.trim().is_empty() { Ok(()) } else { Err(format!("left in the ledger: {found}")) }
 }
 
