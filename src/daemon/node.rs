@@ -70,8 +70,10 @@ pub struct Node {
     unknown: BTreeMap<PodName, Vec<Waiting>>,
     last_ticket: Ticket,
     wake: Option<Now>,
-    sweep_at: Now,
-    sweeping: bool,
+    sweep: Now,
+    /// Attachments whose links are being deleted, and ADDs of the same attachments: they come after that.
+    sweeping: BTreeSet<Attachment>,
+    returning: Vec<Waiting>,
     /// Sandboxes whose host link was seen to be another's, and since when.
     superseded: BTreeMap<Attachment, Now>,
 }
@@ -99,8 +101,9 @@ impl Node {
             unknown: BTreeMap::new(),
             last_ticket: 0,
             wake: None,
-            sweep_at: clock::now(),
-            sweeping: false,
+            sweep: clock::now(),
+            sweeping: BTreeSet::new(),
+            returning: Vec::new(),
             superseded: BTreeMap::new(),
         };
         node.feed(Event::Boot(Box::new(found.boot)));
@@ -124,10 +127,14 @@ impl Node {
 
     fn next_due(&self) -> impl Future<Output = ()> + use<> {
         let deadlines = self.unknown.values().flatten().map(|w| w.deadline);
-        let due = deadlines.chain(self.wake).chain([self.sweep_at]).min().unwrap_or(self.sweep_at);
-        let wait = due.saturating_sub(clock::now());
+        let sweep = self.sweeping.is_empty().then_some(self.sweep);
+        let due = deadlines.chain(self.wake).chain(sweep).min();
+        let wait = due.map(|due| due.saturating_sub(clock::now()));
         async move {
-            Timer::after(wait).await;
+            match wait {
+                Some(wait) => drop(Timer::after(wait).await),
+                None => future::pending().await,
+            }
         }
     }
 
@@ -139,7 +146,7 @@ impl Node {
             Input::Pods(known) => self.pods.take(known, clock::now()),
             Input::Fetched { pod, result } => self.fetched(pod, result),
             Input::Reload(config) => self.reload(&config),
-            Input::Swept => self.sweeping = false,
+            Input::Swept => self.swept(),
         }
     }
 
@@ -151,11 +158,11 @@ impl Node {
             self.feed(Event::Tick);
         }
         self.refuse_unknown(now);
-        if self.sweep_at <= now && !self.sweeping {
-            self.sweep_at = now + SWEEP_EVERY.min(self.world.orphan);
+        if self.sweep <= now && self.sweeping.is_empty() {
+            self.sweep = now + SWEEP_EVERY.min(self.world.orphan);
             self.absorb_tombstones();
             self.give_up_the_gone(now);
-            let swept = self.sweep(now);
+            let swept = self.sweep_kernel(now);
             self.noted("sweep", swept);
         }
     }
@@ -200,6 +207,13 @@ impl Node {
 
     fn allocate(&mut self, pod: PodName, sandbox: Sandbox, answer: Sender<Reply>) {
         let waiting = Waiting { answer, pod, sandbox, deadline: clock::now() + ADD_DEADLINE };
+        if self.sweeping.contains(&waiting.sandbox.attachment) {
+            return self.returning.push(waiting);
+        }
+        self.identify(waiting);
+    }
+
+    fn identify(&mut self, waiting: Waiting) {
         match self.pods.find(&waiting.pod) {
             Some(known) => self.admit(waiting, known),
             None => self.fetch(waiting),
@@ -304,14 +318,15 @@ impl Node {
             return refusal(local(&e.to_string()));
         }
         self.feed(Event::Release { attachment: attachment.clone() });
-        self.sweep_at = self.sweep_at.min(clock::now() + SWEEP_AFTER);
+        self.sweep = self.sweep.min(clock::now() + SWEEP_AFTER);
         Reply::None {}
     }
 
     /// An ADD that waits although its attachment is deleted (the runtime gave up) is never served.
     fn call_off(&mut self, attachment: &Attachment) {
         let deleted = |w: &mut Waiting| w.sandbox.attachment == *attachment;
-        for late in self.unknown.values_mut().flat_map(|queue| queue.extract_if(.., deleted)) {
+        let queues = self.unknown.values_mut().chain([&mut self.returning]);
+        for late in queues.flat_map(|queue| queue.extract_if(.., deleted)) {
             late.refuse(Refusal::BadRequest, format!("{attachment} was deleted while its ADD waited"));
         }
         self.feed(Event::Release { attachment: attachment.clone() });
@@ -325,7 +340,7 @@ impl Node {
                 return refused;
             }
         }
-        self.sweep_at = clock::now();
+        self.sweep = clock::now();
         Reply::None {}
     }
 
@@ -362,7 +377,7 @@ impl Node {
         self.pods.forget(|name| leases.values().any(|l| l.pod == *name));
     }
 
-    fn sweep(&mut self, now: Now) -> Result<(), Error> {
+    fn sweep_kernel(&mut self, now: Now) -> Result<(), Error> {
         let links = self.sweep_links()?;
         self.give_up_the_superseded(&links, now);
         self.sweep_rules(&links)
@@ -373,10 +388,11 @@ impl Node {
     fn sweep_links(&mut self) -> Result<Vec<LinkSeen>, Error> {
         let links = self.kernel.links()?;
         let owner = |link: &LinkSeen| link.alias.as_deref().and_then(ours::attachment);
-        let is_stale = |link: &&LinkSeen| owner(link).is_some_and(|a| !self.leases.contains_key(&a));
-        let stale: Vec<u32> = links.iter().filter(is_stale).map(|l| l.ifindex).collect();
+        let is_stale = |attachment: &Attachment| !self.leases.contains_key(attachment) && !self.awaited(attachment);
+        let owned = links.iter().filter_map(|link| Some((link.ifindex, owner(link)?)));
+        let (stale, owners): (Vec<u32>, _) = owned.filter(|(_, attachment)| is_stale(attachment)).unzip();
         if !stale.is_empty() {
-            self.sweeping = true;
+            self.sweeping = owners;
             self.world.delete_links(stale);
         }
         Ok(links)
@@ -405,6 +421,19 @@ impl Node {
                 "{attachment} was succeeded by another sandbox of its pod and no DEL came: its address is freed"
             );
             self.release(&attachment);
+        }
+    }
+
+    /// An ADD waits for it, and will take over the link that is there.
+    fn awaited(&self, attachment: &Attachment) -> bool {
+        let mut waiting = self.waiting.values().chain(self.unknown.values().flatten());
+        waiting.any(|w| w.sandbox.attachment == *attachment)
+    }
+
+    fn swept(&mut self) {
+        self.sweeping.clear();
+        for waiting in std::mem::take(&mut self.returning) {
+            self.identify(waiting);
         }
     }
 
