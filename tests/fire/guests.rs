@@ -20,7 +20,7 @@ const AT_ONCE: usize = 3;
 /// Names that its pods bear in turn, as those of a StatefulSet do.
 const NAMES: usize = 5;
 /// A kubelet that is not done by then stops all the same.
-const SHIFT: Duration = Duration::from_secs(40);
+const SHIFT: Duration = Duration::from_secs(25);
 /// In percent, the calls whose plugin is killed.
 const KILLED: u8 = 20;
 const ATTEMPTS: usize = 40;
