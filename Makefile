@@ -4,6 +4,9 @@ TARGET := x86_64-unknown-linux-musl
 BINARY := target/$(TARGET)/release/terway
 export TERWAY_BINARY := $(CURDIR)/$(BINARY)
 
+# Where cargo put the demo. It is run without cargo in between, which would not wait for its end after a Ctrl-C.
+DEMO := cargo test --test demo --no-run --message-format=json 2>/dev/null | sed -n 's/.*"executable":"\([^"]*\/demo-[^"]*\)".*/\1/p'
+
 .PHONY: help demo test bench build deps check clean
 
 help:
@@ -22,8 +25,8 @@ build: deps
 	@ls -l $(BINARY)
 
 demo: build
-	@cargo test --release --test demo --no-run
-	@cargo test --release --test demo -q -- $(if $(KEEP),--keep)
+	@cargo test --test demo --no-run
+	@exec "$$($(DEMO))" $(if $(KEEP),--keep)
 
 test: build
 	@cargo test -- --test-threads=2

@@ -449,6 +449,8 @@ pub enum FirewallBackend {
 }
 
 /// What the runtime adds for the capabilities that the configuration declares. Zero rates mean no limit.
+///
+/// The specification's conventions have `ingressRate` and `hostPort`; containerd says `IngressRate` and `HostPort`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RuntimeConfig {
     pub ingress: BitRate,
@@ -564,7 +566,7 @@ impl RuntimeConfig {
 
 /// The bursts are ours to choose, they follow from rate and MTU.
 fn rates(object: &Object) -> Result<(BitRate, BitRate), Wrong> {
-    let mut keys = Reader::at("runtimeConfig.bandwidth", object);
+    let mut keys = Reader::at("runtimeConfig.bandwidth", object).in_any_case();
     let mut rate = |key| Ok(BitRate(keys.number(key, 0..=u64::MAX)?.unwrap_or(0)));
     let rates = (rate("ingressRate")?, rate("egressRate")?);
     rate("ingressBurst")?;
@@ -577,7 +579,7 @@ fn ports(keys: &mut Reader) -> Result<Vec<PortMapping>, Wrong> {
 }
 
 fn port(object: &Object) -> Result<PortMapping, Wrong> {
-    let mut keys = Reader::at("runtimeConfig.portMappings[]", object);
+    let mut keys = Reader::at("runtimeConfig.portMappings[]", object).in_any_case();
     Ok(PortMapping {
         host: keys.number("hostPort", 0..=65535)?.unwrap_or(0) as u16,
         container: keys.number("containerPort", 0..=65535)?.unwrap_or(0) as u16,
@@ -588,7 +590,7 @@ fn port(object: &Object) -> Result<PortMapping, Wrong> {
 
 fn dns(keys: &mut Reader) -> Result<Dns, Wrong> {
     let Some(object) = keys.object("dns")? else { return Ok(Dns::default()) };
-    let mut keys = Reader::at("runtimeConfig.dns", object);
+    let mut keys = Reader::at("runtimeConfig.dns", object).in_any_case();
     let servers = texts(&mut keys, "servers")?;
     Ok(Dns { servers, searches: texts(&mut keys, "searches")?, options: texts(&mut keys, "options")? })
 }
@@ -715,4 +717,38 @@ pub fn version_json(version: Version) -> String {
 
 fn print<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("only texts, numbers and lists")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As containerd 1.6 says it, which prints Go's own names.
+    #[test]
+    fn what_a_runtime_adds_is_read_in_upper_and_lower_case() {
+        let text = r#"{"runtimeConfig": {
+            "bandwidth": {"IngressRate": 10000000, "IngressBurst": 4294967295, "EgressRate": 1000000, "EgressBurst": 4294967295},
+            "portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}],
+            "dns": {"Servers": ["172.21.0.10"], "Searches": [], "Options": ["ndots:5"]}
+        }}"#;
+        for text in [text, &specified(text)] {
+            let conf = json::object(text.as_bytes()).unwrap();
+            let runtime = RuntimeConfig::read(&mut Reader::new(&conf)).unwrap();
+            assert_eq!((runtime.ingress, runtime.egress), (BitRate(10_000_000), BitRate(1_000_000)));
+            let port = PortMapping { host: 8080, container: 80, protocol: Protocol::Tcp, host_ip: None };
+            assert_eq!(runtime.ports, [port]);
+            assert_eq!(
+                (runtime.dns.servers, runtime.dns.options),
+                (vec!["172.21.0.10".into()], vec!["ndots:5".into()])
+            );
+        }
+    }
+
+    /// The same in the spelling of CNI's conventions.
+    fn specified(text: &str) -> String {
+        let names = ["Ingress", "Egress", "Host", "Container", "Protocol", "Servers", "Searches", "Options"];
+        names.iter().fold(text.to_owned(), |text, name| {
+            text.replace(&format!("\"{name}"), &format!("\"{}", name.to_lowercase()))
+        })
+    }
 }

@@ -41,8 +41,6 @@ pub struct Config {
     /// Bounds on secondary ENIs; no upper bound is the instance's own.
     pub min_enis: u32,
     pub max_enis: Option<u32>,
-    /// Calls per minute that the cloud allows, by API name.
-    pub rate_limit: BTreeMap<String, u32>,
     /// How often the pool is compared with the cloud.
     pub sync_period: Duration,
     /// How long an address rests after its pod has gone.
@@ -51,8 +49,6 @@ pub struct Config {
     pub eni_idle: Duration,
     /// How long a pod must have been gone before its address is freed though no DEL came.
     pub orphan: Duration,
-    pub kube_qps: Option<f64>,
-    pub kube_burst: Option<u32>,
     pub kubeconfig: Option<PathBuf>,
     pub node_name: Option<String>,
     pub mtu: u32,
@@ -165,7 +161,8 @@ pub struct NodeFacts {
     pub ips: IpPair,
 }
 
-/// Keys of the old Terway for modes and add-ons that are not here.
+/// Keys of the old Terway for modes and add-ons that are not here, and for what needs no setting any more: the pool slows
+/// down by itself when the cloud says so, and the API server is asked a few times an hour.
 const WITHOUT_EFFECT: &[&str] = &[
     "allow_eip_rob",
     "backoff_override",
@@ -188,7 +185,10 @@ const WITHOUT_EFFECT: &[&str] = &[
     "ipam_type",
     "ipv4_prefix_count",
     "ipv6_prefix_count",
+    "kube_client_burst",
+    "kube_client_qps",
     "prefix",
+    "rate_limit",
 ];
 
 const MOST_SECURITY_GROUPS: usize = 10;
@@ -231,13 +231,10 @@ impl Config {
             max_idle,
             min_enis,
             max_enis,
-            rate_limit: rate_limit(keys)?,
             sync_period: duration(keys, "ip_pool_sync_period", 120, 10)?,
             cooldown: duration(keys, "ip_cooldown", 130, 0)?,
             eni_idle: duration(keys, "eni_idle_release_after", 600, 10)?,
             orphan: duration(keys, "orphan_release_after", 60, 1)?,
-            kube_qps: qps(keys)?,
-            kube_burst: keys.number("kube_client_burst", 1..=100_000)?.map(|n| n as u32),
             kubeconfig: path(keys, "kubeconfig")?,
             node_name: keys.parsed("node_name", "a DNS name", node_name)?,
             mtu: keys.number("mtu", crate::cni::MTU)?.unwrap_or(DEFAULT_MTU) as u32,
@@ -452,11 +449,6 @@ fn tag_block(keys: &mut Reader) -> Result<Vec<(String, String)>, Wrong> {
     Ok(ALWAYS_BLOCKED.iter().map(own).chain(more).collect())
 }
 
-fn rate_limit(keys: &mut Reader) -> Result<BTreeMap<String, u32>, Wrong> {
-    let calls = |v: &Value| v.as_u64().filter(|n| (1..=1_000_000).contains(n)).map(|n| n as u32);
-    map(keys, "rate_limit", "calls per minute, from 1 to 1000000", calls)
-}
-
 /// An object whose values are all of one kind; an error names the entry.
 fn map<T>(
     keys: &mut Reader,
@@ -475,12 +467,6 @@ fn map<T>(
 fn path(keys: &mut Reader, key: &'static str) -> Result<Option<PathBuf>, Wrong> {
     let absolute = |t: &str| (t.starts_with('/') && !t.contains(char::is_control)).then(|| PathBuf::from(t));
     keys.parsed(key, "an absolute path", absolute)
-}
-
-fn qps(keys: &mut Reader) -> Result<Option<f64>, Wrong> {
-    let Some(value) = keys.value("kube_client_qps") else { return Ok(None) };
-    let qps = value.as_f64().filter(|n| *n > 0.0 && *n <= 100_000.0);
-    qps.map(Some).ok_or_else(|| keys.wrong("kube_client_qps", value, "a number above 0 and up to 100000"))
 }
 
 // ---- the cloud's endpoints ----

@@ -55,27 +55,37 @@ pub struct Reader<'a> {
     /// Where the object stands in the whole, such as `runtimeConfig.bandwidth.`.
     place: String,
     asked: BTreeSet<&'static str>,
+    any_case: bool,
 }
 
 impl<'a> Reader<'a> {
     pub fn new(object: &'a Object) -> Reader<'a> {
-        Reader { object, place: String::new(), asked: BTreeSet::new() }
+        Reader { object, place: String::new(), asked: BTreeSet::new(), any_case: false }
     }
 
     /// A reader for an object that stands under `place` of the whole.
     pub fn at(place: &str, object: &'a Object) -> Reader<'a> {
-        Reader { object, place: format!("{place}."), asked: BTreeSet::new() }
+        Reader { place: format!("{place}."), ..Reader::new(object) }
+    }
+
+    /// Takes a key in upper or lower case where it is not there as we spell it.
+    pub fn in_any_case(self) -> Reader<'a> {
+        Reader { any_case: true, ..self }
     }
 
     /// The keys that nobody has asked for.
     pub fn unknown(&self) -> Vec<String> {
-        let keys = self.object.keys().filter(|k| !self.asked.contains(k.as_str()));
+        let asked =
+            |k: &str| self.asked.contains(k) || self.any_case && self.asked.iter().any(|a| a.eq_ignore_ascii_case(k));
+        let keys = self.object.keys().filter(|k| !asked(k));
         keys.map(|k| format!("{}{}", self.place, shortened(k))).collect()
     }
 
     pub fn value(&mut self, key: &'static str) -> Option<&'a Value> {
         self.asked.insert(key);
-        self.object.get(key).filter(|v| !v.is_null())
+        let otherwise =
+            || self.object.iter().find(|(k, _)| self.any_case && k.eq_ignore_ascii_case(key)).map(|(_, v)| v);
+        self.object.get(key).or_else(otherwise).filter(|v| !v.is_null())
     }
 
     /// Says that this value of the key is wrong.
@@ -165,6 +175,18 @@ mod tests {
         assert_eq!(reader.text("a"), Ok(None));
         assert_eq!(reader.number("c", 0..=2), Ok(Some(2)));
         assert_eq!(reader.unknown(), ["b"]);
+    }
+
+    #[test]
+    fn keys_are_spelled_as_they_are_unless_any_case_will_do() {
+        let object = object(br#"{"Rate": 7, "rAtE": 8, "Burst": 9}"#).unwrap();
+        assert_eq!(Reader::new(&object).number("rate", 0..=9), Ok(None));
+        let mut reader = Reader::new(&object).in_any_case();
+        assert_eq!(reader.number("Rate", 0..=9), Ok(Some(7)));
+        assert_eq!(reader.number("rAtE", 0..=9), Ok(Some(8)));
+        assert_eq!(reader.unknown(), ["Burst"]);
+        assert_eq!(reader.number("burst", 0..=9), Ok(Some(9)));
+        assert!(reader.unknown().is_empty());
     }
 
     #[test]

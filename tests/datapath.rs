@@ -201,6 +201,31 @@ fn a_pod_talks_to_the_vpc_to_pods_and_to_its_node_and_they_to_it() {
 }
 
 #[test]
+fn skbedit_serves_where_there_is_no_ebpf() {
+    let trial =
+        "tc qdisc add dev lo ingress && tc filter add dev lo parent ffff: u32 match u32 0 0 action skbedit mark 1";
+    if !Ns::new("trial").try_sh(trial) {
+        return println!("skipped: needs skbedit");
+    }
+    traffic(Marker::Skbedit);
+    let world = World::with_marker(Marker::Skbedit);
+    let pod = world.pod("one", "203.0.113.11");
+    pod.apply();
+    pod.apply();
+    let filters = format!("tc filter show dev {} ingress", pod.veth());
+    assert_eq!(world.node.sh(&filters).matches("skbedit").count(), 1);
+    let other = "replace dev {} ingress prio 2049 protocol all u32 match u32 0 0 action skbedit mark 7";
+    for harm in ["del dev {} ingress", other] {
+        world.node.sh(&format!("tc filter {}", harm.replace("{}", &pod.veth())));
+        assert_ne!(pod.check(), "clean", "after {harm}");
+        pod.apply();
+        assert_eq!(world.node.sh(&filters).matches("skbedit").count(), 1);
+        assert!(pod.pings(FAR));
+    }
+    pod.undo();
+}
+
+#[test]
 fn rules_serve_where_nothing_can_mark() {
     traffic(Marker::Rule);
 }
@@ -402,6 +427,7 @@ fn a_veth_without_alias_or_of_another_sandbox_is_made_anew() {
     let world = World::new();
     let pod = world.pod("one", "203.0.113.11");
     let (veth, other) = (pod.veth(), Ns::new("other"));
+    let alias = ours::alias(&pod.lease.sandbox.attachment, &pod.lease.pod);
     for leftover in [
         // Cut off before the alias; the peer where it should be.
         format!("ip link add {veth} type veth peer name eth0 netns {}", pod.ns.name()),
@@ -412,7 +438,7 @@ fn a_veth_without_alias_or_of_another_sandbox_is_made_anew() {
         ),
         // The right alias, but the pod's end is gone elsewhere.
         format!(
-            "ip link add {veth} type veth peer name eth0 netns {}; ip link set {veth} alias 'terway c-one/eth0'",
+            "ip link add {veth} type veth peer name eth0 netns {}; ip link set {veth} alias '{alias}'",
             other.name()
         ),
     ] {

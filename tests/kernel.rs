@@ -7,9 +7,7 @@ use terway::ip::Mac;
 use terway::kernel::Kernel;
 use terway::kernel::netns::Netns;
 use terway::ours;
-use terway::plan::{
-    Addr, Family, Filter, FilterAction, Link, Neigh, Object, Plan, Route, Rule, RuleAction, Sysctl, Veth,
-};
+use terway::plan::{Addr, Family, Filter, FilterAction, Link, Neigh, Object, Plan, Route, Rule, RuleAction, Sysctl};
 use terway::rpc::Marker;
 
 use crate::sim::ns::Ns;

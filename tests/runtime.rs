@@ -1,107 +1,216 @@
-//! A real containerd calls the real binary.
+//! A real containerd, driven as a kubelet drives it, calls the real binary on a node of the simulated cluster.
 
-use std::ffi::OsStr;
-use std::fs::{self, Permissions};
-use std::io::{self, BufRead, BufReader};
+use std::collections::BTreeSet;
+use std::fs;
 use std::net::IpAddr;
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use terway::pod::PodName;
 
-use crate::sim::containerd::{self, Cni, Containerd};
-use crate::sim::cri::{Cri, Listed, Pod, Sandbox};
+use crate::sim::cloud::Delays;
+use crate::sim::cluster::{Cluster, node_name, soon, within};
+use crate::sim::containerd::{self, Containerd};
+use crate::sim::cri::{self, Listed};
+use crate::sim::grpc::Status;
+use crate::sim::kube;
+use crate::sim::traffic::Place;
+use crate::sim::world::{self, PODS};
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// The life of two pods as a kubelet drives it. For now containerd calls the reference plugins, which proves the harness;
-/// the aim is the same story with `type: terway` in the conflist, our binary in the directory of plugins, and `terwayd`
-/// against the simulated cloud in the same node.
 #[test]
-fn two_pods_of_a_real_containerd_talk_to_each_other_and_leave_nothing() {
-    let Some(World { containerd, network: _network, node }) =
-        World::new(&ptp(json!({ "subnet": "198.18.0.0/24" })), &REFERENCE)
-    else {
-        return;
-    };
+fn pods_of_two_nodes_talk_to_each_other_and_leave_nothing() {
+    let Some(mut world) = World::new(2) else { return };
+    let unready = world.runtimes[0].network_ready().unwrap_err();
+    assert!(unready.message.contains("cni plugin not initialized"), "{unready}");
+    world.serve(0);
+    world.serve(1);
 
-    let web = containerd.run_pod_sandbox(&Pod::new("default", "web", "uid-web")).unwrap();
-    let asker = containerd.run_pod_sandbox(&Pod::new("default", "asker", "uid-asker")).unwrap();
-    assert_eq!(web.ips, ["198.18.0.2".parse::<IpAddr>().unwrap()]);
-    assert_eq!(asker.ips, ["198.18.0.3".parse::<IpAddr>().unwrap()]);
-    assert_eq!(listed(&containerd), [ready(&asker, "asker"), ready(&web, "web")]);
-
-    let page = "mkdir /www && echo hello from web >/www/index.html && exec httpd -f -p 80 -h /www";
-    containerd.run(&web, "httpd", &["sh", "-c", page]).unwrap();
-    let shell = containerd.run(&asker, "shell", &["sleep", "1000"]).unwrap();
-    assert_eq!(fetch(&containerd, &shell, "198.18.0.2"), "hello from web\n");
-
-    for sandbox in [&web, &asker] {
-        containerd.stop_pod_sandbox(&sandbox.id).unwrap();
-        containerd.remove_pod_sandbox(&sandbox.id).unwrap();
+    let web = world.run(0, "web").unwrap();
+    let near = world.run(0, "near").unwrap();
+    let far = world.run(1, "far").unwrap();
+    assert_eq!(listed(&world.runtimes[0]), [ready(&near, "near"), ready(&web, "web")]);
+    for pod in [&web, &near, &far] {
+        assert_eq!(world.address(pod), "leased");
+        let addresses = world.cluster.world.cloud.pod_addresses(&world.cluster.node(pod.node).id);
+        assert!(addresses.iter().any(|addr| addr.to_string() == pod.ip), "{} is none of {addresses:?}", pod.ip);
     }
-    assert_eq!(listed(&containerd), []);
-    assert_eq!(node.links(), ["lo"]);
+    let probe = world.cluster.node(0).sh(&format!("busybox wget -q -O - http://{}{PAGE}", web.ip));
+    assert_eq!(probe, "hello 192.168.0.1\n", "the kubelet of the node");
+    for (from, to) in [(&near, &web), (&far, &web), (&web, &far), (&web, &web)] {
+        assert_eq!(world.fetch(from, to), format!("hello {}\n", from.ip));
+    }
 
-    let cgroup = containerd.cgroup.clone();
+    for pod in [&web, &near, &far] {
+        world.end(pod);
+        assert_eq!(world.address(pod), "cooling");
+    }
+    for n in [0, 1] {
+        assert_eq!(listed(&world.runtimes[n]), []);
+        world.await_clean(n);
+    }
+
+    let cgroup = world.runtimes[0].cgroup.clone();
     assert!(!cgroups(&cgroup).is_empty());
-    drop(containerd);
-    assert_eq!(node.processes(), [node.holder.id()]);
+    world.runtimes.remove(0);
+    assert_eq!(world.processes(0), [world.cluster.daemon(0).pid()]);
     assert!(cgroups(&cgroup).is_empty(), "{:?}", cgroups(&cgroup));
 }
 
 #[test]
-fn a_refused_add_reaches_the_kubelet_in_the_words_of_the_plugin() {
-    let one_address = json!({ "subnet": "198.18.0.0/24", "rangeStart": "198.18.0.7", "rangeEnd": "198.18.0.7" });
-    let Some(World { containerd, network: _network, node }) = World::new(&ptp(one_address), &REFERENCE) else {
-        return;
-    };
-    let first = containerd.run_pod_sandbox(&Pod::new("default", "first", "uid-first")).unwrap();
+fn pods_outlive_the_daemon_and_end_without_it() {
+    let Some(mut world) = World::new(1) else { return };
+    world.serve(0);
+    let web = world.run(0, "web").unwrap();
+    let asker = world.run(0, "asker").unwrap();
 
-    let refusal = containerd.run_pod_sandbox(&Pod::new("default", "second", "uid-second")).unwrap_err();
-
-    assert_eq!(refusal.code, 2);
-    let words =
-        r#"plugin type="ptp" failed (add): failed to allocate for range 0: no IP addresses available in range set"#;
+    world.cluster.kill(0);
+    assert_eq!(world.fetch(&asker, &web), format!("hello {}\n", asker.ip));
+    let refusal = world.run(0, "late").unwrap_err();
+    let words = "plugin type=\"terway\" failed (add): add default/late: connect to /var/run/eni/eni.socket: \
+                 connection refused; is terwayd running? systemctl status terwayd, journalctl -u terwayd";
     assert!(refusal.message.contains(words), "{refusal}");
-    assert_eq!(listed(&containerd), [ready(&first, "first")]);
-    assert_eq!(node.links().len(), 2, "lo and the veth of the first pod");
+    world.end(&web);
+    assert_eq!(world.cluster.node(0).sh("ls /run/terway/tombstones | wc -l"), "2\n", "of web and of the refused one");
+    assert_eq!(world.cluster.node(0).sh("ip -o link | grep -c cali"), "1\n", "that of asker");
+    assert_eq!(listed(&world.runtimes[0]), [ready(&asker, "asker")]);
+
+    world.serve(0);
+    soon("the tombstones are absorbed", || world.cluster.node(0).sh("ls /run/terway/tombstones").is_empty());
+    assert_eq!(world.address(&web), "cooling");
+    assert_eq!(world.address(&asker), "leased");
+    let late = world.run(0, "late").unwrap();
+    assert_eq!(world.fetch(&late, &asker), format!("hello {}\n", late.ip));
+    world.end(&asker);
+    world.end(&late);
+    world.await_clean(0);
+}
+
+#[test]
+fn a_refused_add_reaches_the_kubelet_with_its_true_reason_and_leaves_nothing() {
+    let Some(mut world) = World::new(1) else { return };
+    world.cluster.configure(0, &nothing_idle());
+    world.serve(0);
+    world.cluster.world.cloud.crowd(PODS, 0);
+
+    let refusal = world.run(0, "unlucky").unwrap_err();
+    let words = "plugin type=\"terway\" failed (add): add default/unlucky: no vSwitch of [vsw-pod] has a free address: \
+                 CreateNetworkInterface: InvalidVSwitchId.IpNotEnough: ";
+    assert!(refusal.message.contains(words), "{refusal}");
+
+    let ghost = cri::Pod::new("default", "ghost", "uid-ghost");
+    let refusal = world.runtimes[0].run_pod_sandbox(&ghost).unwrap_err();
+    let words = "add default/ghost: pod default/ghost does not exist in the API server";
+    assert!(refusal.message.contains(words), "{refusal}");
+
+    assert_eq!(listed(&world.runtimes[0]), []);
+    world.await_clean(0);
+}
+
+#[test]
+fn a_pod_that_waits_while_the_daemon_dies_is_run_by_the_next() {
+    let Some(mut world) = World::new(1) else { return };
+    world.cluster.configure(0, &nothing_idle());
+    world.serve(0);
+    world.cluster.world.cloud.set_delays(Delays { attach: SOON, ..Delays::default() });
+    let World { runtimes, cluster } = &mut world;
+    cluster.kube.put(kube::pod("default", "web", &node_name(0)));
+    let refusal = thread::scope(|scope| {
+        let adding = scope.spawn(|| runtimes[0].run_pod_sandbox(&cri::Pod::new("default", "web", "uid-web")));
+        soon("the ENI is being attached", || cluster.world.cloud.calls("AttachNetworkInterface") == 1);
+        cluster.kill(0);
+        adding.join().unwrap().unwrap_err()
+    });
+    let words = "add default/web: ask /var/run/eni/eni.socket: connection reset by peer";
+    assert!(refusal.message.contains(words), "{refusal}");
+
+    cluster.world.cloud.set_delays(Delays::default());
+    cluster.world.cloud.hasten();
+    world.serve(0);
+    let web = world.run(0, "web").unwrap();
+    assert_eq!(world.fetch(&web, &web), format!("hello {}\n", web.ip));
+    assert_eq!(world.cluster.world.cloud.enis_of("i-1").len(), 2, "the node's own and one for pods");
+    world.end(&web);
+    world.await_clean(0);
+}
+
+#[test]
+fn pods_that_come_and_go_at_once_do_not_disturb_each_other() {
+    const PODS: usize = 8;
+    let Some(mut world) = World::new(1) else { return };
+    world.serve(0);
+    let pods: Vec<Pod> = thread::scope(|scope| {
+        let world = &world;
+        let runs: Vec<_> = (0..PODS).map(|n| scope.spawn(move || world.run(0, &format!("web-{n}")).unwrap())).collect();
+        runs.into_iter().map(|run| run.join().unwrap()).collect()
+    });
+    let ips: BTreeSet<&str> = pods.iter().map(|pod| pod.ip.as_str()).collect();
+    assert_eq!(ips.len(), PODS, "{ips:?}");
+    for (from, to) in pods.iter().zip(pods.iter().cycle().skip(1)) {
+        assert_eq!(world.fetch(from, to), format!("hello {}\n", from.ip));
+    }
+    thread::scope(|scope| {
+        let world = &world;
+        pods.iter().for_each(|pod| drop(scope.spawn(move || world.end(pod))));
+    });
+    world.await_clean(0);
+}
+
+/// containerd 1.6 fails every ADD of a list that says 1.1.0; containerd 1.4 and dockershim know nothing beyond 0.4.0.
+/// Whoever can choose finds the newer ones in `cniVersions`.
+#[test]
+fn the_network_configuration_we_ship_suits_old_runtimes_and_new_ones() {
+    let list: Value = serde_json::from_str(include_str!("../cni-conf/10-terway.conflist")).unwrap();
+    assert_eq!(list["cniVersion"], "0.4.0");
+    assert_eq!(list["cniVersions"], json!(["0.4.0", "1.0.0", "1.1.0"]));
 }
 
 /// What a plugin has to understand, as a real runtime says it: capitals in the names within `runtimeConfig`, a burst that
-/// means none, and a DEL that comes again without the namespace.
+/// means none, and a DEL that comes again without the namespace. Told by a plugin that an operator has chained to ours.
 #[test]
-fn a_plugin_is_told_who_the_pod_is_and_what_it_may_use() {
-    let plugin = json!({ "type": "recorder", "capabilities": { "bandwidth": true, "portMappings": true } });
-    let list = json!({ "cniVersion": "1.0.0", "cniVersions": ["1.0.0", "1.1.0"], "name": "pods", "plugins": [plugin] });
-    let Some(World { containerd, network, .. }) = World::new(&list.to_string(), &["loopback"]) else { return };
-    let mut pod = Pod::new("shop", "web-0", "uid-web");
+fn a_chained_plugin_is_told_what_the_runtime_says_and_what_we_answered() {
+    let Some(mut world) = World::new(1) else { return };
+    let capabilities = json!({"bandwidth": true, "portMappings": true});
+    let list = json!({
+        "cniVersion": "1.0.0",
+        "name": "terway-chainer",
+        "plugins": [
+            {"type": "terway", "capabilities": {"bandwidth": true}},
+            {"type": "recorder", "capabilities": capabilities},
+        ],
+    });
+    world.cluster.node(0).write_file("/etc/eni/10-terway.conflist", &list.to_string());
+    world.cluster.node(0).write_file("/opt/cni/bin/recorder", RECORDER);
+    world.cluster.node(0).sh("chmod +x /opt/cni/bin/recorder");
+    world.serve(0);
+    let mut pod = world.pod(0, "web-0");
     pod.annotations = vec![
         ("kubernetes.io/ingress-bandwidth".into(), "10M".into()),
         ("kubernetes.io/egress-bandwidth".into(), "1M".into()),
     ];
     pod.ports = vec![(8080, 80)];
+
+    let sandbox = world.runtimes[0].run_pod_sandbox(&pod).unwrap();
+    let mut add = world.recorded(0, "ADD");
+    let result = add.stdin.as_object_mut().unwrap().remove("prevResult").unwrap();
+    assert_eq!(result["ips"][0]["address"], format!("{}/19", sandbox.ips[0]));
+    assert_eq!(result["ips"][0]["gateway"], "192.168.63.253");
     let told = json!({
         "cniVersion": "1.0.0",
-        "name": "pods",
+        "name": "terway-chainer",
         "type": "recorder",
-        "capabilities": { "bandwidth": true, "portMappings": true },
+        "capabilities": capabilities,
         "runtimeConfig": {
             "bandwidth": {
                 "IngressRate": 10_000_000, "IngressBurst": 4_294_967_295u32,
                 "EgressRate": 1_000_000, "EgressBurst": 4_294_967_295u32,
             },
-            "portMappings": [{ "HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": "" }],
+            "portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}],
         },
     });
-
-    let sandbox = containerd.run_pod_sandbox(&pod).unwrap();
-    assert_eq!(sandbox.ips, ["198.18.0.9".parse::<IpAddr>().unwrap(), "fd00::9".parse().unwrap()]);
-    let add = network.recorded("ADD");
     assert_eq!(add.stdin, told);
     assert_eq!(
         add.args,
@@ -109,105 +218,147 @@ fn a_plugin_is_told_who_the_pod_is_and_what_it_may_use() {
             "IgnoreUnknown=1",
             &format!("K8S_POD_INFRA_CONTAINER_ID={}", sandbox.id),
             "K8S_POD_NAME=web-0",
-            "K8S_POD_NAMESPACE=shop",
-            "K8S_POD_UID=uid-web",
+            "K8S_POD_NAMESPACE=default",
+            "K8S_POD_UID=uid-web-0",
         ]
     );
     assert_eq!((add.container.as_str(), add.ifname.as_str()), (sandbox.id.as_str(), "eth0"));
     assert!(add.netns.starts_with("/var/run/netns/cni-"), "{}", add.netns);
 
-    containerd.stop_pod_sandbox(&sandbox.id).unwrap();
-    let mut del = network.recorded("DEL");
-    let previous = del.stdin.as_object_mut().unwrap().remove("prevResult").unwrap();
-    assert_eq!(previous["ips"][0]["address"], "198.18.0.9/32");
+    world.runtimes[0].stop_pod_sandbox(&sandbox.id).unwrap();
+    let mut del = world.recorded(0, "DEL");
+    assert_eq!(del.stdin.as_object_mut().unwrap().remove("prevResult").unwrap(), result);
     assert_eq!(del, add);
 
-    containerd.remove_pod_sandbox(&sandbox.id).unwrap();
-    assert_eq!(network.recorded("DEL"), Recorded { netns: String::new(), ..add });
+    world.runtimes[0].remove_pod_sandbox(&sandbox.id).unwrap();
+    assert_eq!(world.recorded(0, "DEL"), Recorded { netns: String::new(), ..add });
+    world.await_clean(0);
 }
 
-const REFERENCE: [&str; 3] = ["loopback", "ptp", "host-local"];
-
-fn ptp(range: Value) -> String {
-    let ipam = json!({ "type": "host-local", "ranges": [[range]], "routes": [{ "dst": "0.0.0.0/0" }] });
-    json!({ "cniVersion": "1.0.0", "name": "pods", "plugins": [{ "type": "ptp", "ipam": ipam }] }).to_string()
+/// A configuration in which every address is asked for when a pod wants it.
+fn nothing_idle() -> Value {
+    json!({"min_pool_size": 0, "max_pool_size": 0})
 }
 
-/// A node with a containerd that is ready for pods. What is dropped first stands first.
+/// A cluster whose nodes have a containerd; it is dropped first.
 struct World {
-    containerd: Containerd,
-    network: Network,
-    node: Node,
+    runtimes: Vec<Containerd>,
+    cluster: Cluster,
 }
+
+/// A sandbox with a container that serves a page, which tells whom it serves, and that can ask for those of others.
+#[derive(Debug)]
+struct Pod {
+    node: usize,
+    sandbox: cri::Sandbox,
+    container: String,
+    ip: String,
+}
+
+const PAGE: &str = "/cgi-bin/greet";
+const SERVE: &str = r#"
+mkdir -p /www/cgi-bin
+printf '#!/bin/sh\necho Content-Type: text/plain\necho\necho hello $REMOTE_ADDR\n' >/www/cgi-bin/greet
+chmod +x /www/cgi-bin/greet
+exec httpd -f -p 0.0.0.0:80 -h /www
+"#;
 
 impl World {
-    /// `None` where this machine cannot have one, which is said. The plugins are those of the reference.
-    fn new(conflist: &str, plugins: &[&str]) -> Option<World> {
+    /// `None` where this machine cannot have one, which is said. No terwayd runs yet.
+    fn new(nodes: usize) -> Option<World> {
         if let Err(why) = containerd::install() {
             eprintln!("skipped: {why}");
             return None;
         }
-        let node = Node::new();
-        let network = Network::new(conflist, plugins);
-        let containerd = Containerd::start(&network.cni(), |command| node.spawn(&command));
-        containerd.await_network(SOON).unwrap();
-        Some(World { containerd, network, node })
-    }
-}
-
-/// The page that a web server in another pod gives out, once it is up.
-fn fetch(containerd: &Containerd, container: &str, ip: &str) -> String {
-    let ask = format!("for try in 1 2 3 4 5 6 7 8 9; do wget -q -O - http://{ip}/ && exit 0; sleep 0.3; done; exit 1");
-    let answer = containerd.exec_sync(container, &["sh", "-c", &ask], SOON).unwrap();
-    assert_eq!(answer.code, 0, "{}", answer.stderr);
-    answer.stdout
-}
-
-fn listed(cri: &Cri) -> Vec<Listed> {
-    let mut listed = cri.list_pod_sandboxes().unwrap();
-    listed.sort_by(|a, b| a.pod.cmp(&b.pod));
-    listed
-}
-
-fn ready(sandbox: &Sandbox, name: &str) -> Listed {
-    Listed { id: sandbox.id.clone(), pod: PodName::new("default", name), ready: true }
-}
-
-/// A network configuration and the binaries it names, in a directory of their own.
-struct Network {
-    dir: PathBuf,
-}
-
-impl Network {
-    fn new(conflist: &str, plugins: &[&str]) -> Network {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("cni-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let network = Network { dir: Path::new(env!("CARGO_TARGET_TMPDIR")).join(name) };
-        let Cni { conf_dir, bin_dir } = &network.cni();
-        fs::create_dir_all(conf_dir).unwrap();
-        fs::create_dir_all(bin_dir).unwrap();
-        fs::write(conf_dir.join("10-pods.conflist"), conflist).unwrap();
-        for plugin in plugins {
-            symlink(Path::new(containerd::REFERENCE_PLUGINS).join(plugin), bin_dir.join(plugin)).unwrap();
-        }
-        fs::write(bin_dir.join("recorder"), RECORDER).unwrap();
-        fs::set_permissions(bin_dir.join("recorder"), Permissions::from_mode(0o755)).unwrap();
-        network
+        let cluster = Cluster::new(world::config(), nodes, "ecs.sim.2xlarge");
+        let runtimes = (0..nodes).map(|n| Containerd::start(cluster.node(n))).collect();
+        Some(World { runtimes, cluster })
     }
 
-    fn cni(&self) -> Cni {
-        Cni { conf_dir: self.dir.join("net.d"), bin_dir: self.dir.join("bin") }
+    /// Starts terwayd, and waits until the runtime takes pods.
+    fn serve(&mut self, n: usize) {
+        self.cluster.start_ready(n);
+        self.runtimes[n].await_network(SOON).unwrap();
+    }
+
+    /// A pod that is scheduled onto the node, as the kubelet hands it to the runtime.
+    fn pod(&self, n: usize, name: &str) -> cri::Pod {
+        self.cluster.kube.put(kube::pod("default", name, &node_name(n)));
+        cri::Pod::new("default", name, &format!("uid-{name}"))
+    }
+
+    /// Runs a pod that serves its page.
+    fn run(&self, n: usize, name: &str) -> Result<Pod, Status> {
+        let runtime = &self.runtimes[n];
+        let sandbox = runtime.run_pod_sandbox(&self.pod(n, name))?;
+        let container = runtime.run(&sandbox, "main", &["sh", "-c", SERVE])?;
+        let [IpAddr::V4(ip)] = sandbox.ips[..] else { panic!("one IPv4 address: {sandbox:?}") };
+        Ok(Pod { node: n, sandbox, container, ip: ip.to_string() })
+    }
+
+    fn end(&self, pod: &Pod) {
+        self.runtimes[pod.node].stop_pod_sandbox(&pod.sandbox.id).unwrap();
+        self.runtimes[pod.node].remove_pod_sandbox(&pod.sandbox.id).unwrap();
+    }
+
+    /// The page of `to`, as soon as it is up.
+    fn fetch(&self, from: &Pod, to: &Pod) -> String {
+        let get = format!("wget -q -O - http://{}{PAGE}", to.ip);
+        let ask = format!("for try in 1 2 3 4 5; do {get} && exit 0; sleep 0.3; done; exit 1");
+        let answer = self.runtimes[from.node].exec_sync(&from.container, &["sh", "-c", &ask], SOON).unwrap();
+        assert_eq!(answer.code, 0, "{}", answer.stderr);
+        answer.stdout
+    }
+
+    /// What the daemon says the pod's address is: leased, cooling or idle.
+    fn address(&self, pod: &Pod) -> String {
+        let show = self.cluster.show(pod.node);
+        let enis = show["pool"]["enis"].as_array().unwrap();
+        let mut addresses = enis.iter().flat_map(|eni| eni["addresses"].as_array().unwrap());
+        let address = addresses.find(|address| address["ip"] == pod.ip.as_str());
+        address.unwrap_or_else(|| panic!("no {} in {show}", pod.ip))["state"].as_str().unwrap().into()
+    }
+
+    /// Waits until nothing of any pod is left on the node.
+    fn await_clean(&self, n: usize) {
+        let look = "set -e; ip -o link | sed -n /cali/p; ip -o route show table all | sed -n '/ table 1000 /p'; \
+                    find /run/netns /run/terway/leases /run/terway/tombstones /run/terway/intents -type f";
+        let mut left = String::new();
+        let clean = within(SOON, || {
+            left = self.cluster.node(n).sh(look);
+            left.is_empty()
+        });
+        assert!(clean, "left on node {n}:\n{left}");
+    }
+
+    /// All processes in the network namespace of the node.
+    fn processes(&self, n: usize) -> Vec<u32> {
+        let net = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+        let here = self.cluster.node(n).run(|| net("thread-self"));
+        let numbers =
+            fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+        numbers.filter(|pid: &u32| net(&pid.to_string()) == here).collect()
     }
 
     /// What the recorder was told when it was last called with this verb.
-    fn recorded(&self, verb: &str) -> Recorded {
-        let text = fs::read_to_string(self.dir.join(format!("bin/{verb}"))).unwrap();
+    fn recorded(&self, n: usize, verb: &str) -> Recorded {
+        let text = self.cluster.node(n).read_file(&format!("/run/{verb}")).unwrap();
         let [container, ifname, netns, args, stdin] = text.splitn(5, '\n').collect::<Vec<_>>().try_into().unwrap();
         let mut args: Vec<String> = args.split(';').map(str::to_owned).collect();
         args.sort();
         let stdin = serde_json::from_str(stdin).unwrap();
         Recorded { container: container.into(), ifname: ifname.into(), netns: netns.into(), args, stdin }
     }
+}
+
+fn listed(runtime: &Containerd) -> Vec<Listed> {
+    let mut listed = runtime.list_pod_sandboxes().unwrap();
+    listed.sort_by(|a, b| a.pod.cmp(&b.pod));
+    listed
+}
+
+fn ready(pod: &Pod, name: &str) -> Listed {
+    Listed { id: pod.sandbox.id.clone(), pod: PodName::new("default", name), ready: true }
 }
 
 #[derive(Debug, PartialEq)]
@@ -220,80 +371,11 @@ struct Recorded {
     stdin: Value,
 }
 
-/// A plugin that writes down what it is told and says that all went well.
+/// A plugin that writes down what it is told and passes on what the one before it answered.
 const RECORDER: &str = r#"#!/bin/sh
-{ printf '%s\n' "$CNI_CONTAINERID" "$CNI_IFNAME" "$CNI_NETNS" "$CNI_ARGS"; cat; } >"$CNI_PATH/$CNI_COMMAND"
-[ "$CNI_COMMAND" = DEL ] || echo '{
-    "cniVersion": "1.0.0",
-    "interfaces": [{ "name": "eth0", "sandbox": "'"$CNI_NETNS"'" }],
-    "ips": [{ "address": "198.18.0.9/32", "interface": 0 }, { "address": "fd00::9/128", "interface": 0 }]
-}'
+{ printf '%s\n' "$CNI_CONTAINERID" "$CNI_IFNAME" "$CNI_NETNS" "$CNI_ARGS"; cat; } >"/run/$CNI_COMMAND"
+sed -n 's/.*"prevResult":\(.*\),"runtimeConfig".*/\1/p' "/run/$CNI_COMMAND"
 "#;
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        fs::remove_dir_all(&self.dir).unwrap_or_else(|e| eprintln!("{} could not be deleted: {e}", self.dir.display()));
-    }
-}
-
-/// The least that containerd takes for a node: a network and a mount namespace, held by a process that ends with us.
-struct Node {
-    holder: Child,
-}
-
-impl Node {
-    fn new() -> Node {
-        let hold = "mount -t tmpfs run /run && ip link set lo up && echo ready && exec cat";
-        let mut unshare = Command::new("unshare");
-        // As a slave it lets go of what others unmount meanwhile, such as the namespaces of other tests.
-        unshare
-            .args(["--net", "--mount", "--propagation", "slave", "sh", "-c", hold])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
-        let mut node = Node { holder: unshare.spawn().unwrap() };
-        let mut line = String::new();
-        BufReader::new(node.holder.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "ready\n");
-        node
-    }
-
-    fn spawn(&self, command: &Command) -> io::Result<Child> {
-        self.command(command.get_program())
-            .args(command.get_args())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-    }
-
-    fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new("nsenter");
-        command.args(["--net", "--mount", "--target", &self.holder.id().to_string(), "--"]).arg(program);
-        command
-    }
-
-    /// Its network interfaces, of which pods must not leave any.
-    fn links(&self) -> Vec<String> {
-        let shown = self.command("ip").args(["-json", "link"]).output().unwrap();
-        let links: Vec<Value> = serde_json::from_slice(&shown.stdout).unwrap();
-        links.iter().map(|link| link["ifname"].as_str().unwrap().to_owned()).collect()
-    }
-
-    /// All processes in its network namespace.
-    fn processes(&self) -> Vec<u32> {
-        let net = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
-        let here = net(self.holder.id());
-        let numbers =
-            fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
-        numbers.filter(|pid| net(*pid) == here).collect()
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        drop(self.holder.stdin.take());
-        self.holder.wait().unwrap();
-    }
-}
 
 /// The cgroups of that name, in any hierarchy.
 fn cgroups(name: &str) -> Vec<PathBuf> {

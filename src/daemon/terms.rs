@@ -65,6 +65,7 @@ impl Terms {
             tags,
             cooldown: config.cooldown,
             eni_idle: config.eni_idle,
+            sync_period: config.sync_period,
         }
     }
 }

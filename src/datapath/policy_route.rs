@@ -109,3 +109,94 @@ pub fn eni(setup: &EniSetup) -> Plan {
     }
     Plan { host, pod: Vec::new() }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::datapath;
+    use crate::ip::IpPair;
+    use crate::rpc::{Lease, example_lease};
+
+    fn printed(lease: &Lease) -> Vec<String> {
+        pod(&Setup { lease, mtu: 1500 }).to_string().lines().map(String::from).collect()
+    }
+
+    #[test]
+    fn a_pod_is_a_veth_a_route_a_mark_and_one_neighbour_on_either_side() {
+        assert_eq!(
+            printed(&example_lease()),
+            [
+                "ip link add cali0d7763386da up address 4a:f6:c8:c6:ad:15 mtu 1500 \
+                 alias 'terway 0123456789abcdef/eth0 default/web-0' \
+                 type veth peer name eth0 netns pod address 4a:ef:c7:bc:3a:c8 mtu 1500",
+                "ip neigh replace 192.168.32.5 lladdr 4a:ef:c7:bc:3a:c8 dev cali0d7763386da nud permanent",
+                "ip route replace 192.168.32.5/32 dev cali0d7763386da table 1000 scope link",
+                "tc filter replace dev cali0d7763386da ingress priority 2049 bpf direct-action mark 0x20/0x7e0",
+                "pod: ip link set eth0 up mtu 1500",
+                "pod: ip addr replace 192.168.32.5/32 dev eth0",
+                "pod: ip neigh replace 169.254.1.1 lladdr 4a:f6:c8:c6:ad:15 dev eth0 nud permanent",
+                "pod: ip route replace default via 169.254.1.1 dev eth0 onlink",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_ipv6_address_doubles_what_depends_on_the_family_and_nothing_else() {
+        let mut lease = example_lease();
+        let before = printed(&lease);
+        lease.ip.v6 = Some("2001:db8::5".parse().unwrap());
+        let added: Vec<String> = printed(&lease).into_iter().filter(|line| !before.contains(line)).collect();
+        assert_eq!(
+            added,
+            [
+                "ip neigh replace 2001:db8::5 lladdr 4a:ef:c7:bc:3a:c8 dev cali0d7763386da nud permanent",
+                "ip route replace 2001:db8::5/128 dev cali0d7763386da table 1000 scope link",
+                "pod: ip addr replace 2001:db8::5/128 dev eth0",
+                "pod: ip neigh replace fe80::1 lladdr 4a:f6:c8:c6:ad:15 dev eth0 nud permanent",
+                "pod: ip -6 route replace default via fe80::1 dev eth0 onlink",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_way_of_marking_changes_one_line() {
+        let line = |marker| printed(&Lease { marker, ..example_lease() })[3].clone();
+        let filter = "tc filter replace dev cali0d7763386da ingress priority 2049";
+        assert_eq!(line(Marker::Bpf), format!("{filter} bpf direct-action mark 0x20/0x7e0"));
+        assert_eq!(line(Marker::Skbedit), format!("{filter} u32 match u32 0 0 action skbedit mark 0x20/0x7e0"));
+        assert_eq!(line(Marker::Rule), "ip rule add priority 2048 from 192.168.32.5/32 lookup 1003");
+    }
+
+    #[test]
+    fn an_eni_has_a_table_a_rule_for_its_mark_and_one_against_strays() {
+        let lease = example_lease();
+        let node = IpPair::v4(Ipv4Addr::new(192, 168, 0, 10));
+        let plan = eni(&EniSetup { eni: &lease.eni, link: "eth1", mtu: 1500, node: &node });
+        assert_eq!(
+            plan.to_string().lines().collect::<Vec<_>>(),
+            [
+                "sysctl -w net.ipv4.conf.eth1.rp_filter=0",
+                "ip link set eth1 up mtu 1500",
+                "ip addr replace 192.168.0.10/32 dev eth1",
+                "ip route replace default via 192.168.63.253 dev eth1 table 1003 onlink",
+                "ip rule add priority 2048 from all fwmark 0x20/0x7e0 lookup 1003",
+                "ip rule add priority 2049 from all iif eth1 blackhole",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_node_forwards_and_looks_for_pods_first() {
+        assert_eq!(
+            datapath::node().to_string().lines().collect::<Vec<_>>(),
+            [
+                "sysctl -w net.ipv4.ip_forward=1",
+                "sysctl -w net.ipv4.conf.all.rp_filter=0",
+                "sysctl -w net.ipv4.conf.default.rp_filter=0",
+                "ip rule add priority 512 from all lookup 1000",
+            ]
+        );
+    }
+}

@@ -13,8 +13,6 @@ use super::{Call, CallId, Effect, Intent, Now, Outcome, Refused};
 use crate::eni::{Eni, EniState, Fault, FaultKind};
 use crate::rpc::Refusal;
 
-/// Between two looks at all ENIs of the node.
-const SURVEY: Duration = Duration::from_secs(120);
 /// Attempts with one token before we look what has become of them and begin anew.
 const MAX_TRIES: u32 = 8;
 /// Refusals to attach an ENI before it is deleted.
@@ -117,8 +115,8 @@ pub(super) struct Survey {
 }
 
 impl Survey {
-    pub fn new(now: Now, rng: &mut Rng) -> Survey {
-        let retry = Backoff { fails: 0, next: now + jitter(SURVEY, rng) };
+    pub fn new(now: Now, period: Duration, rng: &mut Rng) -> Survey {
+        let retry = Backoff { fails: 0, next: now + jitter(period, rng) };
         Survey { retry, running: None, gone: BTreeSet::new(), blind: None }
     }
 
@@ -166,9 +164,12 @@ impl State {
         id
     }
 
-    /// Looks at all ENIs and counts the vSwitches when it is time.
+    /// Looks at all ENIs and counts the vSwitches when it is time. In an outage the look is the probe, so that its end is noticed
+    /// also when nobody waits for anything.
     pub fn look_around(&mut self) {
-        if self.survey.running.is_none() && self.due(self.survey.retry.next) && self.may(Verb::LookAll) {
+        let probe = self.gate.outage().map(|(_, next)| next);
+        let next = probe.map_or(self.survey.retry.next, |at| at.min(self.survey.retry.next));
+        if self.survey.running.is_none() && self.due(next) && self.may(Verb::LookAll) {
             self.survey.gone.clear();
             self.survey.running = Some(self.start(Call::LookAll));
         }
@@ -282,6 +283,7 @@ impl State {
             }
             Err(fault) => self.failed(call, fault),
         }
+        self.recheck_suspects();
         self.check_leases();
     }
 
@@ -333,7 +335,13 @@ impl State {
     /// New addresses, each taken only if it can be right; if anything is odd we look what the ENI really has.
     fn assigned(&mut self, id: &str, count: u32, ips: &[Ipv4Addr]) {
         self.settle_assign(id, ips.len() != count as usize);
-        let Some(vswitch) = self.nics.get(id).map(|n| n.vswitch.clone()) else { return };
+        let Some(nic) = self.nics.get_mut(id) else { return };
+        if ips.len() < count as usize {
+            nic.retry.fail(self.now, &SOON, &mut self.rng);
+        } else {
+            nic.retry.restart(self.now);
+        }
+        let vswitch = nic.vswitch.clone();
         self.vswitches.took(&vswitch, ips.len());
         for ip in ips.iter().take(count as usize) {
             let sound = self.is_sound(id, &vswitch, *ip);
@@ -362,7 +370,6 @@ impl State {
         let Some(nic) = self.nics.get_mut(id) else { return };
         let Some(assign) = nic.assign.take() else { return };
         nic.stale |= doubt || assign.doubt;
-        nic.retry.restart(self.now);
         self.out.push(Effect::Settled { token: assign.intent.token });
     }
 
@@ -388,7 +395,7 @@ impl State {
     /// Compares what we know with all that the cloud has. What changed while the look was under way is left for the next one.
     fn seen_all(&mut self, id: CallId, enis: &[Eni]) {
         self.survey.running = None;
-        self.survey.retry.restart(self.now + jitter(SURVEY, &mut self.rng));
+        self.survey.retry.restart(self.now + jitter(self.settings.sync_period, &mut self.rng));
         self.foreign = enis.iter().filter(|e| eni::foreign(e, &self.settings)).count() as u32;
         for eni in enis {
             self.compare(id, eni);
@@ -491,10 +498,10 @@ impl State {
         self.later(id, true);
         if matches!(fault.kind, FaultKind::Forbidden | FaultKind::Quota | FaultKind::Invalid) {
             self.block(Verb::Attach, fault);
-            let leased = self.leased_from(id);
+            let needed = self.needed(id);
             let Some(nic) = self.nics.get_mut(id) else { return };
             nic.rejected += 1;
-            if nic.rejected >= MAX_REJECTED && !leased {
+            if nic.rejected >= MAX_REJECTED && !needed {
                 nic.goal = Goal::GiveBack;
             }
         }

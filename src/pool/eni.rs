@@ -133,7 +133,7 @@ impl Nic {
     }
 
     fn next_in_use(&self) -> Next {
-        if self.addresses.values().any(|a| a.leaving) {
+        if self.leaving() > 0 {
             Next::UnassignAgain
         } else if self.kernel == Kernel::Absent {
             Next::Prepare
@@ -168,6 +168,12 @@ impl Nic {
         per_eni.saturating_sub(there + self.coming())
     }
 
+    /// Addresses that are being unassigned.
+    pub fn leaving(&self) -> u32 {
+        self.addresses.values().filter(|a| a.leaving).count() as u32
+    }
+
+    /// Addresses that have been asked for.
     pub fn coming(&self) -> u32 {
         self.assign.as_ref().map_or(0, |a| a.count)
     }

@@ -106,6 +106,8 @@ pub struct Settings {
     pub cooldown: Duration,
     /// How long an ENI must have held no lease before it is given back.
     pub eni_idle: Duration,
+    /// How often everything is compared with the cloud.
+    pub sync_period: Duration,
 }
 
 /// Names a waiting ADD; the caller chooses it, never twice.

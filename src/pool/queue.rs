@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::net::Ipv4Addr;
 
-use super::calls::Verb;
+use super::calls::{Block, Verb};
 use super::eni::Nic;
 use super::state::State;
 use super::{Effect, EniChoice, Held, Now, Refused, Ticket};
@@ -104,13 +104,16 @@ impl State {
         let mut before = 0;
         for w in std::mem::take(&mut self.waiting) {
             let again = self.leases.contains_key(&w.sandbox.attachment);
-            if w.deadline > self.now && (again || self.could_come(w.deadline) > before) {
+            let hope = again || self.could_come(w.deadline) > before;
+            if w.deadline > self.now && hope {
                 before += u32::from(!again);
                 self.at(w.deadline);
                 self.waiting.push(w);
                 continue;
             }
-            let refused = self.obstacle().unwrap_or_else(|| self.too_slow(&w));
+            let refused =
+                self.obstacle().unwrap_or_else(|| if hope { self.too_slow(&w) } else { self.too_many(before) });
+            self.turned_away = true;
             self.tell(Some(&w.pod), true, "AllocIPFailed", refused.reason.clone());
             self.out.push(Effect::Reply { ticket: w.ticket, result: Err(refused) });
         }
@@ -128,14 +131,24 @@ impl State {
         Refused { why: Refusal::TooSlow, reason }
     }
 
+    /// What could still come is for those who came before.
+    fn too_many(&self, before: u32) -> Refused {
+        let closed = self.ways().into_iter().flatten().min_by_key(|r| severity(r.why));
+        closed.unwrap_or_else(|| {
+            let mut refused = self.node_full();
+            refused.reason += &format!(", and {before} ADDs wait for the last ones");
+            refused
+        })
+    }
+
     /// At most so many addresses can become free by that time, as far as is known now.
     pub fn could_come(&self, by: Now) -> u32 {
         let rests = self.resting.iter().filter(|(ip, r)| r.until <= by && self.is_kept(ip)).count() as u32;
         let cloud = self.gate.outage().is_none_or(|(_, next)| next <= by);
         let on_enis: u32 = self.nics.values().filter(|n| n.kept()).map(|n| self.could_come_from(n, cloud, by)).sum();
-        let in_flight = self.creates.iter().filter(|c| cloud || c.call.is_some()).map(|c| c.addresses()).sum::<u32>();
-        let new = if cloud && self.could_create(by) { self.free_places() * self.per_eni() } else { 0 };
-        rests + on_enis + in_flight + new
+        let in_flight = self.creates.iter().filter(|c| cloud || c.call.is_some()).count() as u32;
+        let new = if cloud && self.could_create(by) { self.places_to_come() } else { 0 };
+        rests + on_enis + (in_flight + new) * self.per_eni()
     }
 
     fn is_kept(&self, ip: &Ipv4Addr) -> bool {
@@ -144,14 +157,14 @@ impl State {
 
     fn could_come_from(&self, nic: &Nic, cloud: bool, by: Now) -> u32 {
         let idle = self.idle_on(nic).count() as u32;
-        let leaving = nic.addresses.values().filter(|a| a.leaving).count() as u32;
         let coming = if cloud || nic.busy.is_some() { nic.coming() } else { 0 };
-        let room = if cloud && self.no_assign(nic, by).is_none() { nic.room(self.per_eni()) + leaving } else { 0 };
+        let room =
+            if cloud && self.no_assign(nic, by).is_none() { nic.room(self.per_eni()) + nic.leaving() } else { 0 };
         idle + coming + room
     }
 
     fn could_create(&self, by: Now) -> bool {
-        let blocked = |verb| self.blocks.get(&verb).is_some_and(|b| b.until > by);
+        let blocked = |verb| self.barrier(verb, by).is_some();
         !blocked(Verb::Create)
             && !blocked(Verb::Attach)
             && self.settings.vswitches.iter().any(|id| self.vswitches.usable(id, by))
@@ -160,9 +173,15 @@ impl State {
     /// Why no address can be asked for on this ENI at that time.
     pub fn no_assign(&self, nic: &Nic, at: Now) -> Option<Refused> {
         let own = nic.no_assign.as_ref().filter(|(until, _)| *until > at).map(|(_, r)| r.clone());
-        let verb = self.blocks.get(&Verb::Assign).filter(|b| b.until > at).map(|b| b.refused.clone());
+        let verb = self.barrier(Verb::Assign, at).map(|b| b.refused.clone());
         let empty = (!self.vswitches.usable(&nic.vswitch, at)).then(|| self.empty_vswitch(&nic.vswitch));
         verb.or(empty).or(own)
+    }
+
+    /// What stands in the way of this verb at that time. Where a person must act first, the next attempt is no hope.
+    fn barrier(&self, verb: Verb, at: Now) -> Option<&Block> {
+        let lasts = |b: &Block| b.until > self.now && matches!(b.refused.why, Refusal::Forbidden | Refusal::Quota);
+        self.blocks.get(&verb).filter(|b| b.until > at || lasts(b))
     }
 
     fn empty_vswitch(&self, id: &str) -> Refused {
@@ -172,8 +191,8 @@ impl State {
 
     /// What stands between the node and one more address, if anything does.
     pub fn obstacle(&self) -> Option<Refused> {
-        if self.free_places() == 0 && self.room_on_enis() == 0 && self.giving_back() == 0 {
-            return self.nothing_idle().then(|| self.node_full());
+        if self.is_full() {
+            return Some(self.node_full());
         }
         let outage = self.gate.outage().map(|(fault, _)| Refused {
             why: Refusal::CloudDown,
@@ -196,20 +215,30 @@ impl State {
         Refused { why: Refusal::NodeFull, reason }
     }
 
-    fn nothing_idle(&self) -> bool {
-        self.nics.values().filter(|n| n.kept()).all(|n| n.assign.is_none() && self.idle_on(n).next().is_none())
+    /// Every address that the node can hold is there, and is leased or rests.
+    fn is_full(&self) -> bool {
+        let spare =
+            |n: &Nic| n.room(self.per_eni()) > 0 || n.assign.is_some() || n.addresses.values().any(|a| a.leaving);
+        let kept = || self.nics.values().filter(|n| n.kept());
+        self.places_to_come() == 0
             && self.creates.is_empty()
+            && !kept().any(|n| spare(n) || self.idle_on(n).next().is_some())
     }
 
     /// The worst of the reasons why every way to one more address is closed; none if one is open.
     fn blocked(&self) -> Option<Refused> {
-        let open = self.nics.values().filter(|n| n.kept() && n.room(self.per_eni()) > 0);
-        let mut ways: Vec<Option<Refused>> = open.map(|n| self.no_assign(n, self.now)).collect();
-        if self.free_places() > 0 {
+        let reasons: Option<Vec<Refused>> = self.ways().into_iter().collect();
+        reasons?.into_iter().min_by_key(|r| severity(r.why))
+    }
+
+    /// The ways to one more address, each with the reason why it is closed.
+    fn ways(&self) -> Vec<Option<Refused>> {
+        let roomy = self.nics.values().filter(|n| n.kept() && n.room(self.per_eni()) + n.leaving() > 0);
+        let mut ways: Vec<Option<Refused>> = roomy.map(|n| self.no_assign(n, self.now)).collect();
+        if self.places_to_come() > 0 {
             ways.push(self.no_create());
         }
-        let reasons: Option<Vec<Refused>> = ways.into_iter().collect();
-        reasons?.into_iter().min_by_key(|r| severity(r.why))
+        ways
     }
 
     fn no_create(&self) -> Option<Refused> {
@@ -240,9 +269,10 @@ impl State {
         }
     }
 
-    /// Tells the node's owner once when a trouble begins, changes and ends.
+    /// Tells the node's owner once when a trouble begins, changes and ends. A full node is none before someone was turned away.
     pub fn tell_trouble(&mut self) {
-        let trouble = self.obstacle();
+        self.turned_away &= self.is_full();
+        let trouble = self.obstacle().filter(|r| r.why != Refusal::NodeFull || self.turned_away);
         let why = trouble.as_ref().map(|r| r.why);
         if why == self.told {
             return;

@@ -1,6 +1,7 @@
 //! How many idle addresses and ENIs we want, and the calls that bring the pool there, in batches.
 
 use std::cmp::Reverse;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::calls::{Create, Verb};
@@ -36,12 +37,10 @@ impl State {
         self.max_enis().saturating_sub(self.places_taken())
     }
 
-    pub fn giving_back(&self) -> usize {
-        self.nics.values().filter(|n| n.goal == Goal::GiveBack).count()
-    }
-
-    pub fn room_on_enis(&self) -> u32 {
-        self.nics.values().filter(|n| n.kept()).map(|n| n.room(self.per_eni())).sum()
+    /// Places that are free, or will be once the ENIs on their way out have gone.
+    pub fn places_to_come(&self) -> u32 {
+        let leaving = self.nics.values().filter(|n| !n.missing && n.goal == Goal::GiveBack).count() as u32;
+        self.max_enis().saturating_sub(self.places_taken() - leaving)
     }
 
     /// Idle addresses that there are, or will be when their ENI serves.
@@ -205,7 +204,8 @@ impl State {
     /// Nothing of it is leased, rests, or is being changed.
     fn is_empty(&self, id: &str, nic: &Nic) -> bool {
         let quiet = nic.kept() && nic.busy.is_none() && nic.assign.is_none() && nic.kernel != Kernel::Asked;
-        quiet && nic.addresses.iter().all(|(ip, a)| a.leaving || self.is_idle(*ip, a)) && !self.leased_from(id)
+        let needed = |ip: &Ipv4Addr| self.taken.contains_key(ip) || self.resting.contains_key(ip);
+        quiet && !nic.addresses.keys().any(needed) && !self.needed(id)
     }
 
     /// Unassigns idle addresses above the upper bound, from the emptiest ENI first.

@@ -41,6 +41,8 @@ pub(super) struct State {
     /// Since when there have been too few, or too many, idle addresses.
     pub short_since: Option<Now>,
     pub surplus_since: Option<Now>,
+    /// Someone was refused since the node is full.
+    pub turned_away: bool,
     /// The trouble that the node was told of.
     pub told: Option<Refusal>,
     pub out: Vec<Effect>,
@@ -58,6 +60,7 @@ impl State {
     pub fn boot(now: Now, mut rng: Rng, boot: Boot) -> State {
         let mut state = State {
             now,
+            survey: Survey::new(now, boot.settings.sync_period, &mut rng),
             settings: with_our_tags(boot.settings),
             nics: BTreeMap::new(),
             foreign: 0,
@@ -68,13 +71,13 @@ impl State {
             waiting: Vec::new(),
             creates: Vec::new(),
             vswitches: VSwitches::new(now, boot.vswitches, &mut rng),
-            survey: Survey::new(now, &mut rng),
             calls: BTreeMap::new(),
             last_call: 0,
             gate: Gate::new(),
             blocks: BTreeMap::new(),
             short_since: None,
             surplus_since: None,
+            turned_away: false,
             told: None,
             out: Vec::new(),
             wake: None,
@@ -216,6 +219,11 @@ impl State {
         self.leases.values().any(|h| h.eni == eni)
     }
 
+    /// A lease or a rest names this ENI.
+    pub fn needed(&self, eni: &str) -> bool {
+        self.leased_from(eni) || self.resting.values().any(|r| r.eni == eni)
+    }
+
     // -- ENIs --
 
     /// Takes up the node's ENIs that we do not know yet; those attached go first.
@@ -238,7 +246,7 @@ impl State {
 
     /// An ENI with leases, or where addresses rest, stays; others stay if they are attached or wanted, and there is a place for them.
     fn goal_for(&self, eni: &Eni) -> Goal {
-        if self.leased_from(&eni.id) || self.resting.values().any(|r| r.eni == eni.id) {
+        if self.needed(&eni.id) {
             return Goal::Keep;
         }
         let place = self.places_taken() < self.max_enis();
@@ -304,6 +312,15 @@ impl State {
         self.vswitches.may_hold(vswitch, ip)
             && !self.nics.iter().any(elsewhere)
             && !(self.taken.contains_key(&ip) && self.leases.values().any(|h| h.ip.v4 == Some(ip) && h.eni != eni))
+    }
+
+    /// Looks again at ENIs with addresses that could not be right when we saw them, and can be now.
+    pub fn recheck_suspects(&mut self) {
+        let sound = |(id, n): &(&String, &Nic)| n.suspect.iter().any(|ip| self.is_sound(id, &n.vswitch, *ip));
+        let ids: Vec<String> = self.nics.iter().filter(sound).map(|(id, _)| id.clone()).collect();
+        for id in ids {
+            self.nics.get_mut(&id).expect("just listed").stale = true;
+        }
     }
 
     pub fn tell_suspect(&mut self, eni: &str, ip: Ipv4Addr) {

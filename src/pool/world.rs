@@ -30,6 +30,7 @@ pub fn settings() -> Settings {
         tags: BTreeMap::from([("team".into(), "net".into())]),
         cooldown: Duration::from_secs(130),
         eni_idle: Duration::from_secs(300),
+        sync_period: Duration::from_secs(120),
     }
 }
 
@@ -241,7 +242,7 @@ impl Cloud {
     }
 
     /// Names an address that lies outside the vSwitch, or is somewhere else.
-    fn lie(&mut self, id: &str, given: &mut Vec<Ipv4Addr>) {
+    fn lie(&mut self, id: &str, given: &mut [Ipv4Addr]) {
         let other = self.enis.values().find(|e| e.id != id).map(|e| e.v4[0]);
         given[0] = if self.rng.bool() { Ipv4Addr::new(198, 51, 100, 7) } else { other.unwrap_or(given[0]) };
     }
@@ -351,9 +352,8 @@ impl Ledger {
         for other in self.leases.values().filter(|h| h.ip == held.ip) {
             assert_eq!(other.sandbox.attachment, held.sandbox.attachment, "{} is leased twice", held.ip);
         }
-        for (ip, until) in self.cooling.values().filter(|(ip, _)| *ip == held.ip) {
-            panic!("{ip} is leased at {now:?} and rests until {until:?}");
-        }
+        let rest = self.cooling.values().find(|(ip, _)| *ip == held.ip);
+        assert!(rest.is_none(), "{} is leased at {now:?} and rests: {rest:?}", held.ip);
         self.leases.insert(held.sandbox.attachment.clone(), held.clone());
     }
 

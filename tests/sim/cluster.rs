@@ -53,11 +53,15 @@ pub fn binary() -> PathBuf {
 impl Cluster {
     /// Nodes that are booted and configured; no daemon runs yet.
     pub fn new(config: Config, nodes: usize, instance_type: &str) -> Cluster {
-        let world = World::with_nodes(config, nodes, instance_type);
+        Cluster::over(World::with_nodes(config, nodes, instance_type))
+    }
+
+    /// The same over a world that stands already.
+    pub fn over(world: World) -> Cluster {
         let kube = Kube::new();
         let api = kube.serve(world.fabric.listen(KUBERNETES.parse().expect("a literal")));
         let cluster = Cluster { daemons: BTreeMap::new(), world, kube, api: Some(api) };
-        for n in 0..nodes {
+        for n in 0..cluster.world.nodes.len() {
             cluster.kube.put(kube::node(&node_name(n), &format!("cn-hangzhou.{}", cluster.node(n).id)));
             cluster.equip(n);
         }
@@ -105,10 +109,15 @@ impl Cluster {
     }
 
     pub fn start_with(&mut self, n: usize, args: &[&str]) {
+        let daemon = self.launch(n, args);
+        self.daemons.insert(n, daemon);
+    }
+
+    /// The same for those who look after it themselves.
+    pub fn launch(&self, n: usize, args: &[&str]) -> Daemon {
         let mut command = Command::new(DAEMON);
         command.args(args);
-        let daemon = self.node(n).daemon("terwayd", &mut command);
-        self.daemons.insert(n, daemon);
+        self.node(n).daemon("terwayd", &mut command)
     }
 
     /// Starts it and waits until it serves.
@@ -287,10 +296,18 @@ pub fn conf(over: &Value) -> Value {
 }
 
 /// Waits until it holds.
-pub fn soon(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn soon(what: &str, holds: impl FnMut() -> bool) {
+    assert!(within(SOON, holds), "not within {} s: {what}", SOON.as_secs());
+}
+
+/// Whether it comes to hold in this time.
+pub fn within(time: Duration, mut holds: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < SOON, "not within {} s: {what}", SOON.as_secs());
-        thread::sleep(Duration::from_millis(20));
+    loop {
+        match holds() {
+            true => return true,
+            false if start.elapsed() > time => return false,
+            false => thread::sleep(Duration::from_millis(20)),
+        }
     }
 }

@@ -1,11 +1,11 @@
 //! A real containerd inside a simulated node: it calls our plugin as it would on a real one.
 //!
-//! Everything it makes lives in two tmpfs of the node, in one PID namespace and below one cgroup. A shell holds them
+//! Everything it makes lives in one tmpfs of the node, in one PID namespace and below one cgroup. A shell holds them
 //! together: when its standard input closes, because the guard was dropped or because the test process is gone, it ends the
 //! PID namespace and thereby containerd, its shims and all containers, and takes mounts and cgroups away.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -17,18 +17,16 @@ use std::time::{Duration, Instant};
 use super::cri::{Cri, Sandbox};
 use super::grpc::Status;
 use super::image;
+use super::node::Node;
+use super::traffic::Place;
 
 /// Everything containerd keeps, inside the node. The state must be here: it is where shims put their sockets, whatever is
 /// configured.
 const RUN: &str = "/run/containerd";
+/// Where it looks for network configurations and for plugins.
+const CONF_DIR: &str = "/etc/cni/net.d";
+const BIN_DIR: &str = "/opt/cni/bin";
 const STARTS_WITHIN: Duration = Duration::from_secs(20);
-
-/// Where containerd looks for network plugins, as paths inside the node. It wants `loopback` besides those of the
-/// conflist.
-pub struct Cni {
-    pub conf_dir: PathBuf,
-    pub bin_dir: PathBuf,
-}
 
 /// A running containerd; gone without a trace when dropped. Speaks CRI.
 pub struct Containerd {
@@ -46,16 +44,16 @@ impl Deref for Containerd {
 }
 
 impl Containerd {
-    /// Starts containerd where `spawn` puts the command, which must be a network and a mount namespace that are not the
-    /// machine's; sysfs with its cgroup mounts must be there. Standard input and output of the command are pipes that
-    /// must stay so, and the process must be the command itself, not one that waits for it.
-    pub fn start(cni: &Cni, spawn: impl FnOnce(Command) -> io::Result<Child>) -> Containerd {
+    /// Starts containerd on the node, ready for pods as soon as the node has a network configuration.
+    pub fn start(node: &Node) -> Containerd {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("terway-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let loopback = Path::new(REFERENCE_PLUGINS).join("loopback");
+        node.install(&loopback, &format!("{BIN_DIR}/loopback"));
         let mut command = Command::new("sh");
-        command.args(["-c", SHELL, "containerd", &config(cni), &name, INSIDE]);
+        command.args(["-c", SHELL, "containerd", &config(), &name, INSIDE]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut shell = spawn(command).expect("start a shell in the node");
+        let mut shell = node.run(|| command.spawn()).expect("start a shell in the node");
         let lifeline = shell.stdin.take();
         await_node(&mut shell);
         let socket = PathBuf::from(format!("/proc/{}/root{RUN}/containerd.sock", shell.id()));
@@ -108,25 +106,16 @@ impl Drop for Containerd {
 const SHELL: &str = r#"
 set -eu
 trap '' INT
-for kind in mnt net; do
-    if [ "$(readlink /proc/self/ns/$kind)" = "$(readlink /proc/1/ns/$kind)" ]; then
-        echo "the node needs a $kind namespace of its own"
-        exit 1
-    fi
-done
-mount --make-private /
-mkdir -p /run/containerd /run/netns
+mkdir -p /run/containerd
 mount -t tmpfs containerd /run/containerd
 mount --make-private /run/containerd
-# Pod namespaces are mounted by containerd, below, and seen by the whole node.
-mount -t tmpfs netns /run/netns
-mount --make-shared /run/netns
 printf %s "$1" >/run/containerd/config.toml
 echo ready
 set +e
-# What plugins inherit is what a service has, not what a test has.
+# What plugins inherit is what a service has, not what a test has. Pod namespaces are mounted by containerd and seen by the
+# whole node.
 env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin unshare --pid --fork --mount-proc --propagation unchanged sh -c "$3"
-umount --lazy /run/netns /run/containerd
+umount --lazy /run/containerd
 for try in 1 2 3 4 5 6 7 8 9 10; do
     find /sys/fs/cgroup -depth -type d "(" -path "*/$2" -o -path "*/$2/*" ")" -exec rmdir {} + 2>/dev/null
     [ -z "$(find /sys/fs/cgroup -type d -name "$2" 2>/dev/null)" ] && exit 0
@@ -135,15 +124,13 @@ done
 exit 1
 "#;
 
-/// The first process of the PID namespace, which ends with it. CNI's cache of results lies in `/var/lib/cni`, whatever is
-/// configured.
+/// The first process of the PID namespace, which ends with it.
 const INSIDE: &str = r"
-mount -t tmpfs state /var/lib
 containerd --config /run/containerd/config.toml >/run/containerd/log 2>&1 &
 cat >/dev/null
 ";
 
-fn config(cni: &Cni) -> String {
+fn config() -> String {
     format!(
         r#"version = 2
 root = "{RUN}/root"
@@ -155,12 +142,10 @@ state = "{RUN}"
   disable_apparmor = true
   restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
-    conf_dir = {conf_dir:?}
-    bin_dir = {bin_dir:?}
+    conf_dir = "{CONF_DIR}"
+    bin_dir = "{BIN_DIR}"
 "#,
         image = image::IMAGE,
-        conf_dir = cni.conf_dir,
-        bin_dir = cni.bin_dir,
     )
 }
 
@@ -217,5 +202,5 @@ fn missing() -> Vec<&'static str> {
     packages.into_iter().filter(|(_, there)| !there).map(|(package, _)| package).collect()
 }
 
-/// Where Debian puts `loopback`, `ptp`, `host-local` and the others.
-pub const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
+/// Where Debian puts `loopback`, which containerd wants beside ours, and the others.
+const REFERENCE_PLUGINS: &str = "/usr/lib/cni";

@@ -9,8 +9,9 @@ use serde_json::json;
 pub const IMAGE: &str = "terway.test/busybox:1";
 
 const BUSYBOX: &str = "/bin/busybox";
-const APPLETS: [&str; 14] = [
+const APPLETS: [&str; 15] = [
     "cat",
+    "chmod",
     "echo",
     "hostname",
     "httpd",

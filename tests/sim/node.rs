@@ -177,6 +177,13 @@ impl Pod {
         &self.path
     }
 
+    /// The shell line that steps into the pod, with the files of its node.
+    pub fn nsenter(&self) -> String {
+        let fd = |file: &File| format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+        let net = self.net.as_ref().expect("it is there until the pod is dropped");
+        format!("nsenter --mount={} --net={}", fd(&self.rooms.mounts), fd(net))
+    }
+
     /// Removes the namespace, as a runtime does after DEL, or a crash does before it.
     pub fn remove(self) {}
 }

@@ -1,0 +1,484 @@
+//! The story that the demo tells: a world, two daemons, pods that come, talk and go, and what is left of them.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ipnet::Ipv4Net;
+use serde_json::{Value, json};
+
+use crate::left::{self, Finding, Kernel};
+use crate::orders::Orders;
+use crate::paths::{self, PORT, Spot};
+use crate::screen::{Cell, Screen, Table, Tone, millis, seconds};
+use crate::sim::cloud::{Config, Delays, EniView, InstanceSpec, InstanceType};
+use crate::sim::cluster::{Cluster, Member, SOON, node_name};
+use crate::sim::fabric::{Drops, OUTSIDE};
+use crate::sim::traffic::Place;
+use crate::sim::world::{self, MORE_PODS, NODES, SERVICE_CIDR, World};
+
+/// Two secondary ENIs with six addresses each: enough for eight pods and a warm pool, too few on one ENI.
+const INSTANCE_TYPE: &str = "ecs.g7.large";
+const PODS_PER_NODE: usize = 8;
+/// What the links of deleted pods, and anything else that lags, may take to go.
+const SETTLE: Duration = Duration::from_secs(5);
+/// Pods of the first node are a1, a2 and so on.
+const LETTERS: [&str; 2] = ["a", "b"];
+const LOG_TAIL: usize = 25;
+/// Faults of one kind that are worth reading.
+const ENOUGH: usize = 8;
+
+/// Why the story ended early.
+pub enum End {
+    Interrupted,
+    Failed(String),
+}
+
+/// Fields are dropped in this order: pods before the world they are in.
+pub struct Story {
+    guests: Vec<Guest>,
+    before: Vec<Kernel>,
+    cluster: Option<Cluster>,
+    screen: Screen,
+    orders: Orders,
+    faults: usize,
+    start: Instant,
+}
+
+/// A pod, and what the cloud says of the address that it got.
+struct Guest {
+    name: String,
+    member: Member,
+    eni: Option<(EniView, String)>,
+    complaint: Option<String>,
+}
+
+impl Guest {
+    fn row(&self) -> Vec<Cell> {
+        let (eni, link, vswitch) = match &self.eni {
+            Some((eni, link)) => (eni.id.as_str(), link.as_str(), eni.vswitch.as_str()),
+            None => Default::default(),
+        };
+        let mut row: Vec<Cell> = [&self.name, &self.member.ip, eni, link, vswitch].map(Cell::left).into();
+        row.push(Cell::figure(self.complaint.is_none(), &millis(self.member.took)));
+        row
+    }
+}
+
+impl Story {
+    pub fn new(screen: Screen) -> Story {
+        Story {
+            guests: Vec::new(),
+            before: Vec::new(),
+            cluster: None,
+            screen,
+            orders: Orders::new(),
+            faults: 0,
+            start: Instant::now(),
+        }
+    }
+
+    pub fn tell(&mut self, keep: bool) -> Result<(), End> {
+        self.screen.title("A VPC with two nodes, eight pods each");
+        self.build()?;
+        self.start_daemons()?;
+        self.screen.title("Pods come");
+        for n in 0..LETTERS.len() {
+            self.add(n)?;
+        }
+        self.show_pods();
+        self.screen.title("Pods talk");
+        self.faults += self.talk(keep)?;
+        self.screen.title("Pods go");
+        let had: Vec<BTreeSet<String>> = (0..LETTERS.len()).map(|n| self.addresses(n)).collect();
+        for n in 0..LETTERS.len() {
+            self.delete(n)?;
+        }
+        self.look_what_is_left(&had)
+    }
+
+    pub fn faults(&self) -> usize {
+        self.faults
+    }
+
+    fn cluster(&self) -> &Cluster {
+        self.cluster.as_ref().expect("it was built")
+    }
+
+    fn go_on(&self) -> Result<(), End> {
+        if self.orders.interrupted() { Err(End::Interrupted) } else { Ok(()) }
+    }
+
+    // The world
+
+    fn build(&mut self) -> Result<(), End> {
+        let config = config();
+        let networks = format!("{}: router, ECS API, metadata", config.vpc_cidr);
+        let step = self.screen.step(format!("VPC {networks}"));
+        let mut world = World::new(config);
+        step.done("");
+        for n in 0..LETTERS.len() {
+            self.go_on()?;
+            let step = self.screen.step(format!("{} boots: {INSTANCE_TYPE}", node_name(n)));
+            let addr = world.add_node(instance(n)).addr;
+            step.done(&addr.to_string());
+        }
+        let step = self.screen.step("Kubernetes API, binaries, configuration");
+        let cluster = self.cluster.insert(Cluster::over(world));
+        for n in 0..LETTERS.len() {
+            cluster.configure(
+                n,
+                &json!({"min_pool_size": 2, "max_pool_size": 6, "min_eni": 2, "eni_selection_policy": "least_ips"}),
+            );
+        }
+        step.done("");
+        Ok(())
+    }
+
+    /// Both at once; each makes its ENIs and fills its pool.
+    fn start_daemons(&mut self) -> Result<(), End> {
+        let step = self.screen.step("terwayd starts, makes ENIs, warms its pool");
+        let cluster = self.cluster.as_mut().expect("it was built");
+        (0..LETTERS.len()).for_each(|n| cluster.start(n));
+        let (mut enis, mut idle) = (0, 0);
+        for n in 0..LETTERS.len() {
+            let start = Instant::now();
+            let pool = loop {
+                if self.orders.interrupted() {
+                    return Err(End::Interrupted);
+                }
+                if !cluster.daemon(n).is_running() || start.elapsed() > SOON {
+                    return Err(End::Failed(format!("terwayd of {} does not serve", node_name(n))));
+                }
+                match warm(cluster, n) {
+                    Some(pool) => break pool,
+                    None => thread::sleep(Duration::from_millis(10)),
+                }
+            };
+            step.tick(true);
+            enis += pool["enis"].as_array().map_or(0, Vec::len);
+            idle += pool["idle"].as_u64().unwrap_or_default();
+        }
+        step.done(&format!("{enis} ENIs, {idle} addresses"));
+        self.before = (0..LETTERS.len()).map(|n| Kernel::of(self.cluster().node(n))).collect();
+        Ok(())
+    }
+
+    // ADD
+
+    fn add(&mut self, n: usize) -> Result<(), End> {
+        let screen = self.screen;
+        let step = screen.step(format!("ADD on {}", node_name(n)));
+        for i in 1..=PODS_PER_NODE {
+            self.go_on()?;
+            let guest = self.welcome(n, format!("{}{i}", LETTERS[n]));
+            step.tick(guest.complaint.is_none());
+            self.faults += usize::from(guest.complaint.is_some());
+            self.guests.push(guest);
+        }
+        let mut times: Vec<Duration> = self.of(n).map(|guest| guest.member.took).collect();
+        times.sort();
+        step.done(&format!("median {}", millis(times[times.len() / 2])));
+        Ok(())
+    }
+
+    fn welcome(&self, n: usize, name: String) -> Guest {
+        let mut member = self.cluster().schedule(n, &name);
+        let answer = self.cluster().call_for(&member, "ADD");
+        member.took = answer.took;
+        if answer.code != Some(0) {
+            let complaint = serde_json::from_str(&answer.stdout).map_or(answer.stderr, |e: Value| e["msg"].to_string());
+            return Guest { name, member, eni: None, complaint: Some(complaint) };
+        }
+        let result = answer.json();
+        let address = result["ips"][0]["address"].as_str().unwrap_or_default();
+        member.ip = address.split('/').next().unwrap_or_default().into();
+        let eni = self.owner(n, &member.ip);
+        let complaint = eni.is_none().then(|| format!("no ENI of {} has the address {address}", node_name(n)));
+        Guest { name, member, eni, complaint }
+    }
+
+    /// The ENI of this node that has the address according to the cloud, and its link.
+    fn owner(&self, n: usize, ip: &str) -> Option<(EniView, String)> {
+        let ip: Ipv4Addr = ip.parse().ok()?;
+        let enis = self.cluster().world.cloud.enis_of(&self.cluster().node(n).id);
+        let eni = enis.into_iter().find(|eni| eni.v4.contains(&ip))?;
+        let link = self.cluster().node(n).ifname(&eni.mac.to_string())?;
+        Some((eni, link))
+    }
+
+    fn of(&self, n: usize) -> impl Iterator<Item = &Guest> {
+        self.guests.iter().filter(move |guest| guest.member.node == n)
+    }
+
+    fn addresses(&self, n: usize) -> BTreeSet<String> {
+        self.of(n).filter(|guest| !guest.member.ip.is_empty()).map(|guest| guest.member.ip.clone()).collect()
+    }
+
+    fn show_pods(&self) {
+        let mut table = Table::new([
+            Cell::left("pod"),
+            Cell::left("address"),
+            Cell::left("ENI"),
+            Cell::left("link"),
+            Cell::left("vSwitch"),
+            Cell::right("ADD"),
+        ]);
+        for (n, ecs) in self.cluster().world.nodes.iter().enumerate() {
+            table.section(format!("{}: {}, {INSTANCE_TYPE}, {}", node_name(n), ecs.id, ecs.addr));
+            self.of(n).for_each(|guest| table.row(guest.row()));
+        }
+        self.screen.line("");
+        self.screen.table(&table);
+        let complaints = self.guests.iter().filter_map(|g| Some(format!("{}: {}", g.name, g.complaint.as_ref()?)));
+        self.screen.line(&self.screen.paint(Tone::Faint, "  An ADD that finds no idle address waits for the cloud."));
+        self.explain(complaints.collect());
+    }
+
+    /// Says what is wrong, at a length that can be read.
+    fn explain(&self, faults: Vec<String>) {
+        for fault in faults.iter().take(ENOUGH) {
+            self.screen.line(&format!("  {} {}", self.screen.paint(Tone::Bad, "✗"), fault.trim_end()));
+        }
+        if faults.len() > ENOUGH {
+            self.screen.line(&format!("    and {} more", faults.len() - ENOUGH));
+        }
+    }
+
+    // Traffic
+
+    /// Tries every path and shows the matrix; how many pairs failed. With `keep`, servers and Services stay for the person too.
+    fn talk(&self, keep: bool) -> Result<usize, End> {
+        let step = self.screen.step("a TCP server everywhere, a Service per pod");
+        let spots = self.spots();
+        let services = paths::services(&spots);
+        for node in &self.cluster().world.nodes {
+            node.sh(&format!("nft -f - <<'END'\n{services}END"));
+        }
+        step.done(&format!("Services {SERVICE_CIDR}"));
+        let pairs = paths::pairs(&spots);
+        let step = self.screen.step("ICMP and TCP on every path");
+        let mut trials = Vec::new();
+        for (i, pair) in pairs.iter().enumerate() {
+            self.go_on()?;
+            step.so_far(&format!("{i}/{} {}", pairs.len(), pair.label()));
+            trials.push(pair.run());
+        }
+        let faults = paths::faults(&trials, &[node_name(0), node_name(1)]);
+        let detail = format!("{} pairs", pairs.len());
+        if faults.is_empty() {
+            step.done(&detail)
+        } else {
+            step.failed(&detail)
+        }
+        let refused = self.refused();
+        self.screen.line("");
+        self.screen.table(&paths::table(&trials));
+        for note in [
+            "Medians of the pairs that start on the node.",
+            "TCP: connect, send a word, hear it again; the server sees the true sender.",
+            "Services: rules of nftables stand in for kube-proxy.",
+        ] {
+            self.screen.line(&self.screen.paint(Tone::Faint, &format!("  {note}")));
+        }
+        let count = faults.len() + usize::from(refused.is_some());
+        self.explain(faults.into_iter().chain(refused).collect());
+        if keep {
+            self.stay();
+        }
+        Ok(count)
+    }
+
+    /// Everyone who can be talked to: pods that got an address, nodes, a host beyond the VPC.
+    fn spots(&self) -> Vec<Spot<'_>> {
+        let services: Ipv4Net = SERVICE_CIDR.parse().expect("a literal");
+        // The lowest belong to the API server and to DNS.
+        let pods = self.guests.iter().zip(services.hosts().skip(10)).filter_map(|(guest, service)| {
+            let (eni, _) = guest.eni.as_ref()?;
+            let Member { node, ip, pod, .. } = &guest.member;
+            Some(Spot::pod(&guest.name, ip, *node, &eni.id, IpAddr::V4(service), pod))
+        });
+        let mut spots: Vec<Spot> = pods.collect();
+        for (n, ecs) in self.cluster().world.nodes.iter().enumerate() {
+            spots.push(Spot::node(&node_name(n), &ecs.addr.to_string(), n, &ecs.node));
+        }
+        spots.push(Spot::outside(OUTSIDE, self.cluster().world.fabric.outside()));
+        spots
+    }
+
+    /// The VPC refuses packets with a source that is not their ENI's; nothing that talks properly sends any.
+    fn refused(&self) -> Option<String> {
+        let drops = self.cluster().world.fabric.drops();
+        (drops != Drops::default()).then(|| format!("the VPC refused packets: {drops:?}"))
+    }
+
+    fn stay(&self) {
+        self.screen.title("The world stays up; this steps into it:");
+        let say = |name: &str, line: &str| self.screen.line(&format!("  {name:<8} {line}"));
+        for (n, ecs) in self.cluster().world.nodes.iter().enumerate() {
+            say(&node_name(n), &ecs.nsenter());
+        }
+        for guest in &self.guests {
+            say(&guest.name, &guest.member.pod.nsenter());
+        }
+        let fabric = &self.cluster().world.fabric;
+        for (name, ns) in [("router", fabric.router()), ("outside", fabric.outside())] {
+            say(name, &format!("nsenter --net={}", ns.path().display()));
+        }
+        self.screen.line("");
+        say("node:", "/opt/terway/terway-cli list; ip rule; ip route show table 1000");
+        say("", "less /var/log/terwayd.log");
+        if let Some(guest) = self.guests.last() {
+            say("pod:", &format!("ping {0}; echo hello | busybox nc {0} {PORT}", guest.member.ip));
+        }
+        self.screen.line("\n  Enter or Ctrl-C takes it down.");
+        if let Some(keeper) = rustix::process::getppid() {
+            self.screen.line(&format!("  From elsewhere: kill {}", keeper.as_raw_nonzero()));
+        }
+        self.orders.wait();
+    }
+
+    // DEL
+
+    fn delete(&mut self, n: usize) -> Result<(), End> {
+        let screen = self.screen;
+        let step = screen.step(format!("DEL on {}", node_name(n)));
+        let (leaving, staying): (Vec<Guest>, Vec<Guest>) =
+            std::mem::take(&mut self.guests).into_iter().partition(|guest| guest.member.node == n);
+        self.guests = staying;
+        let mut times = Vec::new();
+        for guest in leaving {
+            self.go_on()?;
+            let answer = self.cluster().call_for(&guest.member, "DEL");
+            let good = answer.code == Some(0);
+            step.tick(good);
+            self.faults += usize::from(!good);
+            times.push(answer.took);
+            let pod = &guest.member.sandbox.pod;
+            self.cluster().kube.delete("Pod", &pod.namespace, &pod.name);
+        }
+        times.sort();
+        step.done(&format!("median {}", millis(times[times.len() / 2])));
+        Ok(())
+    }
+
+    // What is left
+
+    fn look_what_is_left(&mut self, had: &[BTreeSet<String>]) -> Result<(), End> {
+        let step = self.screen.step("nothing is left");
+        let start = Instant::now();
+        let found = loop {
+            self.go_on()?;
+            let found: Vec<Vec<Finding>> =
+                (0..had.len()).map(|n| left::look(self.cluster(), n, &self.before[n], &had[n])).collect();
+            if found.iter().flatten().all(|finding| finding.wrong.is_empty()) || start.elapsed() > SETTLE {
+                break found;
+            }
+            thread::sleep(Duration::from_millis(50));
+        };
+        let strays = self.strays();
+        let mut wrong: Vec<String> = Vec::new();
+        for (n, findings) in found.iter().enumerate() {
+            let all = findings.iter().flat_map(|finding| finding.wrong.iter().map(move |line| (finding.what, line)));
+            wrong.extend(all.map(|(what, line)| format!("{}: {what}: {line}", node_name(n))));
+        }
+        wrong.extend(strays);
+        if wrong.is_empty() {
+            step.done("")
+        } else {
+            step.failed("")
+        }
+        self.show_left(&found);
+        self.faults += wrong.len();
+        self.explain(wrong);
+        Ok(())
+    }
+
+    /// ENIs that are no node's: made and forgotten.
+    fn strays(&self) -> Vec<String> {
+        let all = self.cluster().world.cloud.enis().into_iter().filter(|eni| eni.instance.is_none());
+        all.map(|eni| format!("ENI {} is attached to nothing", eni.id)).collect()
+    }
+
+    fn show_left(&self, found: &[Vec<Finding>]) {
+        let mut table = Table::new([Cell::left("after DEL"), Cell::left("node-1"), Cell::left("node-2")]);
+        for (i, first) in found[0].iter().enumerate() {
+            let verdicts = found.iter().map(|findings| match &findings[i] {
+                Finding { wrong, says, .. } if wrong.is_empty() => Cell::verdict(true, says),
+                Finding { wrong, .. } => Cell::verdict(false, &format!("{} wrong", wrong.len())),
+            });
+            table.row([Cell::left(first.what)].into_iter().chain(verdicts).collect());
+        }
+        self.screen.line("");
+        self.screen.table(&table);
+    }
+
+    // The end
+
+    pub fn show_logs(&self) {
+        let Some(cluster) = &self.cluster else { return };
+        for n in 0..LETTERS.len() {
+            let log = cluster.log(n);
+            let lines: Vec<&str> = log.lines().filter(|line| !line.starts_with("[DEBUG")).collect();
+            self.screen.title(&format!("The end of terwayd's log on {}:", node_name(n)));
+            for line in &lines[lines.len().saturating_sub(LOG_TAIL)..] {
+                self.screen.line(&format!("  {line}"));
+            }
+        }
+    }
+
+    /// Takes everything down, and says how long all of it took.
+    pub fn end(mut self) -> String {
+        self.screen.line("");
+        let step = self.screen.step("the world is taken down");
+        self.guests.clear();
+        self.cluster = None;
+        step.done("");
+        seconds(self.start.elapsed())
+    }
+}
+
+/// The example of Alibaba Cloud's page on planning an ACK cluster: one VPC, a vSwitch for nodes, one for pods.
+fn config() -> Config {
+    let mut config = world::config();
+    config.vswitches.retain(|vswitch| vswitch.id != MORE_PODS);
+    config.instance_types = vec![InstanceType {
+        id: INSTANCE_TYPE.into(),
+        eni_quantity: 3,
+        eni_private_ip_address_quantity: 6,
+        eni_ipv6_address_quantity: 6,
+        eni_total_quantity: 3,
+    }];
+    let millis = Duration::from_millis;
+    config.delays = Delays {
+        create: millis(100),
+        attach: millis(200),
+        detach: millis(200),
+        delete: millis(100),
+        change: millis(50),
+    };
+    config
+}
+
+fn instance(n: usize) -> InstanceSpec {
+    InstanceSpec {
+        id: format!("i-{}", n + 1),
+        instance_type: INSTANCE_TYPE.into(),
+        vswitch: NODES.into(),
+        security_groups: vec!["sg-sim".into()],
+        address: None,
+        role: Some("KubernetesWorkerRole".into()),
+    }
+}
+
+/// The pool of a daemon that serves and has no more to do.
+fn warm(cluster: &Cluster, n: usize) -> Option<Value> {
+    if cluster.call(n, "STATUS", &Value::Null).code != Some(0) {
+        return None;
+    }
+    let pool = cluster.show(n)["pool"].take();
+    let enis = pool["enis"].as_array()?;
+    let ready = enis.len() == 2 && enis.iter().all(|eni| eni["state"] == "serving" && !eni["link"].is_null());
+    (ready && pool["creating"] == 0 && pool["cloud"]["calls"] == 0).then_some(pool)
+}
