@@ -4,7 +4,8 @@ mod policy_route;
 
 use std::net::IpAddr;
 
-use crate::plan::{Family, Iptables, Object, Plan, Rule, RuleAction, Sysctl};
+use crate::plan::{Family, Iptables, Object, Plan, Rule, RuleAction, Sysctl, Veth};
+use crate::pod::{Attachment, PodName};
 use crate::rpc::{EniLease, Lease};
 use crate::{ours, plan};
 
@@ -13,6 +14,11 @@ use crate::{ours, plan};
 pub struct Setup<'a> {
     pub lease: &'a Lease,
     pub mtu: u32,
+}
+
+/// The first object of an attachment's plan, whatever its lease will be.
+pub fn veth(pod: &PodName, attachment: &Attachment, mtu: u32) -> Veth {
+    policy_route::veth(pod, attachment, mtu)
 }
 
 /// The plan of one attachment.

@@ -39,6 +39,8 @@ use crate::plan::{Object, Plan, Veth};
 pub struct Kernel {
     host: Place,
     pod: Option<Pod>,
+    /// The name of a veth that [`Kernel::begin`] has made.
+    begun: Option<String>,
 }
 
 /// A pod's namespace: its descriptor, and a socket that was opened inside.
@@ -73,7 +75,7 @@ impl Pod {
 impl Kernel {
     /// The namespace of the calling thread.
     pub fn host() -> Result<Kernel, Error> {
-        Ok(Kernel { host: Place::here()?, pod: None })
+        Ok(Kernel { host: Place::here()?, pod: None, begun: None })
     }
 
     /// The same, and the pod's namespace at this path. `Cause::Absent` if it is gone.
@@ -96,9 +98,29 @@ impl Kernel {
         self.pod = None;
     }
 
+    /// Makes a veth ahead of the plan that it is the first object of. Where it cannot be made just like that, `apply` finds
+    /// out why. Until then it bears no alias: the sweep leaves it alone.
+    pub fn begin(&mut self, veth: &Veth) {
+        let Some(pod) = self.pod.as_mut() else { return };
+        if veth::create(&mut self.host, pod, veth).is_ok() {
+            self.begun = Some(veth.name.clone());
+        }
+    }
+
+    /// Takes away what `begin` has made, since there will be no plan.
+    pub fn abandon(&mut self) {
+        let Some(name) = self.begun.take() else { return };
+        if let Ok(Some(link)) = self.host.link(&name) {
+            // What cannot be deleted goes with the pod's namespace.
+            let _ = self.host.act(link::delete(link.ifindex));
+        }
+    }
+
     /// Makes the kernel match the plan, whatever it found.
     pub fn apply(&mut self, plan: &Plan) -> Result<(), Error> {
-        self.forget();
+        if self.begun.is_none() {
+            self.forget();
+        }
         let mut rest = Vec::new();
         let mut fresh: Vec<(&Veth, Vec<&Object>)> = Vec::new();
         for object in &plan.host {
@@ -125,6 +147,9 @@ impl Kernel {
     }
 
     fn ensure(&mut self, veth: &Veth) -> Result<Age, Error> {
+        if self.begun.take().is_some_and(|begun| begun == veth.name) {
+            return Ok(Age::New);
+        }
         let pod = self.pod.as_mut().ok_or_else(|| no_pod(&veth.name))?;
         veth::ensure(&mut self.host, pod, veth)
     }

@@ -67,7 +67,7 @@ pub fn is_pair(outer: &LinkSeen, inner: &LinkSeen, veth: &Veth) -> bool {
 }
 
 /// Both ends in one request, and a look at what they became in the same send.
-fn create(host: &mut Place, pod: &mut Pod, veth: &Veth) -> Result<(), Error> {
+pub fn create(host: &mut Place, pod: &mut Pod, veth: &Veth) -> Result<(), Error> {
     let doing = || format!("create link {}", veth.name);
     let requests = vec![link::create_veth(veth, pod.netns.as_fd().as_raw_fd()), link::get(&veth.name)];
     let mut outcomes = host.change(requests)?.into_iter();
