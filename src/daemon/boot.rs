@@ -132,11 +132,10 @@ fn attempt(start: &Start) -> Result<Gathered, Error> {
     let kube = start.kube()?;
     let mut slots = adopt::slots(&mut kernel, &enis)?;
     let (ledger, mut contents) = Ledger::open(ours::LEDGER.as_ref(), &boot_id()?)?;
-    if contents.is_new {
-        let known = adopt::Known { enis: &enis, vswitches: &vswitches, node, marker };
-        contents.leases = adopt::leases(&mut kernel, &known, &slots)?;
-        contents.leases.iter().try_for_each(|lease| ledger.record(lease))?;
-    }
+    let known = adopt::Known { enis: &enis, vswitches: &vswitches, slots: &slots, node, marker };
+    let adopted = adopt::leases(&mut kernel, &known, &contents)?;
+    adopted.iter().try_for_each(|lease| ledger.record(lease))?;
+    contents.leases.extend(adopted);
     slots.extend(contents.leases.iter().map(|l| (l.eni.id.clone(), l.eni.slot)));
     Ok(Gathered { kernel, node, marker, cloud, kube, terms, vswitches, enis, slots, ledger, contents })
 }
