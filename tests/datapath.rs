@@ -441,9 +441,16 @@ fn a_veth_without_alias_or_of_another_sandbox_is_made_anew() {
             "ip link add {veth} type veth peer name eth0 netns {}; ip link set {veth} alias '{alias}'",
             other.name()
         ),
+        // The right alias, but the daemon is about to delete it.
+        format!(
+            "ip link add {veth} type veth peer name eth0 netns {}; ip link set {veth} alias '{alias}' group {}",
+            pod.ns.name(),
+            ours::DOOMED_GROUP
+        ),
     ] {
         world.node.sh(&leftover);
         pod.apply();
+        pod.kernel().delete_doomed().unwrap();
         assert!(pod.pings(FAR), "after {leftover}");
         pod.undo();
     }
