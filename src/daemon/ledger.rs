@@ -278,7 +278,8 @@ mod tests {
         let (ledger, _) = Ledger::open(&root, "boot-1").unwrap();
         let Attachment { container, ifname } = crate::rpc::example_lease().sandbox.attachment;
         let half = root.join("tombstones/0123456789abcdef@eth0.77.new");
-        fs::write(&half, format!(r#"{{"attachment":{{"container":"{container}","ifname":"{ifname}"}},"at":1.5}}"#)).unwrap();
+        fs::write(&half, format!(r#"{{"attachment":{{"container":"{container}","ifname":"{ifname}"}},"at":1.5}}"#))
+            .unwrap();
         assert_eq!(ledger.tombstones().unwrap(), []);
         fs::rename(&half, root.join("tombstones/0123456789abcdef@eth0.json")).unwrap();
         assert_eq!(ledger.tombstones().unwrap(), [Attachment { container, ifname }]);

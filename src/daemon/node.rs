@@ -14,11 +14,11 @@ use super::pods::{Known, Pods, Presence, Standing};
 use super::world::World;
 use super::{calls, clock};
 use crate::config::Config;
-use crate::error::Error;
+use crate::error::{Error, Errors};
 use crate::kernel::{Kernel, LinkSeen};
 use crate::object::Pod;
 use crate::ours;
-use crate::plan::Rule;
+use crate::plan::{Plan, Rule};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
 use crate::rpc::{EniLease, Lease, Refusal, Reply, Request};
@@ -70,6 +70,7 @@ pub struct Node {
     wake: Option<Now>,
     sweep: Now,
     sweeping: bool,
+    mend: Now,
 }
 
 /// What boot found that the loop goes on from.
@@ -97,6 +98,7 @@ impl Node {
             wake: None,
             sweep: clock::now(),
             sweeping: false,
+            mend: clock::now(),
         };
         node.feed(Event::Boot(Box::new(found.boot)));
         node
@@ -119,7 +121,9 @@ impl Node {
 
     fn next_due(&self) -> impl Future<Output = ()> + use<> {
         let deadlines = self.unknown.values().flatten().map(|w| w.deadline);
-        let due = deadlines.chain(self.wake).chain([self.sweep]).min().unwrap_or(self.sweep);
+        // A sweep that is due waits for the end of the one under way, which is an input.
+        let sweep = (!self.sweeping).then_some(self.sweep);
+        let due = deadlines.chain(self.wake).chain(sweep).min().map_or(self.mend, |due| due.min(self.mend));
         let wait = due.saturating_sub(clock::now());
         async move {
             Timer::after(wait).await;
@@ -152,6 +156,11 @@ impl Node {
             self.give_up_the_gone(now);
             let swept = self.sweep_links().and_then(|links| self.sweep_rules(&links));
             self.noted("sweep", swept);
+        }
+        if self.mend <= now {
+            self.mend = now + SWEEP_EVERY.min(self.world.orphan);
+            let mended = self.mend();
+            self.noted("mend", mended);
         }
     }
 
@@ -193,26 +202,25 @@ impl Node {
 
     // ADD
 
+    /// The watch may still tell of an earlier pod of the name, which is over: then too the API server is asked.
     fn allocate(&mut self, pod: PodName, sandbox: Sandbox, answer: Sender<Reply>) {
         let waiting = Waiting { answer, pod, sandbox, deadline: clock::now() + ADD_DEADLINE };
         match self.pods.find(&waiting.pod) {
-            Some(known) => self.admit(waiting, known),
-            None => self.fetch(waiting),
+            Some(Presence::Ours) => self.enqueue(waiting),
+            _ => self.fetch(waiting.pod.clone()).push(waiting),
         }
     }
 
-    /// A pod that the watch has not told of yet is asked for once, whoever waits for it.
-    fn fetch(&mut self, waiting: Waiting) {
-        let pod = waiting.pod.clone();
-        let queue = self.unknown.entry(pod.clone()).or_default();
-        queue.push(waiting);
-        if queue.len() == 1 {
-            self.world.fetch_pod(pod);
-        }
+    /// Asks the API server for a pod, once at a time, whoever waits for the answer.
+    fn fetch(&mut self, pod: PodName) -> &mut Vec<Waiting> {
+        self.unknown.entry(pod).or_insert_with_key(|pod| {
+            self.world.fetch_pod(pod.clone());
+            Vec::new()
+        })
     }
 
     fn fetched(&mut self, pod: PodName, result: Result<Option<Pod>, Error>) {
-        let result = result.map(|found| found.map(|pod| self.pods.learn(&pod)));
+        let result = result.map(|found| found.map(|pod| self.pods.learn(&pod, clock::now())));
         if let Ok(None) = result {
             self.pods.confirm_gone(&pod, clock::now());
         }
@@ -235,7 +243,6 @@ impl Node {
                 late.refuse(Refusal::ApiDown, reason);
             }
         }
-        self.unknown.retain(|_, queue| !queue.is_empty());
     }
 
     fn admit(&mut self, waiting: Waiting, presence: Presence) {
@@ -248,7 +255,11 @@ impl Node {
         waiting.refuse(Refusal::NotOurs, reason);
     }
 
+    /// Who has hung up by now is not served: the DEL that follows may have been heard already.
     fn enqueue(&mut self, waiting: Waiting) {
+        if waiting.answer.is_closed() {
+            return;
+        }
         self.last_ticket += 1;
         let ticket = self.last_ticket;
         let event = Event::Allocate {
@@ -311,16 +322,18 @@ impl Node {
         self.feed(Event::Release { attachment: attachment.clone() });
     }
 
+    /// One that cannot be released does not keep the others.
     fn collect(&mut self, valid: &BTreeSet<Attachment>) -> Reply {
         let stale: Vec<Attachment> = self.leases.keys().filter(|a| !valid.contains(a)).cloned().collect();
+        let mut reply = Reply::None {};
         for attachment in &stale {
             log::info!("gc: {attachment} is not among the valid attachments");
             if let refused @ Reply::Refused { .. } = self.release(attachment) {
-                return refused;
+                reply = refused;
             }
         }
         self.sweep = clock::now();
-        Reply::None {}
+        reply
     }
 
     fn absorb_tombstones(&mut self) {
@@ -348,7 +361,7 @@ impl Node {
                     log::info!("pod {pod} is gone and no DEL came for {attachment}: its address is freed");
                     self.release(&attachment);
                 }
-                Standing::Missed(since) if since + self.world.orphan <= now => self.world.fetch_pod(pod),
+                Standing::Missed(since) if since + self.world.orphan <= now => drop(self.fetch(pod)),
                 _ => {}
             }
         }
@@ -381,6 +394,35 @@ impl Node {
         };
         let stale: Vec<Rule> = self.kernel.rules()?.into_iter().filter(is_stale).collect();
         stale.iter().try_for_each(|rule| self.kernel.delete_rule(rule))
+    }
+
+    /// Sets right what somebody else has changed: network managers take away rules and routes that they do not know. An ENI
+    /// whose link is gone, or is another one by now, serves no more until it is set up again.
+    fn mend(&mut self) -> Result<(), Error> {
+        let links = self.kernel.links()?;
+        let mut errors = Errors::default();
+        errors.note(self.set_right(&datapath::node()));
+        for (id, eni) in self.enis.clone() {
+            match links.iter().find(|link| link.is_eni(eni.mac)) {
+                Some(link) if ours::eni_table(link.ifindex) == eni.table => {
+                    let plan = datapath::eni(&self.world.eni_setup(&eni, &link.name));
+                    errors.note(self.set_right(&plan));
+                }
+                _ => {
+                    self.enis.remove(&id);
+                    self.feed(Event::LinkGone { eni: id });
+                }
+            }
+        }
+        errors.result()
+    }
+
+    fn set_right(&mut self, plan: &Plan) -> Result<(), Error> {
+        if let Some(difference) = self.kernel.check(plan)? {
+            log::warn!("set right what somebody else has changed: {difference}");
+            self.kernel.apply(plan)?;
+        }
+        Ok(())
     }
 
     // The pool's effects
@@ -432,6 +474,7 @@ impl Node {
             }
             Err(e) => {
                 log::error!("lease of {attachment}: {e}");
+                self.leases.remove(&attachment);
                 self.events.push_back(Event::Release { attachment });
             }
         }
