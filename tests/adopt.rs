@@ -1,4 +1,4 @@
-//! What a start finds in the kernel though the ledger does not know it, and what it sets right there.
+//! What the daemon finds in the kernel though its ledger does not know it, and what it sets right there.
 
 use std::net::Ipv4Addr;
 use std::thread;
@@ -103,4 +103,24 @@ fn rules_and_routes_that_somebody_flushed_come_back() {
     soon("the rules are there again", || node.sh("ip rule") == rules);
     soon("the pods reach the outside again", || a.pod.ping(OUTSIDE).is_some());
     reaches(&a, &b);
+}
+
+/// The state of the node's only ENI.
+fn eni_state(cluster: &Cluster) -> (Value, bool) {
+    let eni = cluster.show(0)["pool"]["enis"][0].clone();
+    (eni["state"].clone(), eni["link"].is_object())
+}
+
+#[test]
+fn an_eni_whose_link_goes_away_serves_no_more_until_it_is_back() {
+    let (cluster, a, b) = node_with_pods();
+    assert_eq!(eni_state(&cluster), ("serving".into(), true));
+    let mac = cluster.node(0).sh("cat /sys/class/net/eth1/address");
+    cluster.node(0).sh("ip link set eth1 address 02:00:00:00:00:77");
+    soon("nothing is leased from it", || eni_state(&cluster) == ("InUse".into(), false));
+    cluster.node(0).sh(&format!("ip link set eth1 address {mac}"));
+    soon("it serves again", || eni_state(&cluster) == ("serving".into(), true));
+    let c = cluster.add(0, "c");
+    assert!(c.ip != a.ip && c.ip != b.ip, "{} is leased already", c.ip);
+    reaches(&c, &a);
 }

@@ -100,7 +100,11 @@ struct Pod<'a> {
 
 impl Pod<'_> {
     fn kernel(&self) -> Kernel {
-        self.world.node.run(|| Kernel::with_pod(self.ns.path()).unwrap())
+        self.world.node.run(|| {
+            let mut kernel = Kernel::host().unwrap();
+            kernel.enter(self.ns.path()).unwrap();
+            kernel
+        })
     }
 
     fn apply(&self) {
@@ -121,7 +125,7 @@ impl Pod<'_> {
     }
 
     fn ip(&self) -> IpAddr {
-        self.lease.v4().unwrap().into()
+        self.lease.ip.v4.unwrap().into()
     }
 
     fn pings(&self, to: &str) -> bool {

@@ -14,11 +14,12 @@ use super::pods::{Known, Pods, Presence, Standing};
 use super::world::World;
 use super::{calls, clock};
 use crate::config::Config;
-use crate::error::{Error, Errors};
+use crate::error::{Context, Error, Errors};
+use crate::ip::Mac;
 use crate::kernel::{Kernel, LinkSeen};
 use crate::object::Pod;
 use crate::ours;
-use crate::plan::{Plan, Rule};
+use crate::plan::{Plan, Rule, RuleAction};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
 use crate::rpc::{EniLease, Lease, Refusal, Reply, Request};
@@ -477,7 +478,7 @@ impl Node {
             Effect::Rested { ip, .. } => self.noted("resting address", self.ledger.rested(&ip)),
             Effect::Reply { ticket, result } => self.reply(ticket, result),
             Effect::Prepare { eni, mac, vswitch } => self.prepare(Job { eni, mac, vswitch }),
-            Effect::Dismantle { eni, .. } => self.dismantle(&eni),
+            Effect::Dismantle { eni, mac } => self.dismantle(&eni, mac),
             Effect::Tell(notice) => self.tell(notice),
             Effect::Wake { at } => self.wake = Some(at),
         }
@@ -560,18 +561,26 @@ impl Node {
         self.feed(Event::Prepared { eni, result });
     }
 
-    fn dismantle(&mut self, eni: &str) {
+    fn dismantle(&mut self, eni: &str, mac: Mac) {
         self.slots.remove(eni);
-        let Some(lease) = self.enis.remove(eni) else { return };
-        match self.kernel.link_by_mac(lease.mac) {
-            Ok(Some(link)) => {
+        let lease = self.enis.remove(eni);
+        let undone = match (self.kernel.link_by_mac(mac), lease) {
+            (Ok(Some(link)), Some(lease)) => {
                 let plan = datapath::eni(&self.world.eni_setup(&lease, &link.name));
-                let undone = self.kernel.undo(&plan);
-                self.noted("dismantle", undone);
+                self.kernel.undo(&plan)
             }
-            Ok(None) => {}
-            Err(e) => log::warn!("dismantle ENI {eni}: {e}"),
-        }
+            (Ok(Some(link)), None) => self.unmark(ours::eni_table(link.ifindex)),
+            (Ok(None), _) => Ok(()),
+            (Err(e), _) => Err(e),
+        };
+        self.noted("dismantle", undone.context(|| format!("ENI {eni}")));
+    }
+
+    /// What an earlier life set up: the rule that leads a slot's packets into the table. The slot is free for another ENI now.
+    fn unmark(&mut self, table: u32) -> Result<(), Error> {
+        let leads_there = |rule: &Rule| rule.mark.is_some() && rule.action == RuleAction::Lookup(table);
+        let rules: Vec<Rule> = self.kernel.rules()?.into_iter().filter(leads_there).collect();
+        rules.iter().try_for_each(|rule| self.kernel.delete_rule(rule))
     }
 
     fn tell(&self, notice: Notice) {
