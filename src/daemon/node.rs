@@ -14,11 +14,12 @@ use super::pods::{Known, Pods, Presence, Standing};
 use super::world::World;
 use super::{calls, clock};
 use crate::config::Config;
-use crate::error::Error;
+use crate::error::{Context, Error, Errors};
+use crate::ip::Mac;
 use crate::kernel::{Kernel, LinkSeen};
 use crate::object::Pod;
 use crate::ours;
-use crate::plan::{Rule, RuleAction};
+use crate::plan::{Plan, Rule, RuleAction};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
 use crate::rpc::{EniLease, Lease, Refusal, Reply, Request};
@@ -71,13 +72,12 @@ pub struct Node {
     last_ticket: Ticket,
     wake: Option<Now>,
     sweep: Now,
-    /// When netfilter is looked at again.
-    guard: Now,
     /// Attachments whose links are being deleted, and ADDs of the same attachments: they come after that.
     sweeping: BTreeSet<Attachment>,
     returning: Vec<Waiting>,
     /// Sandboxes whose host link was seen to be another's, and since when.
     superseded: BTreeMap<Attachment, Now>,
+    mend: Now,
 }
 
 /// What boot found that the loop goes on from.
@@ -104,10 +104,10 @@ impl Node {
             last_ticket: 0,
             wake: None,
             sweep: clock::now(),
-            guard: clock::now(),
             sweeping: BTreeSet::new(),
             returning: Vec::new(),
             superseded: BTreeMap::new(),
+            mend: clock::now(),
         };
         node.feed(Event::Boot(Box::new(found.boot)));
         node
@@ -131,13 +131,10 @@ impl Node {
     fn next_due(&self) -> impl Future<Output = ()> + use<> {
         let deadlines = self.unknown.values().flatten().map(|w| w.deadline);
         let sweep = self.sweeping.is_empty().then_some(self.sweep);
-        let due = deadlines.chain(self.wake).chain(sweep).min();
-        let wait = due.map(|due| due.saturating_sub(clock::now()));
+        let due = deadlines.chain(self.wake).chain(sweep).min().map_or(self.mend, |due| due.min(self.mend));
+        let wait = due.saturating_sub(clock::now());
         async move {
-            match wait {
-                Some(wait) => drop(Timer::after(wait).await),
-                None => future::pending().await,
-            }
+            Timer::after(wait).await;
         }
     }
 
@@ -167,10 +164,12 @@ impl Node {
             self.give_up_the_gone(now);
             let swept = self.sweep_kernel(now);
             self.noted("sweep", swept);
-            if self.guard <= now {
-                self.guard = now + SWEEP_EVERY;
-                self.world.guard_answers();
-            }
+        }
+        if self.mend <= now {
+            self.mend = now + SWEEP_EVERY.min(self.world.orphan);
+            let mended = self.mend();
+            self.noted("mend", mended);
+            self.world.guard_answers();
         }
     }
 
@@ -212,6 +211,7 @@ impl Node {
 
     // ADD
 
+    /// The watch may still tell of an earlier pod of the name, which is over: then too the API server is asked.
     fn allocate(&mut self, pod: PodName, sandbox: Sandbox, answer: Sender<Reply>) {
         let waiting = Waiting { answer, pod, sandbox, deadline: clock::now() + ADD_DEADLINE };
         if self.sweeping.contains(&waiting.sandbox.attachment) {
@@ -222,24 +222,22 @@ impl Node {
 
     fn identify(&mut self, waiting: Waiting) {
         match self.pods.find(&waiting.pod) {
-            Some(known) => self.admit(waiting, known),
-            None => self.fetch(waiting),
+            Some(Presence::Ours) => self.enqueue(waiting),
+            _ => self.fetch(waiting.pod.clone()).push(waiting),
         }
     }
 
-    /// A pod that the watch has not told of yet is asked for once, whoever waits for it.
-    fn fetch(&mut self, waiting: Waiting) {
-        let pod = waiting.pod.clone();
-        let queue = self.unknown.entry(pod.clone()).or_default();
-        queue.push(waiting);
-        if queue.len() == 1 {
-            self.world.fetch_pod(pod);
-        }
+    /// Asks the API server for a pod, once at a time, whoever waits for the answer.
+    fn fetch(&mut self, pod: PodName) -> &mut Vec<Waiting> {
+        self.unknown.entry(pod).or_insert_with_key(|pod| {
+            self.world.fetch_pod(pod.clone());
+            Vec::new()
+        })
     }
 
     fn fetched(&mut self, pod: PodName, result: Result<Option<Pod>, Error>) {
         let here = result.map(|found| found.filter(|pod| !self.pods.is_elsewhere(pod, &self.world.node_name)));
-        let result = here.map(|found| found.map(|pod| self.pods.learn(&pod)));
+        let result = here.map(|found| found.map(|pod| self.pods.learn(&pod, clock::now())));
         if let Ok(None) = result {
             self.pods.confirm_gone(&pod, clock::now());
         }
@@ -262,7 +260,6 @@ impl Node {
                 late.refuse(Refusal::ApiDown, reason);
             }
         }
-        self.unknown.retain(|_, queue| !queue.is_empty());
     }
 
     fn admit(&mut self, waiting: Waiting, presence: Presence) {
@@ -275,7 +272,11 @@ impl Node {
         waiting.refuse(Refusal::NotOurs, reason);
     }
 
+    /// Who has hung up by now is not served: the DEL that follows may have been heard already.
     fn enqueue(&mut self, waiting: Waiting) {
+        if waiting.answer.is_closed() {
+            return;
+        }
         self.last_ticket += 1;
         let ticket = self.last_ticket;
         let event = Event::Allocate {
@@ -339,16 +340,18 @@ impl Node {
         self.feed(Event::Release { attachment: attachment.clone() });
     }
 
+    /// One that cannot be released does not keep the others.
     fn collect(&mut self, valid: &BTreeSet<Attachment>) -> Reply {
         let stale: Vec<Attachment> = self.leases.keys().filter(|a| !valid.contains(a)).cloned().collect();
+        let mut reply = Reply::None {};
         for attachment in &stale {
             log::info!("gc: {attachment} is not among the valid attachments");
             if let refused @ Reply::Refused { .. } = self.release(attachment) {
-                return refused;
+                reply = refused;
             }
         }
         self.sweep = clock::now();
-        Reply::None {}
+        reply
     }
 
     fn absorb_tombstones(&mut self) {
@@ -376,7 +379,7 @@ impl Node {
                     log::info!("pod {pod} is gone and no DEL came for {attachment}: its address is freed");
                     self.release(&attachment);
                 }
-                Standing::Missed(since) if since + self.world.orphan <= now => self.world.fetch_pod(pod),
+                Standing::Missed(since) if since + self.world.orphan <= now => drop(self.fetch(pod)),
                 _ => {}
             }
         }
@@ -469,6 +472,35 @@ impl Node {
         }
     }
 
+    /// Sets right what somebody else has changed: network managers take away rules and routes that they do not know. An ENI
+    /// whose link is gone, or is another one by now, serves no more until it is set up again.
+    fn mend(&mut self) -> Result<(), Error> {
+        let links = self.kernel.links()?;
+        let mut errors = Errors::default();
+        errors.note(self.set_right(&datapath::node()));
+        for (id, eni) in self.enis.clone() {
+            match links.iter().find(|link| link.is_eni(eni.mac)) {
+                Some(link) if ours::eni_table(link.ifindex) == eni.table => {
+                    let plan = datapath::eni(&self.world.eni_setup(&eni, &link.name));
+                    errors.note(self.set_right(&plan));
+                }
+                _ => {
+                    self.enis.remove(&id);
+                    self.feed(Event::LinkGone { eni: id });
+                }
+            }
+        }
+        errors.result()
+    }
+
+    fn set_right(&mut self, plan: &Plan) -> Result<(), Error> {
+        if let Some(difference) = self.kernel.check(plan)? {
+            log::warn!("set right what somebody else has changed: {difference}");
+            self.kernel.apply(plan)?;
+        }
+        Ok(())
+    }
+
     // The pool's effects
 
     /// Every effect of an event is carried out before the next event is heard.
@@ -496,7 +528,7 @@ impl Node {
             Effect::Rested { ip, .. } => self.noted("resting address", self.ledger.rested(&ip)),
             Effect::Reply { ticket, result } => self.reply(ticket, result),
             Effect::Prepare { eni, mac, vswitch } => self.prepare(Job { eni, mac, vswitch }),
-            Effect::Dismantle { eni, .. } => self.dismantle(&eni),
+            Effect::Dismantle { eni, mac } => self.dismantle(&eni, mac),
             Effect::Tell(notice) => self.tell(notice),
             Effect::Wake { at } => self.wake = Some(at),
         }
@@ -518,6 +550,7 @@ impl Node {
             }
             Err(e) => {
                 log::error!("lease of {attachment}: {e}");
+                self.leases.remove(&attachment);
                 self.events.push_back(Event::Release { attachment });
             }
         }
@@ -578,18 +611,26 @@ impl Node {
         self.feed(Event::Prepared { eni, result });
     }
 
-    fn dismantle(&mut self, eni: &str) {
+    fn dismantle(&mut self, eni: &str, mac: Mac) {
         self.slots.remove(eni);
-        let Some(lease) = self.enis.remove(eni) else { return };
-        match self.kernel.link_by_mac(lease.mac) {
-            Ok(Some(link)) => {
+        let lease = self.enis.remove(eni);
+        let undone = match (self.kernel.link_by_mac(mac), lease) {
+            (Ok(Some(link)), Some(lease)) => {
                 let plan = datapath::eni(&self.world.eni_setup(&lease, &link.name));
-                let undone = self.kernel.undo(&plan);
-                self.noted("dismantle", undone);
+                self.kernel.undo(&plan)
             }
-            Ok(None) => {}
-            Err(e) => log::warn!("dismantle ENI {eni}: {e}"),
-        }
+            (Ok(Some(link)), None) => self.unmark(ours::eni_table(link.ifindex)),
+            (Ok(None), _) => Ok(()),
+            (Err(e), _) => Err(e),
+        };
+        self.noted("dismantle", undone.context(|| format!("ENI {eni}")));
+    }
+
+    /// What an earlier life set up: the rule that leads a slot's packets into the table. The slot is free for another ENI now.
+    fn unmark(&mut self, table: u32) -> Result<(), Error> {
+        let leads_there = |rule: &Rule| rule.mark.is_some() && rule.action == RuleAction::Lookup(table);
+        let rules: Vec<Rule> = self.kernel.rules()?.into_iter().filter(leads_there).collect();
+        rules.iter().try_for_each(|rule| self.kernel.delete_rule(rule))
     }
 
     fn tell(&self, notice: Notice) {

@@ -78,24 +78,12 @@ impl Kernel {
         Ok(Kernel { host: Place::here()?, pod: None, begun: None })
     }
 
-    /// The same, and the pod's namespace at this path. `Cause::Absent` if it is gone.
-    pub fn with_pod(netns: &Path) -> Result<Kernel, Error> {
-        let mut kernel = Kernel::host()?;
-        kernel.enter(netns)?;
-        Ok(kernel)
-    }
-
-    /// Turns to the pod's namespace at this path; the sockets of the node's stay as they are.
+    /// Turns to the pod's namespace at this path, as well. `Cause::Absent` if it is gone.
     pub fn enter(&mut self, netns: &Path) -> Result<(), Error> {
         let netns = Netns::open(netns)?;
         let doing = format!("open a socket in {}", netns.path().display());
         self.pod = Some(Pod::enter(netns).context(|| doing)?);
         Ok(())
-    }
-
-    /// Lets go of the pod's namespace, so that it can die.
-    pub fn leave(&mut self) {
-        self.pod = None;
     }
 
     /// Makes a veth ahead of the plan that it is the first object of. Where it cannot be made just like that, `apply` finds

@@ -10,6 +10,7 @@ use super::message::Message;
 use super::place::{Difference, Place, absent_is_fine, shape_difference};
 use crate::error::{Context, Error};
 use crate::ip::Mac;
+use crate::ours;
 use crate::plan::Veth;
 
 /// Longer than the network is ever locked; a link that has no carrier then is not waited for.
@@ -24,7 +25,7 @@ pub enum Age {
 }
 
 /// Makes the veth, or makes the one that is there right. What bears its name and belongs to another sandbox, or to an
-/// attempt that was cut off, is deleted and made anew; what bears the pod's interface name and is not ours stays.
+/// attempt that was cut off, or is about to be swept, is deleted and made anew; what bears the pod's interface name and is not ours stays.
 pub fn ensure(host: &mut Place, pod: &mut Pod, veth: &Veth) -> Result<Age, Error> {
     let failure = match create(host, pod, veth) {
         Err(e) if e.errno() == Some(libc::EEXIST) => e,
@@ -38,7 +39,8 @@ pub fn ensure(host: &mut Place, pod: &mut Pod, veth: &Veth) -> Result<Age, Error
         return Err(exists_already(pod, veth));
     }
     let Some(outer) = outer else { return Err(failure) };
-    if inner.is_some() && outer.alias.as_ref() == Some(&veth.alias) {
+    let doomed = outer.group == ours::DOOMED_GROUP;
+    if inner.is_some() && outer.alias.as_ref() == Some(&veth.alias) && !doomed {
         repair(host, pod, veth)?;
         return Ok(Age::Old);
     }
