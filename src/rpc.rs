@@ -31,8 +31,10 @@ pub enum Request {
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
     Lease(Box<Lease>),
-    /// Nothing (more) is leased to the attachment.
+    /// Nothing is leased to the attachment; all that GC named is gone.
     None {},
+    /// The attachment's lease is over; what is left of it in the kernel is the daemon's business.
+    Released {},
     /// The daemon serves.
     Ready {},
     /// What was asked cannot be had; the reason is for a person.

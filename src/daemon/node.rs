@@ -1,5 +1,7 @@
 //! The loop that owns the pool, the ledger and the replies that wait: events in, effects out, one after the other.
 
+mod upkeep;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::time::Duration;
@@ -14,12 +16,11 @@ use super::pods::{Known, Pods, Presence, Standing};
 use super::world::World;
 use super::{calls, clock};
 use crate::config::Config;
-use crate::error::{Context, Error, Errors};
+use crate::error::{Context, Error};
 use crate::ip::Mac;
-use crate::kernel::{Kernel, LinkSeen};
+use crate::kernel::Kernel;
 use crate::object::Pod;
 use crate::ours;
-use crate::plan::{Plan, Rule, RuleAction};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
 use crate::rpc::{EniLease, Lease, Refusal, Reply, Request};
@@ -30,10 +31,6 @@ const ADD_DEADLINE: Duration = Duration::from_secs(90);
 /// Links whose attachment is over are deleted together, this long after the last DEL: one RCU grace period for all of
 /// them, and most are gone by then because their namespace is.
 const SWEEP_AFTER: Duration = Duration::from_millis(250);
-/// Leftovers of every kind are looked for this often, or as often as the configuration gives up leases of pods that are gone.
-const SWEEP_EVERY: Duration = Duration::from_secs(60);
-/// No plugin takes longer from its lease to its link.
-const WIRED_IN: Duration = Duration::from_secs(10);
 
 /// What reaches the loop.
 pub enum Input {
@@ -77,6 +74,8 @@ pub struct Node {
     returning: Vec<Waiting>,
     /// Sandboxes whose host link was seen to be another's, and since when.
     superseded: BTreeMap<Attachment, Now>,
+    /// Veths of ours without an alias, by index: their ADD was cut off, or is under way.
+    unsigned: BTreeSet<u32>,
     mend: Now,
 }
 
@@ -107,6 +106,7 @@ impl Node {
             sweeping: BTreeSet::new(),
             returning: Vec::new(),
             superseded: BTreeMap::new(),
+            unsigned: BTreeSet::new(),
             mend: clock::now(),
         };
         node.feed(Event::Boot(Box::new(found.boot)));
@@ -158,19 +158,7 @@ impl Node {
             self.feed(Event::Tick);
         }
         self.refuse_unknown(now);
-        if self.sweep <= now && self.sweeping.is_empty() {
-            self.sweep = now + SWEEP_EVERY.min(self.world.orphan);
-            self.absorb_tombstones();
-            self.give_up_the_gone(now);
-            let swept = self.sweep_kernel(now);
-            self.noted("sweep", swept);
-        }
-        if self.mend <= now {
-            self.mend = now + SWEEP_EVERY.min(self.world.orphan);
-            let mended = self.mend();
-            self.noted("mend", mended);
-            self.world.guard_answers();
-        }
+        self.keep_up(now);
     }
 
     /// Takes up what can change in a running daemon: all that the pool goes by. The rest waits for a restart.
@@ -312,7 +300,7 @@ impl Node {
         let _ = waiting.answer.try_send(reply);
     }
 
-    // DEL, GC and what nobody deleted
+    // DEL and GC
 
     /// Takes the attachment out of the routing table, then frees its address; its link goes with the next sweep.
     fn release(&mut self, attachment: &Attachment) -> Reply {
@@ -327,7 +315,7 @@ impl Node {
         }
         self.feed(Event::Release { attachment: attachment.clone() });
         self.sweep = self.sweep.min(clock::now() + SWEEP_AFTER);
-        Reply::None {}
+        Reply::Released {}
     }
 
     /// An ADD that waits although its attachment is deleted (the runtime gave up) is never served.
@@ -352,153 +340,6 @@ impl Node {
         }
         self.sweep = clock::now();
         reply
-    }
-
-    fn absorb_tombstones(&mut self) {
-        let stones = self.ledger.tombstones().unwrap_or_else(|e| {
-            log::warn!("tombstones: {e}");
-            Vec::new()
-        });
-        for attachment in stones {
-            log::info!("{attachment} was deleted while no daemon was there");
-            if matches!(self.release(&attachment), Reply::None {})
-                && let Err(e) = self.ledger.bury(&attachment)
-            {
-                log::warn!("tombstone of {attachment}: {e}");
-            }
-        }
-    }
-
-    /// Frees the addresses of pods that are gone although DEL never came; the API server is asked before.
-    fn give_up_the_gone(&mut self, now: Now) {
-        let leases: Vec<(Attachment, PodName)> =
-            self.leases.values().map(|l| (l.sandbox.attachment.clone(), l.pod.clone())).collect();
-        for (attachment, pod) in leases {
-            match self.pods.standing(&pod) {
-                Standing::Gone(since) if since + self.world.orphan <= now => {
-                    log::info!("pod {pod} is gone and no DEL came for {attachment}: its address is freed");
-                    self.release(&attachment);
-                }
-                Standing::Missed(since) if since + self.world.orphan <= now => drop(self.fetch(pod)),
-                _ => {}
-            }
-        }
-        let leases = &self.leases;
-        self.pods.forget(|name| leases.values().any(|l| l.pod == *name));
-    }
-
-    fn sweep_kernel(&mut self, now: Now) -> Result<(), Error> {
-        let links = self.sweep_links()?;
-        self.give_up_the_superseded(&links, now);
-        self.sweep_rules(&links)
-    }
-
-    /// Deletes every link of ours whose attachment holds no lease. Links are listed before leases are looked at, and a lease is
-    /// recorded before its link is made: a link that is being made is never taken for a leftover.
-    fn sweep_links(&mut self) -> Result<Vec<LinkSeen>, Error> {
-        let links = self.kernel.links()?;
-        let owner = |link: &LinkSeen| link.alias.as_deref().and_then(ours::attachment);
-        let is_stale = |attachment: &Attachment| !self.leases.contains_key(attachment) && !self.awaited(attachment);
-        let owned = links.iter().filter_map(|link| Some((link.ifindex, owner(link)?)));
-        let (stale, owners): (Vec<u32>, _) = owned.filter(|(_, attachment)| is_stale(attachment)).unzip();
-        if !stale.is_empty() {
-            self.sweeping = owners;
-            self.world.delete_links(stale);
-        }
-        Ok(links)
-    }
-
-    /// Frees the addresses of sandboxes whose host link has long been another's: their pod has a newer sandbox, so they are
-    /// not missed, and no DEL came for them.
-    fn give_up_the_superseded(&mut self, links: &[LinkSeen], now: Now) {
-        let since = std::mem::take(&mut self.superseded);
-        let owner = |link: &LinkSeen| link.alias.as_deref().and_then(ours::attachment);
-        let owners: BTreeMap<&str, Attachment> =
-            links.iter().filter_map(|l| Some((l.name.as_str(), owner(l)?))).collect();
-        for (attachment, lease) in &self.leases {
-            let veth = ours::host_veth(&lease.pod, &attachment.ifname);
-            if owners.get(veth.as_str()).is_some_and(|o| o != attachment && self.leases.contains_key(o)) {
-                // A newer sandbox looks so too, for the moment until it is wired.
-                let first = since.get(attachment).copied().unwrap_or(now);
-                self.superseded.insert(attachment.clone(), first);
-            }
-        }
-        let old =
-            |(a, first): (&Attachment, &Now)| (*first + self.world.orphan.max(WIRED_IN) <= now).then(|| a.clone());
-        let old: Vec<Attachment> = self.superseded.iter().filter_map(old).collect();
-        for attachment in old {
-            log::info!(
-                "{attachment} was succeeded by another sandbox of its pod and no DEL came: its address is freed"
-            );
-            self.release(&attachment);
-        }
-    }
-
-    /// An ADD waits for it, and will take over the link that is there.
-    fn awaited(&self, attachment: &Attachment) -> bool {
-        let mut waiting = self.waiting.values().chain(self.unknown.values().flatten());
-        waiting.any(|w| w.sandbox.attachment == *attachment)
-    }
-
-    fn swept(&mut self) {
-        self.sweeping.clear();
-        for waiting in std::mem::take(&mut self.returning) {
-            self.identify(waiting);
-        }
-    }
-
-    /// Deletes rules of ENIs that are gone without us.
-    fn sweep_rules(&mut self, links: &[LinkSeen]) -> Result<(), Error> {
-        let mut stale = self.kernel.rules()?;
-        stale.retain(|rule| self.is_stale(rule, links));
-        if stale.is_empty() {
-            return Ok(());
-        }
-        // A link that came with its rules after the links were listed.
-        let links = self.kernel.links()?;
-        stale.retain(|rule| self.is_stale(rule, &links));
-        stale.iter().try_for_each(|rule| self.kernel.delete_rule(rule))
-    }
-
-    fn is_stale(&self, rule: &Rule, links: &[LinkSeen]) -> bool {
-        match (rule.priority, rule.mark, &rule.iif, rule.action) {
-            (ours::FROM_POD_PRIORITY, Some((value, mask)), None, RuleAction::Lookup(table)) => {
-                let is_used = |slot| self.slots.values().any(|s| *s == slot);
-                let has_link = links.iter().any(|l| ours::eni_table(l.ifindex) == table);
-                ours::slot(value, mask).is_some_and(|slot| !is_used(slot) || !has_link)
-            }
-            (ours::STRAY_PRIORITY, None, Some(iif), RuleAction::Blackhole) => !links.iter().any(|l| l.name == *iif),
-            _ => false,
-        }
-    }
-
-    /// Sets right what somebody else has changed: network managers take away rules and routes that they do not know. An ENI
-    /// whose link is gone, or is another one by now, serves no more until it is set up again.
-    fn mend(&mut self) -> Result<(), Error> {
-        let links = self.kernel.links()?;
-        let mut errors = Errors::default();
-        errors.note(self.set_right(&datapath::node()));
-        for (id, eni) in self.enis.clone() {
-            match links.iter().find(|link| link.is_eni(eni.mac)) {
-                Some(link) if ours::eni_table(link.ifindex) == eni.table => {
-                    let plan = datapath::eni(&self.world.eni_setup(&eni, &link.name));
-                    errors.note(self.set_right(&plan));
-                }
-                _ => {
-                    self.enis.remove(&id);
-                    self.feed(Event::LinkGone { eni: id });
-                }
-            }
-        }
-        errors.result()
-    }
-
-    fn set_right(&mut self, plan: &Plan) -> Result<(), Error> {
-        if let Some(difference) = self.kernel.check(plan)? {
-            log::warn!("set right what somebody else has changed: {difference}");
-            self.kernel.apply(plan)?;
-        }
-        Ok(())
     }
 
     // The pool's effects

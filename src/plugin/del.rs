@@ -15,9 +15,10 @@ use crate::{client, kernel, ours};
 /// A daemon that lives answers within the time of a few link deletions.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// With the daemon silent the kernel is undone here, and a tombstone tells the daemon when it is back.
+/// Where the daemon does not take over, the kernel is undone here; a silent one finds a tombstone when it is back.
 pub fn del(attachment: &Attachment, netns: Option<&Path>, pod: Option<&PodName>) -> Result<(), Failure> {
-    if released(attachment)? {
+    let daemon = release(attachment)?;
+    if let Daemon::Released = daemon {
         return Ok(());
     }
     let doing = |e: Error| Failure::new(Code::Node, e.within(format!("delete {attachment}")));
@@ -25,14 +26,24 @@ pub fn del(attachment: &Attachment, netns: Option<&Path>, pod: Option<&PodName>)
     // What was a namespace may be a plain file by now, left by a mount that is gone.
     let netns = netns.filter(|path| Netns::open(path).is_ok());
     kernel::unwire(netns, host_link.as_deref(), attachment).map_err(doing)?;
-    bury(attachment).map_err(doing)
+    if let Daemon::Silent = daemon { bury(attachment).map_err(doing) } else { Ok(()) }
 }
 
-/// Whether the daemon has taken it over. One that is still starting, or cannot be understood, has not.
-fn released(attachment: &Attachment) -> Result<bool, Failure> {
+/// What the daemon makes of a release.
+enum Daemon {
+    /// It has taken the attachment over.
+    Released,
+    /// It holds no lease: what is there in the kernel was left by an ADD that was cut off.
+    Unaware,
+    /// It does not answer, is still starting, or cannot be understood.
+    Silent,
+}
+
+fn release(attachment: &Attachment) -> Result<Daemon, Failure> {
     match client::ask(&Request::Release { attachment: attachment.clone() }, PATIENCE) {
-        Ok(Reply::None {}) => Ok(true),
-        Ok(Reply::Refused { why: Refusal::Starting, .. }) | Err(_) => Ok(false),
+        Ok(Reply::Released {}) => Ok(Daemon::Released),
+        Ok(Reply::None {}) => Ok(Daemon::Unaware),
+        Ok(Reply::Refused { why: Refusal::Starting, .. }) | Err(_) => Ok(Daemon::Silent),
         Ok(Reply::Refused { why, reason }) => Err(daemon::refused(why, &format!("delete {attachment}: {reason}"))),
         Ok(other) => Err(daemon::strange(&other)),
     }

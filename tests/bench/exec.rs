@@ -18,6 +18,7 @@ pub fn run(command: &mut Command, stdin: &str) -> Cost {
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut heard = Vec::with_capacity(4096);
     let start = Instant::now();
+    #[expect(clippy::zombie_processes, reason = "wait4 does, for the CPU time that wait does not tell")]
     let mut child = command.spawn().unwrap_or_else(|e| panic!("start {command:?}: {e}"));
     child.stdin.take().expect("it is piped").write_all(stdin.as_bytes()).expect("it reads its input");
     child.stdout.take().expect("it is piped").read_to_end(&mut heard).expect("a pipe can be read");
