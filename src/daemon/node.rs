@@ -32,6 +32,8 @@ const ADD_DEADLINE: Duration = Duration::from_secs(90);
 const SWEEP_AFTER: Duration = Duration::from_millis(250);
 /// Leftovers of every kind are looked for this often, or as often as the configuration gives up leases of pods that are gone.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// No plugin takes longer from its lease to its link.
+const WIRED_IN: Duration = Duration::from_secs(10);
 
 /// What reaches the loop.
 pub enum Input {
@@ -70,10 +72,14 @@ pub struct Node {
     last_ticket: Ticket,
     wake: Option<Now>,
     sweep: Now,
+    /// When netfilter is looked at again.
+    guard: Now,
     /// Attachments whose links are being deleted, and ADDs of the same attachments: they come after that.
     sweeping: BTreeSet<Attachment>,
     returning: Vec<Waiting>,
     mend: Now,
+    /// Sandboxes whose host link was seen to be another's, and since when.
+    superseded: BTreeMap<Attachment, Now>,
 }
 
 /// What boot found that the loop goes on from.
@@ -100,9 +106,11 @@ impl Node {
             last_ticket: 0,
             wake: None,
             sweep: clock::now(),
+            guard: clock::now(),
             sweeping: BTreeSet::new(),
             returning: Vec::new(),
             mend: clock::now(),
+            superseded: BTreeMap::new(),
         };
         node.feed(Event::Boot(Box::new(found.boot)));
         node
@@ -157,8 +165,12 @@ impl Node {
             self.sweep = now + SWEEP_EVERY.min(self.world.orphan);
             self.absorb_tombstones();
             self.give_up_the_gone(now);
-            let swept = self.sweep_links().and_then(|links| self.sweep_rules(&links));
+            let swept = self.sweep_kernel(now);
             self.noted("sweep", swept);
+            if self.guard <= now {
+                self.guard = now + SWEEP_EVERY;
+                self.world.guard_answers();
+            }
         }
         if self.mend <= now {
             self.mend = now + SWEEP_EVERY.min(self.world.orphan);
@@ -382,6 +394,12 @@ impl Node {
         self.pods.forget(|name| leases.values().any(|l| l.pod == *name));
     }
 
+    fn sweep_kernel(&mut self, now: Now) -> Result<(), Error> {
+        let links = self.sweep_links()?;
+        self.give_up_the_superseded(&links, now);
+        self.sweep_rules(&links)
+    }
+
     /// Deletes every link of ours whose attachment holds no lease. Links are listed before leases are looked at, and a lease is
     /// recorded before its link is made: a link that is being made is never taken for a leftover.
     fn sweep_links(&mut self) -> Result<Vec<LinkSeen>, Error> {
@@ -395,6 +413,32 @@ impl Node {
             self.world.delete_links(stale);
         }
         Ok(links)
+    }
+
+    /// Frees the addresses of sandboxes whose host link has long been another's: their pod has a newer sandbox, so they are
+    /// not missed, and no DEL came for them.
+    fn give_up_the_superseded(&mut self, links: &[LinkSeen], now: Now) {
+        let since = std::mem::take(&mut self.superseded);
+        let owner = |link: &LinkSeen| link.alias.as_deref().and_then(ours::attachment);
+        let owners: BTreeMap<&str, Attachment> =
+            links.iter().filter_map(|l| Some((l.name.as_str(), owner(l)?))).collect();
+        for (attachment, lease) in &self.leases {
+            let veth = ours::host_veth(&lease.pod, &attachment.ifname);
+            if owners.get(veth.as_str()).is_some_and(|o| o != attachment && self.leases.contains_key(o)) {
+                // A newer sandbox looks so too, for the moment until it is wired.
+                let first = since.get(attachment).copied().unwrap_or(now);
+                self.superseded.insert(attachment.clone(), first);
+            }
+        }
+        let old =
+            |(a, first): (&Attachment, &Now)| (*first + self.world.orphan.max(WIRED_IN) <= now).then(|| a.clone());
+        let old: Vec<Attachment> = self.superseded.iter().filter_map(old).collect();
+        for attachment in old {
+            log::info!(
+                "{attachment} was succeeded by another sandbox of its pod and no DEL came: its address is freed"
+            );
+            self.release(&attachment);
+        }
     }
 
     /// An ADD waits for it, and will take over the link that is there.
@@ -412,15 +456,27 @@ impl Node {
 
     /// Deletes rules of ENIs that are gone without us.
     fn sweep_rules(&mut self, links: &[LinkSeen]) -> Result<(), Error> {
-        let is_stale = |rule: &Rule| match (rule.priority, rule.mark, &rule.iif) {
-            (ours::FROM_POD_PRIORITY, Some((value, mask)), None) => {
-                ours::slot(value, mask).is_some_and(|slot| !self.slots.values().any(|s| *s == slot))
-            }
-            (ours::STRAY_PRIORITY, None, Some(iif)) => !links.iter().any(|l| l.name == *iif),
-            _ => false,
-        };
-        let stale: Vec<Rule> = self.kernel.rules()?.into_iter().filter(is_stale).collect();
+        let mut stale = self.kernel.rules()?;
+        stale.retain(|rule| self.is_stale(rule, links));
+        if stale.is_empty() {
+            return Ok(());
+        }
+        // A link that came with its rules after the links were listed.
+        let links = self.kernel.links()?;
+        stale.retain(|rule| self.is_stale(rule, &links));
         stale.iter().try_for_each(|rule| self.kernel.delete_rule(rule))
+    }
+
+    fn is_stale(&self, rule: &Rule, links: &[LinkSeen]) -> bool {
+        match (rule.priority, rule.mark, &rule.iif, rule.action) {
+            (ours::FROM_POD_PRIORITY, Some((value, mask)), None, RuleAction::Lookup(table)) => {
+                let is_used = |slot| self.slots.values().any(|s| *s == slot);
+                let has_link = links.iter().any(|l| ours::eni_table(l.ifindex) == table);
+                ours::slot(value, mask).is_some_and(|slot| !is_used(slot) || !has_link)
+            }
+            (ours::STRAY_PRIORITY, None, Some(iif), RuleAction::Blackhole) => !links.iter().any(|l| l.name == *iif),
+            _ => false,
+        }
     }
 
     /// Sets right what somebody else has changed: network managers take away rules and routes that they do not know. An ENI
