@@ -72,14 +72,12 @@ pub struct Node {
     last_ticket: Ticket,
     wake: Option<Now>,
     sweep: Now,
-    /// When netfilter is looked at again.
-    guard: Now,
     /// Attachments whose links are being deleted, and ADDs of the same attachments: they come after that.
     sweeping: BTreeSet<Attachment>,
     returning: Vec<Waiting>,
-    mend: Now,
     /// Sandboxes whose host link was seen to be another's, and since when.
     superseded: BTreeMap<Attachment, Now>,
+    mend: Now,
 }
 
 /// What boot found that the loop goes on from.
@@ -106,11 +104,10 @@ impl Node {
             last_ticket: 0,
             wake: None,
             sweep: clock::now(),
-            guard: clock::now(),
             sweeping: BTreeSet::new(),
             returning: Vec::new(),
-            mend: clock::now(),
             superseded: BTreeMap::new(),
+            mend: clock::now(),
         };
         node.feed(Event::Boot(Box::new(found.boot)));
         node
@@ -167,15 +164,12 @@ impl Node {
             self.give_up_the_gone(now);
             let swept = self.sweep_kernel(now);
             self.noted("sweep", swept);
-            if self.guard <= now {
-                self.guard = now + SWEEP_EVERY;
-                self.world.guard_answers();
-            }
         }
         if self.mend <= now {
             self.mend = now + SWEEP_EVERY.min(self.world.orphan);
             let mended = self.mend();
             self.noted("mend", mended);
+            self.world.guard_answers();
         }
     }
 
