@@ -313,6 +313,7 @@ impl Node {
             log::error!("del {}: {e}", lease.pod);
             return refusal(local(&e.to_string()));
         }
+        self.leases.remove(attachment);
         self.feed(Event::Release { attachment: attachment.clone() });
         self.sweep = self.sweep.min(clock::now() + SWEEP_AFTER);
         Reply::Released {}
@@ -362,7 +363,7 @@ impl Node {
             Effect::Call { id, call } => self.call(id, call),
             Effect::Record(held) => self.record(held),
             Effect::Retire { attachment, eni, ip, until } => {
-                self.leases.remove(&attachment);
+                self.end(&attachment);
                 let resting = Resting::new(eni, ip, until);
                 self.noted("lease", self.ledger.retire(&attachment, &resting));
             }
@@ -391,9 +392,17 @@ impl Node {
             }
             Err(e) => {
                 log::error!("lease of {attachment}: {e}");
-                self.leases.remove(&attachment);
+                self.end(&attachment);
                 self.events.push_back(Event::Release { attachment });
             }
+        }
+    }
+
+    /// A lease that ends without DEL, as one does whose address the cloud has taken: nothing may be sent there any more.
+    fn end(&mut self, attachment: &Attachment) {
+        if let Some(lease) = self.leases.remove(attachment) {
+            let undone = self.kernel.undo(&datapath::routes(&lease));
+            self.noted("routes of a lease that is over", undone);
         }
     }
 
