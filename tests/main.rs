@@ -13,3 +13,4 @@ mod runtime;
 mod sdk;
 #[allow(dead_code)]
 mod sim;
+mod vm;
