@@ -3,7 +3,11 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use terway::kernel::memory::Memory;
 use terway::{cli, daemon, plugin};
+
+#[global_allocator]
+static MEMORY: Memory = Memory::new();
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();

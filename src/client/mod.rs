@@ -45,8 +45,9 @@ fn exchange(stream: &mut UnixStream, request: &Request, deadline: Instant) -> Re
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
     stream.set_write_timeout(Some(left(deadline)?))?;
-    stream.write_all(&line).map_err(late)?;
-    read_line(stream, deadline)
+    let said = stream.write_all(&line).map_err(late);
+    // Whom the daemon refuses unheard it hangs up on: then nobody takes our words, and the answer is there already.
+    read_line(stream, deadline).map_err(|e| said.err().unwrap_or(e))
 }
 
 /// A socket whose time limit has passed says EAGAIN.

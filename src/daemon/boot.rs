@@ -206,6 +206,7 @@ fn assemble(start: &Start, g: Gathered, inputs: Sender<Input>) -> Node {
         kube: g.kube,
         place: g.terms.place(&start.config),
         terms: g.terms,
+        node_name: start.node_name.clone(),
         node: g.node,
         marker: g.marker,
         mtu: start.config.mtu,

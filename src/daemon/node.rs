@@ -69,7 +69,9 @@ pub struct Node {
     last_ticket: Ticket,
     wake: Option<Now>,
     sweep: Now,
-    sweeping: bool,
+    /// Attachments whose links are being deleted, and ADDs of the same attachments: they come after that.
+    sweeping: BTreeSet<Attachment>,
+    returning: Vec<Waiting>,
 }
 
 /// What boot found that the loop goes on from.
@@ -96,7 +98,8 @@ impl Node {
             last_ticket: 0,
             wake: None,
             sweep: clock::now(),
-            sweeping: false,
+            sweeping: BTreeSet::new(),
+            returning: Vec::new(),
         };
         node.feed(Event::Boot(Box::new(found.boot)));
         node
@@ -119,10 +122,14 @@ impl Node {
 
     fn next_due(&self) -> impl Future<Output = ()> + use<> {
         let deadlines = self.unknown.values().flatten().map(|w| w.deadline);
-        let due = deadlines.chain(self.wake).chain([self.sweep]).min().unwrap_or(self.sweep);
-        let wait = due.saturating_sub(clock::now());
+        let sweep = self.sweeping.is_empty().then_some(self.sweep);
+        let due = deadlines.chain(self.wake).chain(sweep).min();
+        let wait = due.map(|due| due.saturating_sub(clock::now()));
         async move {
-            Timer::after(wait).await;
+            match wait {
+                Some(wait) => drop(Timer::after(wait).await),
+                None => future::pending().await,
+            }
         }
     }
 
@@ -134,7 +141,7 @@ impl Node {
             Input::Pods(known) => self.pods.take(known, clock::now()),
             Input::Fetched { pod, result } => self.fetched(pod, result),
             Input::Reload(config) => self.reload(&config),
-            Input::Swept => self.sweeping = false,
+            Input::Swept => self.swept(),
         }
     }
 
@@ -146,7 +153,7 @@ impl Node {
             self.feed(Event::Tick);
         }
         self.refuse_unknown(now);
-        if self.sweep <= now && !self.sweeping {
+        if self.sweep <= now && self.sweeping.is_empty() {
             self.sweep = now + SWEEP_EVERY.min(self.world.orphan);
             self.absorb_tombstones();
             self.give_up_the_gone(now);
@@ -195,6 +202,13 @@ impl Node {
 
     fn allocate(&mut self, pod: PodName, sandbox: Sandbox, answer: Sender<Reply>) {
         let waiting = Waiting { answer, pod, sandbox, deadline: clock::now() + ADD_DEADLINE };
+        if self.sweeping.contains(&waiting.sandbox.attachment) {
+            return self.returning.push(waiting);
+        }
+        self.identify(waiting);
+    }
+
+    fn identify(&mut self, waiting: Waiting) {
         match self.pods.find(&waiting.pod) {
             Some(known) => self.admit(waiting, known),
             None => self.fetch(waiting),
@@ -212,7 +226,8 @@ impl Node {
     }
 
     fn fetched(&mut self, pod: PodName, result: Result<Option<Pod>, Error>) {
-        let result = result.map(|found| found.map(|pod| self.pods.learn(&pod)));
+        let here = result.map(|found| found.filter(|pod| !self.pods.is_elsewhere(pod, &self.world.node_name)));
+        let result = here.map(|found| found.map(|pod| self.pods.learn(&pod)));
         if let Ok(None) = result {
             self.pods.confirm_gone(&pod, clock::now());
         }
@@ -220,7 +235,7 @@ impl Node {
             match &result {
                 Ok(Some(presence)) => self.admit(waiting, *presence),
                 Ok(None) => {
-                    let reason = format!("pod {pod} does not exist in the API server");
+                    let reason = format!("the API server knows no pod {pod} on node {}", self.world.node_name);
                     waiting.refuse(Refusal::NotOurs, reason);
                 }
                 Err(e) => waiting.refuse(Refusal::ApiDown, format!("pod {pod} is not known yet: {e}")),
@@ -305,7 +320,8 @@ impl Node {
     /// An ADD that waits although its attachment is deleted (the runtime gave up) is never served.
     fn call_off(&mut self, attachment: &Attachment) {
         let deleted = |w: &mut Waiting| w.sandbox.attachment == *attachment;
-        for late in self.unknown.values_mut().flat_map(|queue| queue.extract_if(.., deleted)) {
+        let queues = self.unknown.values_mut().chain([&mut self.returning]);
+        for late in queues.flat_map(|queue| queue.extract_if(.., deleted)) {
             late.refuse(Refusal::BadRequest, format!("{attachment} was deleted while its ADD waited"));
         }
         self.feed(Event::Release { attachment: attachment.clone() });
@@ -361,13 +377,27 @@ impl Node {
     fn sweep_links(&mut self) -> Result<Vec<LinkSeen>, Error> {
         let links = self.kernel.links()?;
         let owner = |link: &LinkSeen| link.alias.as_deref().and_then(ours::attachment);
-        let is_stale = |link: &&LinkSeen| owner(link).is_some_and(|a| !self.leases.contains_key(&a));
-        let stale: Vec<u32> = links.iter().filter(is_stale).map(|l| l.ifindex).collect();
+        let is_stale = |attachment: &Attachment| !self.leases.contains_key(attachment) && !self.awaited(attachment);
+        let owned = links.iter().filter_map(|link| Some((link.ifindex, owner(link)?)));
+        let (stale, owners): (Vec<u32>, _) = owned.filter(|(_, attachment)| is_stale(attachment)).unzip();
         if !stale.is_empty() {
-            self.sweeping = true;
+            self.sweeping = owners;
             self.world.delete_links(stale);
         }
         Ok(links)
+    }
+
+    /// An ADD waits for it, and will take over the link that is there.
+    fn awaited(&self, attachment: &Attachment) -> bool {
+        let mut waiting = self.waiting.values().chain(self.unknown.values().flatten());
+        waiting.any(|w| w.sandbox.attachment == *attachment)
+    }
+
+    fn swept(&mut self) {
+        self.sweeping.clear();
+        for waiting in std::mem::take(&mut self.returning) {
+            self.identify(waiting);
+        }
     }
 
     /// Deletes rules of ENIs that are gone without us.

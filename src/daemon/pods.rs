@@ -41,6 +41,8 @@ pub struct Pods {
     gone: BTreeMap<PodName, (Now, bool)>,
     /// When the first whole list came.
     synced: Option<Now>,
+    /// A list of this node's pods had one: the node's name is right.
+    named: bool,
 }
 
 /// How a pod that holds a lease stands.
@@ -82,6 +84,7 @@ impl Pods {
         match news {
             Known::All(list) => {
                 self.synced.get_or_insert(now);
+                self.named |= !list.is_empty();
                 let missed: Vec<PodName> = std::mem::take(&mut self.known).into_keys().collect();
                 for (name, seen) in list {
                     self.set(name, seen);
@@ -111,9 +114,17 @@ impl Pods {
         presence
     }
 
-    /// The API server was asked, and the pod does not exist.
+    /// Another pod of this name, on another node. With a wrong name for our own node all pods would look so.
+    pub fn is_elsewhere(&self, pod: &Pod, node: &str) -> bool {
+        self.named && pod.spec.node_name != node
+    }
+
+    /// The API server was asked about a pod that we did not know, and it does not exist. One that was made while the
+    /// question was under way is known by now, and stays so until the watch says otherwise.
     pub fn confirm_gone(&mut self, name: &PodName, now: Now) {
-        self.known.remove(name);
+        if self.known.contains_key(name) {
+            return;
+        }
         self.gone.entry(name.clone()).or_insert((now, true)).1 = true;
     }
 
@@ -179,6 +190,26 @@ mod tests {
         pods.confirm_gone(&web(1), T(70));
         assert_eq!(pods.standing(&web(1)), Standing::Gone(T(9)));
         pods.take(Known::One(web(1), ours(Presence::Ours)), T(80));
+        assert_eq!(pods.standing(&web(1)), Standing::Present);
+    }
+
+    #[test]
+    fn a_pod_is_elsewhere_only_where_our_own_name_is_proven() {
+        let pod = serde_json::from_str(r#"{"metadata": {"name": "web-1"}, "spec": {"nodeName": "n2"}}"#).unwrap();
+        let mut pods = Pods::default();
+        pods.take(Known::All(vec![]), T(5));
+        assert!(!pods.is_elsewhere(&pod, "n1"));
+        pods.take(Known::All(vec![(web(2), ours(Presence::NotOurs))]), T(6));
+        assert!(pods.is_elsewhere(&pod, "n1"));
+        assert!(!pods.is_elsewhere(&pod, "n2"));
+    }
+
+    #[test]
+    fn a_pod_made_while_its_absence_was_being_told_is_present() {
+        let mut pods = Pods::default();
+        pods.take(Known::All(vec![]), T(5));
+        pods.take(Known::One(web(1), ours(Presence::Ours)), T(9));
+        pods.confirm_gone(&web(1), T(10));
         assert_eq!(pods.standing(&web(1)), Standing::Present);
     }
 

@@ -26,6 +26,8 @@ pub struct World {
     pub cloud: cloud::Client,
     pub kube: kube::Client,
     pub terms: Terms,
+    /// What the API server calls this node.
+    pub node_name: String,
     /// The node's own addresses.
     pub node: IpPair,
     pub marker: Marker,

@@ -7,6 +7,7 @@ mod addr;
 mod bpf;
 mod link;
 mod look;
+pub mod memory;
 mod message;
 mod neigh;
 pub mod netns;

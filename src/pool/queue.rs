@@ -180,7 +180,7 @@ impl State {
 
     /// What stands in the way of this verb at that time. Where a person must act first, the next attempt is no hope.
     fn barrier(&self, verb: Verb, at: Now) -> Option<&Block> {
-        let lasts = |b: &Block| b.until > self.now && b.refused.why == Refusal::Forbidden;
+        let lasts = |b: &Block| b.until > self.now && matches!(b.refused.why, Refusal::Forbidden | Refusal::Quota);
         self.blocks.get(&verb).filter(|b| b.until > at || lasts(b))
     }
 

@@ -15,7 +15,7 @@ pub(super) struct Pace {
 }
 
 /// Looking again at an ENI that the cloud is moving.
-pub(super) const POLL: Pace = Pace { base: Duration::from_secs(1), factor: 1.5, cap: Duration::from_secs(10) };
+pub(super) const POLL: Pace = Pace { base: Duration::from_millis(500), factor: 1.5, cap: Duration::from_secs(10) };
 /// A call that may well succeed next time.
 pub(super) const SOON: Pace = Pace { base: Duration::from_secs(1), factor: 2.0, cap: Duration::from_secs(60) };
 /// A call that a person, or much time, must make possible.

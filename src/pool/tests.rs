@@ -613,8 +613,11 @@ fn a_quota_refuses_at_once_and_is_tried_again_later() {
     assert_eq!(rig.refused(1).why, Refusal::Quota);
     rig.says.clear();
     rig.add(2, secs(200));
+    assert_eq!(rig.refused(2).why, Refusal::Quota);
     rig.run(secs(150));
-    assert!(rig.replies[&2].1.is_ok());
+    rig.add(3, secs(200));
+    rig.run(secs(20));
+    assert!(rig.replies[&3].1.is_ok());
     assert_eq!(rig.told("AllocIPSucceed"), 1);
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -131,12 +131,10 @@ impl Table {
         print!("{text}");
     }
 
-    /// Writes `target/bench.json`.
-    pub fn write(&self) {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/bench.json");
+    pub fn write(&self, path: &Path) {
         let rows: Vec<Value> = self.0.iter().map(Row::json).collect();
         let text = serde_json::to_string_pretty(&rows).expect("plain data");
-        fs::write(&path, text).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
+        fs::write(path, text).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
         println!("\nalso in {}", path.display());
     }
 }

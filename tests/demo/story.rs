@@ -275,10 +275,13 @@ impl Story {
         let refused = self.refused();
         self.screen.line("");
         self.screen.table(&paths::table(&trials));
-        self.screen.line(&self.screen.paint(
-            Tone::Faint,
-            "  Medians of the pairs that start on the node; TCP: connect, send a word, hear it again.",
-        ));
+        for note in [
+            "Medians of the pairs that start on the node.",
+            "TCP: connect, send a word, hear it again; the server sees the true sender.",
+            "Services: rules of nftables stand in for kube-proxy.",
+        ] {
+            self.screen.line(&self.screen.paint(Tone::Faint, &format!("  {note}")));
+        }
         let count = faults.len() + usize::from(refused.is_some());
         self.explain(faults.into_iter().chain(refused).collect());
         if keep {

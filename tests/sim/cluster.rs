@@ -109,10 +109,15 @@ impl Cluster {
     }
 
     pub fn start_with(&mut self, n: usize, args: &[&str]) {
+        let daemon = self.launch(n, args);
+        self.daemons.insert(n, daemon);
+    }
+
+    /// The same for those who look after it themselves.
+    pub fn launch(&self, n: usize, args: &[&str]) -> Daemon {
         let mut command = Command::new(DAEMON);
         command.args(args);
-        let daemon = self.node(n).daemon("terwayd", &mut command);
-        self.daemons.insert(n, daemon);
+        self.node(n).daemon("terwayd", &mut command)
     }
 
     /// Starts it and waits until it serves.

@@ -32,7 +32,7 @@ pub struct Sandbox {
 /// How a plugin ended.
 #[derive(Debug)]
 pub struct Answer {
-    /// `None` where a signal ended it, ours after a minute.
+    /// `None` where a signal ended it, ours after its time.
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
@@ -42,7 +42,12 @@ pub struct Answer {
 impl Sandbox {
     /// Calls the plugin from the thread we are on, which must be inside the node: `node.run(|| sandbox.call("ADD"))`.
     pub fn call(&self, verb: &str) -> Answer {
-        exec(&mut self.command(verb), &self.conf)
+        self.call_within(verb, PATIENCE)
+    }
+
+    /// The same, and the plugin is killed (SIGKILL) where it takes longer than this.
+    pub fn call_within(&self, verb: &str, patience: Duration) -> Answer {
+        exec_within(&mut self.command(verb), &self.conf, patience)
     }
 
     /// The plugin with its whole environment, for those who run it in a way of their own.
@@ -96,11 +101,15 @@ impl Answer {
 
 /// Runs a plugin whose environment is complete with this standard input; killed where it takes more than a minute.
 pub fn exec(command: &mut Command, conf: &str) -> Answer {
+    exec_within(command, conf, PATIENCE)
+}
+
+fn exec_within(command: &mut Command, conf: &str, patience: Duration) -> Answer {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let (tell, told) = mpsc::channel();
     // The watch stands before the clock starts, so that its making is not in the figure.
     let (Output { status, stdout, stderr }, took) = thread::scope(|scope| {
-        scope.spawn(move || watch(&told));
+        scope.spawn(move || watch(&told, patience));
         let start = Instant::now();
         let output = finish(command, conf, &tell);
         let took = start.elapsed();
@@ -121,9 +130,9 @@ fn finish(command: &mut Command, conf: &str, tell: &Sender<OwnedFd>) -> Output {
 }
 
 /// Kills the plugin that it is told of, unless the other end of the channel is dropped in time.
-fn watch(told: &Receiver<OwnedFd>) {
+fn watch(told: &Receiver<OwnedFd>, patience: Duration) {
     let Ok(pidfd) = told.recv() else { return };
-    if told.recv_timeout(PATIENCE).is_err_and(|e| e == RecvTimeoutError::Timeout) {
+    if told.recv_timeout(patience).is_err_and(|e| e == RecvTimeoutError::Timeout) {
         // It may end in this moment.
         let _ = pidfd_send_signal(&pidfd, Signal::KILL);
     }
