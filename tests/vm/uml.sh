@@ -4,36 +4,42 @@
 #   tests/vm/uml.sh COMMAND [WORD...]
 #
 # The guest sees this machine's files; what it writes stays in its memory. The words may hold no spaces. The command's output
-# comes back, and as the last line `exit` and its exit code. Everything ends after VM_SECONDS (300) at the latest, and when
-# this script or whoever started it is killed; VM_SLOT=N chooses the CPU that it takes. The processes are in a pid namespace and the scratch files in a private tmpfs.
+# comes back, and then a line with `exit` and its exit code. VM_SLOT=N chooses the CPU that it takes. Everything ends after
+# VM_SECONDS (300) at the latest, and when whoever started this is killed: its processes are in a pid namespace of their own,
+# its scratch files in a mount namespace.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 cache=$root/target/vm
 kernel=$cache/uml
 
-# Installs what is missing, and unpacks the kernel, which is not installed.
+is_ready() {
+    [ -d "$kernel" ] && command -v modprobe >/dev/null && command -v busybox >/dev/null
+}
+
+# Installs what is missing; the kernel is only unpacked.
 fetch() {
+    echo "getting user-mode-linux, kmod, busybox-static" >&2
     export DEBIAN_FRONTEND=noninteractive
-    missing=""
-    command -v modprobe >/dev/null || missing="kmod"
-    command -v busybox >/dev/null || missing="$missing busybox-static"
-    echo "getting user-mode-linux${missing:+, installing $missing}" >&2
-    draft=$(mktemp -d "$cache/draft.XXXXXX")
-    trap 'rm -rf "$draft"' EXIT
     apt-get update -qq
-    # shellcheck disable=SC2086
-    [ -z "$missing" ] || apt-get install -y -qq --no-install-recommends $missing >/dev/null
-    (cd "$draft" && apt-get download -qq -o APT::Sandbox::User=root user-mode-linux && dpkg -x user-mode-linux_*.deb uml)
-    mkdir "$draft/uml/lib" && ln -s ../usr/lib/uml/modules "$draft/uml/lib/modules"
-    mv "$draft/uml" "$kernel"
+    apt-get install -y -qq --no-install-recommends kmod busybox-static >/dev/null
+    # A draft may be left of somebody who was killed.
+    rm -rf "$kernel" "$cache/draft"
+    mkdir "$cache/draft"
+    cd "$cache/draft"
+    apt-get download -qq -o APT::Sandbox::User=root user-mode-linux
+    dpkg -x user-mode-linux_*.deb uml
+    mkdir uml/lib
+    ln -s ../usr/lib/uml/modules uml/lib/modules
+    mv uml "$kernel"
+    rm -rf "$cache/draft"
 }
 
 mkdir -p "$cache/scratch"
-if ! [ -d "$kernel" ] || ! command -v modprobe >/dev/null || ! command -v busybox >/dev/null; then
+if ! is_ready; then
     # Whoever comes second waits, and then finds it done.
     exec 9>"$cache/lock"
     flock 9
-    [ -d "$kernel" ] || (fetch)
+    is_ready || (fetch)
     exec 9>&-
 fi
 
@@ -47,5 +53,5 @@ exec setpriv --pdeathsig KILL unshare --mount --pid --mount-proc --fork --kill-c
     mount -t tmpfs -o mode=700 tmpfs "$VM_SCRATCH"
     export TMPDIR="$VM_SCRATCH" HOME="$VM_SCRATCH"
     exec timeout -s KILL "$VM_SECONDS" taskset -c "$VM_CPU" "$VM_KERNEL/usr/bin/linux.uml" mem=1G umid=vm uml_dir="$VM_SCRATCH" \
-        root=98:0 rootfstype=hostfs rootflags=/ ro con=null con0=null,fd:1 quiet loglevel=3 panic=-1 \
+        root=98:0 rootfstype=hostfs rootflags=/ ro con=null con0=null,fd:1 console=tty0 quiet loglevel=3 panic=-1 \
         VM_KERNEL="$VM_KERNEL" init="$VM_INIT" -- "$@" </dev/null' sh "$@"
