@@ -91,13 +91,6 @@ pub struct Limits {
     pub v6_per_adapter: u32,
 }
 
-impl Limits {
-    /// How many pods a node of this type can hold on shared ENIs: the primary ENI is never used for pods.
-    pub fn shared_capacity(&self) -> u32 {
-        self.adapters.saturating_sub(1) * self.v4_per_adapter
-    }
-}
-
 /// A cloud error: what it lets us do next, and the cloud's own words for those who read logs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {

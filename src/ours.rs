@@ -53,8 +53,6 @@ pub const DOOMED_GROUP: u32 = 0x7e4_dead;
 pub const ENI_TAG: (&str, &str) = ("creator", "terway");
 /// The tag that names the node an ENI was made for.
 pub const NODE_TAG: &str = "terway.alibabacloud.com/node";
-/// The tag that names the cluster.
-pub const CLUSTER_TAG: &str = "ack.aliyun.com";
 /// What we write into an ENI's description.
 pub const ENI_DESCRIPTION: &str = "interface create by terway";
 

@@ -26,6 +26,7 @@ pub enum Object {
     Neigh(Neigh),
     Filter(Filter),
     Sysctl(Sysctl),
+    Iptables(Iptables),
 }
 
 /// A veth pair, its outer end here and up, its inner end born in the pod's namespace.
@@ -122,6 +123,14 @@ pub struct Sysctl {
     pub value: String,
 }
 
+/// A netfilter rule in the words of iptables(8), which makes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Iptables {
+    pub table: &'static str,
+    pub chain: &'static str,
+    pub rule: Vec<String>,
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for object in &self.host {
@@ -145,6 +154,7 @@ impl fmt::Display for Object {
             Object::Neigh(n) => write!(f, "ip neigh replace {} lladdr {} dev {} nud permanent", n.addr, n.mac, n.link),
             Object::Filter(l) => l.fmt(f),
             Object::Sysctl(s) => write!(f, "sysctl -w {}={}", s.path.replace('/', "."), s.value),
+            Object::Iptables(i) => write!(f, "iptables -t {} -A {} {}", i.table, i.chain, i.rule.join(" ")),
         }
     }
 }

@@ -1,7 +1,6 @@
-//! The words between plugin, daemon and cli: one JSON line asked, one JSON line answered, over `/run/eni/eni.socket`.
+//! The words between plugin, daemon and cli: one JSON line asked, one JSON line answered, over [`crate::ours::SOCKET`].
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
@@ -127,6 +126,8 @@ pub struct Tombstone {
 /// A lease for unit tests.
 #[cfg(test)]
 pub fn example_lease() -> Lease {
+    use std::net::Ipv4Addr;
+
     Lease {
         pod: PodName::new("default", "web-0"),
         sandbox: Sandbox {
@@ -145,12 +146,5 @@ pub fn example_lease() -> Lease {
         },
         node: IpPair::v4(Ipv4Addr::new(192, 168, 0, 10)),
         marker: Marker::Bpf,
-    }
-}
-
-impl Lease {
-    /// The pod's IPv4 address; shared-ENI pods always have one.
-    pub fn v4(&self) -> Option<Ipv4Addr> {
-        self.ip.v4
     }
 }

@@ -108,7 +108,11 @@ struct Pod<'a> {
 
 impl Pod<'_> {
     fn kernel(&self) -> Kernel {
-        self.world.node.run(|| Kernel::with_pod(self.ns.path()).unwrap())
+        self.world.node.run(|| {
+            let mut kernel = Kernel::host().unwrap();
+            kernel.enter(self.ns.path()).unwrap();
+            kernel
+        })
     }
 
     fn apply(&self) {
@@ -129,7 +133,7 @@ impl Pod<'_> {
     }
 
     fn ip(&self) -> IpAddr {
-        self.lease.v4().unwrap().into()
+        self.lease.ip.v4.unwrap().into()
     }
 
     fn pings(&self, to: &str) -> bool {
@@ -459,9 +463,16 @@ fn a_veth_without_alias_or_of_another_sandbox_is_made_anew() {
             "ip link add {veth} type veth peer name eth0 netns {}; ip link set {veth} alias '{alias}'",
             other.name()
         ),
+        // The right alias, but the daemon is about to delete it.
+        format!(
+            "ip link add {veth} type veth peer name eth0 netns {}; ip link set {veth} alias '{alias}' group {}",
+            pod.ns.name(),
+            ours::DOOMED_GROUP
+        ),
     ] {
         world.node.sh(&leftover);
         pod.apply();
+        pod.kernel().delete_doomed().unwrap();
         assert!(pod.pings(FAR), "after {leftover}");
         pod.undo();
     }

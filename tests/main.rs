@@ -1,5 +1,6 @@
 //! All tests are one binary.
 
+mod adopt;
 mod architecture;
 mod cloud;
 mod datapath;

@@ -103,7 +103,7 @@ fn a_refused_add_reaches_the_kubelet_with_its_true_reason_and_leaves_nothing() {
 
     let ghost = cri::Pod::new("default", "ghost", "uid-ghost");
     let refusal = world.runtimes[0].run_pod_sandbox(&ghost).unwrap_err();
-    let words = "add default/ghost: pod default/ghost does not exist in the API server";
+    let words = "add default/ghost: the API server knows no pod default/ghost on node node-1";
     assert!(refusal.message.contains(words), "{refusal}");
 
     assert_eq!(listed(&world.runtimes[0]), []);

@@ -17,10 +17,30 @@ const CONNECT: Duration = Duration::from_millis(900);
 
 /// The daemon's answer. `Cause::Malformed` is an answer that makes no sense; every other cause is no answer at all.
 pub fn ask(request: &Request, patience: Duration) -> Result<Reply, Error> {
+    put(request, patience)?.answer()
+}
+
+/// A question that the daemon works on while we do something else.
+pub struct Question {
+    stream: UnixStream,
+    deadline: Instant,
+    said: Result<(), Error>,
+}
+
+pub fn put(request: &Request, patience: Duration) -> Result<Question, Error> {
     let deadline = Instant::now() + patience;
     let mut stream = connect().context(|| format!("connect to {}", ours::SOCKET))?;
-    let line = exchange(&mut stream, request, deadline).context(|| format!("ask {}", ours::SOCKET))?;
-    serde_json::from_slice(&line).context(|| format!("answer of {}", ours::SOCKET))
+    let said = say(&mut stream, request, deadline);
+    Ok(Question { stream, deadline, said })
+}
+
+impl Question {
+    pub fn answer(mut self) -> Result<Reply, Error> {
+        // Whom the daemon refuses unheard it hangs up on: then nobody takes our words, and the answer is there already.
+        let line = read_line(&mut self.stream, self.deadline).map_err(|e| self.said.err().unwrap_or(e));
+        let line = line.context(|| format!("ask {}", ours::SOCKET))?;
+        serde_json::from_slice(&line).context(|| format!("answer of {}", ours::SOCKET))
+    }
 }
 
 fn connect() -> Result<UnixStream, Error> {
@@ -41,13 +61,11 @@ fn connect() -> Result<UnixStream, Error> {
     Ok(stream)
 }
 
-fn exchange(stream: &mut UnixStream, request: &Request, deadline: Instant) -> Result<Vec<u8>, Error> {
+fn say(stream: &mut UnixStream, request: &Request, deadline: Instant) -> Result<(), Error> {
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
     stream.set_write_timeout(Some(left(deadline)?))?;
-    let said = stream.write_all(&line).map_err(late);
-    // Whom the daemon refuses unheard it hangs up on: then nobody takes our words, and the answer is there already.
-    read_line(stream, deadline).map_err(|e| said.err().unwrap_or(e))
+    stream.write_all(&line).map_err(late)
 }
 
 /// A socket whose time limit has passed says EAGAIN.

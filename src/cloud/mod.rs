@@ -19,7 +19,7 @@ pub mod metadata;
 mod reply;
 mod sign;
 
-pub use credentials::{Credentials, Key, Sources};
+pub use credentials::{ADDON_SECRET, Credentials, Key, Sources};
 pub use metadata::{BASE, EniFacts, Metadata};
 pub use sign::Signature;
 

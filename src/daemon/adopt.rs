@@ -1,8 +1,10 @@
-//! What the kernel alone tells of ENIs and pods: the slot that each ENI has, and, should the ledger be lost, the leases.
+//! What the kernel alone tells of ENIs and pods: the slot that each ENI has, and, should the ledger have lost some, leases.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+use super::ledger::Contents;
 use crate::eni::{Eni, VSwitch};
 use crate::error::Error;
 use crate::ip::IpPair;
@@ -16,6 +18,7 @@ use crate::{ours, pod};
 pub struct Known<'a> {
     pub enis: &'a [Eni],
     pub vswitches: &'a [VSwitch],
+    pub slots: &'a BTreeMap<String, u32>,
     pub node: IpPair,
     pub marker: Marker,
 }
@@ -40,43 +43,42 @@ fn eni_link<'a>(links: &'a [LinkSeen], eni: &Eni) -> Option<&'a LinkSeen> {
     links.iter().find(|link| link.is_eni(eni.mac))
 }
 
-/// The leases of pods that are wired, for a ledger that is gone: a host veth names the attachment, its route the address,
-/// the cloud the ENI. A pod whose name the veth has no room for gets none; nobody will think that it is gone.
-pub fn leases(kernel: &mut Kernel, known: &Known, slots: &BTreeMap<String, u32>) -> Result<Vec<Lease>, Error> {
+/// The leases of pods that are wired though the ledger knows nothing of them, because it or a record in it was lost: a host
+/// veth names the attachment, its route the address (a DEL takes that away first of all), the cloud the ENI. A pod whose name
+/// the veth has no room for is nameless; nobody will think that it is gone.
+pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result<Vec<Lease>, Error> {
     let links = kernel.links()?;
     let routes = kernel.routes(ours::PODS_TABLE)?;
     let mut found = Vec::new();
     for (attachment, veth) in kernel.pod_links()? {
         let ip = routes.iter().find(|route| route.oif == Some(veth.ifindex)).map(|route| route.to.addr());
-        let Some(std::net::IpAddr::V4(ip)) = ip else { continue };
-        let Some(eni) = known.enis.iter().find(|eni| eni.v4.contains(&ip)) else {
-            log::warn!("{} is wired with {ip}, which no ENI of this node has", veth.name);
+        let Some(IpAddr::V4(ip)) = ip else { continue };
+        if contents.knows(&attachment, &IpPair::v4(ip)) {
+            continue;
+        }
+        let Some(eni) = eni_lease(ip, known, &links) else {
+            log::warn!("{} is wired with {ip}, which no ENI serves here: re-create its pod", veth.name);
             continue;
         };
-        let (Some(link), Some(slot)) = (eni_link(&links, eni), slots.get(&eni.id)) else { continue };
         let pod = veth.alias.as_deref().and_then(ours::pod).unwrap_or_else(pod::nameless);
         log::info!("{attachment} of pod {pod} holds {ip}: found in the kernel");
-        found.push(Lease {
-            pod,
-            sandbox: Sandbox { attachment, netns: PathBuf::new() },
-            ip: IpPair::v4(ip),
-            eni: eni_lease(eni, known, *slot, link.ifindex),
-            node: known.node,
-            marker: known.marker,
-        });
+        let sandbox = Sandbox { attachment, netns: PathBuf::new() };
+        found.push(Lease { pod, sandbox, ip: IpPair::v4(ip), eni, node: known.node, marker: known.marker });
     }
     Ok(found)
 }
 
-fn eni_lease(eni: &Eni, known: &Known, slot: u32, ifindex: u32) -> EniLease {
+/// The ENI that has the address, if its link and its rule are in the kernel.
+fn eni_lease(ip: Ipv4Addr, known: &Known, links: &[LinkSeen]) -> Option<EniLease> {
+    let eni = known.enis.iter().find(|eni| eni.v4.contains(&ip))?;
     let cidr = known.vswitches.iter().find(|v| v.id == eni.vswitch).map(|v| v.cidr).unwrap_or_default();
-    EniLease {
+    Some(EniLease {
         id: eni.id.clone(),
         mac: eni.mac,
         vswitch: eni.vswitch.clone(),
         cidr,
         gateway: cidr.gateway(),
-        slot,
-        table: ours::eni_table(ifindex),
-    }
+        slot: *known.slots.get(&eni.id)?,
+        table: ours::eni_table(eni_link(links, eni)?.ifindex),
+    })
 }

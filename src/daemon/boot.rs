@@ -30,8 +30,6 @@ use crate::{datapath, kube, ours};
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(20));
 /// Notices that wait to become events.
 const NOTICES: usize = 256;
-/// Where the add-on manager puts an AccessKey.
-const ADDON_SECRET: &str = "/var/alibaba-addon-secret";
 /// What is written for the kubelet unless the operator has a conflist of their own.
 const CONFLIST: &str = include_str!("../../cni-conf/10-terway.conflist");
 const OWN_CONFLIST: &str = "/etc/eni/10-terway.conflist";
@@ -132,11 +130,10 @@ fn attempt(start: &Start) -> Result<Gathered, Error> {
     let kube = start.kube()?;
     let mut slots = adopt::slots(&mut kernel, &enis)?;
     let (ledger, mut contents) = Ledger::open(ours::LEDGER.as_ref(), &boot_id()?)?;
-    if contents.is_new {
-        let known = adopt::Known { enis: &enis, vswitches: &vswitches, node, marker };
-        contents.leases = adopt::leases(&mut kernel, &known, &slots)?;
-        contents.leases.iter().try_for_each(|lease| ledger.record(lease))?;
-    }
+    let known = adopt::Known { enis: &enis, vswitches: &vswitches, slots: &slots, node, marker };
+    let adopted = adopt::leases(&mut kernel, &known, &contents)?;
+    adopted.iter().try_for_each(|lease| ledger.record(lease))?;
+    contents.leases.extend(adopted);
     slots.extend(contents.leases.iter().map(|l| (l.eni.id.clone(), l.eni.slot)));
     Ok(Gathered { kernel, node, marker, cloud, kube, terms, vswitches, enis, slots, ledger, contents })
 }
@@ -161,7 +158,7 @@ fn reach_cloud(config: &Config) -> Result<(cloud::Client, NodeFacts), Error> {
     let facts = metadata.node()?;
     let region = config.region.as_deref().unwrap_or(&facts.region);
     let sources = Sources {
-        addon_secret: ADDON_SECRET.into(),
+        addon_secret: cloud::ADDON_SECRET.into(),
         pair: config.access.as_ref().map(key).transpose()?,
         token_file: config.credential_path.clone(),
         role: Some(metadata),

@@ -14,6 +14,7 @@ use crate::rpc::EniLease;
 
 /// A hot-plugged ENI is waited for this long: the cloud says `InUse` before the guest has its link.
 const LINK_WAIT: Duration = Duration::from_secs(15);
+const CARRIER_WAIT: Duration = Duration::from_secs(3);
 const LINK_POLL: Duration = Duration::from_millis(50);
 
 /// An ENI to set up.
@@ -39,6 +40,7 @@ pub fn prepare(job: &Job, slot: u32, vswitch: &VSwitch, node: &IpPair, mtu: u32)
     };
     let plan = datapath::eni(&datapath::EniSetup { eni: &lease, link: &link.name, mtu, node });
     kernel.apply(&plan).context(|| format!("set up {}", link.name))?;
+    wait_for_carrier(&mut kernel, &link.name)?;
     log::info!("ENI {} is {} in slot {slot}", job.eni, link.name);
     Ok(lease)
 }
@@ -54,6 +56,15 @@ fn wait_for_link(kernel: &mut Kernel, mac: Mac) -> Result<LinkSeen, Error> {
         }
         thread::sleep(LINK_POLL);
     }
+}
+
+/// A link that has just been set up drops packets for a moment; one that has no carrier for longer is used all the same.
+fn wait_for_carrier(kernel: &mut Kernel, link: &str) -> Result<(), Error> {
+    let start = Instant::now();
+    while kernel.link(link)?.is_some_and(|link| !link.running) && start.elapsed() < CARRIER_WAIT {
+        thread::sleep(LINK_POLL);
+    }
+    Ok(())
 }
 
 /// The smallest slot that no ENI has.

@@ -40,11 +40,17 @@ pub struct Resting {
 /// Everything the ledger held when it was opened.
 #[derive(Debug, Default)]
 pub struct Contents {
-    /// There was no ledger at all, not even one of another boot: it was lost, or this is the first start.
-    pub is_new: bool,
     pub leases: Vec<Lease>,
     pub resting: Vec<Resting>,
     pub intents: Vec<Intent>,
+}
+
+impl Contents {
+    /// The attachment is known, or the address is: it is leased, or its pod has gone and it rests.
+    pub fn knows(&self, attachment: &Attachment, ip: &IpPair) -> bool {
+        self.leases.iter().any(|lease| lease.sandbox.attachment == *attachment || lease.ip == *ip)
+            || self.resting.iter().any(|resting| resting.ip == *ip)
+    }
 }
 
 impl Resting {
@@ -61,14 +67,13 @@ impl Ledger {
     /// Opens the ledger of this boot. What another boot left is dropped, but for intents: the cloud outlives a reboot.
     pub fn open(root: &Path, boot_id: &str) -> Result<(Ledger, Contents), Error> {
         let ledger = Ledger { root: root.to_owned() };
-        let is_new = ledger.prepare(boot_id).context(|| format!("open ledger {}", root.display()))?;
+        ledger.prepare(boot_id).context(|| format!("open ledger {}", root.display()))?;
         let (leases, resting) = (ledger.read(LEASES)?, ledger.read(RESTING)?);
-        let contents = Contents { is_new, leases, resting, intents: ledger.read(INTENTS)? };
+        let contents = Contents { leases, resting, intents: ledger.read(INTENTS)? };
         Ok((ledger, contents))
     }
 
-    /// True if there was nothing yet.
-    fn prepare(&self, boot_id: &str) -> Result<bool, Error> {
+    fn prepare(&self, boot_id: &str) -> Result<(), Error> {
         for folder in [LEASES, RESTING, INTENTS, TOMBSTONES] {
             fs::create_dir_all(self.root.join(folder))?;
         }
@@ -85,17 +90,20 @@ impl Ledger {
             }
             self.write(&stamp, boot_id.trim().as_bytes())?;
         }
-        Ok(old.is_none())
+        Ok(())
     }
 
     pub fn record(&self, lease: &Lease) -> Result<(), Error> {
         self.save(LEASES, &key(&lease.sandbox.attachment), lease)
     }
 
-    /// The lease is over and its address rests: the resting file first, so that a crash in between leaves the lease.
+    /// The lease is over and its address rests: the resting file first, so that a crash in between leaves the lease. A folder
+    /// that is full has room once the lease is gone.
     pub fn retire(&self, attachment: &Attachment, resting: &Resting) -> Result<(), Error> {
-        self.save(RESTING, &resting_key(&resting.ip), resting)?;
-        self.erase(LEASES, &key(attachment))
+        let save = || self.save(RESTING, &resting_key(&resting.ip), resting);
+        let saved = save();
+        self.erase(LEASES, &key(attachment))?;
+        saved.or_else(|_| save())
     }
 
     pub fn rested(&self, ip: &IpPair) -> Result<(), Error> {
@@ -143,14 +151,17 @@ impl Ledger {
         }
     }
 
-    /// Every record of a folder. One that cannot be read is put aside with a warning: the others must not suffer.
+    /// Every record of a folder. One that cannot be read is put aside with a warning: the others must not suffer. Tombstones
+    /// are written by plugins, which may be in the middle of one.
     fn read<T: DeserializeOwned>(&self, folder: &str) -> Result<Vec<T>, Error> {
         let root = self.root.join(folder);
         let mut found = Vec::new();
         for entry in fs::read_dir(&root).context(|| format!("read {}", root.display()))? {
             let path = entry?.path();
             if path.extension().is_some_and(|e| e == "new") {
-                let _ = fs::remove_file(&path); // a write that was never finished
+                if folder != TOMBSTONES {
+                    let _ = fs::remove_file(&path); // a write that was never finished
+                }
                 continue;
             }
             match fs::read(&path).map_err(Error::from).and_then(|t| Ok(serde_json::from_slice(&t)?)) {
@@ -206,12 +217,11 @@ mod tests {
     fn what_is_written_is_read_by_the_next_life() {
         let root = folder("life");
         let (ledger, empty) = Ledger::open(&root, "boot-1").unwrap();
-        assert!(empty.is_new && empty.leases.is_empty() && empty.resting.is_empty() && empty.intents.is_empty());
+        assert!(empty.leases.is_empty() && empty.resting.is_empty() && empty.intents.is_empty());
         let lease = crate::rpc::example_lease();
         ledger.record(&lease).unwrap();
         ledger.intend(&intent()).unwrap();
         let (_, read) = Ledger::open(&root, "boot-1\n").unwrap();
-        assert!(!read.is_new);
         assert_eq!(read.leases, std::slice::from_ref(&lease));
         assert_eq!(read.intents, [intent()]);
         ledger.retire(&lease.sandbox.attachment, &resting("10.0.0.5")).unwrap();
@@ -247,6 +257,32 @@ mod tests {
         let (_, read) = Ledger::open(&root, "boot-1").unwrap();
         assert_eq!(read.leases.len(), 1);
         assert!(root.join("unreadable/half.json").exists() && !root.join("leases/other.new").exists());
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn a_lease_that_is_over_is_erased_though_its_rest_cannot_be_written_down() {
+        let root = folder("full");
+        let (ledger, _) = Ledger::open(&root, "boot-1").unwrap();
+        let lease = crate::rpc::example_lease();
+        ledger.record(&lease).unwrap();
+        fs::remove_dir(root.join("resting")).unwrap();
+        ledger.retire(&lease.sandbox.attachment, &resting("10.0.0.5")).unwrap_err();
+        assert!(Ledger::open(&root, "boot-1").unwrap().1.leases.is_empty());
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn a_tombstone_that_is_being_written_is_left_to_its_plugin() {
+        let root = folder("tombstone");
+        let (ledger, _) = Ledger::open(&root, "boot-1").unwrap();
+        let Attachment { container, ifname } = crate::rpc::example_lease().sandbox.attachment;
+        let half = root.join("tombstones/0123456789abcdef@eth0.77.new");
+        fs::write(&half, format!(r#"{{"attachment":{{"container":"{container}","ifname":"{ifname}"}},"at":1.5}}"#))
+            .unwrap();
+        assert_eq!(ledger.tombstones().unwrap(), []);
+        fs::rename(&half, root.join("tombstones/0123456789abcdef@eth0.json")).unwrap();
+        assert_eq!(ledger.tombstones().unwrap(), [Attachment { container, ifname }]);
         fs::remove_dir_all(root).unwrap();
     }
 }

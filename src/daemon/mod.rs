@@ -102,7 +102,8 @@ fn run(args: &Args) -> Result<(), Error> {
         Ok(())
     };
     let until_told = heed(signals, &start, &inputs);
-    smol::block_on(executor.run(future::or(life, until_told)))
+    // Not the block_on of async-io: it polls the reactor itself, and fights for it with the reactor's own thread.
+    smol::future::block_on(executor.run(future::or(life, until_told)))
 }
 
 /// What keeps the start from succeeding, for those who ask meanwhile.

@@ -14,11 +14,12 @@ use super::pods::{Known, Pods, Presence, Standing};
 use super::world::World;
 use super::{calls, clock};
 use crate::config::Config;
-use crate::error::Error;
+use crate::error::{Context, Error, Errors};
+use crate::ip::Mac;
 use crate::kernel::{Kernel, LinkSeen};
 use crate::object::Pod;
 use crate::ours;
-use crate::plan::Rule;
+use crate::plan::{Plan, Rule, RuleAction};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
 use crate::rpc::{EniLease, Lease, Refusal, Reply, Request};
@@ -31,6 +32,8 @@ const ADD_DEADLINE: Duration = Duration::from_secs(90);
 const SWEEP_AFTER: Duration = Duration::from_millis(250);
 /// Leftovers of every kind are looked for this often, or as often as the configuration gives up leases of pods that are gone.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// No plugin takes longer from its lease to its link.
+const WIRED_IN: Duration = Duration::from_secs(10);
 
 /// What reaches the loop.
 pub enum Input {
@@ -72,6 +75,9 @@ pub struct Node {
     /// Attachments whose links are being deleted, and ADDs of the same attachments: they come after that.
     sweeping: BTreeSet<Attachment>,
     returning: Vec<Waiting>,
+    /// Sandboxes whose host link was seen to be another's, and since when.
+    superseded: BTreeMap<Attachment, Now>,
+    mend: Now,
 }
 
 /// What boot found that the loop goes on from.
@@ -100,6 +106,8 @@ impl Node {
             sweep: clock::now(),
             sweeping: BTreeSet::new(),
             returning: Vec::new(),
+            superseded: BTreeMap::new(),
+            mend: clock::now(),
         };
         node.feed(Event::Boot(Box::new(found.boot)));
         node
@@ -123,13 +131,10 @@ impl Node {
     fn next_due(&self) -> impl Future<Output = ()> + use<> {
         let deadlines = self.unknown.values().flatten().map(|w| w.deadline);
         let sweep = self.sweeping.is_empty().then_some(self.sweep);
-        let due = deadlines.chain(self.wake).chain(sweep).min();
-        let wait = due.map(|due| due.saturating_sub(clock::now()));
+        let due = deadlines.chain(self.wake).chain(sweep).min().map_or(self.mend, |due| due.min(self.mend));
+        let wait = due.saturating_sub(clock::now());
         async move {
-            match wait {
-                Some(wait) => drop(Timer::after(wait).await),
-                None => future::pending().await,
-            }
+            Timer::after(wait).await;
         }
     }
 
@@ -157,8 +162,14 @@ impl Node {
             self.sweep = now + SWEEP_EVERY.min(self.world.orphan);
             self.absorb_tombstones();
             self.give_up_the_gone(now);
-            let swept = self.sweep_links().and_then(|links| self.sweep_rules(&links));
+            let swept = self.sweep_kernel(now);
             self.noted("sweep", swept);
+        }
+        if self.mend <= now {
+            self.mend = now + SWEEP_EVERY.min(self.world.orphan);
+            let mended = self.mend();
+            self.noted("mend", mended);
+            self.world.guard_answers();
         }
     }
 
@@ -200,6 +211,7 @@ impl Node {
 
     // ADD
 
+    /// The watch may still tell of an earlier pod of the name, which is over: then too the API server is asked.
     fn allocate(&mut self, pod: PodName, sandbox: Sandbox, answer: Sender<Reply>) {
         let waiting = Waiting { answer, pod, sandbox, deadline: clock::now() + ADD_DEADLINE };
         if self.sweeping.contains(&waiting.sandbox.attachment) {
@@ -210,24 +222,22 @@ impl Node {
 
     fn identify(&mut self, waiting: Waiting) {
         match self.pods.find(&waiting.pod) {
-            Some(known) => self.admit(waiting, known),
-            None => self.fetch(waiting),
+            Some(Presence::Ours) => self.enqueue(waiting),
+            _ => self.fetch(waiting.pod.clone()).push(waiting),
         }
     }
 
-    /// A pod that the watch has not told of yet is asked for once, whoever waits for it.
-    fn fetch(&mut self, waiting: Waiting) {
-        let pod = waiting.pod.clone();
-        let queue = self.unknown.entry(pod.clone()).or_default();
-        queue.push(waiting);
-        if queue.len() == 1 {
-            self.world.fetch_pod(pod);
-        }
+    /// Asks the API server for a pod, once at a time, whoever waits for the answer.
+    fn fetch(&mut self, pod: PodName) -> &mut Vec<Waiting> {
+        self.unknown.entry(pod).or_insert_with_key(|pod| {
+            self.world.fetch_pod(pod.clone());
+            Vec::new()
+        })
     }
 
     fn fetched(&mut self, pod: PodName, result: Result<Option<Pod>, Error>) {
         let here = result.map(|found| found.filter(|pod| !self.pods.is_elsewhere(pod, &self.world.node_name)));
-        let result = here.map(|found| found.map(|pod| self.pods.learn(&pod)));
+        let result = here.map(|found| found.map(|pod| self.pods.learn(&pod, clock::now())));
         if let Ok(None) = result {
             self.pods.confirm_gone(&pod, clock::now());
         }
@@ -250,7 +260,6 @@ impl Node {
                 late.refuse(Refusal::ApiDown, reason);
             }
         }
-        self.unknown.retain(|_, queue| !queue.is_empty());
     }
 
     fn admit(&mut self, waiting: Waiting, presence: Presence) {
@@ -263,7 +272,11 @@ impl Node {
         waiting.refuse(Refusal::NotOurs, reason);
     }
 
+    /// Who has hung up by now is not served: the DEL that follows may have been heard already.
     fn enqueue(&mut self, waiting: Waiting) {
+        if waiting.answer.is_closed() {
+            return;
+        }
         self.last_ticket += 1;
         let ticket = self.last_ticket;
         let event = Event::Allocate {
@@ -327,16 +340,18 @@ impl Node {
         self.feed(Event::Release { attachment: attachment.clone() });
     }
 
+    /// One that cannot be released does not keep the others.
     fn collect(&mut self, valid: &BTreeSet<Attachment>) -> Reply {
         let stale: Vec<Attachment> = self.leases.keys().filter(|a| !valid.contains(a)).cloned().collect();
+        let mut reply = Reply::None {};
         for attachment in &stale {
             log::info!("gc: {attachment} is not among the valid attachments");
             if let refused @ Reply::Refused { .. } = self.release(attachment) {
-                return refused;
+                reply = refused;
             }
         }
         self.sweep = clock::now();
-        Reply::None {}
+        reply
     }
 
     fn absorb_tombstones(&mut self) {
@@ -364,12 +379,18 @@ impl Node {
                     log::info!("pod {pod} is gone and no DEL came for {attachment}: its address is freed");
                     self.release(&attachment);
                 }
-                Standing::Missed(since) if since + self.world.orphan <= now => self.world.fetch_pod(pod),
+                Standing::Missed(since) if since + self.world.orphan <= now => drop(self.fetch(pod)),
                 _ => {}
             }
         }
         let leases = &self.leases;
         self.pods.forget(|name| leases.values().any(|l| l.pod == *name));
+    }
+
+    fn sweep_kernel(&mut self, now: Now) -> Result<(), Error> {
+        let links = self.sweep_links()?;
+        self.give_up_the_superseded(&links, now);
+        self.sweep_rules(&links)
     }
 
     /// Deletes every link of ours whose attachment holds no lease. Links are listed before leases are looked at, and a lease is
@@ -387,6 +408,32 @@ impl Node {
         Ok(links)
     }
 
+    /// Frees the addresses of sandboxes whose host link has long been another's: their pod has a newer sandbox, so they are
+    /// not missed, and no DEL came for them.
+    fn give_up_the_superseded(&mut self, links: &[LinkSeen], now: Now) {
+        let since = std::mem::take(&mut self.superseded);
+        let owner = |link: &LinkSeen| link.alias.as_deref().and_then(ours::attachment);
+        let owners: BTreeMap<&str, Attachment> =
+            links.iter().filter_map(|l| Some((l.name.as_str(), owner(l)?))).collect();
+        for (attachment, lease) in &self.leases {
+            let veth = ours::host_veth(&lease.pod, &attachment.ifname);
+            if owners.get(veth.as_str()).is_some_and(|o| o != attachment && self.leases.contains_key(o)) {
+                // A newer sandbox looks so too, for the moment until it is wired.
+                let first = since.get(attachment).copied().unwrap_or(now);
+                self.superseded.insert(attachment.clone(), first);
+            }
+        }
+        let old =
+            |(a, first): (&Attachment, &Now)| (*first + self.world.orphan.max(WIRED_IN) <= now).then(|| a.clone());
+        let old: Vec<Attachment> = self.superseded.iter().filter_map(old).collect();
+        for attachment in old {
+            log::info!(
+                "{attachment} was succeeded by another sandbox of its pod and no DEL came: its address is freed"
+            );
+            self.release(&attachment);
+        }
+    }
+
     /// An ADD waits for it, and will take over the link that is there.
     fn awaited(&self, attachment: &Attachment) -> bool {
         let mut waiting = self.waiting.values().chain(self.unknown.values().flatten());
@@ -402,15 +449,56 @@ impl Node {
 
     /// Deletes rules of ENIs that are gone without us.
     fn sweep_rules(&mut self, links: &[LinkSeen]) -> Result<(), Error> {
-        let is_stale = |rule: &Rule| match (rule.priority, rule.mark, &rule.iif) {
-            (ours::FROM_POD_PRIORITY, Some((value, mask)), None) => {
-                ours::slot(value, mask).is_some_and(|slot| !self.slots.values().any(|s| *s == slot))
-            }
-            (ours::STRAY_PRIORITY, None, Some(iif)) => !links.iter().any(|l| l.name == *iif),
-            _ => false,
-        };
-        let stale: Vec<Rule> = self.kernel.rules()?.into_iter().filter(is_stale).collect();
+        let mut stale = self.kernel.rules()?;
+        stale.retain(|rule| self.is_stale(rule, links));
+        if stale.is_empty() {
+            return Ok(());
+        }
+        // A link that came with its rules after the links were listed.
+        let links = self.kernel.links()?;
+        stale.retain(|rule| self.is_stale(rule, &links));
         stale.iter().try_for_each(|rule| self.kernel.delete_rule(rule))
+    }
+
+    fn is_stale(&self, rule: &Rule, links: &[LinkSeen]) -> bool {
+        match (rule.priority, rule.mark, &rule.iif, rule.action) {
+            (ours::FROM_POD_PRIORITY, Some((value, mask)), None, RuleAction::Lookup(table)) => {
+                let is_used = |slot| self.slots.values().any(|s| *s == slot);
+                let has_link = links.iter().any(|l| ours::eni_table(l.ifindex) == table);
+                ours::slot(value, mask).is_some_and(|slot| !is_used(slot) || !has_link)
+            }
+            (ours::STRAY_PRIORITY, None, Some(iif), RuleAction::Blackhole) => !links.iter().any(|l| l.name == *iif),
+            _ => false,
+        }
+    }
+
+    /// Sets right what somebody else has changed: network managers take away rules and routes that they do not know. An ENI
+    /// whose link is gone, or is another one by now, serves no more until it is set up again.
+    fn mend(&mut self) -> Result<(), Error> {
+        let links = self.kernel.links()?;
+        let mut errors = Errors::default();
+        errors.note(self.set_right(&datapath::node()));
+        for (id, eni) in self.enis.clone() {
+            match links.iter().find(|link| link.is_eni(eni.mac)) {
+                Some(link) if ours::eni_table(link.ifindex) == eni.table => {
+                    let plan = datapath::eni(&self.world.eni_setup(&eni, &link.name));
+                    errors.note(self.set_right(&plan));
+                }
+                _ => {
+                    self.enis.remove(&id);
+                    self.feed(Event::LinkGone { eni: id });
+                }
+            }
+        }
+        errors.result()
+    }
+
+    fn set_right(&mut self, plan: &Plan) -> Result<(), Error> {
+        if let Some(difference) = self.kernel.check(plan)? {
+            log::warn!("set right what somebody else has changed: {difference}");
+            self.kernel.apply(plan)?;
+        }
+        Ok(())
     }
 
     // The pool's effects
@@ -440,7 +528,7 @@ impl Node {
             Effect::Rested { ip, .. } => self.noted("resting address", self.ledger.rested(&ip)),
             Effect::Reply { ticket, result } => self.reply(ticket, result),
             Effect::Prepare { eni, mac, vswitch } => self.prepare(Job { eni, mac, vswitch }),
-            Effect::Dismantle { eni, .. } => self.dismantle(&eni),
+            Effect::Dismantle { eni, mac } => self.dismantle(&eni, mac),
             Effect::Tell(notice) => self.tell(notice),
             Effect::Wake { at } => self.wake = Some(at),
         }
@@ -462,6 +550,7 @@ impl Node {
             }
             Err(e) => {
                 log::error!("lease of {attachment}: {e}");
+                self.leases.remove(&attachment);
                 self.events.push_back(Event::Release { attachment });
             }
         }
@@ -522,18 +611,26 @@ impl Node {
         self.feed(Event::Prepared { eni, result });
     }
 
-    fn dismantle(&mut self, eni: &str) {
+    fn dismantle(&mut self, eni: &str, mac: Mac) {
         self.slots.remove(eni);
-        let Some(lease) = self.enis.remove(eni) else { return };
-        match self.kernel.link_by_mac(lease.mac) {
-            Ok(Some(link)) => {
+        let lease = self.enis.remove(eni);
+        let undone = match (self.kernel.link_by_mac(mac), lease) {
+            (Ok(Some(link)), Some(lease)) => {
                 let plan = datapath::eni(&self.world.eni_setup(&lease, &link.name));
-                let undone = self.kernel.undo(&plan);
-                self.noted("dismantle", undone);
+                self.kernel.undo(&plan)
             }
-            Ok(None) => {}
-            Err(e) => log::warn!("dismantle ENI {eni}: {e}"),
-        }
+            (Ok(Some(link)), None) => self.unmark(ours::eni_table(link.ifindex)),
+            (Ok(None), _) => Ok(()),
+            (Err(e), _) => Err(e),
+        };
+        self.noted("dismantle", undone.context(|| format!("ENI {eni}")));
+    }
+
+    /// What an earlier life set up: the rule that leads a slot's packets into the table. The slot is free for another ENI now.
+    fn unmark(&mut self, table: u32) -> Result<(), Error> {
+        let leads_there = |rule: &Rule| rule.mark.is_some() && rule.action == RuleAction::Lookup(table);
+        let rules: Vec<Rule> = self.kernel.rules()?.into_iter().filter(leads_there).collect();
+        rules.iter().try_for_each(|rule| self.kernel.delete_rule(rule))
     }
 
     fn tell(&self, notice: Notice) {

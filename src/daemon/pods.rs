@@ -87,13 +87,13 @@ impl Pods {
                 self.named |= !list.is_empty();
                 let missed: Vec<PodName> = std::mem::take(&mut self.known).into_keys().collect();
                 for (name, seen) in list {
-                    self.set(name, seen);
+                    self.set(name, seen, now);
                 }
                 for name in missed.into_iter().filter(|n| !self.known.contains_key(n)).collect::<Vec<_>>() {
                     self.gone.insert(name, (now, false));
                 }
             }
-            Known::One(name, seen) => self.set(name, seen),
+            Known::One(name, seen) => self.set(name, seen, now),
             Known::Gone(name) => {
                 self.known.remove(&name);
                 self.gone.insert(name, (now, false));
@@ -101,16 +101,21 @@ impl Pods {
         }
     }
 
-    fn set(&mut self, name: PodName, seen: Seen) {
-        self.gone.remove(&name);
+    /// One that is over may still have containers that end: it counts from now on as gone.
+    fn set(&mut self, name: PodName, seen: Seen, now: Now) {
+        if seen.presence == Presence::Over {
+            self.gone.entry(name.clone()).or_insert((now, true)).1 = true;
+        } else {
+            self.gone.remove(&name);
+        }
         self.known.insert(name, seen);
     }
 
     /// A pod that was fetched before the watch told of it.
-    pub fn learn(&mut self, pod: &Pod) -> Presence {
+    pub fn learn(&mut self, pod: &Pod, now: Now) -> Presence {
         let seen = seen(pod);
         let presence = seen.presence;
-        self.set(pod.name(), seen);
+        self.set(pod.name(), seen, now);
         presence
     }
 
@@ -141,11 +146,10 @@ impl Pods {
     pub fn standing(&self, name: &PodName) -> Standing {
         let Some(synced) = self.synced.filter(|_| *name != nameless()) else { return Standing::Present };
         match (self.known.get(name), self.gone.get(name)) {
-            (Some(Seen { presence: Presence::Over, .. }), _) => Standing::Gone(synced),
-            (Some(_), _) => Standing::Present,
-            (None, Some((since, true))) => Standing::Gone(*since),
-            (None, Some((since, false))) => Standing::Missed(*since),
-            (None, None) => Standing::Missed(synced),
+            (Some(seen), _) if seen.presence != Presence::Over => Standing::Present,
+            (_, Some((since, true))) => Standing::Gone(*since),
+            (_, Some((since, false))) => Standing::Missed(*since),
+            (_, None) => Standing::Missed(synced),
         }
     }
 
@@ -219,6 +223,17 @@ mod tests {
         pods.take(Known::All(vec![(web(1), ours(Presence::Ours)), (web(2), ours(Presence::NotOurs))]), T(5));
         pods.take(Known::All(vec![(web(2), ours(Presence::Over))]), T(50));
         assert_eq!(pods.standing(&web(1)), Standing::Missed(T(50)));
-        assert_eq!(pods.standing(&web(2)), Standing::Gone(T(5)));
+        assert_eq!(pods.standing(&web(2)), Standing::Gone(T(50)));
+    }
+
+    #[test]
+    fn a_pod_that_is_over_is_gone_from_the_moment_we_hear_of_it() {
+        let mut pods = Pods::default();
+        pods.take(Known::All(vec![(web(1), ours(Presence::Ours))]), T(5));
+        pods.take(Known::One(web(1), ours(Presence::Over)), T(500));
+        pods.take(Known::One(web(1), ours(Presence::Over)), T(510));
+        assert_eq!(pods.standing(&web(1)), Standing::Gone(T(500)));
+        pods.take(Known::One(web(1), ours(Presence::Ours)), T(520));
+        assert_eq!(pods.standing(&web(1)), Standing::Present);
     }
 }

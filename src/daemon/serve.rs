@@ -126,7 +126,7 @@ async fn read_line(stream: &mut Stream) -> io::Result<Line> {
 async fn ask(stream: &mut Stream, request: Request, inputs: Sender<Input>) -> io::Result<Option<Reply>> {
     let (answer, answered) = bounded(1);
     if inputs.send(Input::Ask { request, answer }).await.is_err() {
-        return Ok(Some(refuse("the daemon is ending".into())));
+        return Ok(Some(Reply::Refused { why: Refusal::Starting, reason: "terwayd is ending".into() }));
     }
     let hung_up = async {
         let mut rest = [0; 64];

@@ -10,7 +10,7 @@ use super::calls::{self, Place};
 use super::eni::{self, Job};
 use super::node::Input;
 use super::terms::Terms;
-use crate::datapath::EniSetup;
+use crate::datapath::{self, EniSetup};
 use crate::eni::VSwitch;
 use crate::error::{Context, Error};
 use crate::ip::IpPair;
@@ -83,6 +83,15 @@ impl World {
                 log::warn!("{e}");
             }
             Input::Swept
+        });
+    }
+
+    /// Sees to it that answers of pods to node ports go back as they came; kube-proxy and people change netfilter too.
+    pub fn guard_answers(&self) {
+        thread::spawn(|| {
+            if let Err(e) = Kernel::host().and_then(|mut kernel| kernel.apply(&datapath::answers())) {
+                log::warn!("node ports will not answer other nodes for pods of this node: {e}");
+            }
         });
     }
 

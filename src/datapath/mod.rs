@@ -4,7 +4,8 @@ mod policy_route;
 
 use std::net::IpAddr;
 
-use crate::plan::{Family, Object, Plan, Rule, RuleAction, Sysctl};
+use crate::plan::{Family, Iptables, Object, Plan, Rule, RuleAction, Sysctl, Veth};
+use crate::pod::{Attachment, PodName};
 use crate::rpc::{EniLease, Lease};
 use crate::{ours, plan};
 
@@ -13,6 +14,11 @@ use crate::{ours, plan};
 pub struct Setup<'a> {
     pub lease: &'a Lease,
     pub mtu: u32,
+}
+
+/// The first object of an attachment's plan, whatever its lease will be.
+pub fn veth(pod: &PodName, attachment: &Attachment, mtu: u32) -> Veth {
+    policy_route::veth(pod, attachment, mtu)
 }
 
 /// The plan of one attachment.
@@ -63,6 +69,17 @@ pub fn node() -> Plan {
         ],
         pod: Vec::new(),
     }
+}
+
+/// What answers a connection that netfilter led to a pod (a node port, a host port) goes back as it came.
+///
+/// Such an answer is routed while it still bears the pod's address and mark, and gets the node's address only on its way
+/// out: by the ENI, where the VPC would take it for forged. Without the mark it takes the node's own way.
+pub fn answers() -> Plan {
+    let unmarked = format!("0x0/{:#x}", ours::MARK_MASK);
+    let rule = ["-i", "cali+", "-m", "conntrack", "--ctdir", "REPLY", "--ctstate", "DNAT", "-j", "MARK", "--set-xmark"];
+    let rule = rule.into_iter().map(String::from).chain([unmarked]).collect();
+    Plan { host: vec![Object::Iptables(Iptables { table: "mangle", chain: "PREROUTING", rule })], pod: Vec::new() }
 }
 
 fn family(addr: &IpAddr) -> Family {

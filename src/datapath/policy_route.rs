@@ -8,6 +8,7 @@ use super::{EniSetup, Setup, default_route, family};
 use crate::ip::host_net;
 use crate::ours;
 use crate::plan::{Addr, Filter, FilterAction, Link, Neigh, Object, Plan, Route, Rule, RuleAction, Sysctl, Veth};
+use crate::pod::{Attachment, PodName};
 use crate::rpc::Marker;
 
 pub fn pod(setup: &Setup) -> Plan {
@@ -15,14 +16,7 @@ pub fn pod(setup: &Setup) -> Plan {
     let ifname = &lease.sandbox.attachment.ifname;
     let veth = ours::host_veth(&lease.pod, ifname);
     let mut plan = Plan::default();
-    plan.host.push(Object::Veth(Veth {
-        name: veth.clone(),
-        mac: ours::host_mac(&veth),
-        mtu: setup.mtu,
-        alias: ours::alias(&lease.sandbox.attachment, &lease.pod),
-        peer: ifname.clone(),
-        peer_mac: ours::pod_mac(&veth),
-    }));
+    plan.host.push(Object::Veth(self::veth(&lease.pod, &lease.sandbox.attachment, setup.mtu)));
     plan.pod.push(Object::Link(Link { name: ifname.clone(), mtu: Some(setup.mtu) }));
     for addr in lease.ip.iter() {
         inside(&mut plan.pod, addr, ifname, &veth);
@@ -30,6 +24,18 @@ pub fn pod(setup: &Setup) -> Plan {
     }
     mark(&mut plan.host, setup, &veth);
     plan
+}
+
+pub fn veth(pod: &PodName, attachment: &Attachment, mtu: u32) -> Veth {
+    let name = ours::host_veth(pod, &attachment.ifname);
+    Veth {
+        mac: ours::host_mac(&name),
+        mtu,
+        alias: ours::alias(attachment, pod),
+        peer: attachment.ifname.clone(),
+        peer_mac: ours::pod_mac(&name),
+        name,
+    }
 }
 
 /// The pod's own view: one address, and one neighbour that answers for everything else.

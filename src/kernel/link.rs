@@ -10,6 +10,7 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
+const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_GROUP: u16 = 27;
@@ -22,6 +23,8 @@ const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
+/// RFC 2863's "up" (linux/if.h).
+const IF_OPER_UP: u8 = 6;
 const IFF_UP: u32 = libc::IFF_UP as u32;
 
 /// Links that bear the MAC of another link.
@@ -36,6 +39,8 @@ pub struct LinkSeen {
     pub mac: Option<Mac>,
     pub mtu: u32,
     pub up: bool,
+    /// It takes and brings packets: up, and its other end too.
+    pub running: bool,
     /// `None` for hardware.
     pub kind: Option<String>,
     pub alias: Option<String>,
@@ -65,6 +70,7 @@ impl LinkSeen {
             mac: None,
             mtu: 0,
             up: u32_at(body, 8)? & IFF_UP != 0,
+            running: false,
             kind: None,
             alias: None,
             group: 0,
@@ -81,6 +87,7 @@ impl LinkSeen {
                 IFLA_LINKINFO => link.kind = attr(value, IFLA_INFO_KIND).map(text),
                 IFLA_IFALIAS => link.alias = Some(text(value)),
                 IFLA_GROUP => link.group = u32_at(value, 0)?,
+                IFLA_OPERSTATE => link.running = value.first() == Some(&IF_OPER_UP),
                 IFLA_LINK_NETNSID => link.peer_netnsid = u32_at(value, 0),
                 _ => {}
             }

@@ -6,17 +6,14 @@ use ipnet::IpNet;
 
 use super::link;
 use super::place::{Place, absent_is_fine};
-use super::route::{self, MAIN, RouteSeen};
+use super::route::{MAIN, RouteSeen};
 use super::{AddrSeen, Kernel, LinkSeen};
 use crate::error::{Context, Error, Errors};
-use crate::ip::{IpPair, Mac, host_net};
+use crate::ip::{IpPair, Mac};
 use crate::ours;
 use crate::plan::{Filter, FilterAction, Object, Rule};
 use crate::pod::Attachment;
 use crate::rpc::Marker;
-
-/// More routes to one pod than anyone ever saw.
-const MANY: u32 = 16;
 
 impl Kernel {
     pub fn links(&mut self) -> Result<Vec<LinkSeen>, Error> {
@@ -73,18 +70,6 @@ impl Kernel {
     pub fn routes(&mut self, table: u32) -> Result<Vec<RouteSeen>, Error> {
         self.host.forget();
         Ok(self.host.routes()?.iter().filter(|route| route.table == table).cloned().collect())
-    }
-
-    /// Stops traffic to a pod: its routes in the table of pods.
-    pub fn delete_pod_route(&mut self, ip: IpAddr) -> Result<(), Error> {
-        let net = host_net(ip);
-        for _ in 0..MANY {
-            match self.host.act(route::remove(net, ours::PODS_TABLE, None, None)) {
-                Err(e) if matches!(e.errno(), Some(libc::ESRCH | libc::ENOENT)) => return Ok(()),
-                result => result.context(|| format!("delete route {net} table {}", ours::PODS_TABLE))?,
-            }
-        }
-        Ok(())
     }
 
     /// Deletes a link. One is slow (the kernel waits for all CPUs): see [`Kernel::delete_doomed`].

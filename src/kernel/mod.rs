@@ -5,6 +5,7 @@
 
 mod addr;
 mod bpf;
+mod iptables;
 mod link;
 mod look;
 pub mod memory;
@@ -38,6 +39,8 @@ use crate::plan::{Object, Plan, Veth};
 pub struct Kernel {
     host: Place,
     pod: Option<Pod>,
+    /// The name of a veth that [`Kernel::begin`] has made.
+    begun: Option<String>,
 }
 
 /// A pod's namespace: its descriptor, and a socket that was opened inside.
@@ -55,7 +58,7 @@ impl Pod {
     fn correct(&mut self, object: &Object) -> Result<(), Error> {
         let Pod { netns, place } = self;
         match object {
-            Object::Sysctl(_) => netns.run(|| place.correct(object)),
+            Object::Sysctl(_) | Object::Iptables(_) => netns.run(|| place.correct(object)),
             _ => place.correct(object),
         }
     }
@@ -63,7 +66,7 @@ impl Pod {
     fn difference(&mut self, object: &Object) -> Result<Option<Difference>, Error> {
         let Pod { netns, place } = self;
         match object {
-            Object::Sysctl(_) => netns.run(|| place.difference(object)),
+            Object::Sysctl(_) | Object::Iptables(_) => netns.run(|| place.difference(object)),
             _ => place.difference(object),
         }
     }
@@ -72,17 +75,10 @@ impl Pod {
 impl Kernel {
     /// The namespace of the calling thread.
     pub fn host() -> Result<Kernel, Error> {
-        Ok(Kernel { host: Place::here()?, pod: None })
+        Ok(Kernel { host: Place::here()?, pod: None, begun: None })
     }
 
-    /// The same, and the pod's namespace at this path. `Cause::Absent` if it is gone.
-    pub fn with_pod(netns: &Path) -> Result<Kernel, Error> {
-        let mut kernel = Kernel::host()?;
-        kernel.enter(netns)?;
-        Ok(kernel)
-    }
-
-    /// Turns to the pod's namespace at this path; the sockets of the node's stay as they are.
+    /// Turns to the pod's namespace at this path, as well. `Cause::Absent` if it is gone.
     pub fn enter(&mut self, netns: &Path) -> Result<(), Error> {
         let netns = Netns::open(netns)?;
         let doing = format!("open a socket in {}", netns.path().display());
@@ -90,14 +86,29 @@ impl Kernel {
         Ok(())
     }
 
-    /// Lets go of the pod's namespace, so that it can die.
-    pub fn leave(&mut self) {
-        self.pod = None;
+    /// Makes a veth ahead of the plan that it is the first object of. Where it cannot be made just like that, `apply` finds
+    /// out why. Until then it bears no alias: the sweep leaves it alone.
+    pub fn begin(&mut self, veth: &Veth) {
+        let Some(pod) = self.pod.as_mut() else { return };
+        if veth::create(&mut self.host, pod, veth).is_ok() {
+            self.begun = Some(veth.name.clone());
+        }
+    }
+
+    /// Takes away what `begin` has made, since there will be no plan.
+    pub fn abandon(&mut self) {
+        let Some(name) = self.begun.take() else { return };
+        if let Ok(Some(link)) = self.host.link(&name) {
+            // What cannot be deleted goes with the pod's namespace.
+            let _ = self.host.act(link::delete(link.ifindex));
+        }
     }
 
     /// Makes the kernel match the plan, whatever it found.
     pub fn apply(&mut self, plan: &Plan) -> Result<(), Error> {
-        self.forget();
+        if self.begun.is_none() {
+            self.forget();
+        }
         let mut rest = Vec::new();
         let mut fresh: Vec<(&Veth, Vec<&Object>)> = Vec::new();
         for object in &plan.host {
@@ -115,10 +126,18 @@ impl Kernel {
             self.host.correct_fresh(signature, objects).context(|| format!("wire link {}", veth.name))?;
         }
         rest.into_iter().try_for_each(|object| self.host.correct(object))?;
-        self.apply_inside(&plan.pod, &fresh)
+        self.apply_inside(&plan.pod, &fresh)?;
+        let comes_up = |veth: &Veth| plan.pod.iter().any(|o| matches!(o, Object::Link(l) if l.name == veth.peer));
+        fresh
+            .iter()
+            .filter(|(veth, _)| comes_up(veth))
+            .try_for_each(|(veth, _)| veth::await_carrier(&mut self.host, veth))
     }
 
     fn ensure(&mut self, veth: &Veth) -> Result<Age, Error> {
+        if self.begun.take().is_some_and(|begun| begun == veth.name) {
+            return Ok(Age::New);
+        }
         let pod = self.pod.as_mut().ok_or_else(|| no_pod(&veth.name))?;
         veth::ensure(&mut self.host, pod, veth)
     }

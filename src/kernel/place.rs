@@ -10,7 +10,7 @@ use super::message::Message;
 use super::neigh::{self, NeighSeen};
 use super::route::{self, RouteSeen};
 use super::socket::{Outcome, Socket};
-use super::{rule, sysctl, tc};
+use super::{iptables, rule, sysctl, tc};
 use crate::error::{Cause, Context, Error};
 use crate::plan::{Addr, Filter, FilterAction, Link, Neigh, Object, Route, Rule, Sysctl};
 
@@ -113,7 +113,7 @@ impl Place {
                 let ifindex = self.index(&f.link)?;
                 vec![tc::add_qdisc(ifindex, "clsact"), self.filter(f, ifindex)?]
             }
-            Object::Veth(_) | Object::Rule(_) | Object::Sysctl(_) => Vec::new(),
+            Object::Veth(_) | Object::Rule(_) | Object::Sysctl(_) | Object::Iptables(_) => Vec::new(),
         })
     }
 
@@ -131,6 +131,7 @@ impl Place {
             Object::Neigh(want) => self.neigh_difference(want),
             Object::Filter(want) => self.filter_difference(want),
             Object::Sysctl(want) => sysctl_difference(want),
+            Object::Iptables(want) => Ok((!iptables::is_there(want)?).then(|| Difference::absent(object))),
         }
     }
 
@@ -214,6 +215,7 @@ impl Place {
             }
             Object::Filter(want) => self.make_filter(want),
             Object::Sysctl(want) => sysctl::ensure(want),
+            Object::Iptables(want) => iptables::add(want),
         }
     }
 
@@ -279,8 +281,10 @@ impl Place {
     }
 
     fn remove_there(&mut self, object: &Object) -> Result<(), Error> {
-        if let Object::Rule(want) = object {
-            return self.remove_rule(want);
+        match object {
+            Object::Rule(want) => return self.remove_rule(want),
+            Object::Iptables(want) => return iptables::remove(want),
+            _ => {}
         }
         let Some(link) = link_of(object) else { return Ok(()) };
         let Some(ifindex) = self.find(link)? else { return Ok(()) };
@@ -412,7 +416,7 @@ pub(super) fn link_of(object: &Object) -> Option<&str> {
         Object::Route(r) => Some(&r.link),
         Object::Neigh(n) => Some(&n.link),
         Object::Filter(f) => Some(&f.link),
-        Object::Rule(_) | Object::Sysctl(_) => None,
+        Object::Rule(_) | Object::Sysctl(_) | Object::Iptables(_) => None,
     }
 }
 

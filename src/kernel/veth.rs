@@ -1,6 +1,8 @@
 //! A pod's veth: one link of a plan that has its ends in two namespaces.
 
 use std::os::fd::{AsFd, AsRawFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::Pod;
 use super::link::{self, LinkSeen};
@@ -8,7 +10,12 @@ use super::message::Message;
 use super::place::{Difference, Place, absent_is_fine, shape_difference};
 use crate::error::{Context, Error};
 use crate::ip::Mac;
+use crate::ours;
 use crate::plan::Veth;
+
+/// Longer than the network is ever locked; a link that has no carrier then is not waited for.
+const CARRIER_WAIT: Duration = Duration::from_millis(500);
+const CARRIER_POLL: Duration = Duration::from_micros(200);
 
 /// Whether a veth was made just now, so that nothing can be on it yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +25,7 @@ pub enum Age {
 }
 
 /// Makes the veth, or makes the one that is there right. What bears its name and belongs to another sandbox, or to an
-/// attempt that was cut off, is deleted and made anew; what bears the pod's interface name and is not ours stays.
+/// attempt that was cut off, or is about to be swept, is deleted and made anew; what bears the pod's interface name and is not ours stays.
 pub fn ensure(host: &mut Place, pod: &mut Pod, veth: &Veth) -> Result<Age, Error> {
     let failure = match create(host, pod, veth) {
         Err(e) if e.errno() == Some(libc::EEXIST) => e,
@@ -32,7 +39,8 @@ pub fn ensure(host: &mut Place, pod: &mut Pod, veth: &Veth) -> Result<Age, Error
         return Err(exists_already(pod, veth));
     }
     let Some(outer) = outer else { return Err(failure) };
-    if inner.is_some() && outer.alias.as_ref() == Some(&veth.alias) {
+    let doomed = outer.group == ours::DOOMED_GROUP;
+    if inner.is_some() && outer.alias.as_ref() == Some(&veth.alias) && !doomed {
         repair(host, pod, veth)?;
         return Ok(Age::Old);
     }
@@ -61,7 +69,7 @@ pub fn is_pair(outer: &LinkSeen, inner: &LinkSeen, veth: &Veth) -> bool {
 }
 
 /// Both ends in one request, and a look at what they became in the same send.
-fn create(host: &mut Place, pod: &mut Pod, veth: &Veth) -> Result<(), Error> {
+pub fn create(host: &mut Place, pod: &mut Pod, veth: &Veth) -> Result<(), Error> {
     let doing = || format!("create link {}", veth.name);
     let requests = vec![link::create_veth(veth, pod.netns.as_fd().as_raw_fd()), link::get(&veth.name)];
     let mut outcomes = host.change(requests)?.into_iter();
@@ -82,6 +90,7 @@ fn inner(outer: &LinkSeen, veth: &Veth, ifindex: u32) -> LinkSeen {
         ifindex,
         mac: Some(veth.peer_mac),
         up: false,
+        running: false,
         alias: None,
         peer: Some(outer.ifindex),
         peer_netnsid: None,
@@ -99,6 +108,20 @@ fn repair(host: &mut Place, pod: &mut Pod, veth: &Veth) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Waits until the outer end takes packets. The kernel lets it a moment after the inner one has come up, on a thread that
+/// may find the network locked by others; packets from the node are lost until then.
+pub fn await_carrier(host: &mut Place, veth: &Veth) -> Result<(), Error> {
+    let start = Instant::now();
+    loop {
+        host.forget();
+        let running = host.link(&veth.name)?.is_none_or(|link| link.running);
+        if running || start.elapsed() > CARRIER_WAIT {
+            return Ok(());
+        }
+        thread::sleep(CARRIER_POLL);
+    }
 }
 
 /// The request that says whose the veth is. The first after its creation: one without it was cut off in between.

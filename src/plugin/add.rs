@@ -9,6 +9,7 @@ use crate::cni::{Code, Failure, NetConf, Reply, ReplyIp, VirtualType};
 use crate::datapath::{self, Setup};
 use crate::kernel::Kernel;
 use crate::ours;
+use crate::plan::Veth;
 use crate::pod::{PodName, Sandbox};
 use crate::rpc::{self, Lease, Request};
 
@@ -21,8 +22,10 @@ pub fn add(pod: PodName, sandbox: Sandbox, conf: &NetConf) -> Result<Reply, Fail
     // First of all: nothing is leased for a namespace that is not there.
     let mut kernel = open(&sandbox)?;
     del::revive(&sandbox.attachment);
+    let veth = datapath::veth(&pod, &sandbox.attachment, conf.mtu);
     let request = Request::Allocate { pod, sandbox: sandbox.clone() };
-    let lease = lease(&request, &sandbox).map_err(|f| Failure { msg: format!("add {name}: {}", f.msg), ..f })?;
+    let lease = lease(&request, &sandbox, &mut kernel, &veth)
+        .map_err(|f| Failure { msg: format!("add {name}: {}", f.msg), ..f })?;
     let plan = datapath::pod(&Setup { lease: &lease, mtu: conf.mtu });
     if conf.virtual_type != VirtualType::Veth {
         log::warn!("add {name}: {:?} is not available, a veth is used", conf.virtual_type);
@@ -39,12 +42,19 @@ pub fn open(sandbox: &Sandbox) -> Result<Kernel, Failure> {
     Ok(kernel)
 }
 
-fn lease(request: &Request, sandbox: &Sandbox) -> Result<Lease, Failure> {
-    match daemon::ask(request, PATIENCE)? {
+/// The veth, which takes the kernel longest and does not depend on the lease, is made while the daemon works.
+fn lease(request: &Request, sandbox: &Sandbox, kernel: &mut Kernel, veth: &Veth) -> Result<Lease, Failure> {
+    let question = daemon::put(request, PATIENCE)?;
+    kernel.begin(veth);
+    let lease = daemon::answer(question).and_then(|reply| match reply {
         rpc::Reply::Lease(lease) => daemon::sound(*lease, &sandbox.attachment),
         rpc::Reply::Refused { why, reason } => Err(daemon::refused(why, &reason)),
         other => Err(daemon::strange(&other)),
+    });
+    if lease.is_err() {
+        kernel.abandon();
     }
+    lease
 }
 
 /// Addresses bear the length of the vSwitch's prefix, as runtimes and chained plugins of Terway's users expect, although

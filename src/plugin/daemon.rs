@@ -18,6 +18,15 @@ pub fn ask(request: &Request, patience: Duration) -> Result<Reply, Failure> {
     client::ask(request, patience).map_err(unanswered)
 }
 
+/// The same in two steps, with something to do between them.
+pub fn put(request: &Request, patience: Duration) -> Result<client::Question, Failure> {
+    client::put(request, patience).map_err(unanswered)
+}
+
+pub fn answer(question: client::Question) -> Result<Reply, Failure> {
+    question.answer().map_err(unanswered)
+}
+
 fn unanswered(e: Error) -> Failure {
     match e.cause {
         Cause::Malformed(_) => stranger(e.to_string()),

@@ -20,7 +20,7 @@ const AT_ONCE: usize = 3;
 /// Names that its pods bear in turn, as those of a StatefulSet do.
 const NAMES: usize = 5;
 /// A kubelet that is not done by then stops all the same.
-const SHIFT: Duration = Duration::from_secs(40);
+const SHIFT: Duration = Duration::from_secs(25);
 /// In percent, the calls whose plugin is killed.
 const KILLED: u8 = 20;
 const ATTEMPTS: usize = 40;
@@ -151,7 +151,7 @@ impl<'a> Kubelet<'a> {
             1..=2 => self.depart_without_netns(guest),
             3..=4 => self.succeed(guest),
             5 => self.depart_late(guest),
-            6 if self.vanished.is_none() => self.vanish(guest),
+            6..=8 if self.vanished.is_none() => self.vanish(guest),
             n => self.depart_in_order(guest, n % 2 == 0),
         }
     }
@@ -210,16 +210,25 @@ impl<'a> Kubelet<'a> {
         }
     }
 
-    /// No DEL comes, and sometimes a pod of its name comes up on another node.
+    /// No DEL comes; perhaps a pod of its name comes up on another node, or here.
     fn vanish(&mut self, guest: Member) {
         self.end_of(&guest);
         self.story.note(format!("{} vanishes", who(&guest.sandbox)));
         self.unschedule(&guest.sandbox);
-        if self.dice.bool() {
-            let PodName { namespace, name } = &guest.sandbox.pod;
-            self.cluster.kube.put(kube::pod(namespace, name, &node_name((self.node + 1) % NODES)));
+        let Member { pod, sandbox, .. } = guest;
+        pod.remove();
+        let PodName { namespace, name } = sandbox.pod;
+        match self.dice.u8(..3) {
+            0 => {
+                self.cluster.kube.put(kube::pod(&namespace, &name, &node_name((self.node + 1) % NODES)));
+            }
+            1 => {
+                let successor = self.cluster.schedule(self.node, &name);
+                self.bring_up(successor);
+            }
+            _ => {}
         }
-        self.vanished = Some(guest.sandbox.pod.name);
+        self.vanished = Some(name);
     }
 
     fn end_of(&mut self, guest: &Member) {

@@ -203,7 +203,7 @@ fn pods_that_are_not_ours_are_refused() {
     assert_eq!(over, "add default/over: pod default/over is over");
     let absent = cluster.sandbox(0, terway::pod::PodName::new("default", "absent"));
     let msg = cluster.refused(&absent, 105);
-    assert_eq!(msg, "add default/absent: pod default/absent does not exist in the API server");
+    assert_eq!(msg, "add default/absent: the API server knows no pod default/absent on node node-1");
     assert_eq!(shown(&cluster, "/leases"), json!([]));
 }
 

@@ -1,0 +1,41 @@
+//! Single netfilter rules, by iptables(8): whichever of its two kinds the node has is the kind that kube-proxy uses too.
+
+use std::process::{Command, Stdio};
+
+use crate::error::{Context, Error};
+use crate::plan::Iptables;
+
+/// Whether the rule is there.
+pub fn is_there(rule: &Iptables) -> Result<bool, Error> {
+    let (code, said) = run("-C", rule)?;
+    match code {
+        Some(0) => Ok(true),
+        Some(1) => Ok(false),
+        _ => Err(failure(&said)),
+    }
+}
+
+pub fn add(rule: &Iptables) -> Result<(), Error> {
+    succeed(run("-A", rule)?)
+}
+
+/// Removes the rule where it is.
+pub fn remove(rule: &Iptables) -> Result<(), Error> {
+    if is_there(rule)? { succeed(run("-D", rule)?) } else { Ok(()) }
+}
+
+fn succeed((code, said): (Option<i32>, String)) -> Result<(), Error> {
+    if code == Some(0) { Ok(()) } else { Err(failure(&said)) }
+}
+
+fn failure(said: &str) -> Error {
+    Error::refused(format!("iptables: {}", said.trim()))
+}
+
+/// Others change tables too: their lock is waited for, some seconds at most.
+fn run(verb: &str, rule: &Iptables) -> Result<(Option<i32>, String), Error> {
+    let mut command = Command::new("iptables");
+    command.args(["-w", "5", "-t", rule.table, verb, rule.chain]).args(&rule.rule);
+    let output = command.stdin(Stdio::null()).output().context(|| "run iptables")?;
+    Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+}
