@@ -7,11 +7,12 @@ export TERWAY_BINARY := $(CURDIR)/$(BINARY)
 # Where cargo put the demo. It is run without cargo in between, which would not wait for its end after a Ctrl-C.
 DEMO := cargo test --test demo --no-run --message-format=json 2>/dev/null | sed -n 's/.*"executable":"\([^"]*\/demo-[^"]*\)".*/\1/p'
 
-.PHONY: help demo test bench build deps check clean
+.PHONY: help demo test test-kernels bench build deps check clean
 
 help:
 	@echo "make demo    build, then show two nodes, 16 pods and every path between them   (KEEP=1 leaves the world up)"
 	@echo "make test    build, then run every test"
+	@echo "make test-kernels   of these the ones on other kernels: without eBPF, and in User Mode Linux"
 	@echo "make bench   build, then measure; also written to target/bench.json      (STRICT=1 fails on a missed goal)"
 	@echo "make build   the static binary: $(BINARY)"
 	@echo "make check   format and lints"
@@ -30,6 +31,9 @@ demo: build
 
 test: build
 	@cargo test -- --test-threads=2
+
+test-kernels: deps
+	@cargo test --test main vm::
 
 bench: build
 	@cargo bench --profile dev --bench bench -q -- $(if $(STRICT),--strict)

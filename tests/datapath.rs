@@ -12,6 +12,7 @@ use terway::plan::{Object, Plan};
 use terway::pod::{Attachment, PodName, Sandbox};
 use terway::rpc::{EniLease, Lease, Marker};
 
+use crate::sim::cluster::soon;
 use crate::sim::ns::Ns;
 
 const MTU: u32 = 1400;
@@ -36,7 +37,7 @@ impl World {
     }
 
     fn with_marker(marker: Marker) -> World {
-        let (node, router) = (Ns::new("node"), Ns::new("router"));
+        let (node, router) = (still("node"), still("router"));
         node.sh(&format!("ip link add eth1 address {ENI_MAC} type veth peer name vpc netns {}", router.name()));
         // A way out that nobody may take: what goes to `eth0` is lost.
         node.sh(&format!("ip link add eth0 type veth peer name nowhere; ip addr add {NODE_IP}/24 dev eth0; ip link set eth0 up; ip link set nowhere up; ip route add default via 192.0.2.253"));
@@ -67,7 +68,7 @@ impl World {
     }
 
     fn pod(&self, name: &str, ip: &str) -> Pod<'_> {
-        let ns = Ns::new(name);
+        let ns = still(name);
         // The VPC knows where an address is; nobody has to ask.
         self.router.sh(&format!("ip neigh replace {ip} lladdr {ENI_MAC} dev vpc nud permanent"));
         let sandbox = Sandbox {
@@ -89,6 +90,13 @@ impl World {
     fn inventory(&self) -> String {
         self.node.sh("ip -o link | sed 's/@.*//'; ip route show table all; ip rule; ip neigh show nud permanent; tc qdisc; ip -o addr")
     }
+}
+
+/// A namespace in which nothing changes by itself: IPv6 would give links addresses and routes in its own time.
+fn still(tag: &str) -> Ns {
+    let ns = Ns::new(tag);
+    ns.sh("sysctl -qw net.ipv6.conf.default.disable_ipv6=1");
+    ns
 }
 
 struct Pod<'a> {
@@ -355,27 +363,37 @@ fn what_is_applied_twice_changes_nothing() {
     let world = World::new();
     let pod = world.pod("one", "203.0.113.11");
     pod.apply();
+    let carriers = "! ip -o link | grep -v ': lo:' | grep -qv 'state UP'";
+    soon("every link has its carrier", || world.node.try_sh(carriers) && pod.ns.try_sh(carriers));
     let see = || (world.inventory(), pod.ns.sh("ip -d addr; ip route; ip neigh show nud permanent"));
     let before = see();
     let log = std::env::temp_dir().join(format!("{}.monitor", world.node.name()));
     let file = std::fs::File::create(&log).unwrap();
     let mut monitor = std::process::Command::new("ip");
     let monitor = world.node.spawn(monitor.args(["monitor", "link", "address", "route", "rule"]).stdout(file));
-    std::thread::sleep(Duration::from_millis(100));
+    let heard = || std::fs::read_to_string(&log).unwrap();
+    // Something that the monitor does see: it listens, and later it has caught up.
+    let signs = || heard().matches("lo:").count();
+    let sign = |seen| {
+        let deadline = Instant::now() + PATIENCE;
+        while signs() <= seen {
+            assert!(Instant::now() < deadline, "the monitor is deaf: {}", heard());
+            world.node.sh("ip link set lo down; ip link set lo up");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    sign(0);
     pod.apply();
     world.node.run(|| {
         let mut kernel = Kernel::host().unwrap();
         kernel.apply(&datapath::node()).unwrap();
         kernel.apply(&world.eni_plan()).unwrap();
     });
-    world.node.sh("ip link set lo down"); // something that the monitor does see
-    std::thread::sleep(Duration::from_millis(100));
+    sign(signs());
     drop(monitor);
-    let events = std::fs::read_to_string(&log).unwrap();
+    let events = heard();
     std::fs::remove_file(&log).unwrap();
-    assert!(events.contains("lo:"), "{events}");
     assert!(!events.contains("cali") && !events.contains("eth1") && !events.contains("from all"), "{events}");
-    world.node.sh("ip link set lo up");
     assert_eq!(see(), before);
 }
 

@@ -14,3 +14,4 @@ mod runtime;
 mod sdk;
 #[allow(dead_code)]
 mod sim;
+mod vm;

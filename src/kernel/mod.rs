@@ -217,3 +217,6 @@ fn as_veth(object: &Object) -> Option<&Veth> {
 fn no_pod(what: &str) -> Error {
     Error::refused(format!("{what}: there is no pod's network namespace to work in"))
 }
+
+#[cfg(test)]
+mod oldest;

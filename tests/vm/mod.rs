@@ -1,0 +1,68 @@
+//! Other kernels than this machine's: one that lacks eBPF, and one, in User Mode Linux, that has what this one lacks.
+
+mod without_bpf;
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::sim::cluster::{Cluster, soon};
+use crate::sim::fabric::OUTSIDE;
+use crate::sim::traffic::Place;
+use crate::sim::world;
+
+/// How long a guest may take; it takes a minute where others are busy as well.
+const SECONDS: &str = "180";
+
+/// Runs this very binary in a guest of User Mode Linux: the tests with one of these in their paths, which must succeed, and
+/// among them the ones that are named.
+fn guest(slot: u32, tests: &[&str], named: &[&str]) -> String {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vm/uml.sh");
+    let binary = std::env::current_exe().expect("we run from a file");
+    let mut command = Command::new(script);
+    command.env("VM_SLOT", slot.to_string()).env("VM_SECONDS", SECONDS).arg(binary).args(tests);
+    let output = command.args(["--show-output", "--color=never"]).output().expect("start uml.sh");
+    let said = String::from_utf8_lossy(&output.stdout);
+    println!("{said}{}", String::from_utf8_lossy(&output.stderr));
+    let exit = said.lines().find_map(|line| line.strip_prefix("exit "));
+    assert!(exit.is_some(), "there was no guest, or it did not end in time");
+    assert_eq!(exit, Some("0"), "a test failed in the guest");
+    assert!(!said.contains("skipped: "), "the guest's kernel has all that a test may need");
+    for test in named {
+        assert!(said.contains(&format!("test {test} ... ok\n")), "{test} did not run");
+    }
+    said.into_owned()
+}
+
+#[test]
+fn user_mode_linux_takes_every_noun_and_marks_by_skbedit_where_ebpf_is_denied() {
+    let marker = "vm::without_bpf::skbedit_is_chosen_where_the_kernel_has_it_and_rules_where_not";
+    let said = guest(0, &["kernel::", marker], &["kernel::rules_come_and_go", marker]);
+    assert!(said.contains("here it must be Skbedit"));
+}
+
+#[test]
+fn user_mode_linux_carries_traffic_by_all_three_markers() {
+    let markers = [
+        "datapath::a_pod_talks_to_the_vpc_to_pods_and_to_its_node_and_they_to_it",
+        "datapath::skbedit_serves_where_there_is_no_ebpf",
+        "datapath::rules_serve_where_nothing_can_mark",
+    ];
+    guest(1, &["datapath::"], &markers);
+}
+
+#[test]
+fn a_node_without_ebpf_wires_pods_that_reach_each_other() {
+    without_bpf::run(libc::ENOSYS, || {
+        let mut cluster = Cluster::new(world::config(), 1, "ecs.sim.large");
+        cluster.start_ready(0);
+        assert_ne!(cluster.show(0)["marker"], "bpf", "{}", cluster.show(0));
+        let (a, b) = (cluster.add(0, "a"), cluster.add(0, "b"));
+        // A veth loses what is sent before it has its carrier.
+        soon("a reaches b", || a.pod.ping(&b.ip).is_some());
+        soon("a reaches the outside", || a.pod.ping(OUTSIDE).is_some());
+        soon("the node reaches a", || cluster.node(0).node.ping(&a.ip).is_some());
+        for member in [a, b] {
+            cluster.del(member);
+        }
+    });
+}
