@@ -72,10 +72,11 @@ pub fn eni_table(ifindex: u32) -> u32 {
     PODS_TABLE + ifindex
 }
 
-/// The host end of a pod's veth: `cali` and 11 hex digits of SHA-1, bit for bit Calico's workload interface name.
+/// The host end of a pod's veth: `cali` and 11 hex digits of SHA-1; for eth0 bit for bit Calico's workload interface name.
 pub fn host_veth(pod: &PodName, ifname: &str) -> String {
-    let ifname = if ifname == "eth0" { "" } else { ifname };
-    let sum = sha1(&format!("{}.{}{}", pod.namespace, pod.name, ifname));
+    // A pod's name holds no slash: `web` with `net1` is not `webnet1` with `eth0`.
+    let further = if ifname == "eth0" { String::new() } else { format!("/{ifname}") };
+    let sum = sha1(&format!("{}.{}{further}", pod.namespace, pod.name));
     let hex: String = sum.iter().map(|b| format!("{b:02x}")).collect();
     format!("cali{}", &hex[..11])
 }
@@ -129,6 +130,8 @@ mod tests {
         let pod = PodName::new("default", "client-b6989bf87-2bgtc");
         assert_eq!(host_veth(&pod, "eth0"), "calic95a4947e07");
         assert_ne!(host_veth(&pod, "eth1"), "calic95a4947e07");
+        let (web, other) = (PodName::new("default", "web"), PodName::new("default", "webnet1"));
+        assert_ne!(host_veth(&web, "net1"), host_veth(&other, "eth0"));
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::ip::Mac;
 use crate::kernel::Kernel;
 use crate::object::Pod;
 use crate::ours;
+use crate::plan::{Rule, RuleAction};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
 use crate::rpc::{EniLease, Lease, Refusal, Reply, Request};
