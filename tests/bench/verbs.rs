@@ -20,6 +20,8 @@ const PODS: usize = 30;
 const DELETED: usize = 10;
 /// What a DEL leaves for later is over after this time, and no matter of who comes next.
 const SETTLED: Duration = Duration::from_millis(400);
+/// What an ADD sets going in the kernel (carrier, IPv6 addresses) is over after this time, and not in the way of the other's.
+const QUIET: Duration = Duration::from_millis(30);
 const ROUNDS: usize = 4;
 const WORKERS: usize = 4;
 const PODS_OF_WORKER: usize = 10;
@@ -102,7 +104,7 @@ fn add_and_del(cluster: &mut Cluster, table: &mut Table) {
     table.push(Row::alone("add_api_requests", what, "calls", each(sums.api), 0.0));
 }
 
-/// One of ours, one of the peer's, and so on.
+/// One of ours, one of the peer's, and so on, each on a quiet kernel.
 fn add(cluster: &Cluster, pods: &[Vec<Member>; 2], daemon: u32, sums: &mut Sums) {
     let journals = || (cluster.world.cloud.journal().len(), cluster.kube.journal().len());
     let (before, used) = (journals(), exec::cpu_of(daemon));
@@ -111,6 +113,7 @@ fn add(cluster: &Cluster, pods: &[Vec<Member>; 2], daemon: u32, sums: &mut Sums)
             let cost = call(cluster, &pods[turn], "ADD");
             sums.add[side].push(cost.took);
             sums.add_cpu[side] += cost.cpu;
+            thread::sleep(QUIET);
         }
     }
     thread::sleep(SETTLED);
