@@ -29,7 +29,7 @@ pub enum Object {
     Iptables(Iptables),
 }
 
-/// A veth pair, its outer end here and up, its inner end born in the pod's namespace.
+/// A veth pair, its outer end here, its inner end born in the pod's namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Veth {
     pub name: String,
@@ -164,7 +164,7 @@ impl fmt::Display for Veth {
         let Veth { name, mac, mtu, alias, peer, peer_mac } = self;
         write!(
             f,
-            "ip link add {name} up address {mac} mtu {mtu} alias '{alias}' type veth peer name {peer} netns pod address {peer_mac} mtu {mtu}"
+            "ip link add {name} address {mac} mtu {mtu} alias '{alias}' type veth peer name {peer} netns pod address {peer_mac} mtu {mtu}"
         )
     }
 }

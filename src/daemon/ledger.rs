@@ -159,8 +159,8 @@ impl Ledger {
         for entry in fs::read_dir(&root).context(|| format!("read {}", root.display()))? {
             let path = entry?.path();
             if path.extension().is_some_and(|e| e == "new") {
-                if folder != TOMBSTONES {
-                    let _ = fs::remove_file(&path); // a write that was never finished
+                if !is_being_written(&path) {
+                    let _ = fs::remove_file(&path);
                 }
                 continue;
             }
@@ -184,6 +184,12 @@ impl Ledger {
     fn path(&self, folder: &str, name: &str) -> PathBuf {
         self.root.join(folder).join(format!("{name}.json"))
     }
+}
+
+/// A plugin that writes a tombstone puts its process id before `.new`; nobody but we write the other files.
+fn is_being_written(path: &Path) -> bool {
+    let writer = path.file_stem().map(Path::new).and_then(Path::extension).and_then(|pid| pid.to_str());
+    writer.is_some_and(|pid| pid.parse::<u32>().is_ok() && Path::new("/proc").join(pid).exists())
 }
 
 fn key(attachment: &Attachment) -> String {
@@ -277,7 +283,7 @@ mod tests {
         let root = folder("tombstone");
         let (ledger, _) = Ledger::open(&root, "boot-1").unwrap();
         let Attachment { container, ifname } = crate::rpc::example_lease().sandbox.attachment;
-        let half = root.join("tombstones/0123456789abcdef@eth0.77.new");
+        let half = root.join(format!("tombstones/0123456789abcdef@eth0.{}.new", std::process::id()));
         fs::write(&half, format!(r#"{{"attachment":{{"container":"{container}","ifname":"{ifname}"}},"at":1.5}}"#))
             .unwrap();
         assert_eq!(ledger.tombstones().unwrap(), []);

@@ -17,12 +17,14 @@ pub fn pod(setup: &Setup) -> Plan {
     let veth = ours::host_veth(&lease.pod, ifname);
     let mut plan = Plan::default();
     plan.host.push(Object::Veth(self::veth(&lease.pod, &lease.sandbox.attachment, setup.mtu)));
-    plan.pod.push(Object::Link(Link { name: ifname.clone(), mtu: Some(setup.mtu) }));
+    mark(&mut plan.host, setup, &veth);
+    let up = |name: &String| Object::Link(Link { name: name.clone(), mtu: Some(setup.mtu) });
+    plan.host.push(up(&veth));
+    plan.pod.push(up(ifname));
     for addr in lease.ip.iter() {
         inside(&mut plan.pod, addr, ifname, &veth);
         outside(&mut plan.host, addr, &veth);
     }
-    mark(&mut plan.host, setup, &veth);
     plan
 }
 
@@ -134,12 +136,13 @@ mod tests {
         assert_eq!(
             printed(&example_lease()),
             [
-                "ip link add cali0d7763386da up address 4a:f6:c8:c6:ad:15 mtu 1500 \
+                "ip link add cali0d7763386da address 4a:f6:c8:c6:ad:15 mtu 1500 \
                  alias 'terway 0123456789abcdef/eth0 default/web-0' \
                  type veth peer name eth0 netns pod address 4a:ef:c7:bc:3a:c8 mtu 1500",
+                "tc filter replace dev cali0d7763386da ingress priority 2049 bpf direct-action mark 0x20/0x7e0",
+                "ip link set cali0d7763386da up mtu 1500",
                 "ip neigh replace 192.168.32.5 lladdr 4a:ef:c7:bc:3a:c8 dev cali0d7763386da nud permanent",
                 "ip route replace 192.168.32.5/32 dev cali0d7763386da table 1000 scope link",
-                "tc filter replace dev cali0d7763386da ingress priority 2049 bpf direct-action mark 0x20/0x7e0",
                 "pod: ip link set eth0 up mtu 1500",
                 "pod: ip addr replace 192.168.32.5/32 dev eth0",
                 "pod: ip neigh replace 169.254.1.1 lladdr 4a:f6:c8:c6:ad:15 dev eth0 nud permanent",
@@ -168,7 +171,7 @@ mod tests {
 
     #[test]
     fn the_way_of_marking_changes_one_line() {
-        let line = |marker| printed(&Lease { marker, ..example_lease() })[3].clone();
+        let line = |marker| printed(&Lease { marker, ..example_lease() })[1].clone();
         let filter = "tc filter replace dev cali0d7763386da ingress priority 2049";
         assert_eq!(line(Marker::Bpf), format!("{filter} bpf direct-action mark 0x20/0x7e0"));
         assert_eq!(line(Marker::Skbedit), format!("{filter} u32 match u32 0 0 action skbedit mark 0x20/0x7e0"));

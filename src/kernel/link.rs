@@ -117,10 +117,10 @@ pub fn list() -> Message {
     Message::new(libc::RTM_GETLINK, super::message::DUMP, &ifinfo(0, 0, 0)).u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
 }
 
-/// Makes both ends of a veth, the outer one up, the inner one in the namespace of this descriptor. Neither alias (which
-/// the kernel does not take here) nor the inner end's being up (which it refuses) can be part of it.
+/// Makes both ends of a veth, the inner one in the namespace of this descriptor, both down. The alias cannot be part of it:
+/// the kernel does not take it here.
 pub fn create_veth(veth: &Veth, netns: RawFd) -> Message {
-    let outer = Message::new(libc::RTM_NEWLINK, CREATE | EXCL, &ifinfo(0, IFF_UP, IFF_UP));
+    let outer = Message::new(libc::RTM_NEWLINK, CREATE | EXCL, &ifinfo(0, 0, 0));
     end(outer, &veth.name, veth.mac, veth.mtu).nest(IFLA_LINKINFO, |m| {
         m.text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, |m| {
             m.nest(VETH_INFO_PEER, |m| {

@@ -121,17 +121,20 @@ impl Kernel {
                 },
             }
         }
+        // The outer end comes up last of all: from then on the kernel is busy with both ends, on another thread and with the
+        // network locked. Before, the pod could send nothing that is not marked.
+        self.apply_inside(&plan.pod, &fresh)?;
         for (veth, objects) in &fresh {
             let signature = veth::sign(&mut self.host, veth)?;
             self.host.correct_fresh(signature, objects).context(|| format!("wire link {}", veth.name))?;
         }
         rest.into_iter().try_for_each(|object| self.host.correct(object))?;
-        self.apply_inside(&plan.pod, &fresh)?;
-        let comes_up = |veth: &Veth| plan.pod.iter().any(|o| matches!(o, Object::Link(l) if l.name == veth.peer));
-        fresh
-            .iter()
-            .filter(|(veth, _)| comes_up(veth))
-            .try_for_each(|(veth, _)| veth::await_carrier(&mut self.host, veth))
+        fresh.iter().filter(|(veth, _)| comes_up(veth, plan)).try_for_each(|(veth, _)| self.await_carrier(veth))
+    }
+
+    fn await_carrier(&mut self, veth: &Veth) -> Result<(), Error> {
+        place::await_carrier(&mut self.host, &veth.name)?;
+        self.pod.as_mut().map_or(Ok(()), |pod| place::await_carrier(&mut pod.place, &veth.peer))
     }
 
     fn ensure(&mut self, veth: &Veth) -> Result<Age, Error> {
@@ -212,6 +215,11 @@ fn as_veth(object: &Object) -> Option<&Veth> {
         Object::Veth(veth) => Some(veth),
         _ => None,
     }
+}
+
+fn comes_up(veth: &Veth, plan: &Plan) -> bool {
+    let up = |objects: &[Object], name: &str| objects.iter().any(|o| matches!(o, Object::Link(l) if l.name == name));
+    up(&plan.host, &veth.name) && up(&plan.pod, &veth.peer)
 }
 
 fn no_pod(what: &str) -> Error {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::addr::{self, AddrSeen};
 use super::bpf::Programs;
@@ -42,6 +44,10 @@ impl fmt::Display for Difference {
         }
     }
 }
+
+/// Longer than the network is ever locked; a link that has no carrier then is not waited for.
+const CARRIER_WAIT: Duration = Duration::from_millis(500);
+const CARRIER_POLL: Duration = Duration::from_micros(200);
 
 /// A socket in the namespace, and what we saw there since the last change.
 pub struct Place {
@@ -449,6 +455,20 @@ fn label(object: &Object) -> String {
     let text = object.to_string();
     let words = text.split(' ').filter(|word| !matches!(*word, "ip" | "-6" | "add" | "replace"));
     words.collect::<Vec<_>>().join(" ")
+}
+
+/// Waits until the link takes packets. The kernel lets it a moment after the other end has come up, on a thread that may find
+/// the network locked by others; packets are lost until then.
+pub fn await_carrier(place: &mut Place, link: &str) -> Result<(), Error> {
+    let start = Instant::now();
+    loop {
+        place.forget();
+        let running = place.link(link)?.is_none_or(|link| link.running);
+        if running || start.elapsed() > CARRIER_WAIT {
+            return Ok(());
+        }
+        thread::sleep(CARRIER_POLL);
+    }
 }
 
 pub(super) fn absent_is_fine(result: Result<(), Error>) -> Result<(), Error> {

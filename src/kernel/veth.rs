@@ -1,8 +1,6 @@
 //! A pod's veth: one link of a plan that has its ends in two namespaces.
 
 use std::os::fd::{AsFd, AsRawFd};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use super::Pod;
 use super::link::{self, LinkSeen};
@@ -12,10 +10,6 @@ use crate::error::{Context, Error};
 use crate::ip::Mac;
 use crate::ours;
 use crate::plan::Veth;
-
-/// Longer than the network is ever locked; a link that has no carrier then is not waited for.
-const CARRIER_WAIT: Duration = Duration::from_millis(500);
-const CARRIER_POLL: Duration = Duration::from_micros(200);
 
 /// Whether a veth was made just now, so that nothing can be on it yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,20 +102,6 @@ fn repair(host: &mut Place, pod: &mut Pod, veth: &Veth) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-/// Waits until the outer end takes packets. The kernel lets it a moment after the inner one has come up, on a thread that
-/// may find the network locked by others; packets from the node are lost until then.
-pub fn await_carrier(host: &mut Place, veth: &Veth) -> Result<(), Error> {
-    let start = Instant::now();
-    loop {
-        host.forget();
-        let running = host.link(&veth.name)?.is_none_or(|link| link.running);
-        if running || start.elapsed() > CARRIER_WAIT {
-            return Ok(());
-        }
-        thread::sleep(CARRIER_POLL);
-    }
 }
 
 /// The request that says whose the veth is. The first after its creation: one without it was cut off in between.

@@ -1,7 +1,7 @@
 //! What the loop does by itself from time to time: it frees what nobody deleted, sweeps what is left in the kernel, and
 //! sets right what others have changed there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Node, Standing};
@@ -154,9 +154,15 @@ impl Node {
         }
     }
 
-    /// Deletes veths of ours that still bear no alias since the last time: their ADD was cut off before it could write one.
+    /// Deletes veths of ours that still bear no alias since the last time, and that no ADD which waits here has made: theirs
+    /// was cut off before it could write one.
     fn sweep_unsigned(&mut self, links: &[LinkSeen]) {
-        let is_ours = |link: &LinkSeen| link.is_veth() && link.mac == Some(ours::host_mac(&link.name));
+        let waiting = self.waiting.values().chain(self.unknown.values().flatten()).chain(&self.returning);
+        let awaited: BTreeSet<String> =
+            waiting.map(|w| ours::host_veth(&w.pod, &w.sandbox.attachment.ifname)).collect();
+        let is_ours = |link: &LinkSeen| {
+            link.is_veth() && link.mac == Some(ours::host_mac(&link.name)) && !awaited.contains(&link.name)
+        };
         let unsigned = links.iter().filter(|link| link.alias.is_none() && is_ours(link)).map(|link| link.ifindex);
         let before = std::mem::replace(&mut self.unsigned, unsigned.collect());
         let stale: Vec<u32> = self.unsigned.intersection(&before).copied().collect();
