@@ -12,6 +12,7 @@ pub mod ours;
 pub mod plan;
 pub mod pod;
 pub mod rpc;
+pub mod uri;
 
 // Minds: values in, values out.
 pub mod datapath;

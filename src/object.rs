@@ -9,6 +9,7 @@ use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::pod::PodName;
+use crate::uri::percent_encode;
 
 /// What every kind has in common: where its collection lives, and the metadata.
 pub trait Object: DeserializeOwned {
@@ -20,29 +21,17 @@ pub trait Object: DeserializeOwned {
     fn meta(&self) -> &Meta;
 }
 
-/// The path of one object; `namespace` is empty for kinds without.
+/// The path of one object; `namespace` is empty for kinds without. Names are encoded: none can become another path.
 pub fn path<T: Object>(namespace: &str, name: &str) -> String {
-    format!("{}/{}", collection::<T>(namespace), escape(name))
+    format!("{}/{}", collection::<T>(namespace), percent_encode(name))
 }
 
 /// The path of a collection: of one namespace, or of all where `namespace` is empty.
 pub fn collection<T: Object>(namespace: &str) -> String {
     match namespace {
         "" => format!("/{}/{}", T::API, T::PLURAL),
-        _ => format!("/{}/namespaces/{}/{}", T::API, escape(namespace), T::PLURAL),
+        _ => format!("/{}/namespaces/{}/{}", T::API, percent_encode(namespace), T::PLURAL),
     }
-}
-
-/// Percent-encodes everything but RFC 3986's unreserved characters: a name can never become another path.
-pub fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte.into()),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
 }
 
 /// `metadata`. Of the annotations only those are kept that somebody of us reads: others can be large.
@@ -338,7 +327,7 @@ impl Event {
 
     /// The collection to create it in.
     pub fn path(&self) -> String {
-        format!("/api/v1/namespaces/{}/events", escape(&self.metadata.namespace))
+        format!("/api/v1/namespaces/{}/events", percent_encode(&self.metadata.namespace))
     }
 }
 

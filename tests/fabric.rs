@@ -11,8 +11,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::hmac;
 use serde_json::Value;
-use terway::object::escape;
 use terway::pod::PodName;
+use terway::uri::percent_encode;
 
 use crate::sim::cloud::EniStatus as Status;
 use crate::sim::cni::Sandbox;
@@ -433,11 +433,11 @@ fn api(node: &Node, action: &str, params: &[(&str, &str)]) -> Value {
         ("Version", "2014-05-26"),
     ];
     let all: BTreeMap<&str, &str> = protocol.iter().chain(params).copied().collect();
-    let query: Vec<String> = all.iter().map(|(k, v)| format!("{}={}", escape(k), escape(v))).collect();
+    let query: Vec<String> = all.iter().map(|(k, v)| format!("{}={}", percent_encode(k), percent_encode(v))).collect();
     let query = query.join("&");
     let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, b"testsecret&");
-    let signature = STANDARD.encode(hmac::sign(&key, format!("GET&%2F&{}", escape(&query)).as_bytes()));
-    let answer = get(node, OPENAPI, &format!("/?{query}&Signature={}", escape(&signature)));
+    let signature = STANDARD.encode(hmac::sign(&key, format!("GET&%2F&{}", percent_encode(&query)).as_bytes()));
+    let answer = get(node, OPENAPI, &format!("/?{query}&Signature={}", percent_encode(&signature)));
     let answer: Value = serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{action}: {e}: {answer}"));
     assert_eq!(answer["Code"], Value::Null, "{action}: {answer}");
     answer

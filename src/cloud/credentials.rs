@@ -14,8 +14,8 @@ use cbc::cipher::{BlockModeDecrypt, KeyIvInit};
 use serde_json::Value;
 
 use crate::cloud::metadata::Metadata;
-use crate::cloud::sign::percent_encode;
 use crate::error::{Cause, Context, Error};
+use crate::uri::percent_encode;
 
 /// Where the cluster's addon secret is mounted.
 pub const ADDON_SECRET: &str = "/var/alibaba-addon-secret";

@@ -19,6 +19,7 @@ pub use watch::{Change, Stop, Watch};
 
 use crate::error::{Cause, Context, Error};
 use crate::object::{self, Object};
+use crate::uri::percent_encode;
 use access::Access;
 
 /// How often files are read again: a service account's token and a kubelet's certificate are replaced while we run.
@@ -363,7 +364,7 @@ impl Query {
         self.0.push(if self.0.is_empty() { '?' } else { '&' });
         self.0.push_str(name);
         self.0.push('=');
-        self.0.push_str(&object::escape(value));
+        self.0.push_str(&percent_encode(value));
     }
 }
 
