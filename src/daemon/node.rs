@@ -69,7 +69,9 @@ pub struct Node {
     unknown: BTreeMap<PodName, Vec<Waiting>>,
     last_ticket: Ticket,
     wake: Option<Now>,
+    /// When leftovers are looked for next, and when the kernel is next compared with the plans.
     sweep: Now,
+    mend: Now,
     /// Attachments whose links are being deleted, and ADDs of the same attachments: they come after that.
     sweeping: BTreeSet<Attachment>,
     returning: Vec<Waiting>,
@@ -77,7 +79,6 @@ pub struct Node {
     superseded: BTreeMap<Attachment, Now>,
     /// Veths of ours without an alias, by index: their ADD was cut off, or is under way.
     unsigned: BTreeSet<u32>,
-    mend: Now,
 }
 
 /// What boot found that the loop goes on from.

@@ -87,7 +87,7 @@ impl Kernel {
     }
 
     /// Makes a veth ahead of the plan that it is the first object of. Where it cannot be made just like that, `apply` finds
-    /// out why. Until then it bears no alias: the sweep leaves it alone.
+    /// out why. Until then it bears no alias, and no sweep takes it while its ADD waits for the daemon.
     pub fn begin(&mut self, veth: &Veth) {
         let Some(pod) = self.pod.as_mut() else { return };
         if veth::create(&mut self.host, pod, veth).is_ok() {

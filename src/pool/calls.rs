@@ -51,7 +51,7 @@ fn verb(call: &Call) -> Verb {
 }
 
 /// The ENI that a call is about.
-fn eni_of(call: &Call) -> Option<&str> {
+pub(super) fn eni_of(call: &Call) -> Option<&str> {
     match call {
         Call::Attach { eni }
         | Call::Detach { eni }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
+use super::calls::eni_of;
 use super::world::{Asked, Cloud, Flight, HERE, Ills, Ledger, attachment, pod, sandbox, settings};
 use super::{Call, Effect, EniChoice, Event, Held, Link, Now, Outcome, Pool, Settings, VSwitchChoice};
 use crate::eni::{Eni, EniKind, EniState};
@@ -388,7 +389,7 @@ impl Run {
     fn call(&mut self, id: u64, call: &Call) {
         let flights = self.due.values().filter_map(|d| if let Due::Answer(f) = d { Some(f) } else { None });
         let flights: Vec<&Call> = flights.map(|f| &f.call).collect();
-        let on = |call: &Call| about(call).map(str::to_owned);
+        let on = |call: &Call| eni_of(call).map(str::to_owned);
         if let Some(eni) = on(call) {
             assert!(flights.iter().all(|f| on(f).as_ref() != Some(&eni)), "two calls on {eni} at once");
             assert!(self.cloud.ever.contains(&eni), "{eni} was never there, or is not ours");
@@ -553,16 +554,4 @@ fn random_settings(rng: &mut Rng, old: Settings) -> Settings {
 
 fn is_ours(eni: &Eni) -> bool {
     eni.kind == EniKind::Secondary && eni.tags.get(ours::NODE_TAG).is_some_and(|node| node == HERE)
-}
-
-fn about(call: &Call) -> Option<&str> {
-    match call {
-        Call::Attach { eni }
-        | Call::Detach { eni }
-        | Call::Delete { eni }
-        | Call::Look { eni }
-        | Call::Assign { eni, .. }
-        | Call::Unassign { eni, .. } => Some(eni),
-        _ => None,
-    }
 }
