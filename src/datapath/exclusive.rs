@@ -66,16 +66,25 @@ fn outside(host: &mut Vec<Object>, setup: &Setup) {
 
 /// What comes out of the second link takes the node's own way. Where tc cannot mark, netfilter does.
 fn mark(host: &mut Vec<Object>, lease: &Lease, veth: &str) {
+    match filter(lease.marker, veth) {
+        Some(filter) => host.push(filter),
+        None => {
+            let mark = format!("{:#x}/{:#x}", ours::NODE_MARK, ours::MARK_MASK);
+            let rule = words(&["-i", veth, "-j", "MARK", "--set-xmark", &mark]);
+            host.extend(lease.ip.iter().map(|addr| mangle(&addr, "PREROUTING", rule.clone())));
+        }
+    }
+}
+
+/// Marks what arrives at this link, where tc can.
+fn filter(marker: Marker, link: &str) -> Option<Object> {
     let (value, mask) = (ours::NODE_MARK, ours::MARK_MASK);
-    let action = match lease.marker {
+    let action = match marker {
         Marker::Bpf => FilterAction::BpfMark(value, mask),
         Marker::Skbedit => FilterAction::SkbeditMark(value, mask),
-        Marker::Rule => {
-            let rule = words(&["-i", veth, "-j", "MARK", "--set-xmark", &format!("{value:#x}/{mask:#x}")]);
-            return host.extend(lease.ip.iter().map(|addr| mangle(&addr, "PREROUTING", rule.clone())));
-        }
+        Marker::Rule => return None,
     };
-    host.push(Object::Filter(Filter { link: veth.into(), priority: ours::MARK_FILTER_PRIORITY, action }));
+    Some(Object::Filter(Filter { link: link.into(), priority: ours::MARK_FILTER_PRIORITY, action }))
 }
 
 /// The ENI as the pod's own interface: the VPC is its neighbour.
@@ -134,11 +143,7 @@ fn through_node(setup: &Setup, whole: &Whole) -> Vec<IpNet> {
 fn answers(pod: &mut Vec<Object>, lease: &Lease, how: Answers) {
     let (mark, link) = (format!("{:#x}/{:#x}", ours::NODE_MARK, ours::MARK_MASK), ours::PEER_LINK);
     if how == Answers::Sockets {
-        pod.push(Object::Filter(Filter {
-            link: link.into(),
-            priority: ours::MARK_FILTER_PRIORITY,
-            action: FilterAction::SkbeditMark(ours::NODE_MARK, ours::MARK_MASK),
-        }));
+        pod.extend(filter(lease.marker, link));
         pod.push(sysctl("net/ipv4/tcp_fwmark_accept".into(), "1"));
     }
     for addr in lease.ip.iter() {
@@ -331,7 +336,7 @@ mod tests {
         assert_eq!(
             lines(&Setup::new(&sockets, 1500))[19..],
             [
-                "pod: tc filter replace dev veth1 ingress priority 2049 u32 match u32 0 0 action skbedit mark 0x7e0/0x7e0",
+                "pod: tc filter replace dev veth1 ingress priority 2049 bpf direct-action mark 0x7e0/0x7e0",
                 "pod: sysctl -w net.ipv4.tcp_fwmark_accept=1",
                 "pod: sysctl -w net.ipv4.fwmark_reflect=1",
                 "pod: ip route replace default via 169.254.1.1 dev veth1 table 1000 onlink",

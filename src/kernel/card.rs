@@ -123,7 +123,7 @@ pub fn send_home(host: &mut Place, pod: &mut Pod, link: &LinkSeen, home: &str) -
     absent_is_fine(given).context(|| format!("move link {} out of {}", link.name, pod.netns.path().display()))?;
     let Some(mac) = link.mac else { return Ok(()) };
     match find(host, &name, mac)? {
-        Some(link) => settle(host, &link, Some(home)).map(drop),
+        Some(link) => unsign(host, &link),
         None => Ok(()),
     }
 }
@@ -134,9 +134,13 @@ fn free_name(host: &mut Place, home: &str) -> Result<String, Error> {
     if !taken.iter().any(|name| name == home) {
         return Ok(home.into());
     }
-    let kind = home.trim_end_matches(|c: char| c.is_ascii_digit());
+    let kind = kind(home);
     let mut names = (1..).map(|n| format!("{kind}{n}"));
     Ok(names.find(|name| !taken.contains(name)).expect("there are more names than links"))
+}
+
+fn kind(name: &str) -> &str {
+    name.trim_end_matches(|c: char| c.is_ascii_digit())
 }
 
 /// Makes a link that came home by itself what it was before it went: under its own name, unsigned and down. `home` is for one
@@ -147,17 +151,24 @@ fn settle(host: &mut Place, link: &LinkSeen, home: Option<&str>) -> Result<LinkS
     let stray = is_fallback(&link.name).then_some("eth1");
     if let Some(want) = told.or(stray).filter(|want| *want != link.name) {
         let name = free_name(host, want)?;
-        rename(host, link, &name)?;
-        log::info!("link {} of the ENI with MAC {} is {name} again", link.name, shown(link.mac));
+        // With its own name taken, the one that it has is as good as the next of that kind.
+        if name == want || kind(&link.name) != kind(want) {
+            rename(host, link, &name)?;
+            log::info!("link {} of the ENI with MAC {} is {name} again", link.name, shown(link.mac));
+        }
     }
     if lent.is_some() {
-        let requests = vec![link::set_down(link.ifindex), link::set_alias(link.ifindex, "")];
-        let outcomes = host.change(requests)?;
-        outcomes.into_iter().try_for_each(|o| o.map(drop)).context(|| format!("settle link {}", link.name))?;
+        unsign(host, link)?;
     }
     host.forget();
     let settled = host.links()?.into_iter().find(|seen| seen.ifindex == link.ifindex);
     settled.ok_or_else(|| Error::new(Cause::Absent).within(format!("link {}", link.name)))
+}
+
+fn unsign(host: &mut Place, link: &LinkSeen) -> Result<(), Error> {
+    let outcomes = host.change(vec![link::set_down(link.ifindex), link::set_alias(link.ifindex, "")])?;
+    host.forget();
+    outcomes.into_iter().try_for_each(|outcome| outcome.map(drop)).context(|| format!("settle link {}", link.name))
 }
 
 /// The kernel calls a card so whose namespace died and whose name is taken.
