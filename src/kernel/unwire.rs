@@ -26,7 +26,7 @@ pub fn unwire(netns: Option<&Path>, host_link: Option<&str>, attachment: &Attach
         }
     }
     let card = errors.note(kernel.card_inside(attachment)).flatten();
-    let inner = errors.note(kernel.inner_end(attachment, card.is_some())).flatten();
+    let inner = errors.note(kernel.inner_end(attachment, host_link)).flatten();
     let outer = errors.note(kernel.outer_end(host_link, attachment, inner.as_ref())).flatten();
     let inner = inner.filter(|inner| is_ours(inner, outer.as_ref(), host_link));
     let ips = errors.note(kernel.addresses(outer.as_ref(), inner.as_ref())).unwrap_or_default();
@@ -71,14 +71,17 @@ impl Kernel {
         }
     }
 
-    /// What bears the attachment's interface name in the pod's namespace, or the name of a second link: the ENI has the first one
-    /// then, or is not there yet.
-    fn inner_end(&mut self, attachment: &Attachment, has_card: bool) -> Result<Option<LinkSeen>, Error> {
+    /// The veth's end in the pod's namespace: it bears the attachment's interface name, or that of a second link beside an ENI.
+    fn inner_end(&mut self, attachment: &Attachment, host_link: Option<&str>) -> Result<Option<LinkSeen>, Error> {
         let Some(pod) = &mut self.pod else { return Ok(None) };
-        match pod.place.link(&attachment.ifname)? {
-            Some(link) if !has_card => Ok(Some(link)),
-            _ => pod.place.link(ours::PEER_LINK),
+        let mac = host_link.map(ours::pod_mac);
+        for name in [attachment.ifname.as_str(), ours::PEER_LINK] {
+            let link = pod.place.link(name)?;
+            if link.as_ref().is_some_and(|link| !is_lent_to(link, attachment) && (mac.is_none() || link.mac == mac)) {
+                return Ok(link);
+            }
         }
+        Ok(None)
     }
 
     /// The veth's end out here, if it is the attachment's: its alias says so, or, where an ADD was cut off before it
