@@ -23,7 +23,6 @@ pub struct Layers {
     path: PathBuf,
     env: BTreeMap<String, String>,
     text: Vec<u8>,
-    base: Object,
     over: Option<NodeConfig>,
     merged: Object,
     config: Config,
@@ -33,13 +32,14 @@ pub struct Layers {
 /// What a ConfigMap says for a node: a JSON merge patch (RFC 7396).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeConfig {
+    /// With its namespace.
     pub name: String,
     pub patch: Object,
 }
 
 impl NodeConfig {
     pub fn of(map: &ConfigMap) -> Result<NodeConfig, Error> {
-        let name = map.meta.name.clone();
+        let name = format!("{}/{}", map.meta.namespace, map.meta.name);
         let read = || match map.data.get(KEY) {
             Some(text) => json::object(text.as_bytes()).map_err(Error::malformed).context(|| KEY),
             None => Err(Error::malformed(format!("there is no key {KEY} in it"))),
@@ -73,7 +73,7 @@ impl Layers {
             json::merge(&mut merged, &over.patch);
             (config, warnings) = patched(over, &merged, &env).context(|| place(&over.name))?;
         }
-        Ok(Layers { path: path.to_owned(), env, text, base, over, merged, config, warnings })
+        Ok(Layers { path: path.to_owned(), env, text, over, merged, config, warnings })
     }
 
     /// These layers with another text of the file.
@@ -133,7 +133,7 @@ mod tests {
     }
 
     fn node_config(text: &str) -> Result<NodeConfig, Error> {
-        let meta = crate::object::Meta { name: "gpu".into(), ..Default::default() };
+        let meta = crate::object::Meta { namespace: "net".into(), name: "gpu".into(), ..Default::default() };
         NodeConfig::of(&ConfigMap { meta, data: [(KEY.to_owned(), text.to_owned())].into() })
     }
 
@@ -163,9 +163,9 @@ mod tests {
         };
         assert_eq!(
             refused(r#"{"max_pool_size": "many"}"#),
-            r#"configmap gpu: configuration: max_pool_size is "many"; it must be a whole number from 0 to 10000"#
+            r#"configmap net/gpu: configuration: max_pool_size is "many"; it must be a whole number from 0 to 10000"#
         );
-        assert_eq!(refused("[]"), "configmap gpu: eni_conf: [] is not a JSON object");
+        assert_eq!(refused("[]"), "configmap net/gpu: eni_conf: [] is not a JSON object");
         assert!(refused(r#"{"node_name": "other"}"#).contains("node_name can be set in the file only"));
         let empty = NodeConfig::of(&ConfigMap::default()).unwrap_err().to_string();
         assert!(empty.contains("there is no key eni_conf in it"), "{empty}");
