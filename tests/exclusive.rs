@@ -443,9 +443,9 @@ fn without_a_daemon_the_eni_comes_home_all_the_same() {
     let x = world.guest("x", 5);
     x.apply();
     let netns = x.pod.netns().to_owned();
-    // Another container's DEL leaves it alone.
-    let other = Attachment { container: "c-other".into(), ifname: "eth0".into() };
-    world.node.run(|| unwire(Some(&netns), Some(&ours::host_veth(&x.lease.pod, "eth0")), &other)).unwrap();
+    // The late DEL of an older sandbox leaves it alone.
+    let (old, other) = (world.node.pod("old"), Attachment { container: "c-old".into(), ifname: "eth0".into() });
+    world.node.run(|| unwire(Some(old.netns()), Some(&ours::host_veth(&x.lease.pod, "eth0")), &other)).unwrap();
     assert_eq!(x.check(), "clean");
     for _ in 0..2 {
         x.unwire(Some(&netns));
