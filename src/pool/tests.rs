@@ -1,5 +1,7 @@
 //! What the pool promises, one sentence each, against the model cloud that answers every call after a second.
 
+mod stacks;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -178,7 +180,9 @@ fn kind(call: &Call) -> &'static str {
         Call::Attach { .. } => "attach",
         Call::Detach { .. } => "detach",
         Call::Delete { .. } => "delete",
-        Call::Assign { .. } => "assign",
+        Call::Assign { family: Family::V4, .. } => "assign",
+        Call::Assign { family: Family::V6, .. } => "assign v6",
+        Call::Unassign { addresses, .. } if addresses[0].is_ipv6() => "unassign v6",
         Call::Unassign { .. } => "unassign",
         Call::Look { .. } => "look",
         Call::LookAll => "look all",
