@@ -448,10 +448,10 @@ fn good_replies_are_understood() {
     assert_eq!(client.security_groups("i-1").unwrap(), ["sg-1"]);
     assert_eq!(client.vswitch("vsw-1").unwrap().free, 250);
     let counted: Vec<(&str, u64)> = client.calls().into_iter().collect();
-            ("AssignIpv6Addresses", 1),
-            ("AssignPrivateIpAddresses", 1),
+    assert_eq!(
         counted,
         [
+            ("AssignIpv6Addresses", 1),
             ("AssignPrivateIpAddresses", 1),
             ("CreateNetworkInterface", 1),
             ("DescribeInstanceAttribute", 1),
