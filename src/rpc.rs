@@ -90,6 +90,12 @@ pub struct Lease {
     pub wiring: Wiring,
 }
 
+impl Lease {
+    pub fn is_whole(&self) -> bool {
+        self.wiring != Wiring::Shared
+    }
+}
+
 /// How an attachment gets at its ENI.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -249,7 +249,13 @@ fn assemble(start: &Start, g: Gathered, inputs: Sender<Input>) -> Node {
 }
 
 fn held(lease: &Lease) -> Held {
-    Held { pod: lease.pod.clone(), sandbox: lease.sandbox.clone(), eni: lease.eni.id.clone(), ip: lease.ip }
+    Held {
+        pod: lease.pod.clone(),
+        sandbox: lease.sandbox.clone(),
+        eni: lease.eni.id.clone(),
+        ip: lease.ip,
+        whole: lease.is_whole(),
+    }
 }
 
 /// Tells the kubelet that we can serve: the conflist appears whole, and not before.

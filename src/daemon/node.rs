@@ -296,6 +296,7 @@ impl Node {
             ticket,
             pod: waiting.pod.clone(),
             sandbox: waiting.sandbox.clone(),
+            whole: self.pods.wants_whole(&waiting.pod),
             deadline: waiting.deadline,
         };
         self.waiting.insert(ticket, waiting);

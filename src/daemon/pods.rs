@@ -32,6 +32,8 @@ pub struct Seen {
     pub presence: Presence,
     /// Events name it, or `kubectl describe` does not show them.
     pub uid: String,
+    /// It wants an ENI to itself.
+    pub whole: bool,
 }
 
 #[derive(Default)]
@@ -66,7 +68,7 @@ impl Known {
 }
 
 fn seen(pod: &Pod) -> Seen {
-    Seen { presence: presence(pod), uid: pod.meta.uid.clone() }
+    Seen { presence: presence(pod), uid: pod.meta.uid.clone(), whole: pod.wants_whole_eni() }
 }
 
 fn presence(pod: &Pod) -> Presence {
@@ -137,6 +139,10 @@ impl Pods {
         self.known.get(name).map(|seen| seen.presence)
     }
 
+    pub fn wants_whole(&self, name: &PodName) -> bool {
+        self.known.get(name).is_some_and(|seen| seen.whole)
+    }
+
     /// The pod's uid, where it is known.
     pub fn uid(&self, name: &PodName) -> Option<&str> {
         self.known.get(name).map(|seen| seen.uid.as_str())
@@ -168,7 +174,7 @@ mod tests {
     const T: fn(u64) -> Now = Duration::from_secs;
 
     fn ours(presence: Presence) -> Seen {
-        Seen { presence, uid: String::new() }
+        Seen { presence, uid: String::new(), whole: false }
     }
 
     fn web(n: u32) -> PodName {

@@ -52,6 +52,7 @@ impl Terms {
         ]);
         Settings {
             stack: config.stack,
+            whole: false,
             limits: self.limits,
             min_idle: config.min_idle,
             max_idle: config.max_idle,
