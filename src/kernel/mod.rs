@@ -132,8 +132,8 @@ impl Kernel {
         fresh.iter().filter(|(veth, _)| comes_up(veth, plan)).try_for_each(|(veth, _)| self.await_carrier(veth))
     }
 
+    /// The end that came up last takes packets at once, since the other was up: the kernel has only that one still to be told.
     fn await_carrier(&mut self, veth: &Veth) -> Result<(), Error> {
-        place::await_carrier(&mut self.host, &veth.name)?;
         self.pod.as_mut().map_or(Ok(()), |pod| place::await_carrier(&mut pod.place, &veth.peer))
     }
 
