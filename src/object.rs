@@ -210,6 +210,12 @@ pub struct Node {
 }
 
 impl Node {
+    /// Its pods have an ENI each.
+    pub fn has_whole_enis(&self) -> bool {
+        let (label, value) = WHOLE_ENI_LABEL;
+        self.meta.labels.get(label).is_some_and(|v| v.eq_ignore_ascii_case(value))
+    }
+
     /// The ConfigMap that its label names.
     pub fn config_name(&self) -> Option<&str> {
         self.meta.labels.get(CONFIG_LABEL).map(String::as_str).filter(|name| !name.is_empty())

@@ -27,6 +27,7 @@ use std::path::Path;
 pub use addr::AddrSeen;
 pub use card::{Away, away};
 pub use link::LinkSeen;
+pub use look::attempt;
 pub use place::Difference;
 pub use route::RouteSeen;
 pub use unwire::unwire;

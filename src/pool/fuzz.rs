@@ -570,7 +570,9 @@ impl Run {
             self.go_on();
         }
         assert!(self.events - before < 800, "{} events in an idle hour", self.events - before);
-        while self.due.values().any(|d| !matches!(d, Due::Tick)) {
+        // What the last attempt of the hour has left over goes after a moment.
+        let soon = |run: &Run| run.wake.is_some_and(|wake| wake <= run.now + Duration::from_secs(10));
+        while self.due.values().any(|d| !matches!(d, Due::Tick)) || soon(self) {
             self.go_on();
         }
     }

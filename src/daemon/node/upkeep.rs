@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Node, Standing};
+use crate::config::Mode;
 use crate::datapath;
 use crate::error::{Error, Errors};
 use crate::kernel::LinkSeen;
@@ -180,6 +181,7 @@ impl Node {
         errors.note(self.set_right(&datapath::node()));
         for (id, eni) in self.enis.clone() {
             match links.iter().find(|link| link.is_eni(eni.mac)) {
+                Some(link) if ours::eni_table(link.ifindex) == eni.table && self.world.terms.mode == Mode::Whole => {}
                 Some(link) if ours::eni_table(link.ifindex) == eni.table => {
                     let plan = datapath::eni(&self.world.eni_setup(&eni, &link.name));
                     errors.note(self.set_right(&plan));
