@@ -3,6 +3,7 @@
 mod config;
 mod connectivity;
 mod daemon;
+mod exclusive;
 mod own_node;
 mod pool;
 mod semantics;
