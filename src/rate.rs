@@ -51,7 +51,7 @@ const ALIYUN: &str = "k8s.aliyun.com";
 const MAX_DIGITS: usize = 30;
 
 impl Rate {
-    const MIN: Rate = Rate(125);
+    pub const MIN: Rate = Rate(125);
     const MAX: Rate = Rate(125_000_000_000_000);
 
     pub fn bytes(self) -> u64 {
@@ -182,16 +182,6 @@ impl From<Rate> for u64 {
     }
 }
 
-impl<T> Both<T> {
-    pub fn map<U>(self, f: impl Fn(T) -> U) -> Both<U> {
-        Both { ingress: f(self.ingress), egress: f(self.egress) }
-    }
-
-    pub fn zip<U>(self, other: Both<U>) -> Both<(T, U)> {
-        Both { ingress: (self.ingress, other.ingress), egress: (self.egress, other.egress) }
-    }
-}
-
 impl<T: Default + PartialEq> Both<T> {
     /// Nothing in either direction.
     pub fn is_default(&self) -> bool {
@@ -202,7 +192,7 @@ impl<T: Default + PartialEq> Both<T> {
 impl Both<Told> {
     /// What these annotations say.
     pub fn read(annotations: &BTreeMap<String, String>) -> Both<Told> {
-        Both { ingress: "ingress-bandwidth", egress: "egress-bandwidth" }.map(|name| told(annotations, name))
+        Both { ingress: told(annotations, "ingress-bandwidth"), egress: told(annotations, "egress-bandwidth") }
     }
 
     /// What is wrong with them.
@@ -216,51 +206,44 @@ impl Both<Told> {
 
 /// The first family that says anything decides.
 fn told(annotations: &BTreeMap<String, String>, name: &str) -> Told {
-    let readers: [(&str, fn(&str) -> Result<Rate, &'static str>); 2] =
-        [(KUBERNETES, Rate::from_quantity), (ALIYUN, Rate::from_bytes_text)];
-    let found = readers.into_iter().find_map(|(family, read)| {
-        let key = format!("{family}/{name}");
-        let text = annotations.get(&key)?;
-        Some(read(text).map_err(|why| format!("annotation {key} is {text:?}: {why}")))
-    });
-    match found {
-        None => Told::Nothing,
-        Some(Ok(rate)) => Told::Limit(rate),
-        Some(Err(why)) => Told::Wrong(why),
+    let (kubernetes, aliyun) = (format!("{KUBERNETES}/{name}"), format!("{ALIYUN}/{name}"));
+    let (key, text, rate) = match (annotations.get(&kubernetes), annotations.get(&aliyun)) {
+        (Some(text), _) => (kubernetes, text, Rate::from_quantity(text)),
+        (None, Some(text)) => (aliyun, text, Rate::from_bytes_text(text)),
+        (None, None) => return Told::Nothing,
+    };
+    match rate {
+        Ok(rate) => Told::Limit(rate),
+        Err(why) => Told::Wrong(format!("annotation {key} is {text:?}: {why}")),
     }
 }
 
 impl Limit {
-    /// What holds from an ADD on: the runtime's word, else the annotations'.
-    pub fn new(asked: Option<Rate>, told: &Told) -> Limit {
+    /// The annotations say this now. What is wrong changes nothing: a slip of the pen must not lift the limit of a pod that runs.
+    fn hear(self, told: &Told) -> Limit {
         let annotated = match told {
+            Told::Nothing => None,
             Told::Limit(rate) => Some(*rate),
-            Told::Nothing | Told::Wrong(_) => None,
+            Told::Wrong(_) => return self,
         };
-        Limit { rate: asked.or(annotated), annotated }
-    }
-
-    /// The annotations of a running pod say this now. What is wrong changes nothing: a slip of the pen must not lift a limit.
-    pub fn hear(self, told: &Told) -> Limit {
-        match told {
-            Told::Wrong(_) => self,
-            _ if Limit::new(None, told).annotated == self.annotated => self,
-            _ => Limit::new(None, told),
-        }
+        if annotated == self.annotated { self } else { Limit { rate: annotated, annotated } }
     }
 }
 
 impl Both<Limit> {
-    pub fn new(asked: Limits, told: &Both<Told>) -> Both<Limit> {
-        Both { ingress: Limit::new(asked.ingress, &told.ingress), egress: Limit::new(asked.egress, &told.egress) }
-    }
-
+    /// The annotations say this now.
     pub fn hear(self, told: &Both<Told>) -> Both<Limit> {
         Both { ingress: self.ingress.hear(&told.ingress), egress: self.egress.hear(&told.egress) }
     }
 
+    /// A runtime asks for this in an ADD, which goes before what annotations said until then.
+    pub fn ask(self, limits: Limits) -> Both<Limit> {
+        let ask = |limit: Limit, asked: Option<Rate>| Limit { rate: asked.or(limit.rate), ..limit };
+        Both { ingress: ask(self.ingress, limits.ingress), egress: ask(self.egress, limits.egress) }
+    }
+
     pub fn rates(self) -> Limits {
-        self.map(|limit| limit.rate)
+        Both { ingress: self.ingress.rate, egress: self.egress.rate }
     }
 }
 
@@ -473,7 +456,7 @@ mod tests {
     fn a_runtimes_word_counts_until_the_annotations_change() {
         let both = |told: Told| Both { ingress: told, egress: Told::Nothing };
         let asked = Limits { ingress: Some(rate(5000)), egress: Some(rate(6000)) };
-        let limit = Both::<Limit>::new(asked, &both(Told::Limit(rate(1000))));
+        let limit = Both::<Limit>::default().hear(&both(Told::Limit(rate(1000)))).ask(asked);
         assert_eq!(limit.rates(), asked);
         // Said again, or said wrongly: nothing changes.
         assert_eq!(limit.hear(&both(Told::Limit(rate(1000)))), limit);
@@ -487,7 +470,7 @@ mod tests {
 
     #[test]
     fn limits_are_written_as_numbers_and_read_with_care() {
-        let limit = Both::<Limit>::new(Limits { ingress: Some(rate(5000)), egress: None }, &Both::default());
+        let limit = Both::<Limit>::default().ask(Limits { ingress: Some(rate(5000)), egress: None });
         let text = serde_json::to_string(&limit).unwrap();
         assert_eq!(text, r#"{"ingress":{"rate":5000},"egress":{}}"#);
         assert_eq!(serde_json::from_str::<Both<Limit>>(&text).unwrap(), limit);

@@ -11,6 +11,7 @@ use crate::ip::IpPair;
 use crate::kernel::{Kernel, LinkSeen};
 use crate::plan::RuleAction;
 use crate::pod::Sandbox;
+use crate::rate::Both;
 use crate::rpc::{EniLease, Lease, Marker};
 use crate::{ours, pod};
 
@@ -63,7 +64,9 @@ pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result
         let pod = veth.alias.as_deref().and_then(ours::pod).unwrap_or_else(pod::nameless);
         log::info!("{attachment} of pod {pod} holds {ip}: found in the kernel");
         let sandbox = Sandbox { attachment, netns: PathBuf::new() };
-        found.push(Lease { pod, sandbox, ip: IpPair::v4(ip), eni, node: known.node, marker: known.marker });
+        // What its annotations ask for is heard from the watch.
+        let bandwidth = Both::default();
+        found.push(Lease { pod, sandbox, ip: IpPair::v4(ip), eni, node: known.node, marker: known.marker, bandwidth });
     }
     Ok(found)
 }

@@ -1,6 +1,7 @@
 //! The loop that owns the pool, the ledger and the replies that wait: events in, effects out, one after the other.
 
 mod own;
+mod shape;
 mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -25,6 +26,7 @@ use crate::ours;
 use crate::plan::{Rule, RuleAction};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
+use crate::rate::{Both, Limit, Limits};
 use crate::rpc::{EniLease, Lease, Refusal, Reply, Request};
 use crate::{datapath, eni::Fault};
 
@@ -57,6 +59,12 @@ pub enum Input {
     },
     Reload(Box<Config>),
     Swept,
+    /// The kernel holds the attachment to this bandwidth, or does not.
+    Shaped {
+        attachment: Attachment,
+        bandwidth: Both<Limit>,
+        result: Result<(), Error>,
+    },
 }
 
 /// An ADD that has not been answered.
@@ -64,6 +72,7 @@ struct Waiting {
     answer: Sender<Reply>,
     pod: PodName,
     sandbox: Sandbox,
+    limits: Limits,
     deadline: Now,
 }
 
@@ -96,6 +105,8 @@ pub struct Node {
     superseded: BTreeMap<Attachment, Now>,
     /// Veths of ours without an alias, by index: their ADD was cut off, or is under way.
     unsigned: BTreeSet<u32>,
+    /// Attachments whose bandwidth is being changed.
+    shaping: BTreeSet<Attachment>,
 }
 
 /// What boot found that the loop goes on from.
@@ -127,6 +138,7 @@ impl Node {
             returning: Vec::new(),
             superseded: BTreeMap::new(),
             unsigned: BTreeSet::new(),
+            shaping: BTreeSet::new(),
             mend: clock::now(),
         };
         node.feed(Event::Boot(Box::new(found.boot)));
@@ -163,11 +175,15 @@ impl Node {
             Input::Ask { request, answer } => self.ask(request, answer),
             Input::Done { call, result } => self.done(call, result),
             Input::Prepared { eni, result } => self.prepared(eni, result),
-            Input::Pods(known) => self.pods.take(known, clock::now()),
+            Input::Pods(known) => {
+                self.pods.take(known, clock::now());
+                self.hear_of_bandwidth();
+            }
             Input::OwnNode(node) => self.see_own_node(node),
             Input::Fetched { pod, result } => self.fetched(pod, result),
             Input::Reload(config) => self.reload(&config),
             Input::Swept => self.swept(),
+            Input::Shaped { attachment, bandwidth, result } => self.shaped(&attachment, bandwidth, result),
         }
     }
 
@@ -197,7 +213,10 @@ impl Node {
 
     fn ask(&mut self, request: Request, answer: Sender<Reply>) {
         let reply = match request {
-            Request::Allocate { pod, sandbox } => return self.allocate(pod, sandbox, answer),
+            Request::Allocate { pod, sandbox, limits } => {
+                let deadline = clock::now() + ADD_DEADLINE;
+                return self.allocate(Waiting { answer, pod, sandbox, limits, deadline });
+            }
             Request::Release { attachment } => self.release(&attachment),
             Request::Lease { attachment } => match self.leases.get(&attachment) {
                 Some(lease) => Reply::Lease(Box::new(lease.clone())),
@@ -221,8 +240,7 @@ impl Node {
     // ADD
 
     /// The watch may still tell of an earlier pod of the name, which is over: then too the API server is asked.
-    fn allocate(&mut self, pod: PodName, sandbox: Sandbox, answer: Sender<Reply>) {
-        let waiting = Waiting { answer, pod, sandbox, deadline: clock::now() + ADD_DEADLINE };
+    fn allocate(&mut self, waiting: Waiting) {
         if self.sweeping.contains(&waiting.sandbox.attachment) {
             return self.returning.push(waiting);
         }
@@ -247,6 +265,7 @@ impl Node {
     fn fetched(&mut self, pod: PodName, result: Result<Option<Pod>, Error>) {
         let here = result.map(|found| found.filter(|pod| !self.pods.is_elsewhere(pod, &self.world.node_name)));
         let result = here.map(|found| found.map(|pod| self.pods.learn(&pod, clock::now())));
+        self.hear_of_bandwidth();
         if let Ok(None) = result {
             self.pods.confirm_gone(&pod, clock::now());
         }
@@ -309,7 +328,7 @@ impl Node {
     fn reply(&mut self, ticket: Ticket, result: Result<Held, Refused>) {
         let Some(waiting) = self.waiting.remove(&ticket) else { return };
         let reply = match result {
-            Ok(held) => match self.leases.get(&held.sandbox.attachment) {
+            Ok(held) => match self.lease_for(&held, waiting.limits) {
                 Some(lease) => Reply::Lease(Box::new(lease.clone())),
                 None => refusal(local("the lease could not be written down; see the daemon's log")),
             },
@@ -431,6 +450,7 @@ impl Node {
         let Some(eni) = self.enis.get(&held.eni) else {
             return Err(Error::refused(format!("ENI {} is not set up", held.eni)));
         };
+        let bandwidth = self.bandwidth(&held);
         Ok(Lease {
             pod: held.pod,
             sandbox: held.sandbox,
@@ -438,6 +458,7 @@ impl Node {
             eni: eni.clone(),
             node: self.world.node,
             marker: self.world.marker,
+            bandwidth,
         })
     }
 

@@ -1,11 +1,13 @@
 //! What a pod, an ENI and a node need in the kernel: facts in, a [`Plan`] out.
 
 mod policy_route;
+mod shape;
 
 use std::net::IpAddr;
 
 use crate::plan::{Family, Iptables, Object, Plan, Rule, RuleAction, Sysctl, Veth};
 use crate::pod::{Attachment, PodName};
+use crate::rate::{Both, Limit, Limits, Rate};
 use crate::rpc::{EniLease, Lease};
 use crate::{ours, plan};
 
@@ -24,6 +26,22 @@ pub fn veth(pod: &PodName, attachment: &Attachment, mtu: u32) -> Veth {
 /// The plan of one attachment.
 pub fn pod(setup: &Setup) -> Plan {
     policy_route::pod(setup)
+}
+
+/// What holds an attachment to its bandwidth, to be made once it is wired; and what must not be there, to be undone.
+pub fn shape(setup: &Setup) -> (Plan, Plan) {
+    let buckets = |lease: &Lease| {
+        let mut plan = pod(&Setup { lease, ..*setup });
+        plan.host.retain(|object| matches!(object, Object::Tbf(_)));
+        plan.pod.retain(|object| matches!(object, Object::Tbf(_)));
+        plan
+    };
+    let Both { ingress, egress } = setup.lease.bandwidth.rates();
+    // Whatever its rate, it is the bucket in the same place.
+    let superfluous = |rate: Option<Rate>| if rate.is_some() { None } else { Some(Rate::MIN) };
+    let others = Limits { ingress: superfluous(ingress), egress: superfluous(egress) };
+    let bandwidth = Both::<Limit>::default().ask(others);
+    (buckets(setup.lease), buckets(&Lease { bandwidth, ..setup.lease.clone() }))
 }
 
 /// What of a pod's plan does not go with its link, or must go before it: undone first when the pod is gone.
