@@ -217,7 +217,7 @@ impl Place {
         Ok(match self.root_qdisc(ifindex)? {
             None => Some(Difference::absent(what())),
             Some(seen) if seen.is(want) => None,
-            Some(seen) => Some(Difference::of(what(), seen, want)),
+            Some(seen) => Some(Difference::of(what(), seen, tc::tbf_name(want))),
         })
     }
 

@@ -168,6 +168,12 @@ pub struct QdiscSeen {
     pub tbf: Option<TbfSeen>,
 }
 
+/// The same words for what is wanted.
+pub fn tbf_name(want: &Tbf) -> String {
+    let Tbf { rate, burst, limit, .. } = want;
+    format!("tbf {:x}: rate {rate} burst {burst} limit {limit}", ours::TBF_HANDLE >> 16)
+}
+
 /// What the kernel says of a token bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TbfSeen {
@@ -200,7 +206,8 @@ impl fmt::Display for QdiscSeen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {:x}:", self.kind, self.handle >> 16)?;
         let Some(tbf) = self.tbf else { return Ok(()) };
-        let burst = u128::from(tbf.rate) * u128::from(tbf.buffer) * u128::from(TICK) / u128::from(SECOND);
+        let burst = u128::from(tbf.rate) * u128::from(tbf.buffer) * u128::from(TICK);
+        let burst = (burst + u128::from(SECOND / 2)) / u128::from(SECOND);
         write!(f, " rate {}bit burst {burst} limit {}", u128::from(tbf.rate) * 8, tbf.limit)
     }
 }
