@@ -1,6 +1,7 @@
 //! The real binary by its three names against the simulator.
 
 mod bandwidth;
+mod config;
 mod connectivity;
 mod daemon;
 mod own_node;

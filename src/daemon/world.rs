@@ -8,6 +8,7 @@ use smol::channel::Sender;
 
 use super::calls::{self, Place};
 use super::eni::{self, Job};
+use super::news;
 use super::node::Input;
 use super::terms::Terms;
 use crate::datapath::{self, EniSetup, Setup};
@@ -80,6 +81,7 @@ impl World {
         });
     }
 
+<<<<<<< HEAD
     /// Holds an attachment to the bandwidth of its lease. Its ADD may be under way, and is let finish.
     pub fn shape(&self, lease: Lease) {
         self.start(move || {
@@ -93,6 +95,11 @@ impl World {
             }
             Input::Shaped { attachment: lease.sandbox.attachment, bandwidth: lease.bandwidth, result }
         });
+=======
+    /// Follows a ConfigMap until it is told to stop.
+    pub fn watch_config(&self, namespace: &str, name: String) -> kube::Stop {
+        news::watch_config(&self.kube, namespace, name, self.inputs.clone())
+>>>>>>> main
     }
 
     /// Deletes links by their index, all at once: they share one RCU grace period.
