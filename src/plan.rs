@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+pub use crate::ip::Family;
 use crate::ip::Mac;
 use crate::ours;
 use crate::rate::Rate;
@@ -21,6 +22,7 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Object {
     Veth(Veth),
+    Card(Card),
     Link(Link),
     Addr(Addr),
     Route(Route),
@@ -42,6 +44,18 @@ pub struct Veth {
     pub alias: String,
     pub peer: String,
     pub peer_mac: Mac,
+}
+
+/// An ENI's link that is lent to the pod: it is moved into the pod's namespace, and back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Card {
+    pub mac: Mac,
+    /// What it is called here.
+    pub home: String,
+    /// What it is called there.
+    pub name: String,
+    /// `ifalias`: whose it is.
+    pub alias: String,
 }
 
 /// A link that exists already, as it should be: up, with this MTU.
@@ -80,12 +94,6 @@ pub struct Rule {
     /// Arrived on this link.
     pub iif: Option<String>,
     pub action: RuleAction,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Family {
-    V4,
-    V6,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -137,9 +145,10 @@ pub struct Sysctl {
     pub value: String,
 }
 
-/// A netfilter rule in the words of iptables(8), which makes it.
+/// A netfilter rule in the words of iptables(8) or ip6tables(8), which makes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Iptables {
+    pub family: Family,
     pub table: &'static str,
     pub chain: &'static str,
     pub rule: Vec<String>,
@@ -161,6 +170,7 @@ impl fmt::Display for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Object::Veth(v) => v.fmt(f),
+            Object::Card(c) => c.fmt(f),
             Object::Link(l) => l.fmt(f),
             Object::Addr(a) => write!(f, "ip addr replace {} dev {}", a.net, a.link),
             Object::Route(r) => r.fmt(f),
@@ -169,8 +179,28 @@ impl fmt::Display for Object {
             Object::Filter(l) => l.fmt(f),
             Object::Tbf(t) => t.fmt(f),
             Object::Sysctl(s) => write!(f, "sysctl -w {}={}", s.path.replace('/', "."), s.value),
-            Object::Iptables(i) => write!(f, "iptables -t {} -A {} {}", i.table, i.chain, i.rule.join(" ")),
+            Object::Iptables(i) => i.fmt(f),
         }
+    }
+}
+
+impl fmt::Display for Card {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Card { mac, home, name, alias } = self;
+        write!(f, "ip link set {home} alias '{alias}' netns pod name {name} # {mac}")
+    }
+}
+
+impl fmt::Display for Iptables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -t {} -A {} {}", self.program(), self.table, self.chain, self.rule.join(" "))
+    }
+}
+
+impl Iptables {
+    /// What makes it.
+    pub fn program(&self) -> &'static str {
+        if self.family == Family::V6 { "ip6tables" } else { "iptables" }
     }
 }
 

@@ -267,6 +267,7 @@ fn lease() -> Lease {
         node: IpPair::v4("192.168.0.10".parse().unwrap()),
         marker: Marker::Rule,
         bandwidth: Both::default(),
+        wiring: Default::default(),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::kernel::{Kernel, LinkSeen};
 use crate::plan::RuleAction;
 use crate::pod::Sandbox;
 use crate::rate::Both;
-use crate::rpc::{EniLease, Lease, Marker};
+use crate::rpc::{EniLease, Lease, Marker, Wiring};
 use crate::{ours, pod};
 
 /// What is known of the node beside the kernel.
@@ -66,7 +66,9 @@ pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result
         let sandbox = Sandbox { attachment, netns: PathBuf::new() };
         // What its annotations ask for is heard from the watch.
         let bandwidth = Both::default();
-        found.push(Lease { pod, sandbox, ip: IpPair::v4(ip), eni, node: known.node, marker: known.marker, bandwidth });
+        let wiring = Wiring::Shared;
+        let (ip, node, marker) = (IpPair::v4(ip), known.node, known.marker);
+        found.push(Lease { pod, sandbox, ip, eni, node, marker, bandwidth, wiring });
     }
     Ok(found)
 }

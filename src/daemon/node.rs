@@ -28,7 +28,7 @@ use crate::plan::{Rule, RuleAction};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
 use crate::rate::{Both, Limit, Limits};
-use crate::rpc::{EniLease, Lease, Refusal, Reply, Request};
+use crate::rpc::{EniLease, Lease, Refusal, Reply, Request, Wiring};
 use crate::{datapath, eni::Fault};
 use conf::Conf;
 
@@ -463,6 +463,7 @@ impl Node {
             node: self.world.node,
             marker: self.world.marker,
             bandwidth,
+            wiring: Wiring::Shared,
         })
     }
 

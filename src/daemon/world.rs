@@ -81,7 +81,6 @@ impl World {
         });
     }
 
-<<<<<<< HEAD
     /// Holds an attachment to the bandwidth of its lease. Its ADD may be under way, and is let finish.
     pub fn shape(&self, lease: Lease) {
         self.start(move || {
@@ -95,11 +94,11 @@ impl World {
             }
             Input::Shaped { attachment: lease.sandbox.attachment, bandwidth: lease.bandwidth, result }
         });
-=======
+    }
+
     /// Follows a ConfigMap until it is told to stop.
     pub fn watch_config(&self, namespace: &str, name: String) -> kube::Stop {
         news::watch_config(&self.kube, namespace, name, self.inputs.clone())
->>>>>>> main
     }
 
     /// Deletes links by their index, all at once: they share one RCU grace period.
@@ -145,7 +144,7 @@ fn shape(lease: &Lease) -> Result<(), Error> {
     let is_its = |link: &LinkSeen| link.alias.as_deref().and_then(ours::attachment).as_ref() == Some(attachment);
     let link = kernel.link(&veth)?.filter(is_its);
     let link = link.ok_or_else(|| Error::new(Cause::Absent).within(format!("link {veth} of {attachment}")))?;
-    let (mut make, mut undo) = datapath::shape(&Setup { lease, mtu: link.mtu });
+    let (mut make, mut undo) = datapath::shape(&Setup::new(lease, link.mtu));
     if lease.sandbox.netns.as_os_str().is_empty() {
         log::warn!("where {attachment} has its namespace is not known any more: its egress bandwidth stays as it is");
         (make.pod, undo.pod) = Default::default();
