@@ -5,6 +5,7 @@
 
 mod addr;
 mod bpf;
+mod events;
 mod iptables;
 mod link;
 mod look;
@@ -24,13 +25,14 @@ mod veth;
 use std::path::Path;
 
 pub use addr::AddrSeen;
+pub use events::Watch;
 pub use link::LinkSeen;
 pub use place::Difference;
 pub use route::RouteSeen;
 pub use unwire::unwire;
 
 use self::netns::Netns;
-use self::place::{Place, link_of};
+use self::place::Place;
 use self::veth::Age;
 use crate::error::{Context, Error, Errors};
 use crate::plan::{Object, Plan, Veth};
@@ -115,7 +117,7 @@ impl Kernel {
             match object {
                 Object::Veth(veth) if self.ensure(veth)? == Age::New => fresh.push((veth, Vec::new())),
                 Object::Veth(_) => {}
-                _ => match fresh.iter_mut().find(|(veth, _)| link_of(object) == Some(&veth.name)) {
+                _ => match fresh.iter_mut().find(|(veth, _)| object.link() == Some(&veth.name)) {
                     Some((_, objects)) => objects.push(object),
                     None => rest.push(object),
                 },
@@ -148,7 +150,7 @@ impl Kernel {
     fn apply_inside(&mut self, objects: &[Object], fresh: &[(&Veth, Vec<&Object>)]) -> Result<(), Error> {
         let Some(first) = objects.first() else { return Ok(()) };
         let pod = self.pod.as_mut().ok_or_else(|| no_pod(&first.to_string()))?;
-        let is_fresh = |object: &&Object| fresh.iter().any(|(veth, _)| link_of(object) == Some(&veth.peer));
+        let is_fresh = |object: &&Object| fresh.iter().any(|(veth, _)| object.link() == Some(&veth.peer));
         let (fresh, rest): (Vec<_>, Vec<_>) = objects.iter().partition(is_fresh);
         let doing = || format!("in {}", pod.netns.path().display());
         pod.place.correct_fresh(None, &fresh).context(doing)?;
@@ -187,7 +189,7 @@ impl Kernel {
         let mut errors = Errors::default();
         let veths: Vec<&Veth> = plan.host.iter().filter_map(as_veth).collect();
         if let Some(pod) = self.pod.as_mut() {
-            let on_veth = |object: &&Object| veths.iter().any(|veth| link_of(object) == Some(&veth.peer));
+            let on_veth = |object: &&Object| veths.iter().any(|veth| object.link() == Some(&veth.peer));
             for object in plan.pod.iter().rev().filter(|object| !on_veth(object)) {
                 errors.note(pod.place.remove(object));
             }
@@ -195,7 +197,7 @@ impl Kernel {
         for object in plan.host.iter().rev() {
             if let Object::Veth(veth) = object {
                 errors.note(veth::remove(&mut self.host, self.pod.as_mut(), veth));
-            } else if !veths.iter().any(|veth| link_of(object) == Some(&veth.name)) {
+            } else if !veths.iter().any(|veth| object.link() == Some(&veth.name)) {
                 errors.note(self.host.remove(object));
             }
         }
