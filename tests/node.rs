@@ -2,6 +2,7 @@
 
 mod connectivity;
 mod daemon;
+mod own_node;
 mod pool;
 mod semantics;
 mod socket;

@@ -187,7 +187,9 @@ fn assemble(start: &Start, g: Gathered, inputs: Sender<Input>) -> Node {
     let (client, name) = (g.kube.clone(), start.node_name.clone());
     thread::spawn(move || news::report(&client, &name, &told));
     let (client, name, news_to) = (g.kube.clone(), start.node_name.clone(), inputs.clone());
-    thread::spawn(move || news::watch(&client, &name, &news_to));
+    thread::spawn(move || news::watch_pods(&client, &name, &news_to));
+    let (client, name, news_to) = (g.kube.clone(), start.node_name.clone(), inputs.clone());
+    thread::spawn(move || news::watch_node(&client, &name, &news_to));
     let settings = g.terms.settings(&start.config);
     let boot = Boot {
         settings,

@@ -1,4 +1,4 @@
-//! What comes from the API server and what goes there: the watch of this node's pods, and events for people.
+//! What comes from the API server and what goes there: watches of this node and of its pods, and events for people.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -9,7 +9,7 @@ use smol::channel::{Receiver, Sender};
 use super::node::Input;
 use super::pods::Known;
 use crate::kube::{Change, Client, Select};
-use crate::object::{About, Event, EventType, Pod};
+use crate::object::{About, Event, EventType, Node, Object, Pod};
 use crate::pool::Notice;
 
 /// After an error the watch is tried again after this long, doubling up to the second figure.
@@ -20,36 +20,56 @@ const REPEAT_EVENT: Duration = Duration::from_secs(300);
 const EVENTS_PER_MINUTE: u32 = 60;
 
 /// Follows the pods of this node for as long as somebody listens.
-pub fn watch(client: &Client, node: &str, inputs: &Sender<Input>) {
+pub fn watch_pods(client: &Client, node: &str, inputs: &Sender<Input>) {
     let select = Select { fields: format!("spec.nodeName={node}"), ..Select::default() };
-    let mut pause = RETRY.0;
-    for change in client.watch::<Pod>(select) {
-        let news = match change {
-            Ok(change) => {
-                pause = RETRY.0;
-                known(change)
-            }
-            Err(e) => {
-                log::warn!("watch of pods: {e}; again in {} s", pause.as_secs());
-                thread::sleep(pause + Duration::from_millis(fastrand::u64(..500)));
-                pause = (pause * 2).min(RETRY.1);
-                continue;
-            }
-        };
-        if let Some(news) = news
-            && inputs.send_blocking(Input::Pods(news)).is_err()
-        {
-            return;
-        }
-    }
+    follow::<Pod>(client, select, "pods", inputs, |change| {
+        Some(Input::Pods(match change {
+            Change::Reset(pods) => Known::all(&pods),
+            Change::Set(pod) => Known::one(&pod),
+            Change::Gone(pod) => Known::Gone(pod.name()),
+            Change::Bookmark => return None,
+        }))
+    });
 }
 
-fn known(change: Change<Pod>) -> Option<Known> {
-    match change {
-        Change::Reset(pods) => Some(Known::all(&pods)),
-        Change::Set(pod) => Some(Known::one(&pod)),
-        Change::Gone(pod) => Some(Known::Gone(pod.name())),
-        Change::Bookmark => None,
+/// Follows our own node object, which others write too: kubelet, people, cloud controllers.
+pub fn watch_node(client: &Client, node: &str, inputs: &Sender<Input>) {
+    let select = Select { fields: format!("metadata.name={node}"), ..Select::default() };
+    follow::<Node>(client, select, "the node", inputs, |change| {
+        Some(Input::OwnNode(match change {
+            Change::Reset(nodes) => nodes.into_iter().next().map(Box::new),
+            Change::Set(node) => Some(Box::new(node)),
+            Change::Gone(_) => None,
+            Change::Bookmark => return None,
+        }))
+    });
+}
+
+/// Lists and watches until nobody listens any more; `input` says what a change is to the loop, if anything.
+pub fn follow<T: Object>(
+    client: &Client,
+    select: Select,
+    what: &str,
+    inputs: &Sender<Input>,
+    input: impl Fn(Change<T>) -> Option<Input>,
+) {
+    let mut pause = RETRY.0;
+    for change in client.watch::<T>(select) {
+        match change {
+            Ok(change) => {
+                pause = RETRY.0;
+                if let Some(news) = input(change)
+                    && inputs.send_blocking(news).is_err()
+                {
+                    return;
+                }
+            }
+            Err(e) => {
+                log::warn!("watch of {what}: {e}; again in {} s", pause.as_secs());
+                thread::sleep(pause + Duration::from_millis(fastrand::u64(..500)));
+                pause = (pause * 2).min(RETRY.1);
+            }
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The loop that owns the pool, the ledger and the replies that wait: events in, effects out, one after the other.
 
+mod own;
 mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -19,7 +20,7 @@ use crate::config::Config;
 use crate::error::{Context, Error};
 use crate::ip::Mac;
 use crate::kernel::Kernel;
-use crate::object::Pod;
+use crate::object::{self, Pod};
 use crate::ours;
 use crate::plan::{Rule, RuleAction};
 use crate::pod::{Attachment, PodName, Sandbox};
@@ -35,11 +36,25 @@ const SWEEP_AFTER: Duration = Duration::from_millis(250);
 
 /// What reaches the loop.
 pub enum Input {
-    Ask { request: Request, answer: Sender<Reply> },
-    Done { call: CallId, result: Result<Outcome, Fault> },
-    Prepared { eni: String, result: Result<EniLease, Error> },
+    Ask {
+        request: Request,
+        answer: Sender<Reply>,
+    },
+    Done {
+        call: CallId,
+        result: Result<Outcome, Fault>,
+    },
+    Prepared {
+        eni: String,
+        result: Result<EniLease, Error>,
+    },
     Pods(Known),
-    Fetched { pod: PodName, result: Result<Option<Pod>, Error> },
+    /// Our own node object as it is now; none where the API server has none of our name.
+    OwnNode(Option<Box<object::Node>>),
+    Fetched {
+        pod: PodName,
+        result: Result<Option<Pod>, Error>,
+    },
     Reload(Box<Config>),
     Swept,
 }
@@ -58,6 +73,8 @@ pub struct Node {
     ledger: Ledger,
     kernel: Kernel,
     pods: Pods,
+    /// Our node object as the watch told of it last.
+    own: Option<Box<object::Node>>,
     /// What effects bring about at once; heard after them.
     events: VecDeque<Event>,
     leases: BTreeMap<Attachment, Lease>,
@@ -96,6 +113,7 @@ impl Node {
             ledger,
             kernel,
             pods: Pods::default(),
+            own: None,
             events: VecDeque::new(),
             leases: found.leases.into_iter().map(|l| (l.sandbox.attachment.clone(), l)).collect(),
             enis: BTreeMap::new(),
@@ -146,6 +164,7 @@ impl Node {
             Input::Done { call, result } => self.done(call, result),
             Input::Prepared { eni, result } => self.prepared(eni, result),
             Input::Pods(known) => self.pods.take(known, clock::now()),
+            Input::OwnNode(node) => self.see_own_node(node),
             Input::Fetched { pod, result } => self.fetched(pod, result),
             Input::Reload(config) => self.reload(&config),
             Input::Swept => self.swept(),
