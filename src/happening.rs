@@ -13,16 +13,28 @@ pub enum Happening {
     /// A link is there and looks like this now.
     Link(LinkNow),
     /// It was deleted, or moved to another namespace.
-    LinkGone { ifindex: u32 },
+    LinkGone {
+        ifindex: u32,
+    },
     /// An address was taken from the link, and with its last one perhaps every route through it.
-    AddrGone { ifindex: u32 },
+    AddrGone {
+        ifindex: u32,
+    },
     /// A route was deleted, or another one put into its place.
-    Route { table: u32, to: IpNet },
+    Route {
+        table: u32,
+        to: IpNet,
+    },
     RuleGone(Rule),
     /// A neighbour was deleted, or set for good by somebody.
-    Neigh { ifindex: u32, addr: IpAddr },
+    Neigh {
+        ifindex: u32,
+        addr: IpAddr,
+    },
     /// A qdisc or a filter was deleted or replaced.
-    Traffic { ifindex: u32 },
+    Traffic {
+        ifindex: u32,
+    },
     /// A kernel parameter of a link, or of all of them, was written.
     Parameter(Scope),
     /// More happened than the kernel could tell: everything may have changed.

@@ -4,6 +4,7 @@ mod connectivity;
 mod daemon;
 mod own_node;
 mod pool;
+mod repair;
 mod semantics;
 mod socket;
 

@@ -1,6 +1,7 @@
 //! The loop that owns the pool, the ledger and the replies that wait: events in, effects out, one after the other.
 
 mod own;
+mod repair;
 mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -11,6 +12,8 @@ use async_io::Timer;
 use smol::channel::{Receiver, Sender};
 use smol::future;
 
+pub use self::repair::Compared;
+use self::repair::Wires;
 use super::eni::{self, Job};
 use super::ledger::{Ledger, Resting};
 use super::pods::{Known, Pods, Presence, Standing};
@@ -18,6 +21,7 @@ use super::world::World;
 use super::{calls, clock};
 use crate::config::Config;
 use crate::error::{Context, Error};
+use crate::happening::Happening;
 use crate::ip::Mac;
 use crate::kernel::Kernel;
 use crate::object::{self, Pod};
@@ -25,6 +29,7 @@ use crate::ours;
 use crate::plan::{Rule, RuleAction};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
+use crate::repair::{Part, Repair};
 use crate::rpc::{EniLease, Lease, Refusal, Reply, Request};
 use crate::{datapath, eni::Fault};
 
@@ -57,6 +62,13 @@ pub enum Input {
     },
     Reload(Box<Config>),
     Swept,
+    /// Who was given a lease has hung up: the pod is wired, or will not be.
+    Wired {
+        attachment: Attachment,
+    },
+    Happened(Vec<Happening>),
+    /// The parts that are not as their plans have them.
+    Compared(Vec<Part>),
 }
 
 /// An ADD that has not been answered.
@@ -89,6 +101,10 @@ pub struct Node {
     /// When leftovers are looked for next, and when the kernel is next compared with the plans.
     sweep: Now,
     mend: Now,
+    /// When all pods are next compared with their plans.
+    compare: Now,
+    repair: Repair,
+    wires: Wires,
     /// Attachments whose links are being deleted, and ADDs of the same attachments: they come after that.
     sweeping: BTreeSet<Attachment>,
     returning: Vec<Waiting>,
@@ -128,7 +144,11 @@ impl Node {
             superseded: BTreeMap::new(),
             unsigned: BTreeSet::new(),
             mend: clock::now(),
+            compare: clock::now(),
+            repair: Repair::default(),
+            wires: Wires::default(),
         };
+        node.begin_repairs();
         node.feed(Event::Boot(Box::new(found.boot)));
         node
     }
@@ -151,7 +171,8 @@ impl Node {
     fn next_due(&self) -> impl Future<Output = ()> + use<> {
         let deadlines = self.unknown.values().flatten().map(|w| w.deadline);
         let sweep = self.sweeping.is_empty().then_some(self.sweep);
-        let due = deadlines.chain(self.wake).chain(sweep).min().map_or(self.mend, |due| due.min(self.mend));
+        let fixed = self.mend.min(self.compare);
+        let due = deadlines.chain(self.wake).chain(sweep).chain(self.repair.due()).fold(fixed, Now::min);
         let wait = due.saturating_sub(clock::now());
         async move {
             Timer::after(wait).await;
@@ -168,6 +189,9 @@ impl Node {
             Input::Fetched { pod, result } => self.fetched(pod, result),
             Input::Reload(config) => self.reload(&config),
             Input::Swept => self.swept(),
+            Input::Wired { attachment } => self.wired(&attachment),
+            Input::Happened(heard) => self.happened(heard),
+            Input::Compared(hurt) => self.compared(hurt),
         }
     }
 
@@ -180,6 +204,7 @@ impl Node {
         }
         self.refuse_unknown(now);
         self.keep_up(now);
+        self.repair_what_is_due(clock::now());
     }
 
     /// Takes up what can change in a running daemon: all that the pool goes by. The rest waits for a restart.
@@ -334,6 +359,7 @@ impl Node {
             log::error!("del {}: {e}", lease.pod);
             return refusal(local(&e.to_string()));
         }
+        self.unguard_pod(attachment);
         self.leases.remove(attachment);
         self.feed(Event::Release { attachment: attachment.clone() });
         self.sweep = self.sweep.min(clock::now() + SWEEP_AFTER);
@@ -409,6 +435,7 @@ impl Node {
         let lease = self.lease(held).and_then(|lease| self.ledger.record(&lease).map(|()| lease));
         match lease {
             Ok(lease) => {
+                self.will_be_wired(&attachment);
                 self.leases.insert(attachment, lease);
             }
             Err(e) => {
@@ -421,6 +448,7 @@ impl Node {
 
     /// A lease that ends without DEL, as one does whose address the cloud has taken: nothing may be sent there any more.
     fn end(&mut self, attachment: &Attachment) {
+        self.unguard_pod(attachment);
         if let Some(lease) = self.leases.remove(attachment) {
             let undone = self.kernel.undo(&datapath::routes(&lease));
             self.noted("routes of a lease that is over", undone);
@@ -472,6 +500,7 @@ impl Node {
             Ok(lease) => {
                 let link = Link { ifindex: lease.table - ours::PODS_TABLE, slot: lease.slot };
                 self.enis.insert(eni.clone(), lease);
+                self.eni_is_up(&eni);
                 Ok(link)
             }
             Err(e) => {
@@ -484,6 +513,7 @@ impl Node {
 
     fn dismantle(&mut self, eni: &str, mac: Mac) {
         self.slots.remove(eni);
+        self.repair.leave(&Part::Eni(eni.to_owned()));
         let lease = self.enis.remove(eni);
         let undone = match (self.kernel.link_by_mac(mac), lease) {
             (Ok(Some(link)), Some(lease)) => {

@@ -55,6 +55,11 @@ impl Kernel {
         Ok(pair)
     }
 
+    pub fn addrs(&mut self) -> Result<Vec<AddrSeen>, Error> {
+        self.host.forget();
+        Ok(self.host.addrs()?.to_vec())
+    }
+
     /// The rules that might be ours: those that say nothing which ours never say.
     pub fn rules(&mut self) -> Result<Vec<Rule>, Error> {
         self.host.forget();

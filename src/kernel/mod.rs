@@ -14,6 +14,7 @@ mod message;
 mod neigh;
 pub mod netns;
 mod place;
+mod restore;
 mod route;
 mod rule;
 mod socket;

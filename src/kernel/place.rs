@@ -204,8 +204,8 @@ impl Place {
         })
     }
 
-    /// Makes an object that is absent or different.
-    fn make(&mut self, object: &Object) -> Result<(), Error> {
+    /// Makes an object that is absent or different. What was seen stays.
+    pub fn make(&mut self, object: &Object) -> Result<(), Error> {
         match object {
             Object::Veth(_) => Ok(()),
             Object::Link(want) => {
