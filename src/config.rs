@@ -199,14 +199,17 @@ const DEFAULT_MTU: u64 = 1500;
 impl Config {
     /// Reads the configuration file, with the environment of the process laid over it.
     pub fn parse(text: &[u8], env: &BTreeMap<String, String>) -> Result<(Config, Vec<Warning>), Error> {
-        let read = || -> Result<_, Error> {
-            let mut object = json::object(text).map_err(Error::malformed)?;
-            lay_over(&mut object, env);
-            let mut keys = Reader::new(&object);
-            let config = Config::read(&mut keys)?;
-            Ok((config, warnings(&mut keys)))
-        };
-        read().context(|| "configuration")
+        let object = json::object(text).map_err(Error::malformed).context(|| "configuration")?;
+        Config::of(&object, env)
+    }
+
+    /// The same from an object, such as one that a patch was laid over.
+    pub fn of(object: &Object, env: &BTreeMap<String, String>) -> Result<(Config, Vec<Warning>), Error> {
+        let mut object = object.clone();
+        lay_over(&mut object, env);
+        let mut keys = Reader::new(&object);
+        let config = Config::read(&mut keys).context(|| "configuration")?;
+        Ok((config, warnings(&mut keys)))
     }
 
     fn read(keys: &mut Reader) -> Result<Config, Error> {

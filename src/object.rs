@@ -150,6 +150,9 @@ pub enum Phase {
 /// The label on a pod or node that tells us to keep our hands off.
 pub const IGNORE_LABEL: &str = "k8s.aliyun.com/ignore-by-terway";
 
+/// The label of a node that names a ConfigMap with its configuration.
+pub const CONFIG_LABEL: &str = "terway-config";
+
 impl Pod {
     pub fn name(&self) -> PodName {
         PodName::new(&self.meta.namespace, &self.meta.name)
@@ -197,6 +200,11 @@ pub struct Node {
 }
 
 impl Node {
+    /// The ConfigMap that its label names.
+    pub fn config_name(&self) -> Option<&str> {
+        self.meta.labels.get(CONFIG_LABEL).map(String::as_str).filter(|name| !name.is_empty())
+    }
+
     /// The instance that `spec.providerID` names; none where nobody has filled it in.
     pub fn instance(&self) -> Option<&str> {
         let id = self.spec.provider_id.as_str();

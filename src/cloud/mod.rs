@@ -106,7 +106,7 @@ struct Inner {
     vpc: Service,
     http: Http,
     credentials: Credentials,
-    calls: Mutex<BTreeMap<&'static str, u64>>,
+    calls: Arc<Mutex<BTreeMap<&'static str, u64>>>,
     observer: Option<Observer>,
 }
 
@@ -128,15 +128,25 @@ impl fmt::Debug for Client {
 
 impl Client {
     pub fn new(endpoint: Endpoint, credentials: Credentials) -> Result<Client, Error> {
-        Client::build(endpoint, credentials, None)
+        Client::build(endpoint, credentials, Arc::default(), None)
+    }
+
+    /// Another way to the cloud, or as somebody else; it goes on with the counts of this one.
+    pub fn anew(&self, endpoint: Endpoint, credentials: Credentials) -> Result<Client, Error> {
+        Client::build(endpoint, credentials, Arc::clone(&self.0.calls), self.0.observer.clone())
     }
 
     /// The same, and the observer hears of every call when it is over.
     pub fn observed(endpoint: Endpoint, credentials: Credentials, observer: Observer) -> Result<Client, Error> {
-        Client::build(endpoint, credentials, Some(observer))
+        Client::build(endpoint, credentials, Arc::default(), Some(observer))
     }
 
-    fn build(endpoint: Endpoint, credentials: Credentials, observer: Option<Observer>) -> Result<Client, Error> {
+    fn build(
+        endpoint: Endpoint,
+        credentials: Credentials,
+        calls: Arc<Mutex<BTreeMap<&'static str, u64>>>,
+        observer: Option<Observer>,
+    ) -> Result<Client, Error> {
         let ecs = service(&endpoint, "ecs", &endpoint.ecs, "2014-05-26")?;
         let vpc = service(&endpoint, "vpc", &endpoint.vpc, "2016-04-28")?;
         let trust = match &endpoint.ca {
@@ -146,7 +156,6 @@ impl Client {
         };
         let http = Http::new(endpoint.timeout, trust)?;
         let (region, signature) = (endpoint.region, endpoint.signature);
-        let calls = Mutex::default();
         Ok(Client(Arc::new(Inner { region, signature, ecs, vpc, http, credentials, calls, observer })))
     }
 

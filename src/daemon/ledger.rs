@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::layers::NodeConfig;
 use crate::error::{Context, Error};
 use crate::ip::IpPair;
 use crate::pod::Attachment;
@@ -21,6 +22,8 @@ const LEASES: &str = "leases";
 const RESTING: &str = "resting";
 const INTENTS: &str = "intents";
 const TOMBSTONES: &str = crate::rpc::TOMBSTONES;
+/// What a ConfigMap said for this node last.
+const NODE_CONFIG: &str = "node-config.json";
 /// Files that could not be read are kept here for a person to look at.
 const ASIDE: &str = "unreadable";
 
@@ -43,6 +46,11 @@ pub struct Contents {
     pub leases: Vec<Lease>,
     pub resting: Vec<Resting>,
     pub intents: Vec<Intent>,
+}
+
+/// What a ConfigMap said for this node when it was asked last; nothing where nobody has noted that.
+pub fn node_config(root: &Path) -> Option<Option<NodeConfig>> {
+    serde_json::from_slice(&fs::read(root.join(NODE_CONFIG)).ok()?).ok()
 }
 
 impl Contents {
@@ -133,6 +141,13 @@ impl Ledger {
 
     pub fn bury(&self, attachment: &Attachment) -> Result<(), Error> {
         self.erase(TOMBSTONES, &key(attachment))
+    }
+
+    /// Notes what a ConfigMap says for this node, or that none does: the next start need not ask.
+    pub fn note_node_config(&self, over: Option<&NodeConfig>) -> Result<(), Error> {
+        let path = self.root.join(NODE_CONFIG);
+        let text = serde_json::to_vec(&over).context(|| format!("write {}", path.display()))?;
+        self.write(&path, &text).context(|| format!("write {}", path.display()))
     }
 
     fn save<T: Serialize>(&self, folder: &str, name: &str, value: &T) -> Result<(), Error> {

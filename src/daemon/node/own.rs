@@ -16,6 +16,7 @@ impl Node {
         let mistaken = node.as_deref().and_then(|node| self.is_anothers(node));
         let before = self.own.as_deref().and_then(|node| self.is_anothers(node));
         self.own = node;
+        self.follow_label();
         if let Some(message) = mistaken.filter(|message| before.as_ref() != Some(message)) {
             self.tell(Notice { pod: None, warning: true, reason: "ConfigError", message });
         }
