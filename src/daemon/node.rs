@@ -31,7 +31,7 @@ use crate::plan::{Rule, RuleAction};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
 use crate::repair::{Part, Repair};
-use crate::rpc::{EniLease, Lease, Refusal, Reply, Request};
+use crate::rpc::{EniLease, Lease, Refusal, Reply, Request, Wiring};
 use crate::{datapath, eni::Fault};
 use conf::Conf;
 
@@ -470,6 +470,7 @@ impl Node {
             eni: eni.clone(),
             node: self.world.node,
             marker: self.world.marker,
+            wiring: Wiring::Shared,
         })
     }
 

@@ -88,7 +88,7 @@ impl Kernel {
             return Err(Error::refused(reason)).context(gone);
         }
         veth::create(&mut self.host, pod, veth)?;
-        self.begun = Some(veth.name.clone());
+        self.begun = Some(veth.clone());
         self.apply(plan)?;
         Ok(vec![Difference::absent(format!("link {}", veth.name))])
     }

@@ -291,7 +291,7 @@ mod tests {
     }
 
     fn plan() -> Plan {
-        datapath::pod(&Setup { lease: &lease(), mtu: 1500 })
+        datapath::pod(&Setup::new(&lease(), 1500))
     }
 
     /// A node with one ENI and one pod, guarded since the beginning.

@@ -15,7 +15,7 @@ use crate::plan::Plan;
 use crate::pod::{Attachment, PodName};
 use crate::pool::{Event, Notice, Now};
 use crate::repair::{Depth, Part};
-use crate::rpc::{EniLease, Lease};
+use crate::rpc::{EniLease, Lease, Wiring};
 
 /// The insides of pods tell nobody what happens in them: they are looked at this often, with all the rest.
 const COMPARE_EVERY: Duration = Duration::from_secs(300);
@@ -153,7 +153,7 @@ impl Node {
         let lease = self.leases.get(attachment)?;
         let mtu = *self.wires.mtus.get(attachment)?;
         let eni = self.enis.get(&lease.eni.id).unwrap_or(&lease.eni).clone();
-        Some(datapath::pod(&Setup { lease: &Lease { eni, ..lease.clone() }, mtu }))
+        Some(datapath::pod(&Setup::new(&Lease { eni, ..lease.clone() }, mtu)))
     }
 
     // What happens
@@ -176,10 +176,20 @@ impl Node {
 
     /// An ENI's link that goes although nobody has asked for it takes the network of its pods along.
     fn link_gone(&mut self, ifindex: u32) {
-        let gone = self.enis.iter().find(|(_, eni)| eni.table == ours::eni_table(ifindex)).map(|(id, _)| id.clone());
+        let gone = self
+            .enis
+            .iter()
+            .filter(|(id, _)| !self.is_lent(id))
+            .find(|(_, eni)| eni.table == ours::eni_table(ifindex))
+            .map(|(id, _)| id.clone());
         if let Some(id) = gone {
             self.eni_gone(&id);
         }
+    }
+
+    /// A pod has the link, whose ENI is its own.
+    fn is_lent(&self, id: &str) -> bool {
+        self.leases.values().any(|lease| lease.eni.id == id && lease.wiring != Wiring::Shared)
     }
 
     /// The pool learns of it and looks at the cloud at once.
@@ -254,7 +264,9 @@ impl Node {
     fn repair_eni(&mut self, id: &str, links: &[LinkSeen]) -> Result<Vec<Difference>, Error> {
         let Some(eni) = self.enis.get(id).cloned() else { return Ok(Vec::new()) };
         let Some((link, mut found)) = self.eni_link(&eni, links)? else {
-            self.eni_gone(id);
+            if !self.is_lent(id) {
+                self.eni_gone(id);
+            }
             return Ok(Vec::new());
         };
         let plan = datapath::eni(&self.world.eni_setup(&eni, &link));
