@@ -102,9 +102,8 @@ fn sandbox(member: &Member, plugin: usize, runtime: &Value, prev: &Value) -> San
 
 /// The whole list, as a runtime runs it: the result of the first is what the second starts from.
 fn add(cluster: &Cluster, member: &Member, runtime: &Value) -> Value {
-    let call = |plugin, prev: &Value| {
-        cluster.node(0).run(|| sandbox(member, plugin, runtime, prev).call("ADD").ok().json())
-    };
+    let call =
+        |plugin, prev: &Value| cluster.node(0).run(|| sandbox(member, plugin, runtime, prev).call("ADD").ok().json());
     let ours = call(0, &Value::Null);
     call(1, &ours)
 }
@@ -134,7 +133,8 @@ fn host_ports_of_a_chained_portmap_answer_clients_beyond_the_vpc() {
         assert_eq!(seen_as(cluster.world.fabric.outside(), &at, &echo), OUTSIDE, "from beyond the VPC");
         assert_eq!(seen_as(&two.node, &at, &echo), two.addr.to_string(), "from another node");
         let other = &site.pods[1 - n];
-        assert_eq!(seen_as(&other.pod, &at, &echo), other.ip, "from a pod of the node");
+        // Whoever shares the pod's prefix is seen as the node: portmap's own way to have the answer come back through it.
+        assert_eq!(seen_as(&other.pod, &at, &echo), node, "from a pod of the node");
         results.push((member, runtime, result));
     }
     site.nothing_is_lost();
