@@ -21,8 +21,11 @@ use pace::Pace;
 /// Time since the machine started.
 pub type Now = Duration;
 
-/// From the first damage to the look at it: a flush is over by then, or nearly.
-const GATHER: Duration = Duration::from_millis(3);
+/// A flush is over when nothing more has happened for this long. Who flushes looks whether anything is left, and goes on as
+/// long as we put it back.
+const QUIET: Duration = Duration::from_millis(4);
+/// Damage that does not end is looked at after this long all the same.
+const AT_LAST: Duration = Duration::from_millis(24);
 
 /// What a plan is for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,6 +84,8 @@ pub struct Repair {
     /// The names of all links, as the kernel last told them.
     names: BTreeMap<u32, String>,
     hurt: BTreeMap<Part, Hurt>,
+    /// The first damage that was not looked at, and the last.
+    stir: Option<(Now, Now)>,
     paces: BTreeMap<Part, Pace>,
 }
 
@@ -229,18 +234,23 @@ impl Repair {
     /// The part is to be looked at, soon or as soon as its pace allows.
     pub fn look_at(&mut self, now: Now, part: Part, depth: Depth) {
         let wait = self.paces.get_mut(&part).map_or(Duration::ZERO, |pace| pace.wait(now));
-        let due = now + wait.max(GATHER);
-        let hurt = self.hurt.entry(part).or_insert(Hurt { due, depth });
+        self.stir = Some((self.stir.map_or(now, |(first, _)| first), now));
+        let hurt = self.hurt.entry(part).or_insert(Hurt { due: now + wait, depth });
         hurt.depth = hurt.depth.max(depth);
     }
 
     /// When something is to be looked at next.
     pub fn due(&self) -> Option<Now> {
-        self.hurt.values().map(|hurt| hurt.due).min()
+        let calm = self.stir.map_or(Now::ZERO, |(first, last)| (first + AT_LAST).min(last + QUIET));
+        self.hurt.values().map(|hurt| hurt.due.max(calm)).min()
     }
 
     /// What is to be looked at by now.
     pub fn take_due(&mut self, now: Now) -> Vec<(Part, Depth)> {
+        if self.due().is_none_or(|due| due > now) {
+            return Vec::new();
+        }
+        self.stir = None;
         self.hurt.extract_if(.., |_, hurt| hurt.due <= now).map(|(part, hurt)| (part, hurt.depth)).collect()
     }
 
@@ -401,7 +411,7 @@ mod tests {
         repair.hear(T(199), &Happening::Traffic { ifindex: VETH });
         assert_eq!(repair.due(), None);
         repair.hear(T(200), &Happening::Traffic { ifindex: VETH });
-        assert_eq!(repair.due(), Some(T(203)));
+        assert_eq!(repair.due(), Some(T(204)));
         repair.leave(&pod());
         assert_eq!((repair.due(), repair.guards(&pod())), (None, false));
         repair.hear(T(300), &route(1000, "192.168.32.5/32"));
@@ -416,9 +426,14 @@ mod tests {
         repair.hear(T(100), &Happening::Traffic { ifindex: VETH });
         repair.hear(T(102), &Happening::Link(LinkNow { running: false, ..veth() }));
         repair.hear(T(102), &Happening::Traffic { ifindex: VETH });
-        assert_eq!(repair.take_due(T(102)), []);
-        assert_eq!(repair.take_due(T(103)), [(pod(), Depth::Inside)]);
+        assert_eq!(repair.take_due(T(105)), []);
+        assert_eq!(repair.take_due(T(106)), [(pod(), Depth::Inside)]);
         assert_eq!(repair.due(), None);
+        // One that does not end is not waited for.
+        for now in 200..300 {
+            repair.hear(T(now), &route(1003, "0.0.0.0/0"));
+        }
+        assert_eq!(repair.due(), Some(T(224)));
     }
 
     #[test]
@@ -438,6 +453,6 @@ mod tests {
         // After a quiet time the next damage is a first one.
         now += T(120_000);
         repair.hear(now, &route(1000, "192.168.32.5/32"));
-        assert_eq!(repair.due(), Some(now + GATHER));
+        assert_eq!(repair.due(), Some(now + QUIET));
     }
 }
