@@ -449,7 +449,7 @@ mod tests {
             now += T(1);
         }
         assert_eq!(told, 1);
-        assert!((20..50).contains(&looks), "{looks} looks in ten minutes");
+        assert!((70..100).contains(&looks), "{looks} looks in ten minutes");
         // After a quiet time the next damage is a first one.
         now += T(120_000);
         repair.hear(now, &route(1000, "192.168.32.5/32"));

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::Now;
 
-/// So many repairs in a row are free; a network manager that starts, or a person at a shell, makes fewer.
-const FREE: u32 = 16;
+/// So many repairs in a row are free: whoever flushes as often is a program.
+const FREE: u32 = 64;
 const FIRST_WAIT: Duration = Duration::from_millis(10);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// For each time this long between a repair and the next damage, one repair is forgotten.

@@ -267,7 +267,7 @@ fn who_keeps_undoing_us_is_met_with_patience_and_told_of_once() {
     let elapsed = start.elapsed();
     let log = site.cluster.log(0);
     let repairs = log.lines().filter(|line| line.contains("put right what somebody else changed")).count();
-    assert!((10..60).contains(&repairs), "{repairs} repairs in {elapsed:?}");
+    assert!((10..100).contains(&repairs), "{repairs} repairs in {elapsed:?}");
     let told = || events_about(&site.cluster, "node-1");
     soon("an event says that somebody does", || told().iter().any(|(_, m)| m.contains("keeps undoing")));
     assert_eq!(log.matches("somebody keeps undoing").count(), 1, "{log}");
