@@ -23,7 +23,7 @@ pub fn add(pod: PodName, sandbox: Sandbox, conf: &NetConf) -> Result<Reply, Fail
     let mut kernel = open(&sandbox)?;
     del::revive(&sandbox.attachment);
     let veth = datapath::veth(&pod, &sandbox.attachment, conf.mtu);
-    let request = Request::Allocate { pod, sandbox: sandbox.clone() };
+    let request = Request::Allocate { pod, sandbox: sandbox.clone(), limits: conf.runtime.limits };
     // Open until we end: by that the daemon knows that the pod is wired, and from then on keeps it so.
     let mut question =
         daemon::put(&request, PATIENCE).map_err(|f| Failure { msg: format!("add {name}: {}", f.msg), ..f })?;

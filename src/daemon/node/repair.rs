@@ -246,7 +246,10 @@ impl Node {
     }
 
     fn repair_pod(&mut self, attachment: &Attachment, depth: Depth) -> Result<Vec<Difference>, Error> {
-        let Some(plan) = self.pod_plan(attachment) else { return Ok(Vec::new()) };
+        // A pod whose bandwidth is being changed is not as any plan has it.
+        let Some(plan) = self.pod_plan(attachment).filter(|_| !self.shaping.contains(attachment)) else {
+            return Ok(Vec::new());
+        };
         let lease = &self.leases[attachment];
         let same = |other: &&Lease| other.pod == lease.pod && other.sandbox.attachment.ifname == attachment.ifname;
         if self.leases.values().filter(same).count() > 1 {
