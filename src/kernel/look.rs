@@ -77,6 +77,11 @@ impl Kernel {
         Ok(self.host.routes()?.iter().filter(|route| route.table == table).cloned().collect())
     }
 
+    pub fn delete_route(&mut self, route: &RouteSeen) -> Result<(), Error> {
+        let removed = self.host.act(super::route::remove(route.to, route.table, route.via, route.oif));
+        absent_is_fine(removed).context(|| format!("delete the route to {}", route.to))
+    }
+
     /// Deletes a link. One is slow (the kernel waits for all CPUs): see [`Kernel::delete_doomed`].
     pub fn delete_link(&mut self, ifindex: u32) -> Result<(), Error> {
         absent_is_fine(self.host.act(link::delete(ifindex))).context(|| format!("delete link {ifindex}"))

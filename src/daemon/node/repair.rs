@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Node;
+use super::{Node, Standing};
 use crate::daemon::clock;
 use crate::datapath::{self, Setup};
 use crate::error::Error;
@@ -106,8 +106,9 @@ impl Node {
         for attachment in old {
             let Some(lease) = self.leases.get(&attachment) else { continue };
             let veth = ours::host_veth(&lease.pod, &attachment.ifname);
-            if let Some(link) = by_name.get(veth.as_str()) {
-                self.guard_pod(&attachment, link, now);
+            match by_name.get(veth.as_str()) {
+                Some(link) => self.guard_pod(&attachment, link, now),
+                None => self.guard_unlinked(&attachment, now),
             }
         }
     }
@@ -121,6 +122,23 @@ impl Node {
         self.wires.mtus.insert(attachment.clone(), link.mtu);
         if let Some(plan) = self.pod_plan(attachment) {
             self.repair.guard(Part::Pod(attachment.clone()), &plan, from);
+        }
+    }
+
+    /// A pod without a link whose namespace is there lost it while nobody looked, and gets it back. One that has the whole of its
+    /// ENI may have none.
+    fn guard_unlinked(&mut self, attachment: &Attachment, now: Now) {
+        let Some(lease) = self.leases.get(attachment).filter(|lease| lease.wiring == Wiring::Shared) else { return };
+        let present = self.pods.standing(&lease.pod) == Standing::Present;
+        if !present || self.awaited(attachment) || !netns_of(&lease.sandbox.netns).is_some_and(Path::exists) {
+            return;
+        }
+        self.wires.unwired.remove(attachment);
+        self.wires.mtus.insert(attachment.clone(), self.world.mtu);
+        if let Some(plan) = self.pod_plan(attachment) {
+            let part = Part::Pod(attachment.clone());
+            self.repair.guard(part.clone(), &plan, now);
+            self.repair.look_at(now, part, Depth::Outside);
         }
     }
 

@@ -2,6 +2,7 @@
 //! sets right what others have changed there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::repair::WIRED_IN;
@@ -74,7 +75,16 @@ impl Node {
     fn sweep_kernel(&mut self, now: Now) -> Result<(), Error> {
         let links = self.sweep_links()?;
         self.give_up_the_superseded(&links, now);
+        self.sweep_routes()?;
         self.sweep_rules(&links)
+    }
+
+    /// Deletes routes of ours to addresses that no lease holds. A lease is recorded before its route is made.
+    fn sweep_routes(&mut self) -> Result<(), Error> {
+        let mut stale = self.kernel.routes(ours::PODS_TABLE)?;
+        let leased: BTreeSet<IpAddr> = self.leases.values().flat_map(|lease| lease.ip.iter()).collect();
+        stale.retain(|route| route.protocol == ours::PROTOCOL && !leased.contains(&route.to.addr()));
+        stale.iter().try_for_each(|route| self.kernel.delete_route(route))
     }
 
     /// Deletes every link of ours whose attachment holds no lease. Links are listed before leases are looked at, and a lease is
