@@ -7,6 +7,8 @@ mod daemon;
 mod exclusive;
 mod own_node;
 mod pool;
+mod ports;
+mod repair;
 mod semantics;
 mod socket;
 
