@@ -9,7 +9,7 @@ use terway::kernel::{self, Kernel, unwire};
 use terway::ours;
 use terway::plan::Plan;
 use terway::pod::{Attachment, PodName, Sandbox};
-use terway::rpc::{Answers, EniLease, Lease, Marker, Whole, Wiring};
+use terway::rpc::{Answers, EniLease, Lease, Marker, Shaper, Whole, Wiring};
 
 use crate::sim::cluster::soon;
 use crate::sim::fabric::{Card, Drops, Fabric, OUTSIDE, OUTSIDE_V6};
@@ -92,7 +92,7 @@ impl World {
         let eni = self.plug(n);
         let home = self.node.ifname(&eni.mac.to_string()).unwrap();
         let services = NetPair { v6: Some(SERVICES_V6.parse().unwrap()), ..NetPair::v4(SERVICES.parse().unwrap()) };
-        let wiring = Wiring::Whole(Whole { home, services, answers: self.answers });
+        let wiring = Wiring::Whole(Whole { home, services, answers: self.answers, shaper: Shaper::Ifb });
         self.pod(name, n, eni, wiring)
     }
 
