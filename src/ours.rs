@@ -58,8 +58,9 @@ pub const TBF_HANDLE: u32 = 0x07e4 << 16;
 
 /// Where a pod has two links, what it receives and what it sends wait here for their turn. In the pod's namespace.
 pub const SHAPE_LINKS: Both<&str> = Both { ingress: "shape-in", egress: "shape-out" };
-/// tc priority of the filters that lead there: after the one that marks.
-pub const SHAPE_FILTER_PRIORITY: u16 = MARK_FILTER_PRIORITY + 1;
+/// tc priorities of the filters that lead there: after the one that marks. Of `u32` filters of one priority the kernel lists those of
+/// either side of a link as if they were on both.
+pub const SHAPE_FILTER_PRIORITIES: Both<u16> = Both { ingress: 2050, egress: 2051 };
 
 /// The longest `ifalias` (IFALIASZ of linux/if.h, less its NUL).
 const ALIAS_MAX: usize = 255;

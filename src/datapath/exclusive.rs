@@ -98,11 +98,8 @@ fn shape(plan: &mut Plan, setup: &Setup, how: Shaper) {
     let Both { ingress, egress } = lease.bandwidth.rates();
     match how {
         Shaper::Ifb => {
-            for (rate, side, through) in
-                [(ingress, Side::Ingress, ours::SHAPE_LINKS.ingress), (egress, Side::Egress, ours::SHAPE_LINKS.egress)]
-            {
-                plan.pod.extend(rate.iter().flat_map(|rate| lead_through(links, side, through, *rate, setup.mtu)));
-            }
+            plan.pod.extend(ingress.iter().flat_map(|rate| lead_through(links, Side::Ingress, *rate, setup.mtu)));
+            plan.pod.extend(egress.iter().flat_map(|rate| lead_through(links, Side::Egress, *rate, setup.mtu)));
         }
         Shaper::Links => {
             let veth = ours::host_veth(&lease.pod, card);
@@ -112,16 +109,18 @@ fn shape(plan: &mut Plan, setup: &Setup, how: Shaper) {
     }
 }
 
-fn lead_through(links: &[&str], side: Side, through: &str, rate: Rate, mtu: u32) -> Vec<Object> {
+fn lead_through(links: &[&str], side: Side, rate: Rate, mtu: u32) -> Vec<Object> {
+    let (through, priority) = match side {
+        Side::Ingress => (ours::SHAPE_LINKS.ingress, ours::SHAPE_FILTER_PRIORITIES.ingress),
+        Side::Egress => (ours::SHAPE_LINKS.egress, ours::SHAPE_FILTER_PRIORITIES.egress),
+    };
     let mut objects = vec![
         Object::Ifb(Ifb { name: through.into() }),
         bucket(through, rate, mtu),
         Object::Link(Link { name: through.into(), mtu: Some(mtu) }),
     ];
-    objects.extend(links.iter().map(|link| {
-        let (link, through) = (link.to_string(), through.into());
-        Object::Redirect(Redirect { link, side, priority: ours::SHAPE_FILTER_PRIORITY, through })
-    }));
+    let redirect = |link: &&str| Redirect { link: link.to_string(), side, priority, through: through.into() };
+    objects.extend(links.iter().map(redirect).map(Object::Redirect));
     objects
 }
 
@@ -405,8 +404,8 @@ mod tests {
             "pod: ip link add shape-out type ifb",
             "pod: tc qdisc replace dev shape-out root handle 7e4: tbf rate 1000000bit burst 2018 limit 14162",
             "pod: ip link set shape-out up mtu 1500",
-            "pod: tc filter replace dev eth0 egress priority 2050 u32 match u32 0 0 action mirred egress redirect dev shape-out",
-            "pod: tc filter replace dev veth1 egress priority 2050 u32 match u32 0 0 action mirred egress redirect dev shape-out",
+            "pod: tc filter replace dev eth0 egress priority 2051 u32 match u32 0 0 action mirred egress redirect dev shape-out",
+            "pod: tc filter replace dev veth1 egress priority 2051 u32 match u32 0 0 action mirred egress redirect dev shape-out",
         ];
         assert_eq!(added, through);
         let (make, undo) = datapath::shape(&setup);

@@ -13,6 +13,7 @@ use crate::ip::{IpPair, Mac};
 use crate::ours;
 use crate::plan::{Filter, FilterAction, Ifb, Object, Redirect, Rule, Side};
 use crate::pod::Attachment;
+use crate::rate::Both;
 use crate::rpc::{Marker, Shaper};
 
 impl Kernel {
@@ -136,9 +137,12 @@ fn shaper_of_a_new_namespace() -> Result<(), Error> {
     let mut place = Place::here()?;
     let through = String::from("probe");
     place.correct(&Object::Ifb(Ifb { name: through.clone() }))?;
-    let redirect =
-        |side| Redirect { link: "lo".into(), side, priority: ours::SHAPE_FILTER_PRIORITY, through: through.clone() };
-    [Side::Ingress, Side::Egress].into_iter().try_for_each(|side| place.correct(&Object::Redirect(redirect(side))))
+    let Both { ingress, egress } = ours::SHAPE_FILTER_PRIORITIES;
+    for (side, priority) in [(Side::Ingress, ingress), (Side::Egress, egress)] {
+        let redirect = Redirect { link: "lo".into(), side, priority, through: through.clone() };
+        place.correct(&Object::Redirect(redirect))?;
+    }
+    Ok(())
 }
 
 /// What a packet for elsewhere would bear: the route's own choice, else the link's address beside the gateway, else the
