@@ -12,6 +12,7 @@ use crate::bandwidth;
 use crate::left::{self, Finding, Kernel};
 use crate::orders::Orders;
 use crate::paths::{self, PORT, Spot};
+use crate::repairs;
 use crate::screen::{Cell, Screen, Table, Tone, millis, seconds};
 use crate::sim::cloud::{Config, Delays, EniView, InstanceSpec, InstanceType};
 use crate::sim::cluster::{Cluster, Member, SOON, node_name};
@@ -93,6 +94,8 @@ impl Story {
         self.limit()?;
         self.screen.title("Pods talk");
         self.faults += self.talk(keep)?;
+        self.screen.title("Somebody flushes what makes their network");
+        self.repair();
         self.screen.title("Pods go");
         let had: Vec<BTreeSet<String>> = (0..LETTERS.len()).map(|n| self.addresses(n)).collect();
         for n in 0..LETTERS.len() {
@@ -376,6 +379,14 @@ impl Story {
         times.sort();
         step.done(&format!("median {}", millis(times[times.len() / 2])));
         Ok(())
+    }
+
+    // Repair
+
+    fn repair(&mut self) {
+        let faults = repairs::show(self.screen, self.cluster(), 0, &self.guests[0].member.pod);
+        self.faults += faults.len();
+        self.explain(faults);
     }
 
     // What is left
