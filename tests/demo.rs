@@ -1,12 +1,9 @@
 //! `make demo`: a small world of network namespaces, and the real binaries at work in it.
 
-<<<<<<< HEAD
-#[path = "demo/exclusive.rs"]
-mod exclusive;
-=======
 #[path = "demo/bandwidth.rs"]
 mod bandwidth;
->>>>>>> main
+#[path = "demo/exclusive.rs"]
+mod exclusive;
 #[path = "demo/left.rs"]
 mod left;
 #[path = "demo/orders.rs"]

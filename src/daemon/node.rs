@@ -514,7 +514,8 @@ impl Node {
             return Err(Error::refused(format!("ENI {} has no link here", eni.id)));
         };
         let services = self.conf.layers().config().service_cidr;
-        Ok(Whole { home: link.name, services, answers: self.world.answers() })
+        let (answers, shaper) = (self.world.answers(), self.world.shaper());
+        Ok(Whole { home: link.name, services, answers, shaper })
     }
 
     fn call(&mut self, id: CallId, call: Call) {

@@ -13,36 +13,19 @@ use super::eni::{self, Job};
 use super::news;
 use super::node::{Compared, Input};
 use super::terms::Terms;
-<<<<<<< HEAD
 use crate::config::Mode;
-use crate::datapath::{self, EniSetup, Setup};
-=======
 use crate::datapath::{self, EniSetup};
->>>>>>> main
 use crate::eni::VSwitch;
 use crate::error::{Context, Error};
 use crate::ip::IpPair;
-<<<<<<< HEAD
-use crate::kernel::{self, Kernel, LinkSeen};
-=======
-use crate::kernel::Kernel;
->>>>>>> main
+use crate::kernel::{self, Kernel};
 use crate::object::{self, Pod};
 use crate::plan::Plan;
 use crate::pod::PodName;
 use crate::pool::{Call, CallId, Notice};
 use crate::repair::Part;
-<<<<<<< HEAD
-use crate::rpc::{Answers, EniLease, Lease, Marker};
-use crate::{cloud, kube, ours};
-
-/// A bandwidth that cannot be set is tried again so often.
-const SHAPE_TRIES: u32 = 20;
-const SHAPE_PAUSE: Duration = Duration::from_millis(500);
-=======
-use crate::rpc::{EniLease, Lease, Marker};
+use crate::rpc::{Answers, EniLease, Lease, Marker, Shaper};
 use crate::{cloud, kube};
->>>>>>> main
 
 pub struct World {
     pub inputs: Sender<Input>,
@@ -56,8 +39,8 @@ pub struct World {
     /// The node's own addresses.
     pub node: IpPair,
     pub marker: Marker,
-    /// See [`World::answers`].
-    pub tried: OnceCell<Answers>,
+    /// See [`World::answers`] and [`World::shaper`].
+    pub tried: (OnceCell<Answers>, OnceCell<Shaper>),
     pub mtu: u32,
     /// A lease whose pod has been gone this long is given up though no DEL came.
     pub orphan: Duration,
@@ -143,9 +126,23 @@ impl World {
         });
     }
 
+    /// How a pod with an ENI of its own is held to a bandwidth; tried out once, when the first one comes.
+    pub fn shaper(&self) -> Shaper {
+        *self.tried.1.get_or_init(|| match Kernel::host().map(|mut kernel| kernel.shaper()) {
+            Ok((shaper, why)) => {
+                log::info!("pods with an ENI of their own are held to their bandwidth by {shaper:?}: {why}");
+                shaper
+            }
+            Err(e) => {
+                log::warn!("how to hold pods with an ENI of their own to a bandwidth: {e}");
+                Shaper::Links
+            }
+        })
+    }
+
     /// How a pod with an ENI of its own finds back what came in through the node; tried out once, when the first one comes.
     pub fn answers(&self) -> Answers {
-        *self.tried.get_or_init(|| match kernel::attempt(&datapath::trial_of_answers(&self.node)) {
+        *self.tried.0.get_or_init(|| match kernel::attempt(&datapath::trial_of_answers(&self.node)) {
             Ok(()) => Answers::Conntrack,
             Err(e) => {
                 log::warn!(

@@ -11,11 +11,7 @@ use super::{AddrSeen, Kernel, LinkSeen};
 use crate::error::{Context, Error, Errors};
 use crate::ip::{IpPair, Mac};
 use crate::ours;
-<<<<<<< HEAD
-use crate::plan::{Filter, FilterAction, Object, Plan, Rule};
-=======
-use crate::plan::{Filter, FilterAction, Ifb, Object, Redirect, Rule, Side};
->>>>>>> main
+use crate::plan::{Filter, FilterAction, Ifb, Object, Plan, Redirect, Rule, Side};
 use crate::pod::Attachment;
 use crate::rate::Both;
 use crate::rpc::{Marker, Shaper};
@@ -144,7 +140,6 @@ impl Kernel {
     }
 }
 
-<<<<<<< HEAD
 /// Makes what the plan has for the node in a namespace that lives no longer than that: whether this kernel can.
 pub fn attempt(plan: &Plan) -> Result<(), Error> {
     let objects = plan.host.clone();
@@ -156,12 +151,11 @@ pub fn attempt(plan: &Plan) -> Result<(), Error> {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic),
     }
-=======
+}
+
 /// Runs on a thread of its own, which takes the namespace with it when it ends.
 fn shaper_of_a_new_namespace() -> Result<(), Error> {
-    // SAFETY: only the network namespace of this thread changes; no descriptor or memory is shared differently.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
-    let mut place = Place::here()?;
+    let mut place = a_new_namespace()?;
     let through = String::from("probe");
     place.correct(&Object::Ifb(Ifb { name: through.clone() }))?;
     let Both { ingress, egress } = ours::SHAPE_FILTER_PRIORITIES;
@@ -170,7 +164,6 @@ fn shaper_of_a_new_namespace() -> Result<(), Error> {
         place.correct(&Object::Redirect(redirect))?;
     }
     Ok(())
->>>>>>> main
 }
 
 /// What a packet for elsewhere would bear: the route's own choice, else the link's address beside the gateway, else the

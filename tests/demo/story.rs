@@ -8,11 +8,8 @@ use std::time::{Duration, Instant};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
-<<<<<<< HEAD
-use crate::exclusive;
-=======
 use crate::bandwidth;
->>>>>>> main
+use crate::exclusive;
 use crate::left::{self, Finding, Kernel};
 use crate::orders::Orders;
 use crate::paths::{self, PORT, Spot};
