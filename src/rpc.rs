@@ -85,6 +85,29 @@ pub struct Lease {
     /// The node's own addresses.
     pub node: IpPair,
     pub marker: Marker,
+    /// How a pod is held that the old Terway has wired; absent for those that we have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heritage: Option<Heritage>,
+}
+
+/// What we do about a pod that ran before us.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Heritage {
+    /// Taken over: it is wired as ours are, over the veth that it has, which keeps its MACs.
+    Adopted { host_mac: Mac, pod_mac: Mac },
+    /// It runs on as it was wired until it is re-created, for this reason. We keep its address for it and do nothing else.
+    Untouched { why: String },
+}
+
+impl Lease {
+    /// Why we leave the pod's network as it is, where we do.
+    pub fn untouched(&self) -> Option<&str> {
+        match &self.heritage {
+            Some(Heritage::Untouched { why }) => Some(why),
+            _ => None,
+        }
+    }
 }
 
 /// What a pod's wiring takes from its ENI.
@@ -148,5 +171,6 @@ pub fn example_lease() -> Lease {
         },
         node: IpPair::v4(Ipv4Addr::new(192, 168, 0, 10)),
         marker: Marker::Bpf,
+        heritage: None,
     }
 }

@@ -11,7 +11,7 @@ use crate::ip::IpPair;
 use crate::kernel::{Kernel, LinkSeen};
 use crate::plan::RuleAction;
 use crate::pod::Sandbox;
-use crate::rpc::{EniLease, Lease, Marker};
+use crate::rpc::{EniLease, Heritage, Lease, Marker};
 use crate::{ours, pod};
 
 /// What is known of the node beside the kernel.
@@ -63,9 +63,18 @@ pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result
         let pod = veth.alias.as_deref().and_then(ours::pod).unwrap_or_else(pod::nameless);
         log::info!("{attachment} of pod {pod} holds {ip}: found in the kernel");
         let sandbox = Sandbox { attachment, netns: PathBuf::new() };
-        found.push(Lease { pod, sandbox, ip: IpPair::v4(ip), eni, node: known.node, marker: known.marker });
+        let (node, marker) = (known.node, known.marker);
+        let heritage = heritage(kernel, &veth, ip.into())?;
+        found.push(Lease { pod, sandbox, ip: IpPair::v4(ip), eni, node, marker, heritage });
     }
     Ok(found)
+}
+
+/// A veth that the old Terway made has other MACs than ours; that of its inner end we wrote down as a neighbour.
+fn heritage(kernel: &mut Kernel, veth: &LinkSeen, ip: IpAddr) -> Result<Option<Heritage>, Error> {
+    let Some(host_mac) = veth.mac.filter(|mac| *mac != ours::host_mac(&veth.name)) else { return Ok(None) };
+    let pod_mac = kernel.neighbour(veth.ifindex, ip)?;
+    Ok(pod_mac.map(|pod_mac| Heritage::Adopted { host_mac, pod_mac }))
 }
 
 /// The ENI that has the address, if its link and its rule are in the kernel.

@@ -15,14 +15,14 @@ use super::news;
 use super::node::{Found, Input, Node};
 use super::terms::Terms;
 use super::world::World;
-use super::{adopt, calls};
+use super::{adopt, calls, old};
 use crate::cloud::{self, Credentials, Endpoint, Key, Metadata, Sources};
 use crate::config::{AccessKey, Config, NodeFacts, Scheme, Signature};
 use crate::eni::{Eni, VSwitch};
 use crate::error::{Cause, Context, Error};
 use crate::ip::IpPair;
 use crate::kernel::Kernel;
-use crate::pool::{Boot, Held};
+use crate::pool::{Boot, Held, Notice};
 use crate::rpc::{Lease, Marker};
 use crate::{datapath, kube, ours};
 
@@ -56,6 +56,8 @@ struct Gathered {
     slots: BTreeMap<String, u32>,
     ledger: Ledger,
     contents: Contents,
+    /// What people shall hear of what was found, each with the uid of the pod.
+    notices: Vec<(Notice, String)>,
 }
 
 impl Start {
@@ -134,8 +136,20 @@ fn attempt(start: &Start) -> Result<Gathered, Error> {
     let adopted = adopt::leases(&mut kernel, &known, &contents)?;
     adopted.iter().try_for_each(|lease| ledger.record(lease))?;
     contents.leases.extend(adopted);
-    slots.extend(contents.leases.iter().map(|l| (l.eni.id.clone(), l.eni.slot)));
-    Ok(Gathered { kernel, node, marker, cloud, kube, terms, vswitches, enis, slots, ledger, contents })
+    let wired = contents.leases.iter().filter(|l| l.untouched().is_none());
+    slots.extend(wired.map(|l| (l.eni.id.clone(), l.eni.slot)));
+    let notices = old::take_over(old::Ground {
+        cloud: &cloud,
+        ledger: &ledger,
+        enis: &enis,
+        vswitches: &vswitches,
+        node,
+        marker,
+        mtu: start.config.mtu,
+        slots: &mut slots,
+        contents: &mut contents,
+    })?;
+    Ok(Gathered { kernel, node, marker, cloud, kube, terms, vswitches, enis, slots, ledger, contents, notices })
 }
 
 /// The IPv4 address that the node is known by; ENIs bear it to speak ARP.
@@ -211,6 +225,9 @@ fn assemble(start: &Start, g: Gathered, inputs: Sender<Input>) -> Node {
         vswitches: g.vswitches.into_iter().map(|v| (v.id.clone(), v)).collect(),
         notices,
     };
+    for (notice, uid) in g.notices {
+        world.tell(notice, uid);
+    }
     Node::new(world, g.ledger, g.kernel, Found { boot, leases: g.contents.leases, slots: g.slots })
 }
 

@@ -419,6 +419,7 @@ impl Node {
             eni: eni.clone(),
             node: self.world.node,
             marker: self.world.marker,
+            heritage: None,
         })
     }
 

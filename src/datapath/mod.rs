@@ -21,9 +21,14 @@ pub fn veth(pod: &PodName, attachment: &Attachment, mtu: u32) -> Veth {
     policy_route::veth(pod, attachment, mtu)
 }
 
-/// The plan of one attachment.
+/// The pod's veth as its lease has it.
+pub fn leased_veth(lease: &Lease, mtu: u32) -> Veth {
+    policy_route::leased_veth(lease, mtu)
+}
+
+/// The plan of one attachment; nothing for one that runs on as the old Terway has wired it.
 pub fn pod(setup: &Setup) -> Plan {
-    policy_route::pod(setup)
+    if setup.lease.untouched().is_some() { Plan::default() } else { policy_route::pod(setup) }
 }
 
 /// What of a pod's plan does not go with its link, or must go before it: undone first when the pod is gone.

@@ -9,17 +9,17 @@ use crate::ip::host_net;
 use crate::ours;
 use crate::plan::{Addr, Filter, FilterAction, Link, Neigh, Object, Plan, Route, Rule, RuleAction, Sysctl, Veth};
 use crate::pod::{Attachment, PodName};
-use crate::rpc::Marker;
+use crate::rpc::{Heritage, Lease, Marker};
 
 pub fn pod(setup: &Setup) -> Plan {
     let lease = setup.lease;
     let ifname = &lease.sandbox.attachment.ifname;
-    let veth = ours::host_veth(&lease.pod, ifname);
+    let veth = leased_veth(lease, setup.mtu);
     let mut plan = Plan::default();
-    plan.host.push(Object::Veth(self::veth(&lease.pod, &lease.sandbox.attachment, setup.mtu)));
-    mark(&mut plan.host, setup, &veth);
+    plan.host.push(Object::Veth(veth.clone()));
+    mark(&mut plan.host, setup, &veth.name);
     let up = |name: &String| Object::Link(Link { name: name.clone(), mtu: Some(setup.mtu) });
-    plan.host.push(up(&veth));
+    plan.host.push(up(&veth.name));
     plan.pod.push(up(ifname));
     for addr in lease.ip.iter() {
         inside(&mut plan.pod, addr, ifname, &veth);
@@ -40,24 +40,33 @@ pub fn veth(pod: &PodName, attachment: &Attachment, mtu: u32) -> Veth {
     }
 }
 
+/// One that the old Terway has made keeps its MACs: the pod knows them.
+pub fn leased_veth(lease: &Lease, mtu: u32) -> Veth {
+    let veth = veth(&lease.pod, &lease.sandbox.attachment, mtu);
+    match lease.heritage {
+        Some(Heritage::Adopted { host_mac, pod_mac }) => Veth { mac: host_mac, peer_mac: pod_mac, ..veth },
+        _ => veth,
+    }
+}
+
 /// The pod's own view: one address, and one neighbour that answers for everything else.
-fn inside(pod: &mut Vec<Object>, addr: IpAddr, ifname: &str, veth: &str) {
+fn inside(pod: &mut Vec<Object>, addr: IpAddr, ifname: &str, veth: &Veth) {
     let gateway = match addr {
         IpAddr::V4(_) => IpAddr::V4(ours::POD_GATEWAY),
         IpAddr::V6(_) => IpAddr::V6(ours::POD_GATEWAY_V6),
     };
     pod.push(Object::Addr(Addr { net: host_net(addr), link: ifname.into() }));
-    pod.push(Object::Neigh(Neigh { addr: gateway, mac: ours::host_mac(veth), link: ifname.into() }));
+    pod.push(Object::Neigh(Neigh { addr: gateway, mac: veth.mac, link: ifname.into() }));
     pod.push(default_route(gateway, ifname, None));
 }
 
 /// How the node reaches the pod; the neighbour spares the first packet an ARP round.
-fn outside(host: &mut Vec<Object>, addr: IpAddr, veth: &str) {
-    host.push(Object::Neigh(Neigh { addr, mac: ours::pod_mac(veth), link: veth.into() }));
+fn outside(host: &mut Vec<Object>, addr: IpAddr, veth: &Veth) {
+    host.push(Object::Neigh(Neigh { addr, mac: veth.peer_mac, link: veth.name.clone() }));
     host.push(Object::Route(Route {
         to: host_net(addr),
         via: None,
-        link: veth.into(),
+        link: veth.name.clone(),
         table: Some(ours::PODS_TABLE),
         onlink: false,
     }));
@@ -124,8 +133,8 @@ mod tests {
 
     use super::*;
     use crate::datapath;
-    use crate::ip::IpPair;
-    use crate::rpc::{Lease, example_lease};
+    use crate::ip::{IpPair, Mac};
+    use crate::rpc::example_lease;
 
     fn printed(lease: &Lease) -> Vec<String> {
         pod(&Setup { lease, mtu: 1500 }).to_string().lines().map(String::from).collect()
@@ -167,6 +176,22 @@ mod tests {
                 "pod: ip -6 route replace default via fe80::1 dev eth0 onlink",
             ]
         );
+    }
+
+    #[test]
+    fn a_pod_taken_over_keeps_its_macs_and_one_left_alone_has_no_plan() {
+        let mac = |last| Mac([2, 0, 0, 0, 0, last]);
+        let adopted = Some(Heritage::Adopted { host_mac: mac(1), pod_mac: mac(2) });
+        let ours = printed(&example_lease());
+        let mac_of_ours = |line: &String| {
+            line.replace("4a:f6:c8:c6:ad:15", "02:00:00:00:00:01").replace("4a:ef:c7:bc:3a:c8", "02:00:00:00:00:02")
+        };
+        let theirs: Vec<String> = ours.iter().map(mac_of_ours).collect();
+        assert_eq!(printed(&Lease { heritage: adopted, ..example_lease() }), theirs);
+        let untouched = Some(Heritage::Untouched { why: "it is on IPvlan".into() });
+        let lease = Lease { heritage: untouched, ..example_lease() };
+        assert_eq!(datapath::pod(&Setup { lease: &lease, mtu: 1500 }), Plan::default());
+        assert_eq!(datapath::routes(&lease), Plan::default());
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod memory;
 mod message;
 mod neigh;
 pub mod netns;
+mod old;
 mod place;
 mod route;
 mod rule;
@@ -25,8 +26,9 @@ use std::path::Path;
 
 pub use addr::AddrSeen;
 pub use link::LinkSeen;
+pub use old::OldPod;
 pub use place::Difference;
-pub use route::RouteSeen;
+pub use route::{MAIN, RouteSeen};
 pub use unwire::unwire;
 
 use self::netns::Netns;

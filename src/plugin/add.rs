@@ -8,7 +8,6 @@ use super::{daemon, del};
 use crate::cni::{Code, Failure, NetConf, Reply, ReplyIp, VirtualType};
 use crate::datapath::{self, Setup};
 use crate::kernel::Kernel;
-use crate::ours;
 use crate::plan::Veth;
 use crate::pod::{PodName, Sandbox};
 use crate::rpc::{self, Lease, Request};
@@ -60,7 +59,7 @@ fn lease(request: &Request, sandbox: &Sandbox, kernel: &mut Kernel, veth: &Veth)
 /// Addresses bear the length of the vSwitch's prefix, as runtimes and chained plugins of Terway's users expect, although
 /// inside the pod they stand alone.
 fn reply(sandbox: Sandbox, conf: &NetConf, lease: &Lease) -> Reply {
-    let host_link = ours::host_veth(&lease.pod, &sandbox.attachment.ifname);
+    let veth = datapath::leased_veth(lease, conf.mtu);
     let v4 = lease.ip.v4.map(|ip| {
         let length = lease.eni.cidr.v4.map_or(32, |net| net.prefix_len());
         ReplyIp { address: IpNet::new_assert(ip.into(), length), gateway: lease.eni.gateway.v4.map(Into::into) }
@@ -70,10 +69,10 @@ fn reply(sandbox: Sandbox, conf: &NetConf, lease: &Lease) -> Reply {
         ReplyIp { address: IpNet::new_assert(ip.into(), length), gateway: lease.eni.gateway.v6.map(Into::into) }
     });
     Reply {
-        mac: ours::pod_mac(&host_link),
+        mac: veth.peer_mac,
         mtu: conf.mtu,
-        host_mac: ours::host_mac(&host_link),
-        host_link,
+        host_mac: veth.mac,
+        host_link: veth.name,
         sandbox,
         ips: v4.into_iter().chain(v6).collect(),
     }
