@@ -1,6 +1,7 @@
 //! The words between plugin, daemon and cli: one JSON line asked, one JSON line answered, over [`crate::ours::SOCKET`].
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,8 @@ pub enum Request {
     Release { attachment: Attachment },
     /// CHECK: what was leased.
     Lease { attachment: Attachment },
+    /// DEL or CHECK of a pod that the old Terway has wired without writing its container down: the lease under its name.
+    Find { pod: PodName, ifname: String, netns: Option<PathBuf> },
     /// GC: everything but these is gone.
     Gc { valid: BTreeSet<Attachment> },
     /// STATUS: could an ADD be served now?
@@ -144,6 +147,11 @@ pub const TOMBSTONES: &str = "tombstones";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tombstone {
     pub attachment: Attachment,
+    /// Whose it was, as far as the plugin was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<PathBuf>,
     /// Seconds since 1970, for the order and for people.
     pub at: f64,
 }

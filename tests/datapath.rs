@@ -82,6 +82,7 @@ impl World {
             eni: self.eni(),
             node: IpPair::v4(NODE_IP.parse().unwrap()),
             marker: self.marker,
+            heritage: None,
         };
         Pod { world: self, plan: datapath::pod(&Setup { lease: &lease, mtu: MTU }), lease, ns }
     }

@@ -5,6 +5,7 @@ mod daemon;
 mod pool;
 mod semantics;
 mod socket;
+mod upgrade;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use super::ledger::Contents;
+use super::old;
 use crate::eni::{Eni, VSwitch};
 use crate::error::Error;
 use crate::ip::IpPair;
@@ -63,8 +64,9 @@ pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result
         let pod = veth.alias.as_deref().and_then(ours::pod).unwrap_or_else(pod::nameless);
         log::info!("{attachment} of pod {pod} holds {ip}: found in the kernel");
         let sandbox = Sandbox { attachment, netns: PathBuf::new() };
-        let (node, marker) = (known.node, known.marker);
         let heritage = heritage(kernel, &veth, ip.into())?;
+        let marker = if heritage.is_some() { old::MARKER } else { known.marker };
+        let node = known.node;
         found.push(Lease { pod, sandbox, ip: IpPair::v4(ip), eni, node, marker, heritage });
     }
     Ok(found)

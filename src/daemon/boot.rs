@@ -144,7 +144,6 @@ fn attempt(start: &Start) -> Result<Gathered, Error> {
         enis: &enis,
         vswitches: &vswitches,
         node,
-        marker,
         mtu: start.config.mtu,
         slots: &mut slots,
         contents: &mut contents,

@@ -119,10 +119,10 @@ impl Ledger {
     }
 
     /// The attachments that plugins undid while no daemon was there, oldest first.
-    pub fn tombstones(&self) -> Result<Vec<Attachment>, Error> {
+    pub fn tombstones(&self) -> Result<Vec<Tombstone>, Error> {
         let mut stones: Vec<Tombstone> = self.read(TOMBSTONES)?;
         stones.sort_by(|a, b| a.at.total_cmp(&b.at));
-        Ok(stones.into_iter().map(|t| t.attachment).collect())
+        Ok(stones)
     }
 
     pub fn bury(&self, attachment: &Attachment) -> Result<(), Error> {
@@ -288,7 +288,8 @@ mod tests {
             .unwrap();
         assert_eq!(ledger.tombstones().unwrap(), []);
         fs::rename(&half, root.join("tombstones/0123456789abcdef@eth0.json")).unwrap();
-        assert_eq!(ledger.tombstones().unwrap(), [Attachment { container, ifname }]);
+        let attachment = Attachment { container, ifname };
+        assert_eq!(ledger.tombstones().unwrap(), [Tombstone { attachment, pod: None, netns: None, at: 1.5 }]);
         fs::remove_dir_all(root).unwrap();
     }
 }

@@ -18,10 +18,10 @@ use super::{calls, clock};
 use crate::config::Config;
 use crate::error::{Context, Error};
 use crate::ip::Mac;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, OldPod};
 use crate::object::Pod;
 use crate::ours;
-use crate::plan::{Rule, RuleAction};
+use crate::plan::{Plan, Rule, RuleAction};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
 use crate::rpc::{EniLease, Lease, Refusal, Reply, Request};
@@ -184,6 +184,10 @@ impl Node {
                 Some(lease) => Reply::Lease(Box::new(lease.clone())),
                 None => Reply::None {},
             },
+            Request::Find { pod, ifname, netns } => match self.unnamed(&pod, &ifname, netns.as_deref()) {
+                Some(lease) => Reply::Lease(Box::new(lease)),
+                None => Reply::None {},
+            },
             Request::Gc { valid } => self.collect(&valid),
             Request::Status {} => self.status(),
             Request::Show {} => Reply::Show(self.show()),
@@ -310,8 +314,8 @@ impl Node {
             self.call_off(attachment);
             return Reply::None {};
         };
-        let routes = datapath::routes(lease);
-        if let Err(e) = self.kernel.undo(&routes) {
+        let lease = lease.clone();
+        if let Err(e) = self.unroute(&lease) {
             log::error!("del {}: {e}", lease.pod);
             return refusal(local(&e.to_string()));
         }
@@ -319,6 +323,18 @@ impl Node {
         self.feed(Event::Release { attachment: attachment.clone() });
         self.sweep = self.sweep.min(clock::now() + SWEEP_AFTER);
         Reply::Released {}
+    }
+
+    /// Nothing is sent to the pod any more.
+    fn unroute(&mut self, lease: &Lease) -> Result<(), Error> {
+        if lease.untouched().is_none() {
+            return self.kernel.undo(&datapath::routes(lease));
+        }
+        let attachment = &lease.sandbox.attachment;
+        let veth = ours::unnamed_link(attachment)
+            .map_or_else(|| ours::host_veth(&lease.pod, &attachment.ifname), str::to_owned);
+        let mut ips = lease.ip.iter();
+        ips.try_for_each(|ip| self.kernel.clear_old(&OldPod { ip, veth: &veth, table: None }, &Plan::default()))
     }
 
     /// An ADD that waits although its attachment is deleted (the runtime gave up) is never served.
@@ -333,7 +349,9 @@ impl Node {
 
     /// One that cannot be released does not keep the others.
     fn collect(&mut self, valid: &BTreeSet<Attachment>) -> Reply {
-        let stale: Vec<Attachment> = self.leases.keys().filter(|a| !valid.contains(a)).cloned().collect();
+        // The runtime's name for one that we have no name for may be among them.
+        let is_stale = |a: &&Attachment| !valid.contains(a) && ours::unnamed_link(a).is_none();
+        let stale: Vec<Attachment> = self.leases.keys().filter(is_stale).cloned().collect();
         let mut reply = Reply::None {};
         for attachment in &stale {
             log::info!("gc: {attachment} is not among the valid attachments");
@@ -403,7 +421,7 @@ impl Node {
     /// A lease that ends without DEL, as one does whose address the cloud has taken: nothing may be sent there any more.
     fn end(&mut self, attachment: &Attachment) {
         if let Some(lease) = self.leases.remove(attachment) {
-            let undone = self.kernel.undo(&datapath::routes(&lease));
+            let undone = self.unroute(&lease);
             self.noted("routes of a lease that is over", undone);
         }
     }

@@ -78,9 +78,17 @@ impl Kernel {
         let mut errors = Errors::default();
         let kept = |rule: &Rule| keep.host.iter().any(|o| matches!(o, crate::plan::Object::Rule(r) if r == rule));
         let bodies = self.host.list_rules()?;
-        let rules = bodies.iter().filter_map(|body| parse_with_to(body));
-        for (rule, to) in rules.filter(|(rule, to)| pod.has_rule(rule, *to) && !kept(rule)).collect::<Vec<_>>() {
-            errors.note(absent_is_fine(self.host.act(remove_with_to(&rule, to))));
+        let rules: Vec<(Rule, Option<IpNet>)> = bodies.iter().filter_map(|body| parse_with_to(body)).collect();
+        let (theirs, others): (Vec<_>, Vec<_>) = rules.into_iter().partition(|(rule, to)| pod.has_rule(rule, *to));
+        for (rule, to) in theirs.iter().filter(|(rule, _)| !kept(rule)) {
+            // Asked to remove a rule without a link, the kernel takes one with a link for it as well.
+            let is_taken_for = |(other, other_to): &&(Rule, Option<IpNet>)| {
+                rule.iif.is_none() && *rule == Rule { iif: None, ..other.clone() } && to == other_to
+            };
+            match others.iter().find(is_taken_for) {
+                Some((other, _)) => log::warn!("{rule} of the old Terway stays: somebody has {other}"),
+                None => drop(errors.note(absent_is_fine(self.host.act(remove_with_to(rule, *to))))),
+            }
         }
         let ours_to_clear = |link: &LinkSeen| link.name == pod.veth || link.name.starts_with(ours::OLD_IPVLAN);
         let links: Vec<u32> = self.links()?.iter().filter(|link| ours_to_clear(link)).map(|l| l.ifindex).collect();

@@ -39,7 +39,7 @@ fn page(id: u64, flags: u16, count: usize, body: &[u8]) -> Vec<u8> {
 }
 
 fn elements(items: &[(&str, &[u8], u32)]) -> Vec<u8> {
-    let (mut heads, mut data) = (Vec::new(), Vec::new());
+    let (mut heads, mut data) = (Vec::new(), Vec::<u8>::new());
     for (n, (key, value, flags)) in items.iter().enumerate() {
         let offset = (items.len() - n) * 16 + data.len();
         for word in [*flags as usize, offset, key.len(), value.len()] {

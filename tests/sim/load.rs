@@ -27,13 +27,15 @@ pub struct Tally {
 /// From a place to a server in another, until the story is over.
 pub fn during(from: &(impl Place + Sync), to: &impl Place, ip: &str, story: impl FnOnce()) -> Tally {
     static PORT: AtomicU16 = AtomicU16::new(9000);
-    let at: [SocketAddr; 2] = [(); 2].map(|()| SocketAddr::new(ip.parse().expect("an address"), PORT.fetch_add(1, Ordering::Relaxed)));
+    let at: [SocketAddr; 2] =
+        [(); 2].map(|()| SocketAddr::new(ip.parse().expect("an address"), PORT.fetch_add(1, Ordering::Relaxed)));
     let _tcp = to.tcp_echo(&at[0].to_string());
     let server = to.run(|| UdpSocket::bind(at[1]).expect("a free port"));
     let client = from.run(|| UdpSocket::bind("0.0.0.0:0").expect("a free port"));
     client.connect(at[1]).expect("an address of its family");
-    [&server, &client].map(widen);
-    let stream = from.run(|| TcpStream::connect_timeout(&at[0], STRAGGLERS)).expect("it speaks before the story begins");
+    [&server, &client].into_iter().for_each(widen);
+    let stream =
+        from.run(|| TcpStream::connect_timeout(&at[0], STRAGGLERS)).expect("it speaks before the story begins");
     let (done, end) = (AtomicBool::new(false), AtomicBool::new(false));
     let heard = AtomicUsize::new(0);
     thread::scope(|scope| {
@@ -72,7 +74,7 @@ fn widen(socket: &UdpSocket) {
 }
 
 fn send(socket: &UdpSocket, done: &AtomicBool) -> usize {
-    let mut sent = 0;
+    let mut sent = 0_usize;
     while !done.load(Ordering::Relaxed) {
         // No route: as lost as any other.
         let _ = socket.send(&sent.to_be_bytes());

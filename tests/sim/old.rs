@@ -39,16 +39,19 @@ pub struct Record {
 impl Cluster {
     pub fn old_eni(&self, n: usize, addresses: usize) -> OldEni {
         let (cloud, node) = (&self.world.cloud, self.node(n));
-        let operate = |action: &str, params: &[(&str, &str)]| cloud.operate(action, params).unwrap_or_else(|e| panic!("{action}: {e:?}"));
+        let operate = |action: &str, params: &[(&str, &str)]| {
+            cloud.operate(action, params).unwrap_or_else(|e| panic!("{action}: {e:?}"))
+        };
         let count = (addresses - 1).to_string();
-        let mut params = vec![("VSwitchId", PODS), ("SecurityGroupId", "sg-sim"), ("Description", "interface create by terway")];
+        let mut params =
+            vec![("VSwitchId", PODS), ("SecurityGroupId", "sg-sim"), ("Description", "interface create by terway")];
         params.extend([("Tag.1.Key", "creator"), ("Tag.1.Value", "terway")]);
         if addresses > 1 {
             params.push(("SecondaryPrivateIpAddressCount", &count));
         }
         let made = operate("CreateNetworkInterface", &params);
         let id = made["NetworkInterfaceId"].as_str().expect("an id").to_owned();
-        let is = |state: &str| cloud.eni(&id).is_some_and(|eni| format!("{:?}", eni.state) == state);
+        let is = |state: &str| cloud.eni(&id).is_some_and(|eni| format!("{:?}", eni.status) == state);
         soon("the ENI is Available", || is("Available"));
         operate("AttachNetworkInterface", &[("NetworkInterfaceId", &id), ("InstanceId", &node.id)]);
         soon("the ENI is attached", || is("InUse"));
@@ -92,7 +95,8 @@ impl Cluster {
     /// Writes both databases anew, after so many transactions.
     pub fn old_store(&self, n: usize, records: &[Record], txid: u64) {
         let file = |bucket: &str, value: fn(&Record) -> &Value| {
-            let records: BTreeMap<String, String> = records.iter().map(|r| (r.key.clone(), value(r).to_string())).collect();
+            let records: BTreeMap<String, String> =
+                records.iter().map(|r| (r.key.clone(), value(r).to_string())).collect();
             bolt::database(bucket, &records, txid)
         };
         self.old_file(n, "ResRelation.db", &file("relation", |r| &r.relation));

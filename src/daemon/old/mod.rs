@@ -1,7 +1,7 @@
 //! A node that the old Terway ran: its pods keep their addresses, and are wired as ours are without losing a packet.
 //!
 //! Database, kernel and cloud together say what runs. A pod's lease is written down first; then its veth is signed and gets
-//! our route, neighbour and mark; and only then go the rules and the route that the old Terway had for it. Each step may be
+//! our route, neighbour and rule; and only then go the rules and the route that the old Terway had for it. Each step may be
 //! said again: a start that was cut off is gone on with by the next.
 
 mod files;
@@ -30,6 +30,10 @@ use crate::rpc::{EniLease, Heritage, Lease, Marker};
 /// The interface that every pod of the old Terway has.
 const IFNAME: &str = "eth0";
 
+/// A filter would take a qdisc, and the kernel stops a link that is up for some milliseconds when it gets one: 3 to 50 packets
+/// were lost at 2,000 a second. So pods that are taken over keep a rule of their own until they are re-created.
+pub const MARKER: Marker = Marker::Rule;
+
 /// Keeps the old Terway from running beside us, for as long as this is held; refused while it runs.
 pub fn claim() -> Result<Vec<File>, Error> {
     files::claim(Path::new(ours::OLD_STORE))
@@ -42,7 +46,6 @@ pub struct Ground<'a> {
     pub enis: &'a [Eni],
     pub vswitches: &'a [VSwitch],
     pub node: IpPair,
-    pub marker: Marker,
     pub mtu: u32,
     pub slots: &'a mut BTreeMap<String, u32>,
     pub contents: &'a mut Contents,
@@ -100,9 +103,9 @@ enum Fate {
     /// Taken over in an earlier life, perhaps not to the end.
     Begun(Box<Lease>),
     TakeOver {
-        outer: LinkSeen,
-        inner: LinkSeen,
-        eni: Eni,
+        host_mac: Mac,
+        pod_mac: Mac,
+        eni: Box<Eni>,
     },
     /// It runs on untouched, for this reason.
     Leave(String),
@@ -116,7 +119,9 @@ impl Heir<'_> {
             Fate::Leave(why) => return self.leave(pod, why),
             Fate::Begun(lease) if lease.untouched().is_some() => return Ok(()),
             Fate::Begun(lease) => *lease,
-            Fate::TakeOver { outer, inner, eni } => self.adopt(pod, &outer, &inner, &eni)?,
+            Fate::TakeOver { host_mac, pod_mac, eni } => {
+                self.adopt(pod, Heritage::Adopted { host_mac, pod_mac }, &eni)?
+            }
         };
         let wired = self.wire(&lease).map_err(|e| e.within(lease.pod.to_string()));
         self.taken += usize::from(wired.is_ok());
@@ -145,7 +150,7 @@ impl Heir<'_> {
         let reason = match (pod.kind, outer, inner) {
             (Kind::Range, Some(_), _) => "its address is one of the node's own range and no ENI's",
             (Kind::Shared, Some(outer), Some((inner, addrs))) if is_pair(&outer, inner) && holds(addrs, &pod.ip) => {
-                return self.take_over_or_leave(pod, outer, inner.clone());
+                return self.take_over_or_leave(pod, &outer, inner);
             }
             (Kind::Shared, Some(_), _) if routed => match inside {
                 Some(Err(e)) => return Fate::Leave(e.to_string()),
@@ -162,10 +167,13 @@ impl Heir<'_> {
         Fate::Leave(reason.into())
     }
 
-    fn take_over_or_leave(&self, pod: &OldPod, outer: LinkSeen, inner: LinkSeen) -> Fate {
+    fn take_over_or_leave(&self, pod: &OldPod, outer: &LinkSeen, inner: &LinkSeen) -> Fate {
+        let (Some(host_mac), Some(pod_mac)) = (outer.mac, inner.mac) else {
+            return Fate::Leave("its veth has no MAC".into());
+        };
         match self.eni_of(pod) {
             Some(eni) if self.links.iter().any(|link| link.is_eni(eni.mac)) => {
-                Fate::TakeOver { outer, inner, eni: eni.clone() }
+                Fate::TakeOver { host_mac, pod_mac, eni: Box::new(eni.clone()) }
             }
             Some(eni) => Fate::Leave(format!("its ENI {} has no link on this node", eni.id)),
             None => Fate::Leave("no ENI of this node has its address".into()),
@@ -187,9 +195,7 @@ impl Heir<'_> {
     }
 
     /// Written down before anything is changed, the lease makes the veth ours for whoever comes upon it.
-    fn adopt(&mut self, pod: &OldPod, outer: &LinkSeen, inner: &LinkSeen, eni: &Eni) -> Result<Lease, Error> {
-        let mac = |link: &LinkSeen| link.mac.unwrap_or(Mac([0; 6]));
-        let heritage = Heritage::Adopted { host_mac: mac(outer), pod_mac: mac(inner) };
+    fn adopt(&mut self, pod: &OldPod, heritage: Heritage, eni: &Eni) -> Result<Lease, Error> {
         let eni = self.set_up(eni)?;
         let lease = self.lease(pod, eni, heritage);
         log::info!("{} holds {} since the old Terway's days: taken over", lease.pod, lease.ip);
@@ -214,7 +220,7 @@ impl Heir<'_> {
 
     fn lease(&self, pod: &OldPod, eni: EniLease, heritage: Heritage) -> Lease {
         let sandbox = Sandbox { attachment: attachment(pod), netns: pod.netns.clone().unwrap_or_default() };
-        let (node, marker) = (self.ground.node, self.ground.marker);
+        let (node, marker) = (self.ground.node, MARKER);
         Lease { pod: pod.name.clone(), sandbox, ip: pod.ip, eni, node, marker, heritage: Some(heritage) }
     }
 
@@ -289,7 +295,7 @@ impl Heir<'_> {
             let why = "no record names the pod".into();
             let sandbox = Sandbox { attachment, netns: PathBuf::new() };
             let (eni, heritage) = (unwired(eni), Some(Heritage::Untouched { why }));
-            let (node, marker) = (self.ground.node, self.ground.marker);
+            let (node, marker) = (self.ground.node, MARKER);
             self.record(Lease { pod: nameless(), sandbox, ip, eni, node, marker, heritage })?;
         }
         Ok(())
@@ -331,7 +337,7 @@ fn is_old_veth(link: &LinkSeen) -> bool {
 fn is_pair(outer: &LinkSeen, inner: &LinkSeen) -> bool {
     let told =
         outer.peer.is_none_or(|peer| peer == inner.ifindex) && inner.peer.is_none_or(|peer| peer == outer.ifindex);
-    inner.is_veth() && told && outer.mac.is_some() && inner.mac.is_some()
+    inner.is_veth() && told
 }
 
 fn holds(addrs: &[IpAddr], ip: &IpPair) -> bool {
