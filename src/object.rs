@@ -150,6 +150,9 @@ pub enum Phase {
 /// The label on a pod or node that tells us to keep our hands off.
 pub const IGNORE_LABEL: &str = "k8s.aliyun.com/ignore-by-terway";
 
+/// The label of a node that names a ConfigMap with its configuration.
+pub const CONFIG_LABEL: &str = "terway-config";
+
 impl Pod {
     pub fn name(&self) -> PodName {
         PodName::new(&self.meta.namespace, &self.meta.name)
@@ -193,6 +196,21 @@ pub struct Node {
     #[serde(rename = "metadata")]
     pub meta: Meta,
     pub spec: NodeSpec,
+    pub status: NodeStatus,
+}
+
+impl Node {
+    /// The ConfigMap that its label names.
+    pub fn config_name(&self) -> Option<&str> {
+        self.meta.labels.get(CONFIG_LABEL).map(String::as_str).filter(|name| !name.is_empty())
+    }
+
+    /// The instance that `spec.providerID` names; none where nobody has filled it in.
+    pub fn instance(&self) -> Option<&str> {
+        let id = self.spec.provider_id.as_str();
+        let id = id.split_once("://").map_or(id, |(_, id)| id).trim_matches('/');
+        id.rsplit(['.', '/']).next().filter(|instance| !instance.is_empty())
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -201,6 +219,51 @@ pub struct NodeSpec {
     /// `REGION.INSTANCE-ID` on Alibaba Cloud.
     #[serde(rename = "providerID")]
     pub provider_id: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct NodeStatus {
+    #[serde(deserialize_with = "or_default")]
+    pub capacity: Resources,
+    #[serde(deserialize_with = "or_default")]
+    pub allocatable: Resources,
+    #[serde(deserialize_with = "or_default")]
+    pub conditions: Vec<Condition>,
+}
+
+/// How much of each resource there is, in Kubernetes' quantities.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Resources(BTreeMap<String, serde_json::Value>);
+
+impl Resources {
+    /// A resource that is counted, as pods and extended resources are; none where it is not there.
+    pub fn count(&self, name: &str) -> Option<u64> {
+        match self.0.get(name)? {
+            serde_json::Value::String(text) => text.parse().ok(),
+            other => other.as_u64(),
+        }
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+}
+
+/// How one aspect of a node is, and since when.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Condition {
+    pub r#type: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    pub reason: String,
+    pub message: String,
+    #[serde(deserialize_with = "or_default")]
+    pub last_heartbeat_time: String,
+    #[serde(deserialize_with = "or_default")]
+    pub last_transition_time: String,
 }
 
 impl Object for Node {
@@ -410,6 +473,37 @@ mod tests {
         let over = |phase| Pod { status: PodStatus { phase, ..Default::default() }, ..Default::default() }.is_over();
         assert!(over(Phase::Succeeded) && over(Phase::Failed));
         assert!(!over(Phase::Pending) && !over(Phase::Running) && !over(Phase::Unknown));
+    }
+
+    #[test]
+    fn a_node_tells_its_instance_its_resources_and_its_conditions() {
+        let node: Node = serde_json::from_value(json!({
+            "metadata": {"name": "n1", "labels": {"terway-config": "big"}},
+            "spec": {"providerID": "cn-beijing.i-2ze1", "podCIDR": "10.0.0.0/24"},
+            "status": {
+                "capacity": {"pods": "110", "cpu": "3900m", "aliyun/eni": 3},
+                "allocatable": null,
+                "conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": null, "reason": "KubeletReady"}],
+                "images": [{"names": ["busybox"]}],
+            },
+        }))
+        .unwrap();
+        assert_eq!(node.instance(), Some("i-2ze1"));
+        let count = |name| node.status.capacity.count(name);
+        assert_eq!(
+            (count("pods"), count("aliyun/eni"), count("cpu"), count("memory")),
+            (Some(110), Some(3), None, None)
+        );
+        assert!(node.status.capacity.contains("cpu") && !node.status.allocatable.contains("pods"));
+        assert_eq!(
+            (node.status.conditions[0].r#type.as_str(), node.status.conditions[0].reason.as_str()),
+            ("Ready", "KubeletReady")
+        );
+        for (id, want) in [("", None), ("i-1", Some("i-1")), ("alicloud://cn-beijing.i-2", Some("i-2")), ("x://", None)]
+        {
+            let node = Node { spec: NodeSpec { provider_id: id.into() }, ..Node::default() };
+            assert_eq!(node.instance(), want, "{id}");
+        }
     }
 
     #[test]

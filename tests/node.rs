@@ -1,7 +1,9 @@
 //! The real binary by its three names against the simulator.
 
+mod config;
 mod connectivity;
 mod daemon;
+mod own_node;
 mod pool;
 mod semantics;
 mod socket;

@@ -1,5 +1,7 @@
 //! The loop that owns the pool, the ledger and the replies that wait: events in, effects out, one after the other.
 
+mod conf;
+mod own;
 mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -11,21 +13,22 @@ use smol::channel::{Receiver, Sender};
 use smol::future;
 
 use super::eni::{self, Job};
+use super::layers::Layers;
 use super::ledger::{Ledger, Resting};
 use super::pods::{Known, Pods, Presence, Standing};
 use super::world::World;
 use super::{calls, clock};
-use crate::config::Config;
 use crate::error::{Context, Error};
 use crate::ip::Mac;
 use crate::kernel::{Kernel, OldPod};
-use crate::object::Pod;
+use crate::object::{self, ConfigMap, Pod};
 use crate::ours;
 use crate::plan::{Plan, Rule, RuleAction};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
 use crate::rpc::{EniLease, Lease, Refusal, Reply, Request};
 use crate::{datapath, eni::Fault};
+use conf::Conf;
 
 /// An ADD is answered within this time, well before the runtime gives up (the kubelet: two minutes).
 const ADD_DEADLINE: Duration = Duration::from_secs(90);
@@ -35,12 +38,32 @@ const SWEEP_AFTER: Duration = Duration::from_millis(250);
 
 /// What reaches the loop.
 pub enum Input {
-    Ask { request: Request, answer: Sender<Reply> },
-    Done { call: CallId, result: Result<Outcome, Fault> },
-    Prepared { eni: String, result: Result<EniLease, Error> },
+    Ask {
+        request: Request,
+        answer: Sender<Reply>,
+    },
+    Done {
+        call: CallId,
+        result: Result<Outcome, Fault>,
+    },
+    Prepared {
+        eni: String,
+        result: Result<EniLease, Error>,
+    },
     Pods(Known),
-    Fetched { pod: PodName, result: Result<Option<Pod>, Error> },
-    Reload(Box<Config>),
+    /// Our own node object as it is now; none where the API server has none of our name.
+    OwnNode(Option<Box<object::Node>>),
+    Fetched {
+        pod: PodName,
+        result: Result<Option<Pod>, Error>,
+    },
+    /// What the configuration file says now, or why it cannot be read.
+    File(Result<Vec<u8>, Error>),
+    /// The ConfigMap of this name, which the node's label named; none where there is none.
+    NodeConfig {
+        name: String,
+        found: Option<Box<ConfigMap>>,
+    },
     Swept,
 }
 
@@ -54,10 +77,13 @@ struct Waiting {
 
 pub struct Node {
     world: World,
+    conf: Conf,
     pool: Pool,
     ledger: Ledger,
     kernel: Kernel,
     pods: Pods,
+    /// Our node object as the watch told of it last.
+    own: Option<Box<object::Node>>,
     /// What effects bring about at once; heard after them.
     events: VecDeque<Event>,
     leases: BTreeMap<Attachment, Lease>,
@@ -84,6 +110,7 @@ pub struct Node {
 /// What boot found that the loop goes on from.
 pub struct Found {
     pub boot: Boot,
+    pub layers: Layers,
     pub leases: Vec<Lease>,
     pub slots: BTreeMap<String, u32>,
 }
@@ -92,10 +119,12 @@ impl Node {
     pub fn new(world: World, ledger: Ledger, kernel: Kernel, found: Found) -> Node {
         let mut node = Node {
             world,
+            conf: Conf::new(found.layers),
             pool: Pool::new(fastrand::u64(..)),
             ledger,
             kernel,
             pods: Pods::default(),
+            own: None,
             events: VecDeque::new(),
             leases: found.leases.into_iter().map(|l| (l.sandbox.attachment.clone(), l)).collect(),
             enis: BTreeMap::new(),
@@ -113,6 +142,11 @@ impl Node {
         };
         node.feed(Event::Boot(Box::new(found.boot)));
         node
+    }
+
+    /// The configuration in force.
+    pub fn layers(&self) -> &Layers {
+        self.conf.layers()
     }
 
     /// Runs until it is dropped. What is under way then is left as it is: the next life finds it again.
@@ -146,8 +180,10 @@ impl Node {
             Input::Done { call, result } => self.done(call, result),
             Input::Prepared { eni, result } => self.prepared(eni, result),
             Input::Pods(known) => self.pods.take(known, clock::now()),
+            Input::OwnNode(node) => self.see_own_node(node),
             Input::Fetched { pod, result } => self.fetched(pod, result),
-            Input::Reload(config) => self.reload(&config),
+            Input::File(text) => self.file_changed(text),
+            Input::NodeConfig { name, found } => self.node_config_changed(&name, found.as_deref()),
             Input::Swept => self.swept(),
         }
     }
@@ -161,19 +197,6 @@ impl Node {
         }
         self.refuse_unknown(now);
         self.keep_up(now);
-    }
-
-    /// Takes up what can change in a running daemon: all that the pool goes by. The rest waits for a restart.
-    fn reload(&mut self, config: &Config) {
-        if let Err(e) = config.validate(&self.world.terms.facts) {
-            return log::error!("configuration not reloaded: {e}");
-        }
-        log::info!("configuration reloaded");
-        self.world.place = self.world.terms.place(config);
-        self.world.mtu = config.mtu;
-        self.world.orphan = config.orphan;
-        let settings = self.world.terms.settings(config);
-        self.feed(Event::Settings(Box::new(settings)));
     }
 
     fn ask(&mut self, request: Request, answer: Sender<Reply>) {

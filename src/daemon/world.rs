@@ -8,6 +8,7 @@ use smol::channel::Sender;
 
 use super::calls::{self, Place};
 use super::eni::{self, Job};
+use super::news;
 use super::node::Input;
 use super::terms::Terms;
 use crate::datapath::{self, EniSetup};
@@ -74,6 +75,11 @@ impl World {
             };
             Input::Fetched { pod, result }
         });
+    }
+
+    /// Follows a ConfigMap until it is told to stop.
+    pub fn watch_config(&self, namespace: &str, name: String) -> kube::Stop {
+        news::watch_config(&self.kube, namespace, name, self.inputs.clone())
     }
 
     /// Deletes links by their index, all at once: they share one RCU grace period.

@@ -150,7 +150,7 @@ fn keys_that_nobody_knows_are_warned_of_and_wrong_values_end_the_daemon() {
 #[test]
 fn a_pod_that_the_watch_knows_costs_no_request_and_another_exactly_one() {
     let cluster = node(&nothing());
-    soon("the watch is open", || cluster.kube.watches_open() == 1);
+    soon("the watch is open", || cluster.kube.is_watched("pods"));
     let known = cluster.schedule(0, "known");
     thread::sleep(Duration::from_millis(300));
     cluster.kube.clear_journal();
@@ -211,7 +211,7 @@ fn pods_that_are_not_ours_are_refused() {
 fn without_api_server_pods_that_are_known_get_their_network() {
     let mut cluster = node(&nothing());
     let mut known = cluster.schedule(0, "known");
-    soon("the watch is open", || cluster.kube.watches_open() == 1);
+    soon("the watch is open", || cluster.kube.is_watched("pods"));
     thread::sleep(Duration::from_millis(300));
     cluster.api_down();
     cluster.wire(&mut known);

@@ -52,7 +52,8 @@ struct State {
     troubles: VecDeque<(String, Trouble)>,
     seen: Vec<Seen>,
     bytes: u64,
-    open: usize,
+    /// Open watches, by collection.
+    open: BTreeMap<String, usize>,
     /// Rest of a paged list, by continue token.
     pages: HashMap<String, (u64, Vec<Arc<Value>>)>,
     bookmark_every: Duration,
@@ -75,7 +76,7 @@ impl Default for State {
             troubles: VecDeque::new(),
             seen: Vec::new(),
             bytes: 0,
-            open: 0,
+            open: BTreeMap::new(),
             pages: HashMap::new(),
             bookmark_every: Duration::from_secs(60),
             bookmarks: 0,
@@ -285,7 +286,12 @@ impl Kube {
     }
 
     pub fn watches_open(&self) -> usize {
-        self.world.lock().open
+        self.world.lock().open.values().sum()
+    }
+
+    /// Whether somebody watches objects of this kind, such as `pods`.
+    pub fn is_watched(&self, plural: &str) -> bool {
+        self.world.lock().open.get(plural).is_some_and(|count| *count > 0)
     }
 
     /// Bytes of bodies sent.
@@ -437,11 +443,11 @@ impl World {
 
     fn watch(self: &Arc<World>, request: &Request, call: Call) -> Answer {
         let asked = Watcher::read(request, call.key)?;
-        let world = self.clone();
+        let (world, kind) = (self.clone(), asked.key.plural().to_owned());
         Ok(Response::stream(200, move |chunks| {
-            world.change(|s| s.open += 1);
+            world.change(|s| *s.open.entry(kind.clone()).or_default() += 1);
             let end = world.stream(chunks, asked);
-            world.change(|s| s.open -= 1);
+            world.change(|s| *s.open.entry(kind).or_default() -= 1);
             end
         }))
     }
