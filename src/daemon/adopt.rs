@@ -12,7 +12,7 @@ use crate::ip::IpPair;
 use crate::kernel::{Kernel, LinkSeen};
 use crate::plan::RuleAction;
 use crate::pod::Sandbox;
-use crate::rpc::{EniLease, Heritage, Lease, Marker};
+use crate::rpc::{EniLease, Heritage, Lease, Marker, Wiring};
 use crate::{ours, pod};
 
 /// What is known of the node beside the kernel.
@@ -66,8 +66,8 @@ pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result
         let sandbox = Sandbox { attachment, netns: PathBuf::new() };
         let heritage = heritage(kernel, &veth, ip.into())?;
         let marker = if heritage.is_some() { old::MARKER } else { known.marker };
-        let node = known.node;
-        found.push(Lease { pod, sandbox, ip: IpPair::v4(ip), eni, node, marker, heritage });
+        let (node, wiring) = (known.node, Wiring::Shared);
+        found.push(Lease { pod, sandbox, ip: IpPair::v4(ip), eni, node, marker, heritage, wiring });
     }
     Ok(found)
 }

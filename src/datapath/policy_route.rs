@@ -4,8 +4,8 @@
 
 use std::net::IpAddr;
 
-use super::{EniSetup, Setup, default_route, family};
-use crate::ip::host_net;
+use super::{EniSetup, Setup, default_route, family, pod_gateway};
+use crate::ip::{Mac, host_net};
 use crate::ours;
 use crate::plan::{Addr, Filter, FilterAction, Link, Neigh, Object, Plan, Route, Rule, RuleAction, Sysctl, Veth};
 use crate::pod::{Attachment, PodName};
@@ -23,7 +23,7 @@ pub fn pod(setup: &Setup) -> Plan {
     plan.pod.push(up(ifname));
     for addr in lease.ip.iter() {
         inside(&mut plan.pod, addr, ifname, &veth);
-        outside(&mut plan.host, addr, &veth);
+        outside(&mut plan.host, addr, &veth.name, veth.peer_mac);
     }
     plan
 }
@@ -41,7 +41,7 @@ pub fn veth(pod: &PodName, attachment: &Attachment, mtu: u32) -> Veth {
 }
 
 /// One that the old Terway has made keeps its MACs: the pod knows them.
-pub fn leased_veth(lease: &Lease, mtu: u32) -> Veth {
+fn leased_veth(lease: &Lease, mtu: u32) -> Veth {
     let veth = veth(&lease.pod, &lease.sandbox.attachment, mtu);
     match lease.heritage {
         Some(Heritage::Adopted { host_mac, pod_mac }) => Veth { mac: host_mac, peer_mac: pod_mac, ..veth },
@@ -51,22 +51,19 @@ pub fn leased_veth(lease: &Lease, mtu: u32) -> Veth {
 
 /// The pod's own view: one address, and one neighbour that answers for everything else.
 fn inside(pod: &mut Vec<Object>, addr: IpAddr, ifname: &str, veth: &Veth) {
-    let gateway = match addr {
-        IpAddr::V4(_) => IpAddr::V4(ours::POD_GATEWAY),
-        IpAddr::V6(_) => IpAddr::V6(ours::POD_GATEWAY_V6),
-    };
+    let gateway = pod_gateway(&addr);
     pod.push(Object::Addr(Addr { net: host_net(addr), link: ifname.into() }));
     pod.push(Object::Neigh(Neigh { addr: gateway, mac: veth.mac, link: ifname.into() }));
     pod.push(default_route(gateway, ifname, None));
 }
 
 /// How the node reaches the pod; the neighbour spares the first packet an ARP round.
-fn outside(host: &mut Vec<Object>, addr: IpAddr, veth: &Veth) {
-    host.push(Object::Neigh(Neigh { addr, mac: veth.peer_mac, link: veth.name.clone() }));
+pub fn outside(host: &mut Vec<Object>, addr: IpAddr, veth: &str, pod_mac: Mac) {
+    host.push(Object::Neigh(Neigh { addr, mac: pod_mac, link: veth.into() }));
     host.push(Object::Route(Route {
         to: host_net(addr),
         via: None,
-        link: veth.name.clone(),
+        link: veth.into(),
         table: Some(ours::PODS_TABLE),
         onlink: false,
     }));
@@ -133,11 +130,11 @@ mod tests {
 
     use super::*;
     use crate::datapath;
-    use crate::ip::{IpPair, Mac};
+    use crate::ip::IpPair;
     use crate::rpc::example_lease;
 
     fn printed(lease: &Lease) -> Vec<String> {
-        pod(&Setup { lease, mtu: 1500 }).to_string().lines().map(String::from).collect()
+        pod(&Setup::new(lease, 1500)).to_string().lines().map(String::from).collect()
     }
 
     #[test]
@@ -190,7 +187,7 @@ mod tests {
         assert_eq!(printed(&Lease { heritage: adopted, ..example_lease() }), theirs);
         let untouched = Some(Heritage::Untouched { why: "it is on IPvlan".into() });
         let lease = Lease { heritage: untouched, ..example_lease() };
-        assert_eq!(datapath::pod(&Setup { lease: &lease, mtu: 1500 }), Plan::default());
+        assert_eq!(datapath::pod(&Setup::new(&lease, 1500)), Plan::default());
         assert_eq!(datapath::routes(&lease), Plan::default());
     }
 

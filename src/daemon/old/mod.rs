@@ -25,7 +25,7 @@ use crate::ours;
 use crate::plan::Plan;
 use crate::pod::{Attachment, Sandbox, nameless};
 use crate::pool::Notice;
-use crate::rpc::{EniLease, Heritage, Lease, Marker};
+use crate::rpc::{EniLease, Heritage, Lease, Marker, Wiring};
 
 /// The interface that every pod of the old Terway has.
 const IFNAME: &str = "eth0";
@@ -221,7 +221,16 @@ impl Heir<'_> {
     fn lease(&self, pod: &OldPod, eni: EniLease, heritage: Heritage) -> Lease {
         let sandbox = Sandbox { attachment: attachment(pod), netns: pod.netns.clone().unwrap_or_default() };
         let (node, marker) = (self.ground.node, MARKER);
-        Lease { pod: pod.name.clone(), sandbox, ip: pod.ip, eni, node, marker, heritage: Some(heritage) }
+        Lease {
+            pod: pod.name.clone(),
+            sandbox,
+            ip: pod.ip,
+            eni,
+            node,
+            marker,
+            heritage: Some(heritage),
+            wiring: Wiring::Shared,
+        }
     }
 
     fn record(&mut self, lease: Lease) -> Result<(), Error> {
@@ -255,7 +264,7 @@ impl Heir<'_> {
         // A pod that has gone meanwhile is not wired; its DEL will come.
         let Some(outer) = self.kernel.link(&veth)? else { return Ok(()) };
         self.kernel.sign(outer.ifindex, &ours::alias(&lease.sandbox.attachment, &lease.pod))?;
-        let plan = datapath::pod(&Setup { lease, mtu: outer.mtu });
+        let plan = datapath::pod(&Setup::new(lease, outer.mtu));
         self.kernel.enter(&lease.sandbox.netns)?;
         self.kernel.apply(&plan)?;
         let table = Some(lease.eni.table);
@@ -296,7 +305,7 @@ impl Heir<'_> {
             let sandbox = Sandbox { attachment, netns: PathBuf::new() };
             let (eni, heritage) = (unwired(eni), Some(Heritage::Untouched { why }));
             let (node, marker) = (self.ground.node, MARKER);
-            self.record(Lease { pod: nameless(), sandbox, ip, eni, node, marker, heritage })?;
+            self.record(Lease { pod: nameless(), sandbox, ip, eni, node, marker, heritage, wiring: Wiring::Shared })?;
         }
         Ok(())
     }
