@@ -122,6 +122,7 @@ impl World {
             eni,
             node: node_ips(),
             marker: self.marker,
+            heritage: None,
             wiring,
         };
         Guest { world: self, plan: datapath::pod(&Setup::new(&lease, MTU)), lease, pod }
