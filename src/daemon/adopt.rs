@@ -12,6 +12,7 @@ use crate::ip::IpPair;
 use crate::kernel::{Kernel, LinkSeen};
 use crate::plan::RuleAction;
 use crate::pod::Sandbox;
+use crate::rate::Both;
 use crate::rpc::{EniLease, Heritage, Lease, Marker, Wiring};
 use crate::{ours, pod};
 
@@ -66,8 +67,10 @@ pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result
         let sandbox = Sandbox { attachment, netns: PathBuf::new() };
         let heritage = heritage(kernel, &veth, ip.into())?;
         let marker = if heritage.is_some() { old::MARKER } else { known.marker };
-        let (node, wiring) = (known.node, Wiring::Shared);
-        found.push(Lease { pod, sandbox, ip: IpPair::v4(ip), eni, node, marker, heritage, wiring });
+        // What its annotations ask for is heard from the watch.
+        let bandwidth = Both::default();
+        let (node, ip, wiring) = (known.node, IpPair::v4(ip), Wiring::Shared);
+        found.push(Lease { pod, sandbox, ip, eni, node, marker, bandwidth, heritage, wiring });
     }
     Ok(found)
 }

@@ -23,8 +23,9 @@ use crate::ip::{IpPair, Mac, NetPair, host_net};
 use crate::kernel::{self, Kernel, LinkSeen, MAIN, RouteSeen};
 use crate::ours;
 use crate::plan::Plan;
-use crate::pod::{Attachment, Sandbox, nameless};
+use crate::pod::{Attachment, PodName, Sandbox, nameless};
 use crate::pool::Notice;
+use crate::rate::Both;
 use crate::rpc::{EniLease, Heritage, Lease, Marker, Wiring};
 
 /// The interface that every pod of the old Terway has.
@@ -220,14 +221,19 @@ impl Heir<'_> {
 
     fn lease(&self, pod: &OldPod, eni: EniLease, heritage: Heritage) -> Lease {
         let sandbox = Sandbox { attachment: attachment(pod), netns: pod.netns.clone().unwrap_or_default() };
-        let (node, marker) = (self.ground.node, MARKER);
+        self.inherited(pod.name.clone(), sandbox, pod.ip, eni, heritage)
+    }
+
+    /// Limits that its annotations ask for are heard from the watch.
+    fn inherited(&self, pod: PodName, sandbox: Sandbox, ip: IpPair, eni: EniLease, heritage: Heritage) -> Lease {
         Lease {
-            pod: pod.name.clone(),
+            pod,
             sandbox,
-            ip: pod.ip,
+            ip,
             eni,
-            node,
-            marker,
+            node: self.ground.node,
+            marker: MARKER,
+            bandwidth: Both::default(),
             heritage: Some(heritage),
             wiring: Wiring::Shared,
         }
@@ -301,11 +307,9 @@ impl Heir<'_> {
                 "{} has {ip} behind it, and no record says whose it is: nobody else gets the address",
                 link.name
             );
-            let why = "no record names the pod".into();
+            let heritage = Heritage::Untouched { why: "no record names the pod".into() };
             let sandbox = Sandbox { attachment, netns: PathBuf::new() };
-            let (eni, heritage) = (unwired(eni), Some(Heritage::Untouched { why }));
-            let (node, marker) = (self.ground.node, MARKER);
-            self.record(Lease { pod: nameless(), sandbox, ip, eni, node, marker, heritage, wiring: Wiring::Shared })?;
+            self.record(self.inherited(nameless(), sandbox, ip, unwired(eni), heritage))?;
         }
         Ok(())
     }
