@@ -82,6 +82,7 @@ impl World {
             eni: self.eni(),
             node: IpPair::v4(NODE_IP.parse().unwrap()),
             marker: self.marker,
+            sticky: false,
             heritage: None,
             wiring: Default::default(),
         };

@@ -67,7 +67,7 @@ pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result
         let heritage = heritage(kernel, &veth, ip.into())?;
         let marker = if heritage.is_some() { old::MARKER } else { known.marker };
         let (node, wiring) = (known.node, Wiring::Shared);
-        found.push(Lease { pod, sandbox, ip: IpPair::v4(ip), eni, node, marker, heritage, wiring });
+        found.push(Lease { pod, sandbox, ip: IpPair::v4(ip), eni, node, marker, sticky: false, heritage, wiring });
     }
     Ok(found)
 }

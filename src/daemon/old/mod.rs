@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use self::records::{Kind, OldPod};
 use super::eni::{self, Job};
 use super::ledger::{Contents, Ledger};
+use super::sticky::Kept;
 use crate::cloud::Client;
 use crate::datapath::{self, Setup};
 use crate::eni::{Eni, VSwitch};
@@ -52,14 +53,15 @@ pub struct Ground<'a> {
 }
 
 /// Takes over what runs, and tells whom people shall hear of, each with the uid of the pod.
-pub fn take_over(ground: Ground) -> Result<Vec<(Notice, String)>, Error> {
+/// Second, the addresses that the old Terway kept for pods which are not there.
+pub fn take_over(ground: Ground) -> Result<(Vec<(Notice, String)>, Vec<Kept>), Error> {
     let found = files::read(Path::new(ours::OLD_STORE), Path::new(ours::LASTING))?;
     let mut kernel = Kernel::host()?;
     let (links, routes) = (kernel.links()?, kernel.routes(MAIN)?);
     let mut heir = Heir { ground, kernel, links, routes, enis: BTreeMap::new(), notices: Vec::new(), taken: 0 };
     let Some(found) = found else {
         heir.hold_the_unexplained()?;
-        return Ok(heir.notices);
+        return Ok((heir.notices, Vec::new()));
     };
     let mut errors = Errors::default();
     for pod in &found.pods {
@@ -81,7 +83,8 @@ pub fn take_over(ground: Ground) -> Result<Vec<(Notice, String)>, Error> {
         heir.taken,
         heir.notices.len()
     );
-    Ok(heir.notices)
+    let kept = found.pods.iter().filter_map(|pod| heir.kept(pod)).collect();
+    Ok((heir.notices, kept))
 }
 
 struct Heir<'a> {
@@ -228,6 +231,7 @@ impl Heir<'_> {
             eni,
             node,
             marker,
+            sticky: pod.sticky,
             heritage: Some(heritage),
             wiring: Wiring::Shared,
         }
@@ -282,6 +286,15 @@ impl Heir<'_> {
         })
     }
 
+    /// An address kept for a pod that is not there, as the old Terway does for those of StatefulSets.
+    fn kept(&self, pod: &OldPod) -> Option<Kept> {
+        let is_leased = |ip| self.ground.contents.leases.iter().any(|l| l.ip.iter().any(|i| i == ip));
+        let rests = |ip| self.ground.contents.resting.iter().any(|r| r.ip.iter().any(|i| i == ip));
+        let free = pod.ip.iter().all(|ip| !is_leased(ip) && !rests(ip)) && !pod.ip.is_empty();
+        let eni = self.eni_of(pod).filter(|_| pod.sticky && pod.kind == Kind::Shared && free)?;
+        Some(Kept { pod: pod.name.clone(), eni: eni.id.clone(), ip: pod.ip, until: None })
+    }
+
     /// A veth like theirs over which an address of our ENIs is reached, and no record that explains it: the database is lost,
     /// or this part of it. The address stays with whoever has it.
     fn hold_the_unexplained(&mut self) -> Result<(), Error> {
@@ -305,7 +318,17 @@ impl Heir<'_> {
             let sandbox = Sandbox { attachment, netns: PathBuf::new() };
             let (eni, heritage) = (unwired(eni), Some(Heritage::Untouched { why }));
             let (node, marker) = (self.ground.node, MARKER);
-            self.record(Lease { pod: nameless(), sandbox, ip, eni, node, marker, heritage, wiring: Wiring::Shared })?;
+            self.record(Lease {
+                pod: nameless(),
+                sandbox,
+                ip,
+                eni,
+                node,
+                marker,
+                heritage,
+                sticky: false,
+                wiring: Wiring::Shared,
+            })?;
         }
         Ok(())
     }
