@@ -7,6 +7,7 @@ mod own_node;
 mod pool;
 mod semantics;
 mod socket;
+mod sticky;
 mod upgrade;
 
 use std::sync::atomic::{AtomicBool, Ordering};
