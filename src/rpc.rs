@@ -95,6 +95,9 @@ pub struct Lease {
     /// The node's own addresses.
     pub node: IpPair,
     pub marker: Marker,
+    /// The next pod of this name on this node shall have the addresses again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sticky: bool,
     /// How a pod is held that the old Terway has wired; absent for those that we have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heritage: Option<Heritage>,
@@ -222,6 +225,7 @@ pub fn example_lease() -> Lease {
         },
         node: IpPair::v4(Ipv4Addr::new(192, 168, 0, 10)),
         marker: Marker::Bpf,
+        sticky: false,
         heritage: None,
         bandwidth: Both::default(),
         wiring: Wiring::Shared,

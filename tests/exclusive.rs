@@ -122,6 +122,7 @@ impl World {
             eni,
             node: node_ips(),
             marker: self.marker,
+            sticky: false,
             heritage: None,
             bandwidth: Default::default(),
             wiring,

@@ -10,6 +10,7 @@ mod ports;
 mod repair;
 mod semantics;
 mod socket;
+mod sticky;
 mod upgrade;
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -266,6 +266,7 @@ fn lease() -> Lease {
         },
         node: IpPair::v4("192.168.0.10".parse().unwrap()),
         marker: Marker::Rule,
+        sticky: false,
         heritage: None,
         bandwidth: Both::default(),
         wiring: Default::default(),

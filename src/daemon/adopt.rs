@@ -70,7 +70,7 @@ pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result
         // What its annotations ask for is heard from the watch.
         let bandwidth = Both::default();
         let (node, ip, wiring) = (known.node, IpPair::v4(ip), Wiring::Shared);
-        found.push(Lease { pod, sandbox, ip, eni, node, marker, bandwidth, heritage, wiring });
+        found.push(Lease { pod, sandbox, ip, eni, node, marker, bandwidth, sticky: false, heritage, wiring });
     }
     Ok(found)
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::layers::NodeConfig;
 use crate::error::{Context, Error};
 use crate::ip::IpPair;
-use crate::pod::Attachment;
+use crate::pod::{Attachment, PodName};
 use crate::pool::{Intent, Now};
 use crate::rpc::{Lease, Tombstone};
 
@@ -38,6 +38,9 @@ pub struct Resting {
     pub ip: IpPair,
     /// Seconds since the machine started.
     pub until: f64,
+    /// Until then a pod of this name shall have it again, and nobody else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserved: Option<PodName>,
 }
 
 /// Everything the ledger held when it was opened.
@@ -62,8 +65,8 @@ impl Contents {
 }
 
 impl Resting {
-    pub fn new(eni: String, ip: IpPair, until: Now) -> Resting {
-        Resting { eni, ip, until: until.as_secs_f64() }
+    pub fn new(eni: String, ip: IpPair, until: Now, reserved: Option<PodName>) -> Resting {
+        Resting { eni, ip, until: until.as_secs_f64(), reserved }
     }
 
     pub fn until(&self) -> Now {
@@ -72,6 +75,16 @@ impl Resting {
 }
 
 impl Ledger {
+    /// The files of a folder that somebody else looks after.
+    pub fn at(root: &Path) -> Ledger {
+        Ledger { root: root.to_owned() }
+    }
+
+    pub fn folder(&self, name: &str) -> Result<(), Error> {
+        let path = self.root.join(name);
+        fs::create_dir_all(&path).context(|| format!("create {}", path.display()))
+    }
+
     /// Opens the ledger of this boot. What another boot left is dropped, but for intents: the cloud outlives a reboot.
     pub fn open(root: &Path, boot_id: &str) -> Result<(Ledger, Contents), Error> {
         let ledger = Ledger { root: root.to_owned() };
@@ -150,7 +163,7 @@ impl Ledger {
         self.write(&path, &text).context(|| format!("write {}", path.display()))
     }
 
-    fn save<T: Serialize>(&self, folder: &str, name: &str, value: &T) -> Result<(), Error> {
+    pub fn save<T: Serialize>(&self, folder: &str, name: &str, value: &T) -> Result<(), Error> {
         let path = self.path(folder, name);
         let text = serde_json::to_vec(value).context(|| format!("write {}", path.display()))?;
         self.write(&path, &text).context(|| format!("write {}", path.display()))
@@ -164,7 +177,7 @@ impl Ledger {
         Ok(fs::rename(&beside, path)?)
     }
 
-    fn erase(&self, folder: &str, name: &str) -> Result<(), Error> {
+    pub fn erase(&self, folder: &str, name: &str) -> Result<(), Error> {
         let path = self.path(folder, name);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != ErrorKind::NotFound => Err(e).context(|| format!("remove {}", path.display())),
@@ -174,7 +187,7 @@ impl Ledger {
 
     /// Every record of a folder. One that cannot be read is put aside with a warning: the others must not suffer. Tombstones
     /// are written by plugins, which may be in the middle of one.
-    fn read<T: DeserializeOwned>(&self, folder: &str) -> Result<Vec<T>, Error> {
+    pub fn read<T: DeserializeOwned>(&self, folder: &str) -> Result<Vec<T>, Error> {
         let root = self.root.join(folder);
         let mut found = Vec::new();
         for entry in fs::read_dir(&root).context(|| format!("read {}", root.display()))? {
@@ -217,7 +230,8 @@ fn key(attachment: &Attachment) -> String {
     attachment.file_name()
 }
 
-fn resting_key(ip: &IpPair) -> String {
+/// A file name for addresses.
+pub fn resting_key(ip: &IpPair) -> String {
     ip.to_string().replace(':', "-")
 }
 
@@ -234,7 +248,7 @@ mod tests {
     }
 
     fn resting(ip: &str) -> Resting {
-        Resting::new("eni-1".into(), IpPair::v4(ip.parse().unwrap()), Duration::from_millis(130_500))
+        Resting::new("eni-1".into(), IpPair::v4(ip.parse().unwrap()), Duration::from_millis(130_500), None)
     }
 
     fn intent() -> Intent {
@@ -279,7 +293,7 @@ mod tests {
         let lease = crate::rpc::example_lease();
         ledger.record(&lease).unwrap();
         let pair = IpPair { v6: Some("fd00::5".parse().unwrap()), ..resting("10.0.0.5").ip };
-        let rest = Resting::new("eni-1".into(), pair, Duration::from_secs(130));
+        let rest = Resting::new("eni-1".into(), pair, Duration::from_secs(130), None);
         ledger.retire(&lease.sandbox.attachment, &rest).unwrap();
         assert!(root.join("resting/10.0.0.5,fd00--5.json").exists());
         assert_eq!(Ledger::open(&root, "boot-1").unwrap().1.resting, [rest]);

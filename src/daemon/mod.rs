@@ -14,6 +14,7 @@ mod node;
 mod old;
 mod pods;
 mod serve;
+mod sticky;
 mod terms;
 mod world;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{events_about, idle_node, shown};
 use crate::sim::cluster::{Cluster, Member, soon};
@@ -303,4 +303,48 @@ fn rules_of_old_pods_that_are_gone_go_and_those_of_others_stay() {
         assert!(rules.contains(rule), "{rule} is gone: {rules}");
     }
     assert!(!rules.contains(&free.to_string()), "{rules}");
+}
+
+#[test]
+fn a_killed_daemon_costs_no_packet_under_load() {
+    let mut cluster = super::node(&json!({"orphan_release_after": "1s"}));
+    let (a, b) = (cluster.add(0, "a"), cluster.add(0, "b"));
+    assert!(a.pod.ping(&b.ip).is_some() && a.pod.ping(OUTSIDE).is_some());
+    under_load(&a, &b, &mut cluster, |cluster| {
+        for _ in 0..5 {
+            cluster.kill(0);
+            cluster.start_ready(0);
+            thread::sleep(Duration::from_millis(100));
+        }
+        cluster.stop(0);
+        cluster.start_ready(0);
+    });
+}
+
+/// `old/records/` holds what earlier releases wrote: this one reads it, and pods go on without losing a packet. The other way
+/// round a test beside the types sees to it that what this release writes has every field that those knew.
+#[test]
+fn records_of_an_earlier_release_are_read_and_no_packet_is_lost() {
+    let mut cluster = super::node(&json!({}));
+    let (a, b) = (cluster.add(0, "a"), cluster.add(0, "b"));
+    let names = cluster.ledger(0, "leases");
+    under_load(&a, &b, &mut cluster, |cluster| {
+        cluster.kill(0);
+        for name in &names {
+            let path = format!("/run/terway/leases/{name}");
+            let record = cluster.node(0).read_file(&path).expect("it is there");
+            let mut record: Value = serde_json::from_str(&record).expect("it is JSON");
+            // What the release before this one knew, and nothing else.
+            let known = ["pod", "sandbox", "ip", "eni", "node", "marker"];
+            record.as_object_mut().expect("an object").retain(|key, _| known.contains(&key.as_str()));
+            // And something of a release to come.
+            record["of_tomorrow"] = json!({"a": [1, 2]});
+            cluster.node(0).write_file(&path, &record.to_string());
+        }
+        cluster.start_ready(0);
+    });
+    assert_eq!(shown(&cluster, "/pool/leased"), 2);
+    for member in [&a, &b] {
+        cluster.call_for(member, "CHECK").ok();
+    }
 }

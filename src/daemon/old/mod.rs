@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use self::records::{Kind, OldPod};
 use super::eni::{self, Job};
 use super::ledger::{Contents, Ledger};
+use super::sticky::Kept;
 use crate::cloud::Client;
 use crate::datapath::{self, Setup};
 use crate::eni::{Eni, VSwitch};
@@ -53,14 +54,15 @@ pub struct Ground<'a> {
 }
 
 /// Takes over what runs, and tells whom people shall hear of, each with the uid of the pod.
-pub fn take_over(ground: Ground) -> Result<Vec<(Notice, String)>, Error> {
+/// Second, the addresses that the old Terway kept for pods which are not there.
+pub fn take_over(ground: Ground) -> Result<(Vec<(Notice, String)>, Vec<Kept>), Error> {
     let found = files::read(Path::new(ours::OLD_STORE), Path::new(ours::LASTING))?;
     let mut kernel = Kernel::host()?;
     let (links, routes) = (kernel.links()?, kernel.routes(MAIN)?);
     let mut heir = Heir { ground, kernel, links, routes, enis: BTreeMap::new(), notices: Vec::new(), taken: 0 };
     let Some(found) = found else {
         heir.hold_the_unexplained()?;
-        return Ok(heir.notices);
+        return Ok((heir.notices, Vec::new()));
     };
     let mut errors = Errors::default();
     for pod in &found.pods {
@@ -82,7 +84,8 @@ pub fn take_over(ground: Ground) -> Result<Vec<(Notice, String)>, Error> {
         heir.taken,
         heir.notices.len()
     );
-    Ok(heir.notices)
+    let kept = found.pods.iter().filter_map(|pod| heir.kept(pod)).collect();
+    Ok((heir.notices, kept))
 }
 
 struct Heir<'a> {
@@ -221,7 +224,8 @@ impl Heir<'_> {
 
     fn lease(&self, pod: &OldPod, eni: EniLease, heritage: Heritage) -> Lease {
         let sandbox = Sandbox { attachment: attachment(pod), netns: pod.netns.clone().unwrap_or_default() };
-        self.inherited(pod.name.clone(), sandbox, pod.ip, eni, heritage)
+        let lease = self.inherited(pod.name.clone(), sandbox, pod.ip, eni, heritage);
+        Lease { sticky: pod.sticky, ..lease }
     }
 
     /// Limits that its annotations ask for are heard from the watch.
@@ -234,6 +238,7 @@ impl Heir<'_> {
             node: self.ground.node,
             marker: MARKER,
             bandwidth: Both::default(),
+            sticky: false,
             heritage: Some(heritage),
             wiring: Wiring::Shared,
         }
@@ -286,6 +291,15 @@ impl Heir<'_> {
         gone.into_iter().try_for_each(|ip| {
             self.kernel.clear_old(&kernel::OldPod { ip, veth: &veth, table: None }, &Plan::default())
         })
+    }
+
+    /// An address kept for a pod that is not there, as the old Terway does for those of StatefulSets.
+    fn kept(&self, pod: &OldPod) -> Option<Kept> {
+        let is_leased = |ip| self.ground.contents.leases.iter().any(|l| l.ip.iter().any(|i| i == ip));
+        let rests = |ip| self.ground.contents.resting.iter().any(|r| r.ip.iter().any(|i| i == ip));
+        let free = pod.ip.iter().all(|ip| !is_leased(ip) && !rests(ip)) && !pod.ip.is_empty();
+        let eni = self.eni_of(pod).filter(|_| pod.sticky && pod.kind == Kind::Shared && free)?;
+        Some(Kept { pod: pod.name.clone(), eni: eni.id.clone(), ip: pod.ip, until: None })
     }
 
     /// A veth like theirs over which an address of our ENIs is reached, and no record that explains it: the database is lost,
