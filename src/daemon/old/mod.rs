@@ -53,16 +53,24 @@ pub struct Ground<'a> {
     pub contents: &'a mut Contents,
 }
 
-/// Takes over what runs, and tells whom people shall hear of, each with the uid of the pod.
-/// Second, the addresses that the old Terway kept for pods which are not there.
-pub fn take_over(ground: Ground) -> Result<(Vec<(Notice, String)>, Vec<Kept>), Error> {
+/// What there is to go on with beside the leases.
+#[derive(Default)]
+pub struct Inheritance {
+    /// What people shall hear of, each with the uid of the pod.
+    pub notices: Vec<(Notice, String)>,
+    /// Addresses that the old Terway kept for pods which are not there.
+    pub kept: Vec<Kept>,
+}
+
+/// Takes over what runs.
+pub fn take_over(ground: Ground) -> Result<Inheritance, Error> {
     let found = files::read(Path::new(ours::OLD_STORE), Path::new(ours::LASTING))?;
     let mut kernel = Kernel::host()?;
     let (links, routes) = (kernel.links()?, kernel.routes(MAIN)?);
     let mut heir = Heir { ground, kernel, links, routes, enis: BTreeMap::new(), notices: Vec::new(), taken: 0 };
     let Some(found) = found else {
         heir.hold_the_unexplained()?;
-        return Ok((heir.notices, Vec::new()));
+        return Ok(Inheritance { notices: heir.notices, kept: Vec::new() });
     };
     let mut errors = Errors::default();
     for pod in &found.pods {
@@ -85,7 +93,7 @@ pub fn take_over(ground: Ground) -> Result<(Vec<(Notice, String)>, Vec<Kept>), E
         heir.notices.len()
     );
     let kept = found.pods.iter().filter_map(|pod| heir.kept(pod)).collect();
-    Ok((heir.notices, kept))
+    Ok(Inheritance { notices: heir.notices, kept })
 }
 
 struct Heir<'a> {
