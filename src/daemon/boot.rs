@@ -159,7 +159,7 @@ fn attempt(start: &Start) -> Result<Gathered, Error> {
     let wired = contents.leases.iter().filter(|l| l.untouched().is_none());
     slots.extend(wired.map(|l| (l.eni.id.clone(), l.eni.slot)));
     let (mut sticky, kept) = Sticky::open(ours::LASTING.as_ref());
-    let (notices, gone) = old::take_over(old::Ground {
+    let inherited = old::take_over(old::Ground {
         cloud: &cloud,
         ledger: &ledger,
         enis: &enis,
@@ -170,7 +170,8 @@ fn attempt(start: &Start) -> Result<Gathered, Error> {
         contents: &mut contents,
     })?;
     let longest = layers.config().reservation;
-    let reserved = sticky.reservations(kept.into_iter().chain(gone).collect(), &mut contents, longest, clock::now());
+    let reserved =
+        sticky.reservations(kept.into_iter().chain(inherited.kept).collect(), &mut contents, longest, clock::now());
     Ok(Gathered {
         kernel,
         node,
@@ -186,7 +187,7 @@ fn attempt(start: &Start) -> Result<Gathered, Error> {
         contents,
         sticky,
         reserved,
-        notices,
+        notices: inherited.notices,
     })
 }
 

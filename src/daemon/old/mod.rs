@@ -54,7 +54,6 @@ pub struct Ground<'a> {
 }
 
 /// What there is to go on with beside the leases.
-#[derive(Default)]
 pub struct Inheritance {
     /// What people shall hear of, each with the uid of the pod.
     pub notices: Vec<(Notice, String)>,
