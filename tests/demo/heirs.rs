@@ -4,18 +4,28 @@ use serde_json::json;
 use terway::pod::PodName;
 
 use crate::screen::Screen;
+use crate::sim::cloud::InstanceSpec;
 use crate::sim::cluster::{Cluster, Member, node_name};
 use crate::sim::fabric::OUTSIDE;
 use crate::sim::kube;
 use crate::sim::load;
 use crate::sim::old::{Generation, Record};
 use crate::sim::traffic::Place;
-use crate::sim::world;
+use crate::sim::world::{self, NODES, World};
 
 /// What is not as it should be in the end.
 pub fn show(screen: Screen) -> Vec<String> {
     let step = screen.step("two pods, wired by the old Terway");
-    let mut cluster = Cluster::new(world::config(), 1, "ecs.sim.large");
+    let mut world = World::new(world::config());
+    world.add_node(InstanceSpec {
+        id: "i-1".into(),
+        instance_type: "ecs.sim.large".into(),
+        vswitch: NODES.into(),
+        security_groups: vec!["sg-sim".into()],
+        address: None,
+        role: Some("KubernetesWorkerRole".into()),
+    });
+    let mut cluster = Cluster::over(world);
     let eni = cluster.old_eni(0, 3);
     let [a, b] = [("a", 1), ("b", 2)].map(|(name, n)| cluster.old_pod(0, name, &eni, eni.ips[n], Generation::First));
     cluster.old_store(0, &[&a, &b].map(|member| Record::of(member, &eni, Generation::First)), 7);
@@ -26,7 +36,7 @@ pub fn show(screen: Screen) -> Vec<String> {
 }
 
 fn take_over(screen: Screen, cluster: &mut Cluster, a: &Member, b: &Member) -> Vec<String> {
-    let step = screen.step("terwayd takes them over, 2,000 packets a second between them");
+    let step = screen.step("terwayd takes them over, under load");
     let tally = load::during(&a.pod, &b.pod, &b.ip, || cluster.start_ready(0));
     let said = format!("{} packets, {} lost", tally.sent, tally.lost);
     let well = tally.lost == 0 && b.pod.ping(OUTSIDE).is_some() && cluster.call_for(a, "CHECK").code == Some(0);
@@ -39,7 +49,7 @@ fn take_over(screen: Screen, cluster: &mut Cluster, a: &Member, b: &Member) -> V
 }
 
 fn come_back(screen: Screen, cluster: &Cluster) -> Vec<String> {
-    let step = screen.step("web-0 of a StatefulSet goes, another pod comes, web-0 comes back");
+    let step = screen.step("web-0 of a StatefulSet comes back");
     let first = add(cluster);
     let ip = first.ip.clone();
     cluster.del(first);
