@@ -16,6 +16,7 @@ pub mod uri;
 
 // Minds: values in, values out.
 pub mod datapath;
+pub mod herald;
 pub mod pool;
 
 // Hands: each touches one part of the world.
