@@ -151,6 +151,15 @@ pub enum Phase {
 /// The label on a pod or node that tells us to keep our hands off.
 pub const IGNORE_LABEL: &str = "k8s.aliyun.com/ignore-by-terway";
 
+/// The annotation that tells a pod's addresses before the kubelet does, separated by commas.
+pub const POD_IPS: &str = "k8s.aliyun.com/pod-ips";
+/// The annotation on a node that tells how many addresses for pods there can be.
+pub const MAX_IPS: &str = "k8s.aliyun.com/max-available-ip";
+/// The extended resource that counts ENIs for pods that have one each.
+pub const ENI_RESOURCE: &str = "aliyun/eni";
+/// The extended resource that counts addresses for pods that share ENIs; named as the old Terway names their pool.
+pub const ENIIP_RESOURCE: &str = "aliyun/eniip";
+
 impl Pod {
     pub fn name(&self) -> PodName {
         PodName::new(&self.meta.namespace, &self.meta.name)

@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_io::Timer;
 use smol::channel::{Sender, bounded};
 
+use super::early::Early;
 use super::ledger::{Contents, Ledger};
 use super::news;
 use super::node::{Found, Input, Node};
@@ -20,6 +21,7 @@ use crate::cloud::{self, Credentials, Endpoint, Key, Metadata, Sources};
 use crate::config::{AccessKey, Config, NodeFacts, Scheme, Signature};
 use crate::eni::{Eni, VSwitch};
 use crate::error::{Cause, Context, Error};
+use crate::herald::Herald;
 use crate::ip::IpPair;
 use crate::kernel::Kernel;
 use crate::pool::{Boot, Held};
@@ -28,8 +30,6 @@ use crate::{datapath, kube, ours};
 
 /// A start that fails (the cloud is down, the network is not up yet) is tried again after this long, doubling to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(20));
-/// Notices that wait to become events.
-const NOTICES: usize = 256;
 /// What is written for the kubelet unless the operator has a conflist of their own.
 const CONFLIST: &str = include_str!("../../cni-conf/10-terway.conflist");
 const OWN_CONFLIST: &str = "/etc/eni/10-terway.conflist";
@@ -77,7 +77,11 @@ impl Start {
         read_config(&self.path)
     }
 
-    fn kube(&self) -> Result<kube::Client, Error> {
+    pub fn node_name(&self) -> &str {
+        &self.node_name
+    }
+
+    pub fn kube(&self) -> Result<kube::Client, Error> {
         let source = match &self.kubeconfig {
             Some(path) => kube::Source::Kubeconfig(path.clone()),
             None => kube::Source::in_cluster()?,
@@ -99,12 +103,19 @@ fn read_config(path: &Path) -> Result<Config, Error> {
 /// Tries until it succeeds; a cloud that is down only delays the start.
 pub async fn boot(start: &Start, inputs: Sender<Input>, trouble: &RefCell<String>) -> Result<Node, Error> {
     let mut pause = RETRY.0;
+    let mut early = Early::new(start);
     loop {
         let begun = start.clone();
         let (done, attempt_ends) = bounded(1);
-        thread::spawn(move || drop(done.send_blocking(attempt(&begun))));
-        match attempt_ends.recv().await.expect("an attempt has an end") {
-            Ok(found) => return Ok(assemble(start, found, inputs)),
+        thread::spawn(move || {
+            let found = attempt(&begun, &mut early.machine);
+            let _ = found.as_ref().inspect_err(|e| early.tell(e));
+            drop(done.send_blocking((found, early)));
+        });
+        let (found, then) = attempt_ends.recv().await.expect("an attempt has an end");
+        early = then;
+        match found {
+            Ok(found) => return Ok(assemble(start, found, early.herald, inputs)),
             Err(e) if is_final(&e) => return Err(e),
             Err(e) => {
                 log::warn!("start: {e}; again in {} ms", pause.as_millis());
@@ -116,13 +127,14 @@ pub async fn boot(start: &Start, inputs: Sender<Input>, trouble: &RefCell<String
     }
 }
 
-fn attempt(start: &Start) -> Result<Gathered, Error> {
+fn attempt(start: &Start, machine: &mut Option<String>) -> Result<Gathered, Error> {
     let mut kernel = Kernel::host()?;
     let node = node_address(&mut kernel)?;
     kernel.apply(&datapath::node()).context(|| "set up the node")?;
     let (marker, why) = kernel.marker();
     log::info!("packets of pods are marked by {marker:?}: {why}");
     let (cloud, facts) = reach_cloud(&start.config)?;
+    *machine = Some(facts.instance.clone());
     start.config.validate(&facts)?;
     let terms = Terms::ask(&cloud, facts)?;
     let place = terms.place(&start.config);
@@ -182,10 +194,7 @@ fn key(pair: &AccessKey) -> Result<Key, Error> {
 }
 
 /// Starts the threads that talk to the API server, and the loop's state.
-fn assemble(start: &Start, g: Gathered, inputs: Sender<Input>) -> Node {
-    let (notices, told) = bounded(NOTICES);
-    let (client, name) = (g.kube.clone(), start.node_name.clone());
-    thread::spawn(move || news::report(&client, &name, &told));
+fn assemble(start: &Start, g: Gathered, herald: Herald, inputs: Sender<Input>) -> Node {
     let (client, name, news_to) = (g.kube.clone(), start.node_name.clone(), inputs.clone());
     thread::spawn(move || news::watch_pods(&client, &name, &news_to));
     let (client, name, news_to) = (g.kube.clone(), start.node_name.clone(), inputs.clone());
@@ -211,9 +220,9 @@ fn assemble(start: &Start, g: Gathered, inputs: Sender<Input>) -> Node {
         mtu: start.config.mtu,
         orphan: start.config.orphan,
         vswitches: g.vswitches.into_iter().map(|v| (v.id.clone(), v)).collect(),
-        notices,
+        publish: start.config.publish,
     };
-    Node::new(world, g.ledger, g.kernel, Found { boot, leases: g.contents.leases, slots: g.slots })
+    Node::new(world, g.ledger, g.kernel, Found { boot, leases: g.contents.leases, slots: g.slots, herald })
 }
 
 fn held(lease: &Lease) -> Held {
@@ -244,6 +253,6 @@ fn write_conflist(path: &Path, text: &str) -> Result<(), Error> {
 }
 
 /// A mistake of the operator does not go away by waiting.
-fn is_final(e: &Error) -> bool {
+pub fn is_final(e: &Error) -> bool {
     matches!(e.cause, Cause::Refused(_))
 }

@@ -5,6 +5,7 @@ mod alone;
 mod boot;
 mod calls;
 mod clock;
+mod early;
 mod eni;
 mod ledger;
 mod news;

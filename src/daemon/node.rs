@@ -18,6 +18,7 @@ use super::world::World;
 use super::{calls, clock};
 use crate::config::Config;
 use crate::error::{Context, Error};
+use crate::herald::{Herald, Outcome as Written};
 use crate::ip::Mac;
 use crate::kernel::Kernel;
 use crate::object::{self, Pod};
@@ -51,6 +52,8 @@ pub enum Input {
     Pods(Known),
     /// Our own node object as it is now; none where the API server has none of our name.
     OwnNode(Option<Box<object::Node>>),
+    /// What became of what the herald had written.
+    Written(Written),
     Fetched {
         pod: PodName,
         result: Result<Option<Pod>, Error>,
@@ -73,8 +76,15 @@ pub struct Node {
     ledger: Ledger,
     kernel: Kernel,
     pods: Pods,
-    /// Our node object as the watch told of it last.
+    /// Our node object as the watch told of it last, and what is said of us there.
     own: Option<Box<object::Node>>,
+    herald: Herald,
+    /// The pool has moved since the herald was told of it.
+    stirred: bool,
+    /// The kubelet's max-pods and the addresses there can be, as they were compared last.
+    compared: Option<(u64, u32)>,
+    /// Pods that were told why they had no address.
+    complained: BTreeSet<PodName>,
     /// What effects bring about at once; heard after them.
     events: VecDeque<Event>,
     leases: BTreeMap<Attachment, Lease>,
@@ -103,6 +113,7 @@ pub struct Found {
     pub boot: Boot,
     pub leases: Vec<Lease>,
     pub slots: BTreeMap<String, u32>,
+    pub herald: Herald,
 }
 
 impl Node {
@@ -114,6 +125,10 @@ impl Node {
             kernel,
             pods: Pods::default(),
             own: None,
+            herald: found.herald,
+            stirred: true,
+            compared: None,
+            complained: BTreeSet::new(),
             events: VecDeque::new(),
             leases: found.leases.into_iter().map(|l| (l.sandbox.attachment.clone(), l)).collect(),
             enis: BTreeMap::new(),
@@ -151,7 +166,12 @@ impl Node {
     fn next_due(&self) -> impl Future<Output = ()> + use<> {
         let deadlines = self.unknown.values().flatten().map(|w| w.deadline);
         let sweep = self.sweeping.is_empty().then_some(self.sweep);
-        let due = deadlines.chain(self.wake).chain(sweep).min().map_or(self.mend, |due| due.min(self.mend));
+        let due = deadlines
+            .chain(self.wake)
+            .chain(sweep)
+            .chain(self.due_to_speak(clock::now()))
+            .min()
+            .map_or(self.mend, |due| due.min(self.mend));
         let wait = due.saturating_sub(clock::now());
         async move {
             Timer::after(wait).await;
@@ -165,6 +185,7 @@ impl Node {
             Input::Prepared { eni, result } => self.prepared(eni, result),
             Input::Pods(known) => self.pods.take(known, clock::now()),
             Input::OwnNode(node) => self.see_own_node(node),
+            Input::Written(outcome) => self.herald.done(clock::now(), outcome),
             Input::Fetched { pod, result } => self.fetched(pod, result),
             Input::Reload(config) => self.reload(&config),
             Input::Swept => self.swept(),
@@ -180,6 +201,7 @@ impl Node {
         }
         self.refuse_unknown(now);
         self.keep_up(now);
+        self.speak(now);
     }
 
     /// Takes up what can change in a running daemon: all that the pool goes by. The rest waits for a restart.
@@ -191,6 +213,7 @@ impl Node {
         self.world.place = self.world.terms.place(config);
         self.world.mtu = config.mtu;
         self.world.orphan = config.orphan;
+        self.world.publish = config.publish;
         let settings = self.world.terms.settings(config);
         self.feed(Event::Settings(Box::new(settings)));
     }
@@ -307,18 +330,26 @@ impl Node {
     }
 
     fn reply(&mut self, ticket: Ticket, result: Result<Held, Refused>) {
-        let Some(waiting) = self.waiting.remove(&ticket) else { return };
-        let reply = match result {
-            Ok(held) => match self.leases.get(&held.sandbox.attachment) {
-                Some(lease) => Reply::Lease(Box::new(lease.clone())),
-                None => refusal(local("the lease could not be written down; see the daemon's log")),
-            },
-            Err(refused) => {
-                log::warn!("add {}: {}", waiting.pod, refused.reason);
-                refusal(refused)
+        let Some(Waiting { answer, pod, .. }) = self.waiting.remove(&ticket) else { return };
+        let lease = result.and_then(|held| {
+            let lease = self.leases.get(&held.sandbox.attachment).cloned();
+            lease.ok_or_else(|| local("the lease could not be written down; see the daemon's log"))
+        });
+        match lease {
+            Ok(lease) => {
+                let ip = lease.ip;
+                let _ = answer.try_send(Reply::Lease(Box::new(lease)));
+                self.make_up(&pod, ip);
             }
-        };
-        let _ = waiting.answer.try_send(reply);
+            Err(refused) => {
+                log::warn!("add {pod}: {}", refused.reason);
+                if refused.why == Refusal::Local {
+                    let message = refused.reason.clone();
+                    self.tell(Notice { pod: Some(pod), warning: true, reason: "AllocIPFailed", message });
+                }
+                let _ = answer.try_send(refusal(refused));
+            }
+        }
     }
 
     // DEL and GC
@@ -369,6 +400,7 @@ impl Node {
     /// Every effect of an event is carried out before the next event is heard.
     fn feed(&mut self, event: Event) {
         self.events.push_back(event);
+        self.stirred = true;
         while let Some(event) = self.events.pop_front() {
             for effect in self.pool.step(clock::now(), event) {
                 log::debug!("{effect:?}");
@@ -502,11 +534,6 @@ impl Node {
         let leads_there = |rule: &Rule| rule.mark.is_some() && rule.action == RuleAction::Lookup(table);
         let rules: Vec<Rule> = self.kernel.rules()?.into_iter().filter(leads_there).collect();
         rules.iter().try_for_each(|rule| self.kernel.delete_rule(rule))
-    }
-
-    fn tell(&self, notice: Notice) {
-        let uid = notice.pod.as_ref().and_then(|pod| self.pods.uid(pod)).unwrap_or_default().to_owned();
-        self.world.tell(notice, uid);
     }
 
     fn show(&self) -> serde_json::Value {

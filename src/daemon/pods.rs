@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::object::Pod;
+use crate::object::{self, Pod};
 use crate::pod::{PodName, nameless};
 use crate::pool::Now;
 
@@ -32,6 +32,8 @@ pub struct Seen {
     pub presence: Presence,
     /// Events name it, or `kubectl describe` does not show them.
     pub uid: String,
+    /// What its annotation says of its addresses.
+    pub ips: Option<String>,
 }
 
 #[derive(Default)]
@@ -66,7 +68,8 @@ impl Known {
 }
 
 fn seen(pod: &Pod) -> Seen {
-    Seen { presence: presence(pod), uid: pod.meta.uid.clone() }
+    let ips = pod.meta.annotations.get(object::POD_IPS).cloned();
+    Seen { presence: presence(pod), uid: pod.meta.uid.clone(), ips }
 }
 
 fn presence(pod: &Pod) -> Presence {
@@ -142,6 +145,18 @@ impl Pods {
         self.known.get(name).map(|seen| seen.uid.as_str())
     }
 
+    /// A pod that runs here and whose annotation does not say this of its addresses.
+    pub fn lacks_ips(&self, name: &PodName, ips: &str) -> bool {
+        let seen = self.known.get(name).filter(|seen| seen.presence == Presence::Ours);
+        seen.is_some_and(|seen| seen.ips.as_deref() != Some(ips))
+    }
+
+    /// Pods that need no address of ours, once all are known.
+    pub fn without_address(&self) -> Option<u64> {
+        self.synced?;
+        Some(self.known.values().filter(|seen| seen.presence == Presence::NotOurs).count() as u64)
+    }
+
     /// Nobody is gone before the first whole list came, and nobody whose name is lost.
     pub fn standing(&self, name: &PodName) -> Standing {
         let Some(synced) = self.synced.filter(|_| *name != nameless()) else { return Standing::Present };
@@ -168,7 +183,7 @@ mod tests {
     const T: fn(u64) -> Now = Duration::from_secs;
 
     fn ours(presence: Presence) -> Seen {
-        Seen { presence, uid: String::new() }
+        Seen { presence, uid: String::new(), ips: None }
     }
 
     fn web(n: u32) -> PodName {

@@ -13,6 +13,9 @@ pub struct Guests {
     pub because: String,
 }
 
+/// Pods on the host network that may yet come.
+const HOST_PODS: u64 = 10;
+
 /// How the two go together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fit {
@@ -27,14 +30,14 @@ impl Guests {
     pub fn fit(&self) -> Fit {
         let Guests { max, without, addresses, because } = self;
         let room = addresses + without;
-        if *max > room {
+        if *max > addresses + without.max(&HOST_PODS) {
             return Fit::TooMany(format!(
                 "the kubelet takes {max} pods (max-pods) and there can be {addresses} addresses for pods: {because}; {without} pods \
                  need none. What is placed here beyond that waits for an address. Set maxPods in the kubelet's configuration to \
                  {room}, or take an instance type that holds more"
             ));
         }
-        if *max < room {
+        if max < addresses {
             return Fit::Spare(format!(
                 "the kubelet takes {max} pods (max-pods) and there can be {addresses} addresses for pods: {because}; {without} pods \
                  need none. To use all of them, set maxPods in the kubelet's configuration to {room}"
@@ -62,9 +65,8 @@ mod tests {
              ENIs of 10 addresses; 2 pods need none. What is placed here beyond that waits for an address. Set maxPods in the \
              kubelet's configuration to 22, or take an instance type that holds more"
         );
-        assert!(
-            matches!(fit(21), Fit::Spare(said) if said.contains("set maxPods in the kubelet's configuration to 22"))
-        );
-        assert_eq!(fit(22), Fit::Exact);
+        let to_22 = "set maxPods in the kubelet's configuration to 22";
+        assert!(matches!(fit(19), Fit::Spare(said) if said.contains(to_22)));
+        assert!(matches!((fit(20), fit(22), fit(30), fit(31)), (Fit::Exact, Fit::Exact, Fit::Exact, Fit::TooMany(_))));
     }
 }

@@ -67,6 +67,7 @@ impl Node {
         }
         let leases = &self.leases;
         self.pods.forget(|name| leases.values().any(|l| l.pod == *name));
+        self.complained.retain(|name| self.pods.find(name).is_some());
     }
 
     fn sweep_kernel(&mut self, now: Now) -> Result<(), Error> {
