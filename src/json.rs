@@ -33,6 +33,30 @@ pub fn object(text: &[u8]) -> Result<Object, String> {
     }
 }
 
+/// Lays a JSON merge patch (RFC 7396) over an object: `null` takes a key away, an object goes into the one that is there,
+/// anything else replaces.
+pub fn merge(target: &mut Object, patch: &Object) {
+    for (key, change) in patch {
+        match change {
+            Value::Null => drop(target.remove(key)),
+            Value::Object(patch) => {
+                let inner = target.entry(key.clone()).or_insert(Value::Null);
+                if !inner.is_object() {
+                    *inner = Value::Object(Object::new());
+                }
+                merge(inner.as_object_mut().expect("it is one"), patch);
+            }
+            other => drop(target.insert(key.clone(), other.clone())),
+        }
+    }
+}
+
+/// The keys whose values differ, in their order.
+pub fn differing<'a>(one: &'a Object, other: &'a Object) -> BTreeSet<&'a str> {
+    let keys = one.keys().chain(other.keys());
+    keys.filter(|key| one.get(*key) != other.get(*key)).map(String::as_str).collect()
+}
+
 /// A value for people: one line, not longer than a line should be.
 pub fn shown(value: &Value) -> String {
     shortened(&value.to_string())
@@ -166,6 +190,33 @@ mod tests {
         assert_eq!(wrong.to_string(), r#"outer.mtu is "abc"; it must be a whole number from 1 to 9"#);
         let wrong = reader.list("list", "a text", |v| v.as_str()).unwrap_err();
         assert_eq!(wrong.to_string(), "outer.list[] is 7; it must be a text");
+    }
+
+    #[test]
+    fn a_merge_patch_does_what_the_rfc_says() {
+        // The cases of RFC 7396, appendix A, whose target and patch are objects.
+        for (target, patch, want) in [
+            (r#"{"a":"b"}"#, r#"{"a":"c"}"#, r#"{"a":"c"}"#),
+            (r#"{"a":"b"}"#, r#"{"b":"c"}"#, r#"{"a":"b","b":"c"}"#),
+            (r#"{"a":"b"}"#, r#"{"a":null}"#, r#"{}"#),
+            (r#"{"a":"b","b":"c"}"#, r#"{"a":null}"#, r#"{"b":"c"}"#),
+            (r#"{"a":["b"]}"#, r#"{"a":"c"}"#, r#"{"a":"c"}"#),
+            (r#"{"a":"c"}"#, r#"{"a":["b"]}"#, r#"{"a":["b"]}"#),
+            (r#"{"a":{"b":"c"}}"#, r#"{"a":{"b":"d","c":null}}"#, r#"{"a":{"b":"d"}}"#),
+            (r#"{"a":[{"b":"c"}]}"#, r#"{"a":[1]}"#, r#"{"a":[1]}"#),
+            (r#"{"e":null}"#, r#"{"a":1}"#, r#"{"e":null,"a":1}"#),
+            (r#"{}"#, r#"{"a":{"bb":{"ccc":null}}}"#, r#"{"a":{"bb":{}}}"#),
+        ] {
+            let mut merged = object(target.as_bytes()).unwrap();
+            merge(&mut merged, &object(patch.as_bytes()).unwrap());
+            assert_eq!(merged, object(want.as_bytes()).unwrap(), "{target} with {patch}");
+        }
+    }
+
+    #[test]
+    fn keys_that_differ_are_those_changed_added_and_taken_away() {
+        let (one, other) = (object(br#"{"a":1,"b":[1],"c":{}}"#), object(br#"{"a":2,"b":[1],"d":null}"#));
+        assert_eq!(differing(&one.unwrap(), &other.unwrap()).into_iter().collect::<Vec<_>>(), ["a", "c", "d"]);
     }
 
     #[test]

@@ -159,6 +159,8 @@ pub const MAX_IPS: &str = "k8s.aliyun.com/max-available-ip";
 pub const ENI_RESOURCE: &str = "aliyun/eni";
 /// The extended resource that counts addresses for pods that share ENIs; named as the old Terway names their pool.
 pub const ENIIP_RESOURCE: &str = "aliyun/eniip";
+/// The label of a node that names a ConfigMap with its configuration.
+pub const CONFIG_LABEL: &str = "terway-config";
 
 impl Pod {
     pub fn name(&self) -> PodName {
@@ -207,6 +209,11 @@ pub struct Node {
 }
 
 impl Node {
+    /// The ConfigMap that its label names.
+    pub fn config_name(&self) -> Option<&str> {
+        self.meta.labels.get(CONFIG_LABEL).map(String::as_str).filter(|name| !name.is_empty())
+    }
+
     /// The instance that `spec.providerID` names; none where nobody has filled it in.
     pub fn instance(&self) -> Option<&str> {
         let id = self.spec.provider_id.as_str();

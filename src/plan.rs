@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+pub use crate::ip::Family;
 use crate::ip::Mac;
 
 /// What should exist, in the order in which it can be made; undone in reverse.
@@ -77,12 +78,6 @@ pub struct Rule {
     /// Arrived on this link.
     pub iif: Option<String>,
     pub action: RuleAction,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Family {
-    V4,
-    V6,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

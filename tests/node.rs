@@ -1,5 +1,6 @@
 //! The real binary by its three names against the simulator.
 
+mod config;
 mod connectivity;
 mod daemon;
 mod own_node;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -77,6 +77,8 @@ pub struct CreateEni {
     pub tags: BTreeMap<String, String>,
     /// IPv4 addresses, the primary one included.
     pub addresses: u32,
+    /// IPv6 addresses.
+    pub v6: u32,
     pub description: String,
     /// The ClientToken: the same one again makes nothing twice.
     pub token: String,
@@ -106,7 +108,7 @@ struct Inner {
     vpc: Service,
     http: Http,
     credentials: Credentials,
-    calls: Mutex<BTreeMap<&'static str, u64>>,
+    calls: Arc<Mutex<BTreeMap<&'static str, u64>>>,
     observer: Option<Observer>,
 }
 
@@ -128,15 +130,25 @@ impl fmt::Debug for Client {
 
 impl Client {
     pub fn new(endpoint: Endpoint, credentials: Credentials) -> Result<Client, Error> {
-        Client::build(endpoint, credentials, None)
+        Client::build(endpoint, credentials, Arc::default(), None)
+    }
+
+    /// Another way to the cloud, or as somebody else; it goes on with the counts of this one.
+    pub fn anew(&self, endpoint: Endpoint, credentials: Credentials) -> Result<Client, Error> {
+        Client::build(endpoint, credentials, Arc::clone(&self.0.calls), self.0.observer.clone())
     }
 
     /// The same, and the observer hears of every call when it is over.
     pub fn observed(endpoint: Endpoint, credentials: Credentials, observer: Observer) -> Result<Client, Error> {
-        Client::build(endpoint, credentials, Some(observer))
+        Client::build(endpoint, credentials, Arc::default(), Some(observer))
     }
 
-    fn build(endpoint: Endpoint, credentials: Credentials, observer: Option<Observer>) -> Result<Client, Error> {
+    fn build(
+        endpoint: Endpoint,
+        credentials: Credentials,
+        calls: Arc<Mutex<BTreeMap<&'static str, u64>>>,
+        observer: Option<Observer>,
+    ) -> Result<Client, Error> {
         let ecs = service(&endpoint, "ecs", &endpoint.ecs, "2014-05-26")?;
         let vpc = service(&endpoint, "vpc", &endpoint.vpc, "2016-04-28")?;
         let trust = match &endpoint.ca {
@@ -146,7 +158,6 @@ impl Client {
         };
         let http = Http::new(endpoint.timeout, trust)?;
         let (region, signature) = (endpoint.region, endpoint.signature);
-        let calls = Mutex::default();
         Ok(Client(Arc::new(Inner { region, signature, ecs, vpc, http, credentials, calls, observer })))
     }
 
@@ -167,6 +178,9 @@ impl Client {
         }
         if eni.addresses > 1 {
             params.insert("SecondaryPrivateIpAddressCount".into(), (eni.addresses - 1).to_string());
+        }
+        if eni.v6 > 0 {
+            params.insert("Ipv6AddressCount".into(), eni.v6.to_string());
         }
         params.insert("Description".into(), eni.description.clone());
         params.insert("ClientToken".into(), eni.token.clone());
@@ -239,6 +253,19 @@ impl Client {
         let mut params = self.with(&[("NetworkInterfaceId", eni)]);
         number(&mut params, "PrivateIpAddress", addresses);
         self.ecs("UnassignPrivateIpAddresses", params, nothing)
+    }
+
+    /// The same for IPv6.
+    pub fn assign_v6(&self, eni: &str, count: u32, token: &str) -> Result<Vec<Ipv6Addr>, Fault> {
+        let count = count.to_string();
+        let params = self.with(&[("NetworkInterfaceId", eni), ("Ipv6AddressCount", &count), ("ClientToken", token)]);
+        self.ecs("AssignIpv6Addresses", params, |root| reply::assigned_v6(root, eni))
+    }
+
+    pub fn unassign_v6(&self, eni: &str, addresses: &[Ipv6Addr]) -> Result<(), Fault> {
+        let mut params = self.with(&[("NetworkInterfaceId", eni)]);
+        number(&mut params, "Ipv6Address", addresses);
+        self.ecs("UnassignIpv6Addresses", params, nothing)
     }
 
     /// What an instance of this type can hold.

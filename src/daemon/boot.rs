@@ -11,12 +11,12 @@ use async_io::Timer;
 use smol::channel::{Sender, bounded};
 
 use super::early::Early;
-use super::ledger::{Contents, Ledger};
-use super::news;
+use super::layers::Layers;
+use super::ledger::{self, Contents, Ledger};
 use super::node::{Found, Input, Node};
 use super::terms::Terms;
 use super::world::World;
-use super::{adopt, calls};
+use super::{adopt, calls, file, news};
 use crate::cloud::{self, Credentials, Endpoint, Key, Metadata, Sources};
 use crate::config::{AccessKey, Config, NodeFacts, Scheme, Signature};
 use crate::eni::{Eni, VSwitch};
@@ -30,6 +30,9 @@ use crate::{datapath, kube, ours};
 
 /// A start that fails (the cloud is down, the network is not up yet) is tried again after this long, doubling to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(20));
+/// The start waits no longer than this for what Kubernetes has to say of the node.
+const IMPATIENT: kube::Limits =
+    kube::Limits { connect: Duration::from_secs(2), call: Duration::from_secs(3), ..kube::Limits::USUAL };
 /// What is written for the kubelet unless the operator has a conflist of their own.
 const CONFLIST: &str = include_str!("../../cni-conf/10-terway.conflist");
 const OWN_CONFLIST: &str = "/etc/eni/10-terway.conflist";
@@ -37,10 +40,8 @@ const OWN_CONFLIST: &str = "/etc/eni/10-terway.conflist";
 /// What is known before anybody is asked: a fault in it ends the daemon with a clear word.
 #[derive(Clone)]
 pub struct Start {
-    path: PathBuf,
     kubeconfig: Option<PathBuf>,
-    config: Config,
-    node_name: String,
+    layers: Layers,
 }
 
 /// All that had to be asked before the loop can run.
@@ -50,6 +51,7 @@ struct Gathered {
     marker: Marker,
     cloud: cloud::Client,
     kube: kube::Client,
+    layers: Layers,
     terms: Terms,
     vswitches: Vec<VSwitch>,
     enis: Vec<Eni>,
@@ -60,50 +62,58 @@ struct Gathered {
 
 impl Start {
     pub fn read(path: &Path, kubeconfig: Option<&Path>) -> Result<Start, Error> {
-        let config = read_config(path)?;
-        let node_name = match &config.node_name {
+        let layers = Layers::read(path, file::read(path)?, std::env::vars().collect())?;
+        layers.warnings().iter().for_each(|warning| log::warn!("{warning}"));
+        Ok(Start { kubeconfig: kubeconfig.map(Path::to_owned), layers })
+    }
+
+    /// Takes up what the file says by now; what cannot be used is said, and the old text stays.
+    fn refresh(&mut self) {
+        let path = self.layers.path();
+        match file::read(path) {
+            Ok(text) if text == self.layers.text() => {}
+            text => match text.and_then(|text| self.layers.with_file(text)) {
+                Ok(layers) => self.layers = layers,
+                Err(e) => log::error!("configuration not reloaded: {e}"),
+            },
+        }
+    }
+
+    pub fn node_name(&self) -> String {
+        match &self.layers.config().node_name {
             Some(name) => name.clone(),
             None => rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        };
-        let kubeconfig = kubeconfig.map(Path::to_owned).or_else(|| config.kubeconfig.clone());
-        Ok(Start { path: path.to_owned(), kubeconfig, config, node_name })
+        }
     }
 
-    pub fn config(&self) -> &Config {
-        &self.config
-    }
-
-    pub fn reread(&self) -> Result<Config, Error> {
-        read_config(&self.path)
-    }
-
-    pub fn node_name(&self) -> &str {
-        &self.node_name
-    }
-
-    pub fn kube(&self) -> Result<kube::Client, Error> {
-        let source = match &self.kubeconfig {
+    pub fn kube(&self, limits: kube::Limits) -> Result<kube::Client, Error> {
+        let source = match self.kubeconfig.as_ref().or(self.layers.config().kubeconfig.as_ref()) {
             Some(path) => kube::Source::Kubeconfig(path.clone()),
             None => kube::Source::in_cluster()?,
         };
-        kube::Client::open(source).context(|| "Kubernetes API")
+        kube::Client::with_limits(source, limits).context(|| "Kubernetes API")
     }
-}
 
-fn read_config(path: &Path) -> Result<Config, Error> {
-    let text = fs::read(path).context(|| format!("read {}", path.display()))?;
-    let (config, warnings) =
-        Config::parse(&text, &std::env::vars().collect()).context(|| path.display().to_string())?;
-    for warning in warnings {
-        log::warn!("{warning}");
+    /// The layers with what Kubernetes has for this node, or had when it was asked last: the watch will tell what it is now.
+    fn layers_of_node(&self) -> Layers {
+        let over = ledger::node_config(ours::LEDGER.as_ref()).unwrap_or_else(|| {
+            let asked = self.kube(IMPATIENT).and_then(|kube| news::node_config(&kube, &self.node_name()));
+            asked.unwrap_or_else(|e| {
+                log::warn!("{e}; the configuration file alone holds until that is known");
+                None
+            })
+        });
+        self.layers.with_node_config(over).unwrap_or_else(|e| {
+            log::error!("{e}; the configuration file alone holds");
+            self.layers.clone()
+        })
     }
-    Ok(config)
 }
 
 /// Tries until it succeeds; a cloud that is down only delays the start.
-pub async fn boot(start: &Start, inputs: Sender<Input>, trouble: &RefCell<String>) -> Result<Node, Error> {
+pub async fn boot(mut start: Start, inputs: Sender<Input>, trouble: &RefCell<String>) -> Result<Node, Error> {
     let mut pause = RETRY.0;
-    let mut early = Early::new(start);
+    let mut early = Early::new(&start);
     loop {
         let begun = start.clone();
         let (done, attempt_ends) = bounded(1);
@@ -115,13 +125,14 @@ pub async fn boot(start: &Start, inputs: Sender<Input>, trouble: &RefCell<String
         let (found, then) = attempt_ends.recv().await.expect("an attempt has an end");
         early = then;
         match found {
-            Ok(found) => return Ok(assemble(start, found, early.herald, inputs)),
+            Ok(found) => return Ok(assemble(&start, found, early.herald, inputs)),
             Err(e) if is_final(&e) => return Err(e),
             Err(e) => {
                 log::warn!("start: {e}; again in {} ms", pause.as_millis());
                 *trouble.borrow_mut() = e.to_string();
                 Timer::after(pause).await;
                 pause = (pause * 2).min(RETRY.1);
+                start.refresh();
             }
         }
     }
@@ -133,13 +144,14 @@ fn attempt(start: &Start, machine: &mut Option<String>) -> Result<Gathered, Erro
     kernel.apply(&datapath::node()).context(|| "set up the node")?;
     let (marker, why) = kernel.marker();
     log::info!("packets of pods are marked by {marker:?}: {why}");
-    let (cloud, facts) = reach_cloud(&start.config)?;
+    let layers = start.layers_of_node();
+    let (facts, layers) = fitting(layers, &start.layers)?;
     *machine = Some(facts.instance.clone());
-    start.config.validate(&facts)?;
+    let cloud = cloud::Client::new(endpoint(layers.config(), &facts), credentials(layers.config())?)?;
     let terms = Terms::ask(&cloud, facts)?;
-    let place = terms.place(&start.config);
+    let place = terms.place(layers.config());
     let (vswitches, enis) = (calls::vswitches(&cloud, &place)?, calls::look_all(&cloud, &place)?);
-    let kube = start.kube()?;
+    let kube = start.kube(kube::Limits::default())?;
     let mut slots = adopt::slots(&mut kernel, &enis)?;
     let (ledger, mut contents) = Ledger::open(ours::LEDGER.as_ref(), &boot_id()?)?;
     let known = adopt::Known { enis: &enis, vswitches: &vswitches, slots: &slots, node, marker };
@@ -147,7 +159,7 @@ fn attempt(start: &Start, machine: &mut Option<String>) -> Result<Gathered, Erro
     adopted.iter().try_for_each(|lease| ledger.record(lease))?;
     contents.leases.extend(adopted);
     slots.extend(contents.leases.iter().map(|l| (l.eni.id.clone(), l.eni.slot)));
-    Ok(Gathered { kernel, node, marker, cloud, kube, terms, vswitches, enis, slots, ledger, contents })
+    Ok(Gathered { kernel, node, marker, cloud, kube, layers, terms, vswitches, enis, slots, ledger, contents })
 }
 
 /// The IPv4 address that the node is known by; ENIs bear it to speak ARP.
@@ -164,18 +176,24 @@ fn boot_id() -> Result<String, Error> {
     fs::read_to_string(path).context(|| format!("read {path}"))
 }
 
-fn reach_cloud(config: &Config) -> Result<(cloud::Client, NodeFacts), Error> {
-    let base = config.cloud.metadata.as_ref().map_or(cloud::BASE.to_owned(), ToString::to_string);
-    let metadata = Metadata::new(&base)?;
-    let facts = metadata.node()?;
-    let region = config.region.as_deref().unwrap_or(&facts.region);
-    let sources = Sources {
-        addon_secret: cloud::ADDON_SECRET.into(),
-        pair: config.access.as_ref().map(key).transpose()?,
-        token_file: config.credential_path.clone(),
-        role: Some(metadata),
-    };
-    let endpoint = Endpoint {
+/// What the metadata service says of the machine, and the layers that fit it: those of the node, else the file alone.
+fn fitting(layers: Layers, file: &Layers) -> Result<(NodeFacts, Layers), Error> {
+    let facts = metadata(layers.config())?.node()?;
+    match layers.config().validate(&facts) {
+        Err(e) if layers.node_config().is_some() => log::error!("{e}; the configuration file alone holds"),
+        result => return result.map(|()| (facts, layers)),
+    }
+    file.config().validate(&facts)?;
+    Ok((facts, file.clone()))
+}
+
+fn metadata(config: &Config) -> Result<Metadata, Error> {
+    Metadata::new(&config.cloud.metadata.as_ref().map_or(cloud::BASE.to_owned(), ToString::to_string))
+}
+
+/// Where the configuration's cloud is.
+pub fn endpoint(config: &Config, facts: &NodeFacts) -> Endpoint {
+    Endpoint {
         ecs: config.cloud.ecs.as_ref().map(ToString::to_string),
         vpc: config.cloud.vpc.as_ref().map(ToString::to_string),
         http: config.cloud.scheme == Scheme::Http,
@@ -184,9 +202,18 @@ fn reach_cloud(config: &Config) -> Result<(cloud::Client, NodeFacts), Error> {
             Signature::V3 => cloud::Signature::Acs3,
         },
         ca: config.cloud.ca_file.clone(),
-        ..Endpoint::new(region)
-    };
-    Ok((cloud::Client::new(endpoint, Credentials::new(sources))?, facts))
+        ..Endpoint::new(config.region.as_deref().unwrap_or(&facts.region))
+    }
+}
+
+/// Whom we are to the configuration's cloud.
+pub fn credentials(config: &Config) -> Result<Credentials, Error> {
+    Ok(Credentials::new(Sources {
+        addon_secret: cloud::ADDON_SECRET.into(),
+        pair: config.access.as_ref().map(key).transpose()?,
+        token_file: config.credential_path.clone(),
+        role: Some(metadata(config)?),
+    }))
 }
 
 fn key(pair: &AccessKey) -> Result<Key, Error> {
@@ -195,11 +222,12 @@ fn key(pair: &AccessKey) -> Result<Key, Error> {
 
 /// Starts the threads that talk to the API server, and the loop's state.
 fn assemble(start: &Start, g: Gathered, herald: Herald, inputs: Sender<Input>) -> Node {
-    let (client, name, news_to) = (g.kube.clone(), start.node_name.clone(), inputs.clone());
+    let (client, name, news_to) = (g.kube.clone(), start.node_name(), inputs.clone());
     thread::spawn(move || news::watch_pods(&client, &name, &news_to));
-    let (client, name, news_to) = (g.kube.clone(), start.node_name.clone(), inputs.clone());
+    let (client, name, news_to) = (g.kube.clone(), start.node_name(), inputs.clone());
     thread::spawn(move || news::watch_node(&client, &name, &news_to));
-    let settings = g.terms.settings(&start.config);
+    let config = g.layers.config();
+    let settings = g.terms.settings(config);
     let boot = Boot {
         settings,
         enis: g.enis,
@@ -212,17 +240,18 @@ fn assemble(start: &Start, g: Gathered, herald: Herald, inputs: Sender<Input>) -
         inputs,
         cloud: g.cloud,
         kube: g.kube,
-        place: g.terms.place(&start.config),
+        place: g.terms.place(config),
         terms: g.terms,
-        node_name: start.node_name.clone(),
+        node_name: start.node_name(),
         node: g.node,
         marker: g.marker,
-        mtu: start.config.mtu,
-        orphan: start.config.orphan,
+        mtu: config.mtu,
+        orphan: config.orphan,
         vswitches: g.vswitches.into_iter().map(|v| (v.id.clone(), v)).collect(),
-        publish: start.config.publish,
+        publish: config.publish,
     };
-    Node::new(world, g.ledger, g.kernel, Found { boot, leases: g.contents.leases, slots: g.slots, herald })
+    let leases = g.contents.leases;
+    Node::new(world, g.ledger, g.kernel, Found { boot, layers: g.layers, leases, slots: g.slots, herald })
 }
 
 fn held(lease: &Lease) -> Held {

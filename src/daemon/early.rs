@@ -24,8 +24,8 @@ pub struct Early {
 impl Early {
     pub fn new(start: &Start) -> Early {
         // Why it cannot be opened is said by the attempt that needs it.
-        let kube = start.kube().ok();
-        Early { herald: Herald::new(fastrand::u64(..)), machine: None, node_name: start.node_name().into(), kube }
+        let kube = start.kube(kube::Limits::default()).ok();
+        Early { herald: Herald::new(fastrand::u64(..)), machine: None, node_name: start.node_name(), kube }
     }
 
     /// Tells what keeps us from starting, for as long as the API server takes it; blocks meanwhile.

@@ -7,6 +7,8 @@ mod calls;
 mod clock;
 mod early;
 mod eni;
+mod file;
+mod layers;
 mod ledger;
 mod news;
 mod node;
@@ -16,7 +18,7 @@ mod terms;
 mod world;
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
 
@@ -95,14 +97,16 @@ fn run(args: &Args) -> Result<(), Error> {
         let listener = serve::listen(ours::SOCKET.as_ref())?;
         executor.spawn(serve::serve(listener, executor.clone(), inputs.clone())).detach();
         let trouble = Trouble::default();
-        let booting = boot::boot(&start, inputs.clone(), &trouble);
+        let booting = boot::boot(start.clone(), inputs.clone(), &trouble);
         let node = future::or(booting, decline(&arriving, &trouble)).await?;
-        boot::announce(&start.config().conflist)?;
+        let layers = node.layers();
+        boot::announce(&layers.config().conflist)?;
+        executor.spawn(file::watch(layers.path().to_owned(), layers.text().to_owned(), inputs.clone())).detach();
         log::info!("serving on {}", ours::SOCKET);
         node.run(arriving).await;
         Ok(())
     };
-    let until_told = heed(signals, &start, &inputs);
+    let until_told = heed(signals, &args.config, &inputs);
     // Not the block_on of async-io: it polls the reactor itself, and fights for it with the reactor's own thread.
     smol::future::block_on(executor.run(future::or(life, until_told)))
 }
@@ -120,7 +124,7 @@ async fn decline<T>(arriving: &Receiver<Input>, trouble: &Trouble) -> Result<T, 
                     if why.is_empty() { "terwayd is starting".into() } else { format!("terwayd is starting: {why}") };
                 let _ = answer.try_send(Reply::Refused { why: Refusal::Starting, reason });
             }
-            Ok(Input::Reload(_)) => log::warn!("still starting: a changed configuration takes effect with a restart"),
+            // A changed file is read by the next attempt to start.
             Ok(_) => {}
             Err(_) => return Err(Error::refused("nobody can ask any more")),
         }
@@ -128,16 +132,11 @@ async fn decline<T>(arriving: &Receiver<Input>, trouble: &Trouble) -> Result<T, 
 }
 
 /// Ends at SIGTERM and SIGINT; what is under way is found again by the next life, and the data path stays as it is.
-/// SIGHUP rereads the configuration: what is wrong with it is said, and the old one stays.
-async fn heed(mut signals: Signals, start: &boot::Start, inputs: &Sender<Input>) -> Result<(), Error> {
+/// SIGHUP reads the configuration again, also where nobody has seen it change.
+async fn heed(mut signals: Signals, config: &Path, inputs: &Sender<Input>) -> Result<(), Error> {
     while let Some(signal) = signals.next().await {
         match signal? {
-            Signal::Hup => match start.reread() {
-                Ok(fresh) => {
-                    let _ = inputs.send(Input::Reload(Box::new(fresh))).await;
-                }
-                Err(e) => log::error!("configuration not reloaded: {e}"),
-            },
+            Signal::Hup => drop(inputs.send(Input::File(file::read(config))).await),
             signal => {
                 log::info!("{signal:?}: ending; pods keep their network");
                 return Ok(());

@@ -5,12 +5,13 @@ use std::time::{Duration, SystemTime};
 
 use smol::channel::Sender;
 
+use super::layers::NodeConfig;
 use super::node::Input;
 use super::pods::Known;
-use crate::error::Cause;
+use crate::error::{Cause, Error};
 use crate::herald::Outcome;
-use crate::kube::{Change, Client, Select};
-use crate::object::{About, Event, EventType, Node, Object, Pod, Write};
+use crate::kube::{Change, Client, Select, Stop, Watch};
+use crate::object::{self, About, ConfigMap, Event, EventType, Node, Object, Pod, Write};
 use crate::pod::PodName;
 use crate::pool::Notice;
 
@@ -19,7 +20,7 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// Follows the pods of this node for as long as somebody listens.
 pub fn watch_pods(client: &Client, node: &str, inputs: &Sender<Input>) {
     let select = Select { fields: format!("spec.nodeName={node}"), ..Select::default() };
-    follow::<Pod>(client, select, "pods", inputs, |change| {
+    follow::<Pod>(client.watch(select), "pods", inputs, |change| {
         Some(Input::Pods(match change {
             Change::Reset(pods) => Known::all(&pods),
             Change::Set(pod) => Known::one(&pod),
@@ -32,7 +33,7 @@ pub fn watch_pods(client: &Client, node: &str, inputs: &Sender<Input>) {
 /// Follows our own node object, which others write too: kubelet, people, cloud controllers.
 pub fn watch_node(client: &Client, node: &str, inputs: &Sender<Input>) {
     let select = Select { fields: format!("metadata.name={node}"), ..Select::default() };
-    follow::<Node>(client, select, "the node", inputs, |change| {
+    follow::<Node>(client.watch(select), "the node", inputs, |change| {
         Some(Input::OwnNode(match change {
             Change::Reset(nodes) => nodes.into_iter().next().map(Box::new),
             Change::Set(node) => Some(Box::new(node)),
@@ -42,16 +43,55 @@ pub fn watch_node(client: &Client, node: &str, inputs: &Sender<Input>) {
     });
 }
 
+/// Follows one ConfigMap until it is told to stop.
+pub fn watch_config(client: &Client, namespace: &str, name: String, inputs: Sender<Input>) -> Stop {
+    let select = Select { namespace: namespace.into(), fields: format!("metadata.name={name}"), ..Select::default() };
+    let watch = client.watch::<ConfigMap>(select);
+    let stop = watch.stopper();
+    thread::spawn(move || {
+        follow(watch, &format!("configmap {name}"), &inputs, |change| {
+            let found = match change {
+                Change::Reset(maps) => maps.into_iter().next().map(Box::new),
+                Change::Set(map) => Some(Box::new(map)),
+                Change::Gone(_) => None,
+                Change::Bookmark => return None,
+            };
+            Some(Input::NodeConfig { name: name.clone(), found })
+        })
+    });
+    stop
+}
+
+/// What a ConfigMap says for the node, where its label names one that exists.
+pub fn node_config(client: &Client, node: &str) -> Result<Option<NodeConfig>, Error> {
+    let Some(node) = there(client.get::<Node>(&object::path::<Node>("", node)))? else { return Ok(None) };
+    let Some(name) = node.config_name() else { return Ok(None) };
+    let map = there(client.get::<ConfigMap>(&object::path::<ConfigMap>(&own_namespace(), name)))?;
+    map.map(|map| NodeConfig::of(&map)).transpose()
+}
+
+fn there<T>(found: Result<T, Error>) -> Result<Option<T>, Error> {
+    match found {
+        Ok(object) => Ok(Some(object)),
+        Err(e) if e.is_absent() => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// The namespace that ConfigMaps for nodes are in.
+pub fn own_namespace() -> String {
+    std::env::var("POD_NAMESPACE").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "kube-system".into())
+}
+
 /// Lists and watches until nobody listens any more; `input` says what a change is to the loop, if anything.
 pub fn follow<T: Object>(
-    client: &Client,
-    select: Select,
+    watch: Watch<T>,
     what: &str,
     inputs: &Sender<Input>,
     input: impl Fn(Change<T>) -> Option<Input>,
 ) {
     let mut pause = RETRY.0;
-    for change in client.watch::<T>(select) {
+    for change in watch {
         match change {
             Ok(change) => {
                 pause = RETRY.0;

@@ -1,5 +1,6 @@
 //! The loop that owns the pool, the ledger and the replies that wait: events in, effects out, one after the other.
 
+mod conf;
 mod own;
 mod upkeep;
 
@@ -12,22 +13,23 @@ use smol::channel::{Receiver, Sender};
 use smol::future;
 
 use super::eni::{self, Job};
+use super::layers::Layers;
 use super::ledger::{Ledger, Resting};
 use super::pods::{Known, Pods, Presence, Standing};
 use super::world::World;
 use super::{calls, clock};
-use crate::config::Config;
 use crate::error::{Context, Error};
 use crate::herald::{Herald, Outcome as Written};
 use crate::ip::Mac;
 use crate::kernel::Kernel;
-use crate::object::{self, Pod};
+use crate::object::{self, ConfigMap, Pod};
 use crate::ours;
 use crate::plan::{Rule, RuleAction};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
 use crate::rpc::{EniLease, Lease, Refusal, Reply, Request};
 use crate::{datapath, eni::Fault};
+use conf::Conf;
 
 /// An ADD is answered within this time, well before the runtime gives up (the kubelet: two minutes).
 const ADD_DEADLINE: Duration = Duration::from_secs(90);
@@ -58,7 +60,13 @@ pub enum Input {
         pod: PodName,
         result: Result<Option<Pod>, Error>,
     },
-    Reload(Box<Config>),
+    /// What the configuration file says now, or why it cannot be read.
+    File(Result<Vec<u8>, Error>),
+    /// The ConfigMap of this name, which the node's label named; none where there is none.
+    NodeConfig {
+        name: String,
+        found: Option<Box<ConfigMap>>,
+    },
     Swept,
 }
 
@@ -72,6 +80,7 @@ struct Waiting {
 
 pub struct Node {
     world: World,
+    conf: Conf,
     pool: Pool,
     ledger: Ledger,
     kernel: Kernel,
@@ -111,6 +120,7 @@ pub struct Node {
 /// What boot found that the loop goes on from.
 pub struct Found {
     pub boot: Boot,
+    pub layers: Layers,
     pub leases: Vec<Lease>,
     pub slots: BTreeMap<String, u32>,
     pub herald: Herald,
@@ -120,6 +130,7 @@ impl Node {
     pub fn new(world: World, ledger: Ledger, kernel: Kernel, found: Found) -> Node {
         let mut node = Node {
             world,
+            conf: Conf::new(found.layers),
             pool: Pool::new(fastrand::u64(..)),
             ledger,
             kernel,
@@ -146,6 +157,11 @@ impl Node {
         };
         node.feed(Event::Boot(Box::new(found.boot)));
         node
+    }
+
+    /// The configuration in force.
+    pub fn layers(&self) -> &Layers {
+        self.conf.layers()
     }
 
     /// Runs until it is dropped. What is under way then is left as it is: the next life finds it again.
@@ -187,7 +203,8 @@ impl Node {
             Input::OwnNode(node) => self.see_own_node(node),
             Input::Written(outcome) => self.herald.done(clock::now(), outcome),
             Input::Fetched { pod, result } => self.fetched(pod, result),
-            Input::Reload(config) => self.reload(&config),
+            Input::File(text) => self.file_changed(text),
+            Input::NodeConfig { name, found } => self.node_config_changed(&name, found.as_deref()),
             Input::Swept => self.swept(),
         }
     }
@@ -202,20 +219,6 @@ impl Node {
         self.refuse_unknown(now);
         self.keep_up(now);
         self.speak(now);
-    }
-
-    /// Takes up what can change in a running daemon: all that the pool goes by. The rest waits for a restart.
-    fn reload(&mut self, config: &Config) {
-        if let Err(e) = config.validate(&self.world.terms.facts) {
-            return log::error!("configuration not reloaded: {e}");
-        }
-        log::info!("configuration reloaded");
-        self.world.place = self.world.terms.place(config);
-        self.world.mtu = config.mtu;
-        self.world.orphan = config.orphan;
-        self.world.publish = config.publish;
-        let settings = self.world.terms.settings(config);
-        self.feed(Event::Settings(Box::new(settings)));
     }
 
     fn ask(&mut self, request: Request, answer: Sender<Reply>) {

@@ -51,6 +51,7 @@ impl Terms {
             (ours::NODE_TAG.to_owned(), self.facts.instance.clone()),
         ]);
         Settings {
+            stack: config.stack,
             limits: self.limits,
             min_idle: config.min_idle,
             max_idle: config.max_idle,
@@ -62,6 +63,7 @@ impl Terms {
             security_groups: groups.clone(),
             resource_group: config.resource_group.clone(),
             instance: self.facts.instance.clone(),
+            instance_type: self.facts.instance_type.clone(),
             tags,
             cooldown: config.cooldown,
             eni_idle: config.eni_idle,

@@ -77,6 +77,11 @@ impl World {
         });
     }
 
+    /// Follows a ConfigMap until it is told to stop.
+    pub fn watch_config(&self, namespace: &str, name: String) -> kube::Stop {
+        news::watch_config(&self.kube, namespace, name, self.inputs.clone())
+    }
+
     /// Deletes links by their index, all at once: they share one RCU grace period.
     pub fn delete_links(&self, links: Vec<u32>) {
         self.start(move || {

@@ -47,17 +47,21 @@ pub struct Limits {
     pub object_bytes: u64,
 }
 
+impl Limits {
+    pub const USUAL: Limits = Limits {
+        connect: Duration::from_secs(5),
+        call: Duration::from_secs(30),
+        silence: Duration::from_secs(150),
+        watch: Duration::from_secs(290),
+        page: 500,
+        page_bytes: 64 << 20,
+        object_bytes: 8 << 20,
+    };
+}
+
 impl Default for Limits {
     fn default() -> Limits {
-        Limits {
-            connect: Duration::from_secs(5),
-            call: Duration::from_secs(30),
-            silence: Duration::from_secs(150),
-            watch: Duration::from_secs(290),
-            page: 500,
-            page_bytes: 64 << 20,
-            object_bytes: 8 << 20,
-        }
+        Limits::USUAL
     }
 }
 

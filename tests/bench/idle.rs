@@ -22,8 +22,12 @@ pub fn measure(cluster: &mut Cluster, table: &mut Table) {
     let what = "context switches a second of all threads of terwayd with 250 pods, nothing happening for 20 s";
     table.push(Row::alone("idle_wakeups", what, "/s", (rate * 1000.0).round() / 1000.0, 1.0));
     let what = "resident memory of terwayd with 250 pods";
-    let rss = field(&format!("/proc/{daemon}/status"), "VmRSS:") * 1024;
-    table.push(Row::alone("rss_250_pods", what, "B", rss as f64, 10e6));
+    table.push(Row::alone("rss_250_pods", what, "B", memory(daemon) as f64, 10e6));
+}
+
+/// Resident memory of a process, in bytes.
+pub fn memory(pid: u32) -> u64 {
+    field(&format!("/proc/{pid}/status"), "VmRSS:") * 1024
 }
 
 /// Voluntary or not, of every thread that lives.

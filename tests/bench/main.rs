@@ -1,7 +1,9 @@
 //! `make bench`: our numbers beside those of a peer, in one run, as a table and as `target/bench.json`.
 //!
-//! With `--strict` a missed goal is a failure.
+//! With `--strict` a missed goal is a failure; `ordinary` or `large` measures that part only.
 
+mod burst;
+mod churn;
 mod exec;
 mod idle;
 mod peer;
@@ -9,8 +11,10 @@ mod rtt;
 #[path = "../sim/mod.rs"]
 #[allow(dead_code, unused_imports)]
 mod sim;
+mod start;
 mod table;
 mod verbs;
+mod workers;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,11 +23,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use sim::cloud::{Config, InstanceType};
 use sim::cluster::{self, Cluster, Member};
-use sim::world;
+use sim::world::{self, World};
 use table::Table;
 
 /// The nodes by what they are for.
@@ -80,53 +84,95 @@ fn again_with(installed: &Path) -> ExitCode {
 }
 
 fn measure(table: &mut Table) {
+    let asked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let is_asked = |part: &str| asked.is_empty() || asked.iter().any(|a| a == part);
+    if is_asked("ordinary") {
+        ordinary(table);
+    }
+    if is_asked("large") {
+        large(table);
+    }
+}
+
+/// Nodes with 4 to 250 pods.
+fn ordinary(table: &mut Table) {
     let mut cluster = Cluster::new(config(), 5, "ecs.sim.250");
     peer::install(&cluster, PEER);
     fill(&mut cluster, OURS, ADDRESSES);
     verbs::measure(&mut cluster, table);
 
-    let few = populate(&mut cluster, FEW, FEW_PODS);
-    let full = populate(&mut cluster, FULL, FULL_PODS);
-    let rules = populate(&mut cluster, RULES, FULL_PODS);
+    let few = populate(&mut cluster, FEW, FEW_PODS, 0);
+    let full = populate(&mut cluster, FULL, FULL_PODS, start::STARTS);
+    let rules = populate(&mut cluster, RULES, FULL_PODS, 0);
     let shown = cluster.show(RULES);
     cluster.stop(RULES);
     rtt::convert(&cluster, &rules, &shown);
     let remote = cluster.add(OURS, "remote");
     rtt::measure(&rtt::Pods { few: &few, full: &full, rules: &rules, remote: &remote }, table);
     idle::measure(&mut cluster, table);
+    start::measure(&mut cluster, FULL, table);
 }
 
-/// A cloud with an instance type that has room for 250 pods.
+/// A node with a thousand pods beside the peer's, and one that a hundred pods meet at once.
+fn large(table: &mut Table) {
+    let mut world = World::new(config());
+    world.add_node(world::instance("i-churn", "ecs.sim.1100"));
+    world.add_node(world::instance("i-peer", "ecs.sim.1100"));
+    world.add_node(world::instance("i-burst", "ecs.sim.8xlarge"));
+    let (ours, theirs, burst) = (0, 1, 2);
+    let mut cluster = Cluster::over(world);
+    peer::install(&cluster, theirs);
+    cluster.configure(burst, &json!({"min_pool_size": 0}));
+    cluster.start_with(burst, &[]);
+    cluster.wait_ready(burst);
+    burst::measure(&cluster, burst, table);
+    cluster.stop(burst);
+    fill_with(&mut cluster, ours, churn::PODS + 40, &json!({"ip_cooldown": churn::COOLDOWN}));
+    churn::measure(&mut cluster, ours, theirs, table);
+}
+
+/// A cloud with instance types that have room for 250 pods and for a thousand.
 fn config() -> Config {
     let mut config = world::config();
-    config.instance_types.push(InstanceType {
-        id: "ecs.sim.250".into(),
-        eni_quantity: 15,
+    let kind = |id: &str, enis| InstanceType {
+        id: id.into(),
+        eni_quantity: enis,
         eni_private_ip_address_quantity: 30,
         eni_ipv6_address_quantity: 30,
-        eni_total_quantity: 15,
-    });
+        eni_total_quantity: enis,
+    };
+    config.instance_types.extend([kind("ecs.sim.250", 15), kind("ecs.sim.1100", 38)]);
     config
 }
 
-/// A node with so many pods, and the idle addresses of an ordinary pool.
-fn populate(cluster: &mut Cluster, n: usize, pods: usize) -> Vec<Member> {
-    fill(cluster, n, pods);
+/// A node with so many pods, and idle addresses for some more.
+fn populate(cluster: &mut Cluster, n: usize, pods: usize, more: usize) -> Vec<Member> {
+    fill(cluster, n, pods + more);
     (0..pods).map(|i| cluster.add(n, &format!("n{n}-{i}"))).collect()
 }
 
 /// Starts the daemon of a node and waits until it has so many idle addresses. From then on it asks for no more before they
 /// run out: an ADD finds an idle address, and the cloud has no part in it.
 fn fill(cluster: &mut Cluster, n: usize, idle: usize) {
+    fill_with(cluster, n, idle, &json!({}));
+}
+
+/// The same with a configuration of its own, but for the bounds of the pool.
+fn fill_with(cluster: &mut Cluster, n: usize, idle: usize, over: &Value) {
     let start = Instant::now();
-    cluster.configure(n, &json!({"min_pool_size": idle, "max_pool_size": idle + 10}));
+    let configure = |cluster: &Cluster, min: usize| {
+        let mut over = over.clone();
+        (over["min_pool_size"], over["max_pool_size"]) = (json!(min), json!(idle + 10));
+        cluster.configure(n, &over);
+    };
+    configure(cluster, idle);
     cluster.start_with(n, &[]);
     cluster.wait_ready(n);
     while cluster.show(n)["pool"]["idle"].as_u64() < Some(idle as u64) {
         assert!(start.elapsed() < PATIENCE, "no {idle} idle addresses on node {n}: {:#}", cluster.show(n)["pool"]);
         thread::sleep(Duration::from_millis(50));
     }
-    cluster.configure(n, &json!({"min_pool_size": 0, "max_pool_size": idle + 10}));
+    configure(cluster, 0);
     let daemon = cluster.daemon(n).pid();
     let daemon = Pid::from_raw(daemon as i32).expect("no process is 0");
     kill_process(daemon, Signal::HUP).expect("it is our child");

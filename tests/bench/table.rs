@@ -158,7 +158,7 @@ impl Times {
         self.0[(self.0.len() * percent / 100).min(self.0.len() - 1)]
     }
 
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         json!({
             "count": self.0.len(),
             "min": micros(self.0[0]),

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::process::Command;
-use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,7 @@ use super::peer;
 use super::sim::cluster::{Cluster, Member};
 use super::sim::traffic::Place;
 use super::table::{Goal, Row, Table, Times, micros};
+use super::workers::{WORKERS, at_once};
 use super::{OURS, PEER};
 
 /// Blocks of pods that are added and deleted, ours and the peer's by turns.
@@ -23,7 +23,6 @@ const SETTLED: Duration = Duration::from_millis(400);
 /// What an ADD sets going in the kernel (carrier, IPv6 addresses) is over after this time, and not in the way of the other's.
 const QUIET: Duration = Duration::from_millis(30);
 const ROUNDS: usize = 4;
-const WORKERS: usize = 4;
 const PODS_OF_WORKER: usize = 10;
 const VERSIONS: usize = 200;
 const TRACED: usize = 5;
@@ -145,7 +144,7 @@ fn rate(cluster: &Cluster, table: &mut Table) {
     let mut rates = [Vec::new(), Vec::new()];
     for round in 0..ROUNDS {
         for (side, pods) in pods(cluster, WORKERS * PODS_OF_WORKER, &format!("rate{round}")).iter().enumerate() {
-            let time = add_at_once(cluster, pods);
+            let time = at_once(cluster, pods, "ADD");
             rates[side].push(pods.len() as f64 / time.as_secs_f64());
             for pod in pods {
                 call(cluster, pod, "DEL");
@@ -159,29 +158,6 @@ fn rate(cluster: &Cluster, table: &mut Table) {
     });
     let what = "ADDs a second of four workers; ptp + host-local beside it";
     table.push(Row::beside("add_rate_ratio", what, "/s", pair, Goal::RatioAtLeast(5.0)));
-}
-
-fn add_at_once(cluster: &Cluster, pods: &[Member]) -> Duration {
-    let barrier = Barrier::new(WORKERS + 1);
-    let start = &barrier;
-    thread::scope(|scope| {
-        let workers: Vec<_> = pods
-            .chunks(PODS_OF_WORKER)
-            .map(|pods| {
-                let work = move || {
-                    start.wait();
-                    for pod in pods {
-                        exec::run(&mut pod.sandbox.command("ADD"), &pod.sandbox.conf);
-                    }
-                };
-                scope.spawn(move || cluster.node(pods[0].node).run(work))
-            })
-            .collect();
-        start.wait();
-        let since = Instant::now();
-        workers.into_iter().for_each(|worker| worker.join().expect("it does not panic"));
-        since.elapsed()
-    })
 }
 
 /// The system calls that wait for a disk, in daemon and plugin.

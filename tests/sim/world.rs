@@ -85,14 +85,7 @@ impl World {
         let start = Instant::now();
         let mut world = World::new(config);
         for n in 1..=count {
-            world.add_node(InstanceSpec {
-                id: format!("i-{n}"),
-                instance_type: instance_type.into(),
-                vswitch: NODES.into(),
-                security_groups: vec!["sg-sim".into()],
-                address: None,
-                role: Some("KubernetesWorkerRole".into()),
-            });
+            world.add_node(instance(&format!("i-{n}"), instance_type));
         }
         eprintln!("a world of {count} nodes stands after {:?}", start.elapsed());
         world
@@ -113,6 +106,18 @@ impl World {
     pub fn remove_node(&mut self, id: &str) {
         self.cloud.remove_instance(id);
         self.nodes.retain(|node| node.id != id);
+    }
+}
+
+/// An ordinary instance.
+pub fn instance(id: &str, instance_type: &str) -> InstanceSpec {
+    InstanceSpec {
+        id: id.into(),
+        instance_type: instance_type.into(),
+        vswitch: NODES.into(),
+        security_groups: vec!["sg-sim".into()],
+        address: None,
+        role: Some("KubernetesWorkerRole".into()),
     }
 }
 

@@ -24,6 +24,7 @@ impl Node {
         let before = self.own.as_deref().and_then(|node| self.is_anothers(node));
         self.own = node;
         self.stirred = true;
+        self.follow_label();
         if let Some(message) = mistaken.filter(|message| before.as_ref() != Some(message)) {
             self.tell(Notice { pod: None, warning: true, reason: "ConfigError", message });
         }
@@ -54,7 +55,7 @@ impl Node {
         let own = self.own.take();
         let node = own.as_deref().filter(|node| self.is_anothers(node).is_none());
         let stamp = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-        let write = self.herald.next(now, &stamp, node).or_else(|| self.note(now));
+        let write = self.herald.next(now, &stamp, node).or_else(|| self.annotate(now));
         self.own = own;
         if let Some(write) = write {
             self.world.write(write);
@@ -115,7 +116,7 @@ impl Node {
     // Annotations of pods
 
     /// Writes a pod's addresses into its annotation, where that is asked for and they are not there.
-    fn note(&mut self, now: Now) -> Option<object::Write> {
+    fn annotate(&mut self, now: Now) -> Option<object::Write> {
         let wanting = self.unnoted();
         self.herald.forget_notes(|pod| wanting.contains_key(pod));
         wanting.iter().find_map(|(pod, ips)| self.herald.note(now, pod, POD_IPS, ips))

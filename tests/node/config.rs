@@ -1,0 +1,142 @@
+//! The configuration while the daemon runs: the file however it is replaced, and what a ConfigMap says for the node.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::{events_about, idle_node, node, nothing, shown};
+use crate::sim::cluster::{Cluster, node_name, soon};
+use crate::sim::kube;
+use crate::sim::traffic::Place;
+
+const LARGE: &str = "ecs.sim.large";
+const CONFIG: &str = "/etc/eni/eni.json";
+
+fn config_map(name: &str, eni_conf: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "kube-system"},
+        "data": {"eni_conf": eni_conf},
+    })
+}
+
+/// The node as the kubelet registers it, with this label.
+fn register(cluster: &Cluster, label: Option<&str>) {
+    let mut object = kube::node(&node_name(0), "cn-hangzhou.i-1");
+    object["metadata"]["labels"] = label.map_or(json!({}), |label| json!({"terway-config": label}));
+    cluster.kube.put(object);
+}
+
+fn complaints(cluster: &Cluster) -> Vec<String> {
+    let events = events_about(cluster, &node_name(0)).into_iter();
+    events.filter(|(reason, _)| reason == "ConfigError").map(|(_, words)| words).collect()
+}
+
+#[test]
+fn a_file_that_is_replaced_is_taken_up_without_a_signal() {
+    let mut cluster = node(&nothing());
+    // As an editor does it: a new file renamed over the old one.
+    cluster.configure(0, &json!({"min_pool_size": 3}));
+    soon("a renamed file is seen", || shown(&cluster, "/pool/min_idle") == 3);
+    // As a shell does it: into the same file.
+    let text = cluster.node(0).read_file(CONFIG).unwrap().replace("\"min_pool_size\":3", "\"min_pool_size\":4");
+    cluster.node(0).run(|| std::fs::write(CONFIG, &text).unwrap());
+    soon("a file written in place is seen", || shown(&cluster, "/pool/min_idle") == 4);
+    // As Kubernetes does it: the file is a link through a link to a folder, and that one is exchanged.
+    let folder = |size: u32| {
+        let (name, text) = (format!("..{size}"), text.replace("_size\":4", &format!("_size\":{size}")));
+        cluster.node(0).run(|| {
+            let place = Path::new("/etc/eni");
+            std::fs::create_dir(place.join(&name)).unwrap();
+            std::fs::write(place.join(&name).join("eni.json"), &text).unwrap();
+            std::os::unix::fs::symlink(&name, place.join("..data_tmp")).unwrap();
+            std::fs::rename(place.join("..data_tmp"), place.join("..data")).unwrap();
+        });
+    };
+    folder(5);
+    cluster.node(0).sh("cd /etc/eni && ln -s ..data/eni.json link && mv link eni.json");
+    soon("a link is followed", || shown(&cluster, "/pool/min_idle") == 5);
+    folder(6);
+    soon("an exchanged folder is seen", || shown(&cluster, "/pool/min_idle") == 6);
+    let log = cluster.log(0);
+    assert!(log.contains("in force from now on: min_pool_size"), "{log}");
+    cluster.kill(0);
+}
+
+#[test]
+fn what_needs_a_restart_is_said_and_what_is_wrong_changes_nothing() {
+    let cluster = node(&nothing());
+    cluster.configure(0, &json!({"conflist": "/etc/cni/net.d/11-terway.conflist", "min_pool_size": 4}));
+    soon("the rest is taken up", || shown(&cluster, "/pool/min_idle") == 4);
+    let log = cluster.log(0);
+    assert!(log.contains("a restart of terwayd is needed for a change of conflist to take effect"), "{log}");
+    cluster.configure(0, &json!({"min_pool_size": 5, "max_eni": "all"}));
+    soon("the node is told", || complaints(&cluster).iter().any(|words| words.contains("max_eni is \"all\"")));
+    assert_eq!(shown(&cluster, "/pool/min_idle"), 4);
+    cluster.node(0).run(|| std::fs::remove_file(CONFIG).unwrap());
+    soon("its absence is said", || cluster.log(0).contains("not reloaded: read /etc/eni/eni.json"));
+    assert_eq!(shown(&cluster, "/pool/min_idle"), 4);
+    cluster.configure(0, &json!({"min_pool_size": 6}));
+    soon("it is taken up again", || shown(&cluster, "/pool/min_idle") == 6);
+}
+
+#[test]
+fn credentials_that_change_are_used_without_a_restart() {
+    let cluster = node(&nothing());
+    cluster.world.cloud.add_key("rotated", "rotated-secret");
+    cluster.configure(0, &json!({"access_key": "rotated", "access_secret": "rotated-secret", "min_pool_size": 7}));
+    soon("calls bear the new key", || cluster.world.cloud.journal().iter().any(|call| call.key == "rotated"));
+    soon("the pool fills", || shown(&cluster, "/pool/idle").as_u64() >= Some(7));
+    assert!(!cluster.log(0).contains("rotated-secret"));
+}
+
+#[test]
+fn a_configmap_patches_the_configuration_of_the_node_that_names_it() {
+    let mut cluster = idle_node(LARGE, &json!({"min_pool_size": 1, "max_pool_size": 8}));
+    cluster.kube.put(config_map("gpu", r#"{"min_pool_size": 3, "max_pool_size": null}"#));
+    register(&cluster, Some("gpu"));
+    cluster.start_ready(0);
+    let bounds = |cluster: &Cluster| (shown(cluster, "/pool/min_idle"), shown(cluster, "/pool/max_idle"));
+    // From the first breath on, not only once a watch tells.
+    assert_eq!(bounds(&cluster), (json!(3), json!(5)));
+
+    cluster.kube.put(config_map("gpu", r#"{"min_pool_size": 4}"#));
+    soon("a change is taken up", || bounds(&cluster) == (json!(4), json!(8)));
+    cluster.configure(0, &json!({"min_pool_size": 1, "max_pool_size": 9}));
+    soon("the file below is taken up", || bounds(&cluster) == (json!(4), json!(9)));
+
+    cluster.kube.put(config_map("gpu", r#"{"min_pool_size": "lots"}"#));
+    soon("the node is told", || complaints(&cluster).iter().any(|words| words.contains("min_pool_size is \"lots\"")));
+    assert_eq!(bounds(&cluster), (json!(4), json!(9)));
+    cluster.kube.put(config_map("gpu", "{"));
+    soon("the node is told", || {
+        complaints(&cluster).iter().any(|words| words.contains("configmap kube-system/gpu: eni_conf"))
+    });
+    assert_eq!(bounds(&cluster), (json!(4), json!(9)));
+
+    cluster.kube.put(config_map("other", r#"{"min_pool_size": 2}"#));
+    register(&cluster, Some("other"));
+    soon("another one is named", || bounds(&cluster) == (json!(2), json!(9)));
+    cluster.kube.delete("ConfigMap", "kube-system", "other");
+    soon("without it the file holds", || bounds(&cluster) == (json!(1), json!(9)));
+    soon("and that is said", || complaints(&cluster).iter().any(|words| words.contains("other does not exist")));
+    cluster.kube.put(config_map("other", r#"{"min_pool_size": 5}"#));
+    soon("it is there again", || bounds(&cluster) == (json!(5), json!(9)));
+    register(&cluster, None);
+    soon("without label the file holds", || bounds(&cluster) == (json!(1), json!(9)));
+}
+
+#[test]
+fn a_start_without_api_server_goes_by_what_the_node_had_last() {
+    let mut cluster = idle_node(LARGE, &json!({"min_pool_size": 1}));
+    cluster.kube.put(config_map("gpu", r#"{"min_pool_size": 3}"#));
+    register(&cluster, Some("gpu"));
+    cluster.start_ready(0);
+    soon("it is noted", || cluster.node(0).read_file("/run/terway/node-config.json").is_some());
+    cluster.stop(0);
+    cluster.api_down();
+    cluster.start_ready(0);
+    assert_eq!(shown(&cluster, "/pool/min_idle"), 3);
+    cluster.kube.delete("ConfigMap", "kube-system", "gpu");
+    cluster.api_up();
+    soon("what has changed meanwhile is taken up", || shown(&cluster, "/pool/min_idle") == 1);
+}
