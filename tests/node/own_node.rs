@@ -231,6 +231,12 @@ fn the_role_we_ask_for_is_what_we_need() {
     // A start that fails tells the node about it; the pod is fetched before the watch tells of it.
     cluster.world.cloud.trouble_anywhere(When::Next(1), Kind::unavailable());
     cluster.kube.put(kube::pod("default", "early", "elsewhere"));
+    let config = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"namespace": "kube-system", "name": "big"},
+        "data": {"eni_conf": "{}"},
+    });
+    cluster.kube.put(config);
+    cluster.kube.amend("Node", "", &node_name(0), &json!({"metadata": {"labels": {"terway-config": "big"}}}));
     cluster.start_ready(0);
     let early = cluster.sandbox(0, PodName::new("default", "early"));
     cluster.call_for(&early, "ADD");
