@@ -1,6 +1,6 @@
 //! The herald against a node object that it, a kubelet and people write to.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -49,7 +49,7 @@ fn written(herald: &mut Herald, now: Now, own: &Node) -> Option<(String, Value)>
 
 fn event(about: &str, reason: &str, message: &str) -> Event {
     let about = About::pod(&PodName::new("default", about), "u1");
-    Event::new(about, "n1", EventType::Warning, reason, message, SystemTime::UNIX_EPOCH)
+    Event::new(about, "n1", EventType::Warning, reason, message, humantime::parse_rfc3339(STAMP).unwrap())
 }
 
 #[test]
