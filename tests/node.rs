@@ -3,6 +3,7 @@
 mod config;
 mod connectivity;
 mod daemon;
+mod outage;
 mod own_node;
 mod pool;
 mod semantics;

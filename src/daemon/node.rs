@@ -94,6 +94,10 @@ pub struct Node {
     compared: Option<(u64, u32)>,
     /// Pods that were told why they had no address.
     complained: BTreeSet<PodName>,
+    /// Why the last lease could not be written down.
+    unwritten: Option<String>,
+    /// How far the cloud's clock was ahead of ours when a person was told.
+    skew: i64,
     /// What effects bring about at once; heard after them.
     events: VecDeque<Event>,
     leases: BTreeMap<Attachment, Lease>,
@@ -140,6 +144,8 @@ impl Node {
             stirred: true,
             compared: None,
             complained: BTreeSet::new(),
+            unwritten: None,
+            skew: 0,
             events: VecDeque::new(),
             leases: found.leases.into_iter().map(|l| (l.sandbox.attachment.clone(), l)).collect(),
             enis: BTreeMap::new(),
@@ -237,7 +243,13 @@ impl Node {
     }
 
     /// A full node is ready: the runtime would take "no" for a broken network, and Kubernetes would move its pods away.
-    fn status(&self) -> Reply {
+    fn status(&mut self) -> Reply {
+        if self.unwritten.is_some() {
+            self.keep_in_mind(self.ledger.probe());
+        }
+        if let Some(why) = &self.unwritten {
+            return refusal(local(why));
+        }
         match self.pool.ready() {
             Err(refused) if refused.why != Refusal::NodeFull => refusal(refused),
             _ => Reply::Ready {},
@@ -283,6 +295,8 @@ impl Node {
                     let reason = format!("the API server knows no pod {pod} on node {}", self.world.node_name);
                     waiting.refuse(Refusal::NotOurs, reason);
                 }
+                // It had an address when the API server was there: it is ours.
+                Err(_) if self.leases.values().any(|lease| lease.pod == pod) => self.enqueue(waiting),
                 Err(e) => waiting.refuse(Refusal::ApiDown, format!("pod {pod} is not known yet: {e}")),
             }
         }
@@ -444,14 +458,23 @@ impl Node {
         let lease = self.lease(held).and_then(|lease| self.ledger.record(&lease).map(|()| lease));
         match lease {
             Ok(lease) => {
+                self.keep_in_mind(Ok(()));
                 self.leases.insert(attachment, lease);
             }
             Err(e) => {
+                self.keep_in_mind(Err(e.clone()));
                 log::error!("lease of {attachment}: {e}");
                 self.end(&attachment);
                 self.events.push_back(Event::Release { attachment });
             }
         }
+    }
+
+    /// Whether leases can be written down: without that there are none to give.
+    fn keep_in_mind(&mut self, written: Result<(), Error>) {
+        let unwritten = written.err().map(|e| format!("no lease can be written down: {e}"));
+        self.stirred |= unwritten.is_some() != self.unwritten.is_some();
+        self.unwritten = unwritten;
     }
 
     /// A lease that ends without DEL, as one does whose address the cloud has taken: nothing may be sent there any more.
@@ -490,6 +513,7 @@ impl Node {
         if let Ok(Outcome::VSwitches(seen)) = &result {
             self.world.vswitches.extend(seen.iter().map(|v| (v.id.clone(), v.clone())));
         }
+        self.watch_clock();
         self.feed(Event::Done { call, result });
     }
 

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use super::Node;
+use crate::cloud;
 use crate::daemon::news;
 use crate::herald::{Facts, Fit, Guests, Lack, Now};
 use crate::ip::IpPair;
 use crate::object::{self, ENI_RESOURCE, ENIIP_RESOURCE, MAX_IPS, POD_IPS};
 use crate::pod::PodName;
 use crate::pool::Notice;
+use crate::rpc::Refusal;
 
 impl Node {
     /// Takes up what the watch tells of our node object. One that stands for another machine is nothing to go by.
@@ -73,7 +75,29 @@ impl Node {
         Facts {
             resources: BTreeMap::from([(ENI_RESOURCE, None), (ENIIP_RESOURCE, published.then_some(addresses))]),
             annotations: BTreeMap::from([(MAX_IPS, Some(addresses.to_string()))]),
-            lack: self.pool.lack().map(|refused| Lack { why: refused.why, reason: refused.reason }),
+            lack: self.lack(),
+        }
+    }
+
+    fn lack(&self) -> Option<Lack> {
+        let unwritten = self.unwritten.clone().map(|reason| Lack { why: Refusal::Local, reason });
+        unwritten.or_else(|| self.pool.lack().map(|refused| Lack { why: refused.why, reason: refused.reason }))
+    }
+
+    /// Tells of a clock that is wrong; calls go on, signed with the cloud's time.
+    pub(super) fn watch_clock(&mut self) {
+        let skew = self.world.cloud.skew();
+        let before = std::mem::replace(&mut self.skew, skew);
+        match (before, skew) {
+            (_, 0) if before != 0 => log::info!("the clock of this machine agrees with the cloud's again"),
+            // It drifts, or was set to another wrong time.
+            (_, 0) => {}
+            _ if before.abs_diff(skew) < 60 => self.skew = before,
+            _ => {
+                let message =
+                    format!("{}; until then calls are signed with the cloud's time", cloud::clock_words(skew));
+                self.tell(Notice { pod: None, warning: true, reason: "ConfigError", message });
+            }
         }
     }
 
