@@ -5,6 +5,7 @@ pub mod cni;
 pub mod config;
 pub mod eni;
 pub mod error;
+pub mod happening;
 pub mod ip;
 pub mod json;
 pub mod object;
@@ -19,6 +20,7 @@ pub mod uri;
 pub mod datapath;
 pub mod herald;
 pub mod pool;
+pub mod repair;
 
 // Hands: each touches one part of the world.
 pub mod client;

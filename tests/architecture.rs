@@ -8,16 +8,17 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("datapath", &[]),
     ("pool", &[]),
     ("herald", &[]),
+    ("repair", &[]),
     ("kernel", &[]),
     ("cloud", &[]),
     ("kube", &[]),
     ("client", &[]),
     ("plugin", &["datapath", "kernel", "client"]),
     ("cli", &["datapath", "kernel", "client"]),
-    ("daemon", &["datapath", "pool", "herald", "kernel", "cloud", "kube"]),
+    ("daemon", &["datapath", "pool", "repair", "herald", "kernel", "cloud", "kube"]),
 ];
 
-const MINDS: &[&str] = &["datapath", "pool", "herald"];
+const MINDS: &[&str] = &["datapath", "pool", "repair", "herald"];
 
 /// Text that only files under one of these places may hold (places are prefixes of a path below `src/`).
 const RESERVED: &[(&str, &[&str])] = &[

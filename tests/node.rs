@@ -7,6 +7,8 @@ mod daemon;
 mod outage;
 mod own_node;
 mod pool;
+mod ports;
+mod repair;
 mod semantics;
 mod socket;
 

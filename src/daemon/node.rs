@@ -2,6 +2,7 @@
 
 mod conf;
 mod own;
+mod repair;
 mod shape;
 mod upkeep;
 
@@ -13,6 +14,8 @@ use async_io::Timer;
 use smol::channel::{Receiver, Sender};
 use smol::future;
 
+pub use self::repair::Compared;
+use self::repair::Wires;
 use super::eni::{self, Job};
 use super::layers::Layers;
 use super::ledger::{Ledger, Resting};
@@ -20,6 +23,7 @@ use super::pods::{Known, Pods, Presence, Standing};
 use super::world::World;
 use super::{calls, clock};
 use crate::error::{Context, Error};
+use crate::happening::Happening;
 use crate::herald::{Herald, Outcome as Written};
 use crate::ip::Mac;
 use crate::kernel::Kernel;
@@ -29,6 +33,7 @@ use crate::plan::{Rule, RuleAction};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
 use crate::rate::{Both, Limit, Limits};
+use crate::repair::{Part, Repair};
 use crate::rpc::{EniLease, Lease, Refusal, Reply, Request, Wiring};
 use crate::{datapath, eni::Fault};
 use conf::Conf;
@@ -70,6 +75,13 @@ pub enum Input {
         found: Option<Box<ConfigMap>>,
     },
     Swept,
+    /// Who was given a lease has hung up: the pod is wired, or will not be.
+    Wired {
+        attachment: Attachment,
+    },
+    Happened(Vec<Happening>),
+    /// The parts that are not as their plans have them.
+    Compared(Vec<Part>),
     /// The kernel holds the attachment to this bandwidth, or does not.
     Shaped {
         attachment: Attachment,
@@ -121,6 +133,10 @@ pub struct Node {
     /// When leftovers are looked for next, and when the kernel is next compared with the plans.
     sweep: Now,
     mend: Now,
+    /// When all pods are next compared with their plans.
+    compare: Now,
+    repair: Repair,
+    wires: Wires,
     /// Attachments whose links are being deleted, and ADDs of the same attachments: they come after that.
     sweeping: BTreeSet<Attachment>,
     returning: Vec<Waiting>,
@@ -172,7 +188,11 @@ impl Node {
             unsigned: BTreeSet::new(),
             shaping: BTreeSet::new(),
             mend: clock::now(),
+            compare: clock::now(),
+            repair: Repair::default(),
+            wires: Wires::default(),
         };
+        node.begin_repairs();
         node.feed(Event::Boot(Box::new(found.boot)));
         node
     }
@@ -200,12 +220,9 @@ impl Node {
     fn next_due(&self) -> impl Future<Output = ()> + use<> {
         let deadlines = self.unknown.values().flatten().map(|w| w.deadline);
         let sweep = self.sweeping.is_empty().then_some(self.sweep);
-        let due = deadlines
-            .chain(self.wake)
-            .chain(sweep)
-            .chain(self.due_to_speak(clock::now()))
-            .min()
-            .map_or(self.mend, |due| due.min(self.mend));
+        let fixed = self.mend.min(self.compare);
+        let others = [self.repair.due(), self.due_to_speak(clock::now())].into_iter().flatten();
+        let due = deadlines.chain(self.wake).chain(sweep).chain(others).fold(fixed, Now::min);
         let wait = due.saturating_sub(clock::now());
         async move {
             Timer::after(wait).await;
@@ -227,6 +244,9 @@ impl Node {
             Input::File(text) => self.file_changed(text),
             Input::NodeConfig { name, found } => self.node_config_changed(&name, found.as_deref()),
             Input::Swept => self.swept(),
+            Input::Wired { attachment } => self.wired(&attachment),
+            Input::Happened(heard) => self.happened(heard),
+            Input::Compared(hurt) => self.compared(hurt),
             Input::Shaped { attachment, bandwidth, result } => self.shaped(&attachment, bandwidth, result),
         }
     }
@@ -240,7 +260,8 @@ impl Node {
         }
         self.refuse_unknown(now);
         self.keep_up(now);
-        self.speak(now);
+        self.repair_what_is_due(clock::now());
+        self.speak(clock::now());
     }
 
     fn ask(&mut self, request: Request, answer: Sender<Reply>) {
@@ -401,6 +422,7 @@ impl Node {
             log::error!("del {}: {e}", lease.pod);
             return refusal(local(&e.to_string()));
         }
+        self.unguard_pod(attachment);
         self.leases.remove(attachment);
         self.feed(Event::Release { attachment: attachment.clone() });
         self.sweep = self.sweep.min(clock::now() + SWEEP_AFTER);
@@ -478,6 +500,7 @@ impl Node {
         match lease {
             Ok(lease) => {
                 self.keep_in_mind(Ok(()));
+                self.will_be_wired(&attachment);
                 self.leases.insert(attachment, lease);
             }
             Err(e) => {
@@ -498,6 +521,7 @@ impl Node {
 
     /// A lease that ends without DEL, as one does whose address the cloud has taken: nothing may be sent there any more.
     fn end(&mut self, attachment: &Attachment) {
+        self.unguard_pod(attachment);
         if let Some(lease) = self.leases.remove(attachment) {
             let undone = self.kernel.undo(&datapath::routes(&lease));
             self.noted("routes of a lease that is over", undone);
@@ -553,6 +577,7 @@ impl Node {
             Ok(lease) => {
                 let link = Link { ifindex: lease.table - ours::PODS_TABLE, slot: lease.slot };
                 self.enis.insert(eni.clone(), lease);
+                self.eni_is_up(&eni);
                 Ok(link)
             }
             Err(e) => {
@@ -565,6 +590,7 @@ impl Node {
 
     fn dismantle(&mut self, eni: &str, mac: Mac) {
         self.slots.remove(eni);
+        self.repair.leave(&Part::Eni(eni.to_owned()));
         let lease = self.enis.remove(eni);
         let undone = match (self.kernel.link_by_mac(mac), lease) {
             (Ok(Some(link)), Some(lease)) => {
