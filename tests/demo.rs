@@ -4,6 +4,8 @@
 mod left;
 #[path = "demo/orders.rs"]
 mod orders;
+#[path = "demo/outage.rs"]
+mod outage;
 #[path = "demo/paths.rs"]
 mod paths;
 #[path = "demo/repairs.rs"]

@@ -329,6 +329,8 @@ impl State {
         }
         self.told = why;
         match trouble {
+            // What a call is refused for was told when it began.
+            Some(refused) if self.blocks.values().any(|block| block.refused == refused) => {}
             Some(refused) => self.tell(None, true, "AllocResourceFailed", refused.reason),
             None => self.tell(None, false, "AllocIPSucceed", "addresses can be had again".into()),
         }
