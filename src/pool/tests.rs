@@ -2,6 +2,7 @@
 
 mod outage;
 mod stacks;
+mod sticky;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
