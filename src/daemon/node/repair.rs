@@ -253,7 +253,7 @@ impl Node {
                 Err(e) => self.cannot_repair(&part, &e),
             }
         }
-        log::debug!("{count} plans looked at in {:?}, {} put right", clock::now() - start, repaired.len());
+        log::debug!("{count} plans looked at in {:?}, {} were hurt", clock::now() - start, repaired.len());
         self.tell_of_repairs(repaired);
     }
 
