@@ -136,6 +136,9 @@ fn differing(plans: Vec<Compared>) -> Vec<Part> {
             return Vec::new();
         }
     };
+    if let Err(e) = kernel.look_at_links() {
+        log::warn!("comparison of all pods: {e}");
+    }
     let mut differs = |compared: &Compared| match kernel.survey(&compared.plan, compared.netns.as_deref()) {
         Ok(found) => !found.is_empty(),
         // Its namespace is gone: DEL is on its way.

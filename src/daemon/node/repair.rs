@@ -232,11 +232,17 @@ impl Node {
         if due.is_empty() {
             return;
         }
+        let (start, count) = (clock::now(), due.len());
         self.kernel.look_again();
         let links = match self.links_if_asked(&due) {
             Ok(links) => links,
             Err(e) => return log::error!("repair: {e}"),
         };
+        if count > MANY
+            && let Err(e) = self.kernel.look_at_links()
+        {
+            return log::error!("repair: {e}");
+        }
         let mut repaired = Vec::new();
         for (part, depth) in due {
             match self.repair_part(&part, depth, &links) {
@@ -247,6 +253,7 @@ impl Node {
                 Err(e) => self.cannot_repair(&part, &e),
             }
         }
+        log::debug!("{count} plans looked at in {:?}, {} were hurt", clock::now() - start, repaired.len());
         self.tell_of_repairs(repaired);
     }
 
