@@ -9,6 +9,7 @@ use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
 use crate::bandwidth;
+use crate::heirs;
 use crate::left::{self, Finding, Kernel};
 use crate::orders::Orders;
 use crate::outage;
@@ -104,6 +105,10 @@ impl Story {
             self.delete(n)?;
         }
         self.look_what_is_left(&had)?;
+        self.screen.title("A node that the old Terway ran");
+        let faults = heirs::show(self.screen);
+        self.faults += faults.len();
+        self.explain(faults);
         self.screen.title("The cloud dies");
         let faults = outage::pod_in_outage(self.screen, self.cluster(), 0);
         self.faults += faults.len();
