@@ -121,9 +121,28 @@ pub struct Sysctl {
 /// A netfilter rule in the words of iptables(8), which makes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Iptables {
+    pub family: Family,
     pub table: &'static str,
     pub chain: &'static str,
     pub rule: Vec<String>,
+}
+
+impl Sysctl {
+    /// The link that the parameter is of, if it is of one.
+    pub fn link(&self) -> Option<&str> {
+        let rest = self.path.strip_prefix("net/ipv6/conf/").or_else(|| self.path.strip_prefix("net/ipv4/conf/"))?;
+        rest.split_once('/').map(|(link, _)| link).filter(|link| !["all", "default"].contains(link))
+    }
+}
+
+impl Iptables {
+    /// The program that speaks of this family.
+    pub fn program(&self) -> &'static str {
+        match self.family {
+            Family::V4 => "iptables",
+            Family::V6 => "ip6tables",
+        }
+    }
 }
 
 impl fmt::Display for Plan {
@@ -149,7 +168,7 @@ impl fmt::Display for Object {
             Object::Neigh(n) => write!(f, "ip neigh replace {} lladdr {} dev {} nud permanent", n.addr, n.mac, n.link),
             Object::Filter(l) => l.fmt(f),
             Object::Sysctl(s) => write!(f, "sysctl -w {}={}", s.path.replace('/', "."), s.value),
-            Object::Iptables(i) => write!(f, "iptables -t {} -A {} {}", i.table, i.chain, i.rule.join(" ")),
+            Object::Iptables(i) => write!(f, "{} -t {} -A {} {}", i.program(), i.table, i.chain, i.rule.join(" ")),
         }
     }
 }

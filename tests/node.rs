@@ -7,6 +7,7 @@ mod own_node;
 mod pool;
 mod semantics;
 mod socket;
+mod stacks;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

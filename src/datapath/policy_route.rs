@@ -4,10 +4,10 @@
 
 use std::net::IpAddr;
 
-use super::{EniSetup, Setup, default_route, family};
-use crate::ip::host_net;
+use super::{EniSetup, Setup, default_route, sysctl};
+use crate::ip::{Family, host_net};
 use crate::ours;
-use crate::plan::{Addr, Filter, FilterAction, Link, Neigh, Object, Plan, Route, Rule, RuleAction, Sysctl, Veth};
+use crate::plan::{Addr, Filter, FilterAction, Link, Neigh, Object, Plan, Route, Rule, RuleAction, Veth};
 use crate::pod::{Attachment, PodName};
 use crate::rpc::Marker;
 
@@ -17,6 +17,11 @@ pub fn pod(setup: &Setup) -> Plan {
     let veth = ours::host_veth(&lease.pod, ifname);
     let mut plan = Plan::default();
     plan.host.push(Object::Veth(self::veth(&lease.pod, &lease.sandbox.attachment, setup.mtu)));
+    deaf(&mut plan.host, &veth);
+    if lease.ip.v6.is_some() {
+        plan.host.push(sysctl(format!("net/ipv6/conf/{veth}/disable_ipv6"), "0"));
+        speak_v6(&mut plan.pod, ifname);
+    }
     mark(&mut plan.host, setup, &veth);
     let up = |name: &String| Object::Link(Link { name: name.clone(), mtu: Some(setup.mtu) });
     plan.host.push(up(&veth));
@@ -40,6 +45,17 @@ pub fn veth(pod: &PodName, attachment: &Attachment, mtu: u32) -> Veth {
     }
 }
 
+/// No router speaks on this link: whoever advertises himself as one is not believed. Said before the link comes up.
+fn deaf(objects: &mut Vec<Object>, link: &str) {
+    objects.push(sysctl(format!("net/ipv6/conf/{link}/accept_ra"), "0"));
+}
+
+/// Some runtimes switch IPv6 off where they know of no use for it.
+fn speak_v6(pod: &mut Vec<Object>, ifname: &str) {
+    deaf(pod, ifname);
+    pod.extend(["lo", ifname].map(|link| sysctl(format!("net/ipv6/conf/{link}/disable_ipv6"), "0")));
+}
+
 /// The pod's own view: one address, and one neighbour that answers for everything else.
 fn inside(pod: &mut Vec<Object>, addr: IpAddr, ifname: &str, veth: &str) {
     let gateway = match addr {
@@ -61,6 +77,11 @@ fn outside(host: &mut Vec<Object>, addr: IpAddr, veth: &str) {
         table: Some(ours::PODS_TABLE),
         onlink: false,
     }));
+    // What the node sends from here bears this address where the node has no IPv6 address of its own, and the pod knows the
+    // way to it.
+    if addr.is_ipv6() {
+        host.push(Object::Addr(Addr { net: host_net(ours::POD_GATEWAY_V6.into()), link: veth.into() }));
+    }
 }
 
 /// What makes the pod's packets leave by its ENI.
@@ -78,7 +99,7 @@ fn mark(host: &mut Vec<Object>, setup: &Setup, veth: &str) {
 fn from_rule(setup: &Setup, addr: IpAddr) -> Object {
     Object::Rule(Rule {
         priority: ours::FROM_POD_PRIORITY,
-        family: family(&addr),
+        family: Family::of(&addr),
         from: Some(host_net(addr)),
         mark: None,
         iif: None,
@@ -88,17 +109,21 @@ fn from_rule(setup: &Setup, addr: IpAddr) -> Object {
 
 pub fn eni(setup: &EniSetup) -> Plan {
     let table = setup.eni.table;
-    let mut host = vec![
-        Object::Sysctl(Sysctl { path: format!("net/ipv4/conf/{}/rp_filter", setup.link), value: "0".into() }),
-        Object::Link(Link { name: setup.link.into(), mtu: Some(setup.mtu) }),
-    ];
-    for addr in setup.node.iter() {
-        host.push(Object::Addr(Addr { net: host_net(addr), link: setup.link.into() }));
+    let mut host = vec![sysctl(format!("net/ipv4/conf/{}/rp_filter", setup.link), "0")];
+    deaf(&mut host, setup.link);
+    if setup.eni.gateway.v6.is_some() {
+        // The gateway is asked for from the link's own address, which must not wait until nobody else is known to have it.
+        let ready = [("disable_ipv6", "0"), ("accept_dad", "0")];
+        host.extend(ready.map(|(name, value)| sysctl(format!("net/ipv6/conf/{}/{name}", setup.link), value)));
+    }
+    host.push(Object::Link(Link { name: setup.link.into(), mtu: Some(setup.mtu) }));
+    if let Some(addr) = setup.node.v4 {
+        host.push(Object::Addr(Addr { net: host_net(addr.into()), link: setup.link.into() }));
     }
     for gateway in setup.eni.gateway.iter() {
         let rule = Rule {
             priority: ours::FROM_POD_PRIORITY,
-            family: family(&gateway),
+            family: Family::of(&gateway),
             from: None,
             mark: Some((ours::mark(setup.eni.slot), ours::MARK_MASK)),
             iif: None,
@@ -123,8 +148,8 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::datapath;
-    use crate::ip::IpPair;
+    use crate::datapath::{self, NodeSetup};
+    use crate::ip::{IpPair, Stack};
     use crate::rpc::{Lease, example_lease};
 
     fn printed(lease: &Lease) -> Vec<String> {
@@ -139,6 +164,7 @@ mod tests {
                 "ip link add cali0d7763386da address 4a:f6:c8:c6:ad:15 mtu 1500 \
                  alias 'terway 0123456789abcdef/eth0 default/web-0' \
                  type veth peer name eth0 netns pod address 4a:ef:c7:bc:3a:c8 mtu 1500",
+                "sysctl -w net.ipv6.conf.cali0d7763386da.accept_ra=0",
                 "tc filter replace dev cali0d7763386da ingress priority 2049 bpf direct-action mark 0x20/0x7e0",
                 "ip link set cali0d7763386da up mtu 1500",
                 "ip neigh replace 192.168.32.5 lladdr 4a:ef:c7:bc:3a:c8 dev cali0d7763386da nud permanent",
@@ -160,8 +186,13 @@ mod tests {
         assert_eq!(
             added,
             [
+                "sysctl -w net.ipv6.conf.cali0d7763386da.disable_ipv6=0",
                 "ip neigh replace 2001:db8::5 lladdr 4a:ef:c7:bc:3a:c8 dev cali0d7763386da nud permanent",
                 "ip route replace 2001:db8::5/128 dev cali0d7763386da table 1000 scope link",
+                "ip addr replace fe80::1/128 dev cali0d7763386da",
+                "pod: sysctl -w net.ipv6.conf.eth0.accept_ra=0",
+                "pod: sysctl -w net.ipv6.conf.lo.disable_ipv6=0",
+                "pod: sysctl -w net.ipv6.conf.eth0.disable_ipv6=0",
                 "pod: ip addr replace 2001:db8::5/128 dev eth0",
                 "pod: ip neigh replace fe80::1 lladdr 4a:f6:c8:c6:ad:15 dev eth0 nud permanent",
                 "pod: ip -6 route replace default via fe80::1 dev eth0 onlink",
@@ -171,7 +202,7 @@ mod tests {
 
     #[test]
     fn the_way_of_marking_changes_one_line() {
-        let line = |marker| printed(&Lease { marker, ..example_lease() })[1].clone();
+        let line = |marker| printed(&Lease { marker, ..example_lease() })[2].clone();
         let filter = "tc filter replace dev cali0d7763386da ingress priority 2049";
         assert_eq!(line(Marker::Bpf), format!("{filter} bpf direct-action mark 0x20/0x7e0"));
         assert_eq!(line(Marker::Skbedit), format!("{filter} u32 match u32 0 0 action skbedit mark 0x20/0x7e0"));
@@ -187,6 +218,7 @@ mod tests {
             plan.to_string().lines().collect::<Vec<_>>(),
             [
                 "sysctl -w net.ipv4.conf.eth1.rp_filter=0",
+                "sysctl -w net.ipv6.conf.eth1.accept_ra=0",
                 "ip link set eth1 up mtu 1500",
                 "ip addr replace 192.168.0.10/32 dev eth1",
                 "ip route replace default via 192.168.63.253 dev eth1 table 1003 onlink",
@@ -197,9 +229,47 @@ mod tests {
     }
 
     #[test]
+    fn an_eni_with_ipv6_has_a_second_set_and_asks_for_its_gateway_at_once() {
+        let mut lease = example_lease();
+        let node = IpPair { v6: Some("2001:db8::10".parse().unwrap()), ..IpPair::default() };
+        let lines =
+            |lease: &Lease| eni(&EniSetup { eni: &lease.eni, link: "eth1", mtu: 1500, node: &node }).to_string();
+        let before = lines(&lease);
+        lease.eni.gateway.v6 = Some("2001:db8::fffd".parse().unwrap());
+        let after = lines(&lease);
+        assert_eq!(
+            after.lines().filter(|line| !before.lines().any(|old| old == *line)).collect::<Vec<_>>(),
+            [
+                "sysctl -w net.ipv6.conf.eth1.disable_ipv6=0",
+                "sysctl -w net.ipv6.conf.eth1.accept_dad=0",
+                "ip -6 route replace default via 2001:db8::fffd dev eth1 table 1003 onlink",
+                "ip -6 rule add priority 2048 from all fwmark 0x20/0x7e0 lookup 1003",
+                "ip -6 rule add priority 2049 from all iif eth1 blackhole",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_node_with_ipv6_pods_forwards_both_and_keeps_its_advertised_route() {
+        let setup = NodeSetup { stack: Stack::Dual, advertised: vec!["eth0".into()] };
+        let plan = datapath::node(&setup).to_string();
+        assert_eq!(
+            plan.lines().skip(4).collect::<Vec<_>>(),
+            [
+                "sysctl -w net.ipv6.conf.eth0.accept_ra=2",
+                "sysctl -w net.ipv6.conf.all.forwarding=1",
+                "ip -6 rule add priority 512 from all lookup 1000",
+            ]
+        );
+        let answers = datapath::answers(Stack::Dual).to_string();
+        let programs: Vec<&str> = answers.lines().filter_map(|line| line.split(' ').next()).collect();
+        assert_eq!(programs, ["iptables", "ip6tables"]);
+    }
+
+    #[test]
     fn a_node_forwards_and_looks_for_pods_first() {
         assert_eq!(
-            datapath::node().to_string().lines().collect::<Vec<_>>(),
+            datapath::node(&NodeSetup::default()).to_string().lines().collect::<Vec<_>>(),
             [
                 "sysctl -w net.ipv4.ip_forward=1",
                 "sysctl -w net.ipv4.conf.all.rp_filter=0",

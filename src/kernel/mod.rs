@@ -125,6 +125,7 @@ impl Kernel {
         // network locked. Before, the pod could send nothing that is not marked.
         self.apply_inside(&plan.pod, &fresh)?;
         for (veth, objects) in &fresh {
+            place::set(objects).context(|| format!("wire link {}", veth.name))?;
             let signature = veth::sign(&mut self.host, veth)?;
             self.host.correct_fresh(signature, objects).context(|| format!("wire link {}", veth.name))?;
         }
@@ -151,6 +152,9 @@ impl Kernel {
         let is_fresh = |object: &&Object| fresh.iter().any(|(veth, _)| link_of(object) == Some(&veth.peer));
         let (fresh, rest): (Vec<_>, Vec<_>) = objects.iter().partition(is_fresh);
         let doing = || format!("in {}", pod.netns.path().display());
+        if fresh.iter().any(|object| matches!(object, Object::Sysctl(_))) {
+            pod.netns.run(|| place::set(&fresh)).context(doing)?;
+        }
         pod.place.correct_fresh(None, &fresh).context(doing)?;
         for object in rest {
             let corrected = pod.correct(object);

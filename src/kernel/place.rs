@@ -422,8 +422,15 @@ pub(super) fn link_of(object: &Object) -> Option<&str> {
         Object::Route(r) => Some(&r.link),
         Object::Neigh(n) => Some(&n.link),
         Object::Filter(f) => Some(&f.link),
-        Object::Rule(_) | Object::Sysctl(_) | Object::Iptables(_) => None,
+        Object::Sysctl(s) => s.link(),
+        Object::Rule(_) | Object::Iptables(_) => None,
     }
+}
+
+/// Sets the kernel parameters among the objects, in the namespace of the calling thread.
+pub(super) fn set(objects: &[&Object]) -> Result<(), Error> {
+    let sysctls = objects.iter().filter_map(|object| if let Object::Sysctl(s) = object { Some(s) } else { None });
+    sysctls.into_iter().try_for_each(sysctl::ensure)
 }
 
 /// What a link should be besides being there.

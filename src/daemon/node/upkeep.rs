@@ -177,7 +177,7 @@ impl Node {
         let links = self.kernel.links()?;
         self.sweep_unsigned(&links);
         let mut errors = Errors::default();
-        errors.note(self.set_right(&datapath::node()));
+        errors.note(self.set_right(&datapath::node(&self.world.setup)));
         for (id, eni) in self.enis.clone() {
             match links.iter().find(|link| link.is_eni(eni.mac)) {
                 Some(link) if ours::eni_table(link.ifindex) == eni.table => {
