@@ -4,6 +4,8 @@
 
 use std::net::IpAddr;
 
+use ipnet::Ipv6Net;
+
 use super::{EniSetup, Setup, default_route, sysctl};
 use crate::ip::{Family, host_net};
 use crate::ours;
@@ -112,13 +114,18 @@ pub fn eni(setup: &EniSetup) -> Plan {
     let mut host = vec![sysctl(format!("net/ipv4/conf/{}/rp_filter", setup.link), "0")];
     deaf(&mut host, setup.link);
     if setup.eni.gateway.v6.is_some() {
-        // The gateway is asked for from the link's own address, which must not wait until nobody else is known to have it.
+        // The gateway is asked for from the link's own address, which must be there, and must not wait until nobody else is
+        // known to have it.
         let ready = [("disable_ipv6", "0"), ("accept_dad", "0")];
         host.extend(ready.map(|(name, value)| sysctl(format!("net/ipv6/conf/{}/{name}", setup.link), value)));
     }
     host.push(Object::Link(Link { name: setup.link.into(), mtu: Some(setup.mtu) }));
     if let Some(addr) = setup.node.v4 {
         host.push(Object::Addr(Addr { net: host_net(addr.into()), link: setup.link.into() }));
+    }
+    if setup.eni.gateway.v6.is_some() {
+        let own = Ipv6Net::new_assert(setup.eni.mac.link_local(), 64);
+        host.push(Object::Addr(Addr { net: own.into(), link: setup.link.into() }));
     }
     for gateway in setup.eni.gateway.iter() {
         let rule = Rule {
@@ -242,6 +249,7 @@ mod tests {
             [
                 "sysctl -w net.ipv6.conf.eth1.disable_ipv6=0",
                 "sysctl -w net.ipv6.conf.eth1.accept_dad=0",
+                "ip addr replace fe80::216:3eff:fe00:1/64 dev eth1",
                 "ip -6 route replace default via 2001:db8::fffd dev eth1 table 1003 onlink",
                 "ip -6 rule add priority 2048 from all fwmark 0x20/0x7e0 lookup 1003",
                 "ip -6 rule add priority 2049 from all iif eth1 blackhole",

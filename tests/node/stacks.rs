@@ -225,7 +225,7 @@ fn check_names_what_is_missing_of_ipv6_and_the_daemon_mends_what_is_the_nodes() 
     let node = cluster.node(0);
     let rules = node.sh("ip -6 rule");
     node.sh("ip -6 rule del priority 512; ip -6 rule del priority 2048; ip -6 rule del priority 2049");
-    node.sh("sysctl -qw net.ipv6.conf.all.forwarding=0; ip -6 route flush dev eth1 table all");
+    node.sh("sysctl -qw net.ipv6.conf.all.forwarding=0; ip -6 addr flush dev eth1; ip -6 route flush table $(($(cat /sys/class/net/eth1/ifindex)+1000))");
     soon("the rules are there again", || node.sh("ip -6 rule") == rules);
     soon("the pod reaches the outside again", || member.pod.ping(OUTSIDE_V6).is_some());
     member.pod.sh(&format!("ip addr del {}/128 dev eth0", v6(&member)));
