@@ -1,8 +1,7 @@
 //! Every name, table, priority, mark and path we own, and how each is recognised after a restart by someone who remembers nothing.
 
+use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
-
-use ring::digest;
 
 use crate::ip::Mac;
 use crate::pod::{Attachment, PodName};
@@ -33,8 +32,17 @@ pub const PROTOCOL: u8 = 116;
 /// 0x2000, the old Terway's symmetric routing 0x10.
 pub const MARK_MASK: u32 = 0x07e0;
 const MARK_SHIFT: u32 = 5;
-/// The most ENIs the mark can tell apart.
-pub const MAX_SLOT: u32 = MARK_MASK >> MARK_SHIFT;
+/// The most ENIs the mark can tell apart: one value is kept for [`NODE_MARK`].
+pub const MAX_SLOT: u32 = (MARK_MASK >> MARK_SHIFT) - 1;
+/// The mark of what takes the node's own way: no ENI has it. In the namespace of a pod that has an ENI to itself it is the mark of
+/// connections that came in through the node.
+pub const NODE_MARK: u32 = MARK_MASK;
+
+/// In the pod of a whole ENI: the link to the node (the old Terway's name).
+pub const PEER_LINK: &str = "veth1";
+/// There: the rule that sends answers back through the node, and the table that it looks up.
+pub const ANSWER_PRIORITY: u32 = 512;
+pub const ANSWER_TABLE: u32 = 1000;
 
 /// The gateway that pods see: a link-local address that exists nowhere, answered by a permanent neighbour.
 pub const POD_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -64,7 +72,8 @@ pub fn mark(slot: u32) -> u32 {
 
 /// The slot that a mark of ours names, if it is one.
 pub fn slot(mark: u32, mask: u32) -> Option<u32> {
-    (mask == MARK_MASK && mark != 0 && mark & !MARK_MASK == 0).then_some(mark >> MARK_SHIFT)
+    let slot = mark >> MARK_SHIFT;
+    (mask == MARK_MASK && mark & !MARK_MASK == 0 && (1..=MAX_SLOT).contains(&slot)).then_some(slot)
 }
 
 /// The routing table of the ENI with this interface index.
@@ -77,8 +86,11 @@ pub fn host_veth(pod: &PodName, ifname: &str) -> String {
     // A pod's name holds no slash: `web` with `net1` is not `webnet1` with `eth0`.
     let further = if ifname == "eth0" { String::new() } else { format!("/{ifname}") };
     let sum = sha1(&format!("{}.{}{further}", pod.namespace, pod.name));
-    let hex: String = sum.iter().map(|b| format!("{b:02x}")).collect();
-    format!("cali{}", &hex[..11])
+    let mut name = String::from("cali");
+    // A String takes all that is written to it.
+    sum.iter().take(6).for_each(|b| write!(name, "{b:02x}").expect("memory"));
+    name.truncate(15);
+    name
 }
 
 /// MAC of a veth's host end: locally administered, derived from its name.
@@ -96,9 +108,9 @@ fn derived_mac(end: &str, name: &str) -> Mac {
     Mac([(sum[0] & 0xfc) | 0x02, sum[1], sum[2], sum[3], sum[4], sum[5]])
 }
 
+/// Not ring's: that first asks the CPU what it can, which a virtual machine answers slowly, and this is nobody's secret.
 fn sha1(text: &str) -> [u8; 20] {
-    let sum = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
-    sum.as_ref().try_into().expect("SHA-1 is 20 bytes")
+    sha1_smol::Sha1::from(text).digest().bytes()
 }
 
 /// `ifalias` of a host veth: whose it is. A late DEL of an older sandbox of the same pod reads it and keeps its hands off,
@@ -119,6 +131,30 @@ pub fn attachment(alias: &str) -> Option<Attachment> {
 pub fn pod(alias: &str) -> Option<PodName> {
     let (namespace, name) = alias.strip_prefix("terway ")?.split(' ').nth(1)?.split_once('/')?;
     Some(PodName::new(namespace, name))
+}
+
+/// `ifalias` of an ENI's link that is lent to a pod: to whom, and what it was called at home. It goes with the link from
+/// namespace to namespace, and begins otherwise than that of a veth, which a sweep deletes.
+pub fn card_alias(attachment: &Attachment, pod: &PodName, home: &str) -> String {
+    let short = format!("terway-eni {home} {attachment}");
+    let full = format!("{short} {pod}");
+    if full.len() <= ALIAS_MAX { full } else { short }
+}
+
+/// What the `ifalias` of a lent ENI says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lent {
+    pub attachment: Attachment,
+    /// Where there was room for it.
+    pub pod: Option<PodName>,
+    pub home: String,
+}
+
+/// Reads the `ifalias` of a lent ENI.
+pub fn lent(alias: &str) -> Option<Lent> {
+    let (home, rest) = alias.strip_prefix("terway-eni ")?.split_once(' ')?;
+    let veths = format!("terway {rest}");
+    Some(Lent { attachment: attachment(&veths)?, pod: pod(&veths), home: home.into() })
 }
 
 #[cfg(test)]
@@ -147,8 +183,9 @@ mod tests {
         for n in 1..=MAX_SLOT {
             assert_eq!(slot(mark(n), MARK_MASK), Some(n));
         }
-        assert_eq!(MAX_SLOT, 63);
-        for (foreign, mask) in [(0, MARK_MASK), (0x4000, 0x4000), (0x4020, MARK_MASK), (0x20, u32::MAX)] {
+        assert_eq!((MAX_SLOT, NODE_MARK), (62, 0x7e0));
+        let foreign = [(0, MARK_MASK), (0x4000, 0x4000), (0x4020, MARK_MASK), (0x20, u32::MAX), (NODE_MARK, MARK_MASK)];
+        for (foreign, mask) in foreign {
             assert_eq!(slot(foreign, mask), None);
         }
     }
@@ -162,5 +199,18 @@ mod tests {
         let long = PodName::new("n".repeat(63), "p".repeat(253));
         assert_eq!((attachment(&alias(&a, &long)), pod(&alias(&a, &long))), (Some(a), None));
         assert_eq!((attachment("somebody's link"), pod("somebody's link")), (None, None));
+    }
+
+    #[test]
+    fn the_alias_of_a_lent_eni_leads_home_and_is_no_veths() {
+        let a = Attachment { container: "0123abc".into(), ifname: "eth0".into() };
+        let web = PodName::new("default", "web-0");
+        let alias = card_alias(&a, &web, "eth1");
+        assert_eq!(alias, "terway-eni eth1 0123abc/eth0 default/web-0");
+        assert_eq!(lent(&alias), Some(Lent { attachment: a.clone(), pod: Some(web), home: "eth1".into() }));
+        assert_eq!(attachment(&alias), None);
+        let long = card_alias(&a, &PodName::new("n".repeat(63), "p".repeat(253)), "eth1");
+        assert_eq!(lent(&long), Some(Lent { attachment: a.clone(), pod: None, home: "eth1".into() }));
+        assert_eq!(lent(&self::alias(&a, &PodName::new("default", "web-0"))), None);
     }
 }

@@ -6,12 +6,12 @@ use std::net::IpAddr;
 
 use ipnet::Ipv6Net;
 
-use super::{EniSetup, Setup, default_route, sysctl};
-use crate::ip::{Family, host_net};
+use super::{EniSetup, Setup, default_route, pod_gateway, sysctl};
+use crate::ip::{Family, Mac, host_net};
 use crate::ours;
 use crate::plan::{Addr, Filter, FilterAction, Link, Neigh, Object, Plan, Route, Rule, RuleAction, Veth};
 use crate::pod::{Attachment, PodName};
-use crate::rpc::Marker;
+use crate::rpc::{Lease, Marker};
 
 pub fn pod(setup: &Setup) -> Plan {
     let lease = setup.lease;
@@ -20,8 +20,8 @@ pub fn pod(setup: &Setup) -> Plan {
     let mut plan = Plan::default();
     plan.host.push(Object::Veth(self::veth(&lease.pod, &lease.sandbox.attachment, setup.mtu)));
     deaf(&mut plan.host, &veth);
+    heard(&mut plan.host, lease, &veth);
     if lease.ip.v6.is_some() {
-        plan.host.push(sysctl(format!("net/ipv6/conf/{veth}/disable_ipv6"), "0"));
         speak_v6(&mut plan.pod, ifname);
     }
     mark(&mut plan.host, setup, &veth);
@@ -48,8 +48,15 @@ pub fn veth(pod: &PodName, attachment: &Attachment, mtu: u32) -> Veth {
 }
 
 /// No router speaks on this link: whoever advertises himself as one is not believed. Said before the link comes up.
-fn deaf(objects: &mut Vec<Object>, link: &str) {
+pub(super) fn deaf(objects: &mut Vec<Object>, link: &str) {
     objects.push(sysctl(format!("net/ipv6/conf/{link}/accept_ra"), "0"));
+}
+
+/// The node may have switched IPv6 off for links of which it knows no use.
+pub(super) fn heard(host: &mut Vec<Object>, lease: &Lease, veth: &str) {
+    if lease.ip.v6.is_some() {
+        host.push(sysctl(format!("net/ipv6/conf/{veth}/disable_ipv6"), "0"));
+    }
 }
 
 /// Some runtimes switch IPv6 off where they know of no use for it.
@@ -60,17 +67,14 @@ fn speak_v6(pod: &mut Vec<Object>, ifname: &str) {
 
 /// The pod's own view: one address, and one neighbour that answers for everything else.
 fn inside(pod: &mut Vec<Object>, addr: IpAddr, ifname: &str, veth: &str) {
-    let gateway = match addr {
-        IpAddr::V4(_) => IpAddr::V4(ours::POD_GATEWAY),
-        IpAddr::V6(_) => IpAddr::V6(ours::POD_GATEWAY_V6),
-    };
+    let gateway = pod_gateway(&addr);
     pod.push(Object::Addr(Addr { net: host_net(addr), link: ifname.into() }));
     pod.push(Object::Neigh(Neigh { addr: gateway, mac: ours::host_mac(veth), link: ifname.into() }));
     pod.push(default_route(gateway, ifname, None));
 }
 
 /// How the node reaches the pod; the neighbour spares the first packet an ARP round.
-fn outside(host: &mut Vec<Object>, addr: IpAddr, veth: &str) {
+pub fn outside(host: &mut Vec<Object>, addr: IpAddr, veth: &str) {
     host.push(Object::Neigh(Neigh { addr, mac: ours::pod_mac(veth), link: veth.into() }));
     host.push(Object::Route(Route {
         to: host_net(addr),
@@ -109,23 +113,30 @@ fn from_rule(setup: &Setup, addr: IpAddr) -> Object {
     })
 }
 
+/// Makes a link ready to ask for its IPv6 gateway at once: no wait until nobody else is known to have its own address.
+pub(super) fn asking(objects: &mut Vec<Object>, link: &str) {
+    objects.extend(["disable_ipv6", "accept_dad"].map(|name| sysctl(format!("net/ipv6/conf/{link}/{name}"), "0")));
+}
+
+/// The address that the link asks from. It gives itself one, and a flush would take it away for good.
+pub(super) fn link_local(mac: Mac, link: &str) -> Object {
+    let net = Ipv6Net::new_assert(mac.link_local(), 64);
+    Object::Addr(Addr { net: net.into(), link: link.into() })
+}
+
 pub fn eni(setup: &EniSetup) -> Plan {
     let table = setup.eni.table;
     let mut host = vec![sysctl(format!("net/ipv4/conf/{}/rp_filter", setup.link), "0")];
     deaf(&mut host, setup.link);
     if setup.eni.gateway.v6.is_some() {
-        // The gateway is asked for from the link's own address, which must be there, and must not wait until nobody else is
-        // known to have it.
-        let ready = [("disable_ipv6", "0"), ("accept_dad", "0")];
-        host.extend(ready.map(|(name, value)| sysctl(format!("net/ipv6/conf/{}/{name}", setup.link), value)));
+        asking(&mut host, setup.link);
     }
     host.push(Object::Link(Link { name: setup.link.into(), mtu: Some(setup.mtu) }));
     if let Some(addr) = setup.node.v4 {
         host.push(Object::Addr(Addr { net: host_net(addr.into()), link: setup.link.into() }));
     }
     if setup.eni.gateway.v6.is_some() {
-        let own = Ipv6Net::new_assert(setup.eni.mac.link_local(), 64);
-        host.push(Object::Addr(Addr { net: own.into(), link: setup.link.into() }));
+        host.push(link_local(setup.eni.mac, setup.link));
     }
     for gateway in setup.eni.gateway.iter() {
         let rule = Rule {
@@ -160,7 +171,7 @@ mod tests {
     use crate::rpc::{Lease, example_lease};
 
     fn printed(lease: &Lease) -> Vec<String> {
-        pod(&Setup { lease, mtu: 1500 }).to_string().lines().map(String::from).collect()
+        pod(&Setup::new(lease, 1500)).to_string().lines().map(String::from).collect()
     }
 
     #[test]

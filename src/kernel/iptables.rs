@@ -1,4 +1,4 @@
-//! Single netfilter rules, by iptables(8) and ip6tables(8): whichever of its two kinds the node has is the kind that kube-proxy uses too.
+//! Single netfilter rules, by iptables(8): whichever of its two kinds the node has is the kind that kube-proxy uses too.
 
 use std::process::{Command, Stdio};
 
@@ -16,16 +16,15 @@ pub fn is_there(rule: &Iptables) -> Result<bool, Error> {
 }
 
 pub fn add(rule: &Iptables) -> Result<(), Error> {
-    succeed(rule, "-A")
+    succeed(rule, run("-A", rule)?)
 }
 
 /// Removes the rule where it is.
 pub fn remove(rule: &Iptables) -> Result<(), Error> {
-    if is_there(rule)? { succeed(rule, "-D") } else { Ok(()) }
+    if is_there(rule)? { succeed(rule, run("-D", rule)?) } else { Ok(()) }
 }
 
-fn succeed(rule: &Iptables, verb: &str) -> Result<(), Error> {
-    let (code, said) = run(verb, rule)?;
+fn succeed(rule: &Iptables, (code, said): (Option<i32>, String)) -> Result<(), Error> {
     if code == Some(0) { Ok(()) } else { Err(failure(rule, &said)) }
 }
 
@@ -36,6 +35,8 @@ fn failure(rule: &Iptables, said: &str) -> Error {
 /// Others change tables too: their lock is waited for, some seconds at most.
 fn run(verb: &str, rule: &Iptables) -> Result<(Option<i32>, String), Error> {
     let mut command = Command::new(rule.program());
+    // Runtimes call plugins with whatever they have.
+    command.env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin:/usr/bin:/bin");
     command.args(["-w", "5", "-t", rule.table, verb, rule.chain]).args(&rule.rule);
     let output = command.stdin(Stdio::null()).output().context(|| format!("run {}", rule.program()))?;
     Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
