@@ -56,7 +56,7 @@ impl World {
         let gateway: std::net::Ipv6Addr = "fd00:0:0:1:ffff:ffff:ffff:fffd".parse().unwrap();
         let card = Card { gateway_v6: Some(gateway), ..Card::new(id, mac, &[v4, v6]) };
         self.fabric.plug(&card, node.ns().name());
-        node.sh("sysctl -qw net.ipv6.conf.eth0.accept_ra=0");
+        node.sh("sysctl -qw net.ipv6.conf.eth0.accept_ra=0 net.ipv6.conf.eth0.accept_dad=0");
         node.dhcp(format!("{v4}/19").parse().unwrap(), "192.168.31.253".parse().unwrap());
         node.sh(&format!("ip addr add {v6}/128 dev eth0 nodad; ip route add {gateway}/128 dev eth0"));
         node.sh(&format!("ip route add default via {gateway} dev eth0"));

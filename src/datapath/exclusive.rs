@@ -344,7 +344,7 @@ mod tests {
         );
         let sockets = with(&example_whole(), |whole| whole.answers = Answers::Sockets);
         assert_eq!(
-            lines(&Setup::new(&sockets, 1500))[19..],
+            lines(&Setup::new(&sockets, 1500))[20..],
             [
                 "pod: tc filter replace dev veth1 ingress priority 2049 bpf direct-action mark 0x7e0/0x7e0",
                 "pod: sysctl -w net.ipv4.tcp_fwmark_accept=1",
