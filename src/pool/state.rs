@@ -48,6 +48,8 @@ pub(super) struct State {
     /// The trouble that the node was told of, and what it was told of its stack.
     pub told: Option<Refusal>,
     pub told_of_stack: String,
+    /// Counts the changes after which the ENIs' addresses are counted anew.
+    pub edition: u64,
     pub out: Vec<Effect>,
     pub wake: Option<Now>,
 }
@@ -113,6 +115,7 @@ impl State {
             turned_away: false,
             told: None,
             told_of_stack: String::new(),
+            edition: 0,
             out: Vec::new(),
             wake: None,
             rng,
@@ -132,6 +135,7 @@ impl State {
     }
 
     pub fn hear(&mut self, event: Event) {
+        self.recount();
         match event {
             Event::Boot(_) | Event::Tick => {}
             Event::Settings(settings) => {
@@ -152,6 +156,7 @@ impl State {
     /// Everything that follows from what is known now.
     pub fn decide(&mut self) -> Vec<Effect> {
         self.end_rests();
+        self.recount();
         self.serve();
         self.refuse();
         self.look_around();
@@ -178,6 +183,7 @@ impl State {
     // -- leases and rests --
 
     pub fn hold(&mut self, held: Held) {
+        self.recount();
         self.taken.add(&held.ip);
         self.leases.insert(held.sandbox.attachment.clone(), held);
     }
@@ -185,6 +191,7 @@ impl State {
     /// Ends a lease: its address rests.
     pub fn retire(&mut self, attachment: &Attachment) -> bool {
         let Some(held) = self.leases.remove(attachment) else { return false };
+        self.recount();
         self.lost.remove(attachment);
         let until = self.now + self.settings.cooldown;
         let (eni, ip) = (held.eni, held.ip);
@@ -236,7 +243,7 @@ impl State {
     }
 
     /// Nobody holds the address, it does not rest, and it is not on its way back to the cloud.
-    fn is_idle(&self, ip: &IpAddr, address: &Address) -> bool {
+    pub fn is_idle(&self, ip: &IpAddr, address: &Address) -> bool {
         !address.leaving && !self.taken.has(ip) && !self.resting.contains_key(ip)
     }
 
@@ -315,6 +322,7 @@ impl State {
 
     /// Takes up what the cloud says of an ENI that we know.
     pub fn see(&mut self, eni: &Eni) {
+        self.recount();
         let (accepted, suspect) = self.sort(eni);
         let now = self.now;
         let nic = self.nics.get_mut(&eni.id).expect("the caller knows the ENI");
@@ -371,6 +379,7 @@ impl State {
 
     /// The cloud does not know the ENI any more. While a lease names it the kernel is left as it is: the cloud may be wrong.
     pub fn lose(&mut self, eni: &str) {
+        self.recount();
         let Some(nic) = self.nics.get_mut(eni) else { return };
         nic.missing = true;
         nic.stale = false;
