@@ -503,6 +503,21 @@ pub fn await_carrier(place: &mut Place, link: &str) -> Result<(), Error> {
     }
 }
 
+/// Waits until the address takes packets. The kernel has a thread make an IPv6 address local that was added without a check
+/// for duplicates; until then it sends from it, and takes what is sent to it for something to forward.
+pub fn await_local(place: &mut Place, want: &Addr) -> Result<(), Error> {
+    let (addr, start) = (want.net.addr(), Instant::now());
+    let ifindex = place.index(&want.link)?;
+    loop {
+        // Before, there may be no route at all.
+        let local = place.socket.act(route::get(addr, ifindex)).is_ok_and(|answer| route::is_local(&answer));
+        if local || start.elapsed() > CARRIER_WAIT {
+            return Ok(());
+        }
+        thread::sleep(CARRIER_POLL);
+    }
+}
+
 pub(super) fn absent_is_fine(result: Result<(), Error>) -> Result<(), Error> {
     const ABSENT: [i32; 5] = [libc::ENODEV, libc::ENOENT, libc::ESRCH, libc::EADDRNOTAVAIL, libc::ENXIO];
     match result {

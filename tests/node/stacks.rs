@@ -11,7 +11,7 @@ use super::{events_about, is_bare, node, shown};
 use crate::sim::cluster::{Cluster, Member, soon};
 use crate::sim::fabric::{Drops, OUTSIDE, OUTSIDE_V6};
 use crate::sim::ns::sh;
-use crate::sim::traffic::{LOST, Place};
+use crate::sim::traffic::{LOST, Pinger, Place};
 use crate::sim::world::{self, World};
 
 /// A town of two nodes; each has an IPv6 address of its own if `speaking`.
@@ -127,7 +127,9 @@ fn the_first_packet_after_add_is_answered() {
         soon("addresses are there", || shown(&cluster, "/pool/idle").as_u64() >= Some(8));
         for n in 0..5 {
             let member = cluster.add(0, &format!("p{n}"));
-            assert!(member.pod.ping(OUTSIDE_V6).is_some(), "{stack}: the first packet of pod {n} is lost");
+            // The VPC's end of an ENI that was plugged in a moment ago may take its time; one packet is all that is sent.
+            let first = member.pod.run(|| Pinger::new(OUTSIDE_V6, None).ping(4 * LOST));
+            assert!(first.is_some(), "{stack}: the first packet of pod {n} is lost");
             let addrs = member.pod.sh("ip -6 -o addr show dev eth0 scope global");
             assert!(!addrs.contains("tentative") && addrs.contains("nodad"), "{addrs}");
         }
