@@ -2,10 +2,14 @@
 
 #[path = "demo/bandwidth.rs"]
 mod bandwidth;
+#[path = "demo/heirs.rs"]
+mod heirs;
 #[path = "demo/left.rs"]
 mod left;
 #[path = "demo/orders.rs"]
 mod orders;
+#[path = "demo/outage.rs"]
+mod outage;
 #[path = "demo/paths.rs"]
 mod paths;
 #[path = "demo/repairs.rs"]
