@@ -8,7 +8,7 @@ use crate::config::Mode;
 use crate::datapath;
 use crate::eni::VSwitch;
 use crate::error::{Cause, Context, Error};
-use crate::ip::{IpPair, Mac};
+use crate::ip::{Family, IpPair, Mac, NetPair, Stack};
 use crate::kernel::{self, Kernel, LinkSeen};
 use crate::ours;
 use crate::rpc::EniLease;
@@ -35,18 +35,20 @@ pub fn prepare(
     job: &Job,
     slot: u32,
     vswitch: &VSwitch,
+    stack: Stack,
     node: &IpPair,
     mtu: u32,
     mode: Mode,
 ) -> Result<EniLease, Error> {
     let mut kernel = Kernel::host()?;
     let link = wait_for_link(&mut kernel, job)?;
+    let cidr = prefixes(vswitch, stack);
     let lease = EniLease {
         id: job.eni.clone(),
         mac: job.mac,
         vswitch: vswitch.id.clone(),
-        cidr: vswitch.cidr,
-        gateway: vswitch.cidr.gateway(),
+        cidr,
+        gateway: cidr.gateway(),
         slot,
         table: ours::eni_table(link.ifindex),
     };
@@ -60,6 +62,11 @@ pub fn prepare(
     }
     log::info!("ENI {} is {} in slot {slot}", job.eni, link.name);
     Ok(lease)
+}
+
+/// What an ENI of the vSwitch carries: IPv4 always, as no ENI is without; IPv6 where pods have it.
+pub fn prefixes(vswitch: &VSwitch, stack: Stack) -> NetPair {
+    NetPair { v6: vswitch.cidr.v6.filter(|_| stack.has(Family::V6)), ..vswitch.cidr }
 }
 
 /// One that was lent may be in the pod's namespace still: nobody there uses it any more.

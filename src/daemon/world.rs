@@ -14,7 +14,7 @@ use super::news;
 use super::node::{Compared, Input};
 use super::terms::Terms;
 use crate::config::{Mode, Publish};
-use crate::datapath::{self, EniSetup};
+use crate::datapath::{self, EniSetup, NodeSetup};
 use crate::eni::VSwitch;
 use crate::error::{Context, Error};
 use crate::ip::IpPair;
@@ -38,6 +38,7 @@ pub struct World {
     pub node_name: String,
     /// The node's own addresses.
     pub node: IpPair,
+    pub setup: NodeSetup,
     pub marker: Marker,
     /// See [`World::answers`] and [`World::shaper`].
     pub tried: (OnceCell<Answers>, OnceCell<Shaper>),
@@ -66,10 +67,11 @@ impl World {
 
     pub fn prepare(&self, job: Job, slot: u32) {
         let known = self.vswitches.get(&job.vswitch).cloned();
-        let (cloud, node, mtu, mode) = (self.cloud.clone(), self.node, self.mtu, self.terms.mode);
+        let (cloud, stack, node, mtu) = (self.cloud.clone(), self.setup.stack, self.node, self.mtu);
+        let mode = self.terms.mode;
         self.start(move || {
             let vswitch = known.map_or_else(|| cloud.vswitch(&job.vswitch).map_err(Error::from), Ok);
-            let result = vswitch.and_then(|vswitch| eni::prepare(&job, slot, &vswitch, &node, mtu, mode));
+            let result = vswitch.and_then(|vswitch| eni::prepare(&job, slot, &vswitch, stack, &node, mtu, mode));
             Input::Prepared { eni: job.eni, result }
         });
     }
@@ -117,8 +119,9 @@ impl World {
     /// Sees to it that answers of pods to node ports go back as they came; kube-proxy and people change netfilter too.
     pub fn guard_answers(&self) {
         let node = self.node;
+        let plan = datapath::answers(self.setup.stack);
         thread::spawn(move || {
-            if let Err(e) = Kernel::host().and_then(|mut kernel| kernel.apply(&datapath::answers())) {
+            if let Err(e) = Kernel::host().and_then(|mut kernel| kernel.apply(&plan)) {
                 log::warn!("node ports will not answer other nodes for pods of this node: {e}");
             }
             if let Err(e) = Kernel::host().and_then(|mut kernel| kernel.apply(&datapath::masquerade(&node))) {

@@ -1,11 +1,13 @@
 //! One ENI's life: what we want of it, where cloud and kernel have it, and the one step that comes next.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::retry::Backoff;
+use super::units::Supply;
 use super::{CallId, Intent, Link, Now, Refused, Settings};
-use crate::eni::{Eni, EniKind, EniState, Limits};
+use crate::eni::{Eni, EniKind, EniState};
 use crate::ip::{Family, Mac};
 use crate::ours;
 
@@ -30,6 +32,8 @@ pub(super) struct Nic {
     pub complaint: Option<String>,
     /// Those of both families; what pairs them up is the lease.
     pub addresses: BTreeMap<IpAddr, Address>,
+    /// What was counted last, and at which edition of the state.
+    pub supply: Cell<Option<(u64, Supply)>>,
     /// Addresses that the cloud has on it and that cannot be right.
     pub suspect: BTreeSet<IpAddr>,
     /// An AssignPrivateIpAddresses or AssignIpv6Addresses whose end we do not know yet.
@@ -106,6 +110,7 @@ impl Nic {
             wiring: Backoff::default(),
             complaint: None,
             addresses: BTreeMap::new(),
+            supply: Cell::new(None),
             suspect: BTreeSet::new(),
             assign: None,
             busy: None,
@@ -178,17 +183,6 @@ impl Nic {
             Family::V4 => Some(IpAddr::V4(self.primary)),
             Family::V6 => self.addresses.keys().copied().find(|ip| Family::of(ip) == Family::V6),
         }
-    }
-
-    /// Addresses that it could still get, were none of them leaving.
-    pub fn room(&self, limits: &Limits, family: Family) -> u32 {
-        let there = self.addresses.keys().chain(&self.suspect).filter(|ip| Family::of(ip) == family).count() as u32;
-        limits.per_adapter(family).saturating_sub(there + self.coming(family))
-    }
-
-    /// Addresses that are being unassigned.
-    pub fn leaving(&self, family: Family) -> u32 {
-        self.addresses.iter().filter(|(ip, a)| a.leaving && Family::of(ip) == family).count() as u32
     }
 
     /// Addresses that have been asked for.
