@@ -1,7 +1,9 @@
 //! One ENI's life: what we want of it, where cloud and kernel have it, and the one step that comes next.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::{Deref, DerefMut};
 
 use super::retry::Backoff;
 use super::{CallId, Intent, Link, Now, Refused, Settings};
@@ -27,7 +29,7 @@ pub(super) struct Nic {
     /// What the kernel said last.
     pub complaint: Option<String>,
     /// Those of both families; what pairs them up is the lease.
-    pub addresses: BTreeMap<IpAddr, Address>,
+    pub addresses: Addresses,
     /// Addresses that the cloud has on it and that cannot be right.
     pub suspect: BTreeSet<IpAddr>,
     /// An AssignPrivateIpAddresses or AssignIpv6Addresses whose end we do not know yet.
@@ -67,6 +69,56 @@ pub(super) struct Address {
     pub leaving: bool,
 }
 
+/// An ENI's addresses, and how many of them are what. They are counted again only after a change: with a thousand pods on the
+/// node, counting them for every question took a third of the daemon's time.
+#[derive(Default)]
+pub(super) struct Addresses {
+    map: BTreeMap<IpAddr, Address>,
+    count: Cell<Option<Count>>,
+}
+
+/// How many addresses of an ENI are idle, of IPv4 and of IPv6, how many are leased, and how many are leased or rest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Count {
+    pub idle: [u32; 2],
+    pub held: u32,
+    pub needed: u32,
+}
+
+impl Addresses {
+    /// What was counted, or is now.
+    pub fn count(&self, count: impl Fn(&BTreeMap<IpAddr, Address>) -> Count) -> Count {
+        let known = self.count.get().unwrap_or_else(|| count(&self.map));
+        self.count.set(Some(known));
+        known
+    }
+
+    /// No change has gone unnoticed.
+    pub fn is_counted(&self, count: impl Fn(&BTreeMap<IpAddr, Address>) -> Count) -> bool {
+        self.count.get().is_none_or(|known| known == count(&self.map))
+    }
+
+    /// What somebody else knows of an address has changed.
+    pub fn count_again(&self) {
+        self.count.set(None);
+    }
+}
+
+impl Deref for Addresses {
+    type Target = BTreeMap<IpAddr, Address>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.map
+    }
+}
+
+impl DerefMut for Addresses {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        self.count_again();
+        &mut self.map
+    }
+}
+
 pub(super) struct Assign {
     pub intent: Intent,
     pub family: Family,
@@ -102,7 +154,7 @@ impl Nic {
             dismantled: false,
             wiring: Backoff::default(),
             complaint: None,
-            addresses: BTreeMap::new(),
+            addresses: Addresses::default(),
             suspect: BTreeSet::new(),
             assign: None,
             busy: None,

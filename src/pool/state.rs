@@ -1,12 +1,13 @@
 //! What the pool knows after its boot, how an event changes it, and the order in which it then decides.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use fastrand::Rng;
 
 use super::calls::{Block, Create, Survey, Verb};
-use super::eni::{self, Address, Assign, Goal, Kernel, Nic};
+use super::eni::{self, Address, Assign, Count, Goal, Kernel, Nic};
 use super::queue::Waiting;
 use super::retry::{Gate, SOON};
 use super::vswitch::VSwitches;
@@ -26,12 +27,17 @@ pub(super) struct State {
     pub foreign: u32,
     pub leases: BTreeMap<Attachment, Held>,
     /// How many leases there are on an address: more than one only if the ledger says so.
-    pub taken: Tally,
+    pub taken: Tally<IpAddr>,
+    /// How many leases and rests name each ENI.
+    leased: Tally<String>,
+    rested: Tally<String>,
     /// Leases whose address the cloud does not know.
     pub lost: BTreeSet<Attachment>,
     pub rests: BTreeMap<IpPair, Rest>,
     /// The addresses in them, and until when each rests.
     pub resting: BTreeMap<IpAddr, Now>,
+    /// When the first of them ends, or sooner.
+    rest_ends: Now,
     pub waiting: Vec<Waiting>,
     pub creates: Vec<Create>,
     pub vswitches: VSwitches,
@@ -58,33 +64,39 @@ pub(super) struct Rest {
     pub until: Now,
 }
 
-/// How often each address occurs.
-#[derive(Default)]
-pub(super) struct Tally(BTreeMap<IpAddr, u32>);
+/// How often each address, or ENI, occurs.
+pub(super) struct Tally<T>(BTreeMap<T, u32>);
 
-impl Tally {
-    pub fn has(&self, ip: &IpAddr) -> bool {
-        self.0.contains_key(ip)
+impl<T> Default for Tally<T> {
+    fn default() -> Self {
+        Tally(BTreeMap::new())
+    }
+}
+
+impl<T: Ord> Tally<T> {
+    pub fn has<Q: Ord + ?Sized>(&self, what: &Q) -> bool
+    where
+        T: Borrow<Q>,
+    {
+        self.0.contains_key(what)
     }
 
-    fn add(&mut self, pair: &IpPair) {
-        for ip in pair.iter() {
-            *self.0.entry(ip).or_default() += 1;
-        }
+    fn add(&mut self, what: T) {
+        *self.0.entry(what).or_default() += 1;
     }
 
-    /// Whether any of them occurs no more.
-    fn remove(&mut self, pair: &IpPair) -> bool {
-        let mut freed = false;
-        for ip in pair.iter() {
-            let count = self.0.get_mut(&ip).expect("what is removed was added");
-            *count -= 1;
-            if *count == 0 {
-                self.0.remove(&ip);
-                freed = true;
-            }
+    /// Whether it occurs no more.
+    fn remove<Q: Ord + ?Sized>(&mut self, what: &Q) -> bool
+    where
+        T: Borrow<Q>,
+    {
+        let count = self.0.get_mut(what).expect("what is removed was added");
+        *count -= 1;
+        let last = *count == 0;
+        if last {
+            self.0.remove(what);
         }
-        freed
+        last
     }
 }
 
@@ -98,9 +110,12 @@ impl State {
             foreign: 0,
             leases: BTreeMap::new(),
             taken: Tally::default(),
+            leased: Tally::default(),
+            rested: Tally::default(),
             lost: BTreeSet::new(),
             rests: BTreeMap::new(),
             resting: BTreeMap::new(),
+            rest_ends: Now::MAX,
             waiting: Vec::new(),
             creates: Vec::new(),
             vswitches: VSwitches::new(now, boot.vswitches, &mut rng),
@@ -160,6 +175,7 @@ impl State {
         self.advance();
         self.tell_trouble();
         self.tell_of_stack();
+        debug_assert!(self.nics.values().all(|nic| self.is_counted(nic)), "a change that was not noticed");
         if let Some(at) = self.wake.take() {
             self.out.push(Effect::Wake { at });
         }
@@ -178,8 +194,24 @@ impl State {
     // -- leases and rests --
 
     pub fn hold(&mut self, held: Held) {
-        self.taken.add(&held.ip);
-        self.leases.insert(held.sandbox.attachment.clone(), held);
+        held.ip.iter().for_each(|ip| self.taken.add(ip));
+        self.leased.add(held.eni.clone());
+        self.count_again(&held.ip);
+        if let Some(old) = self.leases.insert(held.sandbox.attachment.clone(), held) {
+            self.leased.remove(&old.eni);
+            for ip in old.ip.iter() {
+                self.taken.remove(&ip);
+            }
+            self.count_again(&old.ip);
+        }
+    }
+
+    /// These addresses are leased, or rest, or do so no more.
+    fn count_again(&self, pair: &IpPair) {
+        for ip in pair.iter() {
+            let having = self.nics.values().filter(|nic| nic.addresses.contains_key(&ip));
+            having.for_each(|nic| nic.addresses.count_again());
+        }
     }
 
     /// Ends a lease: its address rests.
@@ -188,8 +220,11 @@ impl State {
         self.lost.remove(attachment);
         let until = self.now + self.settings.cooldown;
         let (eni, ip) = (held.eni, held.ip);
+        self.leased.remove(&eni);
         self.out.push(Effect::Retire { attachment: attachment.clone(), eni: eni.clone(), ip, until });
-        match self.taken.remove(&ip) {
+        let freed = ip.iter().filter(|ip| self.taken.remove(ip)).count() > 0;
+        self.count_again(&ip);
+        match freed {
             true => self.let_rest(ip, Rest { eni: eni.clone(), until }),
             false => self.out.push(Effect::Rested { eni: eni.clone(), ip }),
         }
@@ -205,7 +240,12 @@ impl State {
             let until = self.resting.entry(ip).or_default();
             *until = rest.until.max(*until);
         }
-        self.rests.insert(pair, rest);
+        self.count_again(&pair);
+        self.rest_ends = self.rest_ends.min(rest.until);
+        self.rested.add(rest.eni.clone());
+        if let Some(old) = self.rests.insert(pair, rest) {
+            self.rested.remove(&old.eni);
+        }
     }
 
     /// A rest of an earlier life; leases on its addresses end it.
@@ -219,20 +259,28 @@ impl State {
 
     fn end_rests(&mut self) {
         let now = self.now;
-        for (ip, Rest { eni, .. }) in self.rests.extract_if(.., |_, r| r.until <= now) {
-            for ip in ip.iter() {
-                if self.resting.get(&ip).is_some_and(|until| *until <= now) {
-                    self.resting.remove(&ip);
-                }
-                if let Some(address) = self.nics.get_mut(&eni).and_then(|n| n.addresses.get_mut(&ip)) {
-                    address.free_since = now;
-                }
+        if self.rest_ends <= now {
+            let over: Vec<(IpPair, Rest)> = self.rests.extract_if(.., |_, r| r.until <= now).collect();
+            over.into_iter().for_each(|(ip, Rest { eni, .. })| self.end_rest(ip, eni));
+            self.rest_ends = self.rests.values().map(|r| r.until).min().unwrap_or(Now::MAX);
+        }
+        if !self.rests.is_empty() {
+            self.at(whole_second(self.rest_ends));
+        }
+    }
+
+    fn end_rest(&mut self, pair: IpPair, eni: String) {
+        self.rested.remove(&eni);
+        for ip in pair.iter() {
+            if self.resting.get(&ip).is_some_and(|until| *until <= self.now) {
+                self.resting.remove(&ip);
             }
-            self.out.push(Effect::Rested { eni, ip });
+            if let Some(address) = self.nics.get_mut(&eni).and_then(|n| n.addresses.get_mut(&ip)) {
+                address.free_since = self.now;
+            }
         }
-        if let Some(until) = self.rests.values().map(|r| r.until).min() {
-            self.at(whole_second(until));
-        }
+        self.count_again(&pair);
+        self.out.push(Effect::Rested { eni, ip: pair });
     }
 
     /// Nobody holds the address, it does not rest, and it is not on its way back to the cloud.
@@ -245,18 +293,38 @@ impl State {
         of_family.filter(|(ip, a)| self.is_idle(ip, a)).map(|(ip, a)| (*ip, a))
     }
 
+    /// How many of the ENI's addresses are what.
+    pub fn count(&self, nic: &Nic) -> Count {
+        nic.addresses.count(|addresses| self.count_of(addresses))
+    }
+
+    fn count_of(&self, addresses: &BTreeMap<IpAddr, Address>) -> Count {
+        let mut count = Count::default();
+        for (ip, address) in addresses {
+            let (held, rests) = (self.taken.has(ip), self.resting.contains_key(ip));
+            count.held += u32::from(held);
+            count.needed += u32::from(held || rests);
+            count.idle[Family::of(ip) as usize] += u32::from(self.is_idle(ip, address));
+        }
+        count
+    }
+
+    fn is_counted(&self, nic: &Nic) -> bool {
+        nic.addresses.is_counted(|addresses| self.count_of(addresses))
+    }
+
     pub fn held_on(&self, nic: &Nic) -> u32 {
-        nic.addresses.keys().filter(|ip| self.taken.has(ip)).count() as u32
+        self.count(nic).held
     }
 
     /// A lease names this ENI, whether or not the cloud knows the address.
     pub fn leased_from(&self, eni: &str) -> bool {
-        self.leases.values().any(|h| h.eni == eni)
+        self.leased.has(eni)
     }
 
     /// A lease or a rest names this ENI.
     pub fn needed(&self, eni: &str) -> bool {
-        self.leased_from(eni) || self.rests.values().any(|r| r.eni == eni)
+        self.leased.has(eni) || self.rested.has(eni)
     }
 
     // -- ENIs --

@@ -28,7 +28,7 @@ impl State {
     }
 
     pub fn idle_of(&self, nic: &Nic, family: Family) -> u32 {
-        self.idle_addresses(nic, family).count() as u32
+        self.count(nic).idle[family as usize]
     }
 
     /// The same with the addresses that have been asked for.
