@@ -13,7 +13,7 @@ use smol::channel::{Sender, bounded};
 use super::layers::Layers;
 use super::ledger::{self, Contents, Ledger};
 use super::node::{Found, Input, Node};
-use super::terms::Terms;
+use super::terms::{self, Terms};
 use super::world::World;
 use super::{adopt, calls, file, news};
 use crate::cloud::{self, Credentials, Endpoint, Key, Metadata, Sources};
@@ -131,18 +131,15 @@ pub async fn boot(mut start: Start, inputs: Sender<Input>, trouble: &RefCell<Str
     }
 }
 
+/// Machine and cloud are asked side by side: the start takes as long as the longest chain of questions.
 fn attempt(start: &Start) -> Result<Gathered, Error> {
-    let mut kernel = Kernel::host()?;
-    let node = node_address(&mut kernel)?;
-    kernel.apply(&datapath::node()).context(|| "set up the node")?;
-    let (marker, why) = kernel.marker();
-    log::info!("packets of pods are marked by {marker:?}: {why}");
-    let layers = start.layers_of_node();
-    let (facts, layers) = fitting(layers, &start.layers)?;
-    let cloud = cloud::Client::new(endpoint(layers.config(), &facts), credentials(layers.config())?)?;
-    let terms = Terms::ask(&cloud, facts)?;
-    let place = terms.place(layers.config());
-    let (vswitches, enis) = (calls::vswitches(&cloud, &place)?, calls::look_all(&cloud, &place)?);
+    let (machine, outside) = thread::scope(|scope| {
+        let machine = scope.spawn(machine);
+        let outside = outside(start);
+        (machine.join().expect("a panic ends the process"), outside)
+    });
+    let (Machine { mut kernel, node, marker }, Outside { layers, cloud, terms, vswitches, enis }) =
+        (machine?, outside?);
     let kube = start.kube(kube::Limits::default())?;
     let mut slots = adopt::slots(&mut kernel, &enis)?;
     let (ledger, mut contents) = Ledger::open(ours::LEDGER.as_ref(), &boot_id()?)?;
@@ -152,6 +149,43 @@ fn attempt(start: &Start) -> Result<Gathered, Error> {
     contents.leases.extend(adopted);
     slots.extend(contents.leases.iter().map(|l| (l.eni.id.clone(), l.eni.slot)));
     Ok(Gathered { kernel, node, marker, cloud, kube, layers, terms, vswitches, enis, slots, ledger, contents })
+}
+
+struct Machine {
+    kernel: Kernel,
+    node: IpPair,
+    marker: Marker,
+}
+
+fn machine() -> Result<Machine, Error> {
+    let mut kernel = Kernel::host()?;
+    let node = node_address(&mut kernel)?;
+    kernel.apply(&datapath::node()).context(|| "set up the node")?;
+    let (marker, why) = kernel.marker();
+    log::info!("packets of pods are marked by {marker:?}: {why}");
+    Ok(Machine { kernel, node, marker })
+}
+
+struct Outside {
+    layers: Layers,
+    cloud: cloud::Client,
+    terms: Terms,
+    vswitches: Vec<VSwitch>,
+    enis: Vec<Eni>,
+}
+
+fn outside(start: &Start) -> Result<Outside, Error> {
+    let (facts, layers) = fitting(start.layers_of_node(), &start.layers)?;
+    let cloud = cloud::Client::new(endpoint(layers.config(), &facts), credentials(layers.config())?)?;
+    let place = terms::place(&facts, layers.config());
+    let (terms, vswitches, enis) = thread::scope(|scope| {
+        let vswitches = scope.spawn(|| calls::vswitches(&cloud, &place));
+        let enis = scope.spawn(|| calls::look_all(&cloud, &place));
+        let terms = Terms::ask(&cloud, facts);
+        let ends = "a panic ends the process";
+        (terms, vswitches.join().expect(ends), enis.join().expect(ends))
+    });
+    Ok(Outside { terms: terms?, vswitches: vswitches?, enis: enis?, layers, cloud })
 }
 
 /// The IPv4 address that the node is known by; ENIs bear it to speak ARP.

@@ -62,13 +62,15 @@ pub fn is_pair(outer: &LinkSeen, inner: &LinkSeen, veth: &Veth) -> bool {
     }
 }
 
-/// Both ends in one request, and a look at what they became in the same send.
+/// Both ends in one request, and a look at what they became in the same send. Nobody speaks to the outer end by a link-local
+/// address: without one the kernel has less to do and to tell when it comes up. Where that cannot be had it is no matter.
 pub fn create(host: &mut Place, pod: &mut Pod, veth: &Veth) -> Result<(), Error> {
     let doing = || format!("create link {}", veth.name);
-    let requests = vec![link::create_veth(veth, pod.netns.as_fd().as_raw_fd()), link::get(&veth.name)];
+    let made = link::create_veth(veth, pod.netns.as_fd().as_raw_fd());
+    let requests = vec![made, link::no_own_address(&veth.name), link::get(&veth.name)];
     let mut outcomes = host.change(requests)?.into_iter();
     outcomes.next().unwrap_or_else(|| Ok(Vec::new())).context(doing)?;
-    let seen = outcomes.next().unwrap_or_else(|| Ok(Vec::new())).context(doing)?;
+    let seen = outcomes.nth(1).unwrap_or_else(|| Ok(Vec::new())).context(doing)?;
     let outer = LinkSeen::parse(&seen).ok_or_else(|| Error::malformed("its answer cannot be read")).context(doing)?;
     if let Some(ifindex) = outer.peer {
         pod.place.note(inner(&outer, veth, ifindex));
