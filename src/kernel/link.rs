@@ -146,8 +146,8 @@ fn end(message: Message, name: &str, mac: Mac, mtu: u32) -> Message {
 }
 
 /// Keeps the kernel from giving the link an IPv6 address of its own accord when it comes up.
-pub fn no_own_address(name: &str) -> Message {
-    Message::new(libc::RTM_SETLINK, 0, &ifinfo(0, 0, 0)).text(IFLA_IFNAME, name).nest(IFLA_AF_SPEC, |m| {
+pub fn no_own_address(ifindex: u32) -> Message {
+    Message::new(libc::RTM_SETLINK, 0, &ifinfo(ifindex, 0, 0)).nest(IFLA_AF_SPEC, |m| {
         m.nest(libc::AF_INET6 as u16, |m| m.attr(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]))
     })
 }

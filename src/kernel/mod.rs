@@ -145,8 +145,8 @@ impl Kernel {
         // network locked. Before, the pod could send nothing that is not marked.
         self.apply_inside(&plan.pod, &fresh)?;
         for (veth, objects) in &fresh {
-            let signature = veth::sign(&mut self.host, veth)?;
-            self.host.correct_fresh(signature, objects).context(|| format!("wire link {}", veth.name))?;
+            let signed = veth::sign(&mut self.host, veth)?;
+            self.host.correct_fresh(signed, objects).context(|| format!("wire link {}", veth.name))?;
         }
         rest.into_iter().try_for_each(|object| self.host.correct(object))?;
         fresh.iter().filter(|(veth, _)| comes_up(veth, plan)).try_for_each(|(veth, _)| self.await_carrier(veth))?;
@@ -176,7 +176,7 @@ impl Kernel {
         let is_fresh = |object: &&Object| fresh.iter().any(|(veth, _)| object.link() == Some(&veth.peer));
         let (fresh, rest): (Vec<_>, Vec<_>) = objects.iter().partition(is_fresh);
         let doing = || format!("in {}", pod.netns.path().display());
-        pod.place.correct_fresh(None, &fresh).context(doing)?;
+        pod.place.correct_fresh(Vec::new(), &fresh).context(doing)?;
         for object in rest {
             let corrected = pod.correct(object);
             corrected.context(|| format!("in {}", pod.netns.path().display()))?;

@@ -83,7 +83,7 @@ fn requests() -> Vec<(&'static str, Message, usize, &'static Set)> {
         ("link::get", link::get("eth0"), 16, &LINK),
         ("link::list", link::list(), 16, &LINK),
         ("link::create_veth", link::create_veth(&veth, 3), 16, &LINK),
-        ("link::no_own_address", link::no_own_address("cali1"), 16, &LINK),
+        ("link::no_own_address", link::no_own_address(1), 16, &LINK),
         ("link::set_up", link::set_up(1, Some(1500), Some(mac)), 16, &LINK),
         ("link::set_down", link::set_down(1), 16, &LINK),
         ("link::rename", link::rename(1, "eth0"), 16, &LINK),

@@ -62,15 +62,13 @@ pub fn is_pair(outer: &LinkSeen, inner: &LinkSeen, veth: &Veth) -> bool {
     }
 }
 
-/// Both ends in one request, and a look at what they became in the same send. Nobody speaks to the outer end by a link-local
-/// address: without one the kernel has less to do and to tell when it comes up. Where that cannot be had it is no matter.
+/// Both ends in one request, and a look at what they became in the same send.
 pub fn create(host: &mut Place, pod: &mut Pod, veth: &Veth) -> Result<(), Error> {
     let doing = || format!("create link {}", veth.name);
-    let made = link::create_veth(veth, pod.netns.as_fd().as_raw_fd());
-    let requests = vec![made, link::no_own_address(&veth.name), link::get(&veth.name)];
+    let requests = vec![link::create_veth(veth, pod.netns.as_fd().as_raw_fd()), link::get(&veth.name)];
     let mut outcomes = host.change(requests)?.into_iter();
     outcomes.next().unwrap_or_else(|| Ok(Vec::new())).context(doing)?;
-    let seen = outcomes.nth(1).unwrap_or_else(|| Ok(Vec::new())).context(doing)?;
+    let seen = outcomes.next().unwrap_or_else(|| Ok(Vec::new())).context(doing)?;
     let outer = LinkSeen::parse(&seen).ok_or_else(|| Error::malformed("its answer cannot be read")).context(doing)?;
     if let Some(ifindex) = outer.peer {
         pod.place.note(inner(&outer, veth, ifindex));
@@ -137,9 +135,11 @@ pub fn mend(host: &mut Place, veth: &Veth) -> Result<(), Error> {
     host.act(link::set_up(seen.ifindex, Some(veth.mtu), Some(veth.mac))).context(doing)
 }
 
-/// The request that says whose the veth is. The first after its creation: one without it was cut off in between.
-pub fn sign(host: &mut Place, veth: &Veth) -> Result<Option<Message>, Error> {
-    Ok(host.link(&veth.name)?.map(|seen| link::set_alias(seen.ifindex, &veth.alias)))
+/// The request that says whose the veth is. The first after its creation: one without it was cut off in between. Nobody speaks
+/// to the outer end by a link-local address: without one the kernel has less to do, and to tell, when it comes up.
+pub fn sign(host: &mut Place, veth: &Veth) -> Result<Vec<Message>, Error> {
+    let requests = |index| vec![link::set_alias(index, &veth.alias), link::no_own_address(index)];
+    Ok(host.link(&veth.name)?.map_or_else(Vec::new, |seen| requests(seen.ifindex)))
 }
 
 pub fn difference(host: &mut Place, pod: Option<&mut Pod>, veth: &Veth) -> Result<Option<Difference>, Error> {
