@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::ip::Mac;
 use crate::pod::{Attachment, PodName};
+use crate::rate::Both;
 
 /// The daemon's socket (the old Terway's path, kept).
 pub const SOCKET: &str = "/var/run/eni/eni.socket";
@@ -54,6 +55,12 @@ pub const MARK_FILTER_PRIORITY: u16 = 2049;
 /// Handle of the token bucket that holds a pod to its bandwidth, on either end of its veth. Other plugins and tc(8) number
 /// their qdiscs from 1 or 8000 on.
 pub const TBF_HANDLE: u32 = 0x07e4 << 16;
+
+/// Where a pod has two links, what it receives and what it sends wait here for their turn. In the pod's namespace.
+pub const SHAPE_LINKS: Both<&str> = Both { ingress: "shape-in", egress: "shape-out" };
+/// tc priorities of the filters that lead there: after the one that marks. Of `u32` filters of one priority the kernel lists those of
+/// either side of a link as if they were on both.
+pub const SHAPE_FILTER_PRIORITIES: Both<u16> = Both { ingress: 2050, egress: 2051 };
 
 /// The longest `ifalias` (IFALIASZ of linux/if.h, less its NUL).
 const ALIAS_MAX: usize = 255;

@@ -118,6 +118,19 @@ pub struct Whole {
     /// The Service CIDRs: what goes there goes through the node.
     pub services: NetPair,
     pub answers: Answers,
+    #[serde(default)]
+    pub shaper: Shaper,
+}
+
+/// What holds the two links of such a pod to one bandwidth; what the kernel can do decides.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shaper {
+    /// Both are led through one bucket.
+    #[default]
+    Ifb,
+    /// Each has a bucket of its own where it leaves a link; what arrives by the ENI has none.
+    Links,
 }
 
 /// How a pod with an ENI of its own finds the way back for what came in through the node; what the kernel can do decides.
@@ -200,6 +213,6 @@ pub fn example_lease() -> Lease {
 #[cfg(test)]
 pub fn example_whole() -> Lease {
     let services = NetPair::v4("172.21.0.0/20".parse().expect("a prefix"));
-    let whole = Whole { home: "eth1".into(), services, answers: Answers::Conntrack };
+    let whole = Whole { home: "eth1".into(), services, answers: Answers::Conntrack, shaper: Shaper::Ifb };
     Lease { wiring: Wiring::Whole(whole), ..example_lease() }
 }

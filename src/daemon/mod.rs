@@ -2,6 +2,7 @@
 
 mod adopt;
 mod alone;
+mod bandwidth;
 mod boot;
 mod calls;
 mod clock;
