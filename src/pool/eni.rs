@@ -3,11 +3,11 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
-use std::ops::{Deref, DerefMut};
 
 use super::retry::Backoff;
+use super::units::Supply;
 use super::{CallId, Intent, Link, Now, Refused, Settings};
-use crate::eni::{Eni, EniKind, EniState, Limits};
+use crate::eni::{Eni, EniKind, EniState};
 use crate::ip::{Family, Mac};
 use crate::ours;
 
@@ -29,7 +29,9 @@ pub(super) struct Nic {
     /// What the kernel said last.
     pub complaint: Option<String>,
     /// Those of both families; what pairs them up is the lease.
-    pub addresses: Addresses,
+    pub addresses: BTreeMap<IpAddr, Address>,
+    /// What was counted last, and at which edition of the state.
+    pub supply: Cell<Option<(u64, Supply)>>,
     /// Addresses that the cloud has on it and that cannot be right.
     pub suspect: BTreeSet<IpAddr>,
     /// An AssignPrivateIpAddresses or AssignIpv6Addresses whose end we do not know yet.
@@ -69,56 +71,6 @@ pub(super) struct Address {
     pub leaving: bool,
 }
 
-/// An ENI's addresses, and how many of them are what. They are counted again only after a change: with a thousand pods on the
-/// node, counting them for every question took a third of the daemon's time.
-#[derive(Default)]
-pub(super) struct Addresses {
-    map: BTreeMap<IpAddr, Address>,
-    count: Cell<Option<Count>>,
-}
-
-/// How many addresses of an ENI are idle, of IPv4 and of IPv6, how many are leased, and how many are leased or rest.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Count {
-    pub idle: [u32; 2],
-    pub held: u32,
-    pub needed: u32,
-}
-
-impl Addresses {
-    /// What was counted, or is now.
-    pub fn count(&self, count: impl Fn(&BTreeMap<IpAddr, Address>) -> Count) -> Count {
-        let known = self.count.get().unwrap_or_else(|| count(&self.map));
-        self.count.set(Some(known));
-        known
-    }
-
-    /// No change has gone unnoticed.
-    pub fn is_counted(&self, count: impl Fn(&BTreeMap<IpAddr, Address>) -> Count) -> bool {
-        self.count.get().is_none_or(|known| known == count(&self.map))
-    }
-
-    /// What somebody else knows of an address has changed.
-    pub fn count_again(&self) {
-        self.count.set(None);
-    }
-}
-
-impl Deref for Addresses {
-    type Target = BTreeMap<IpAddr, Address>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.map
-    }
-}
-
-impl DerefMut for Addresses {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        self.count_again();
-        &mut self.map
-    }
-}
-
 pub(super) struct Assign {
     pub intent: Intent,
     pub family: Family,
@@ -154,7 +106,8 @@ impl Nic {
             dismantled: false,
             wiring: Backoff::default(),
             complaint: None,
-            addresses: Addresses::default(),
+            addresses: BTreeMap::new(),
+            supply: Cell::new(None),
             suspect: BTreeSet::new(),
             assign: None,
             busy: None,
@@ -214,17 +167,6 @@ impl Nic {
     /// A call could be made on it now.
     pub fn free_for(&self, now: Now) -> bool {
         self.next() == Next::Nothing && self.busy.is_none() && self.retry.next <= now
-    }
-
-    /// Addresses that it could still get, were none of them leaving.
-    pub fn room(&self, limits: &Limits, family: Family) -> u32 {
-        let there = self.addresses.keys().chain(&self.suspect).filter(|ip| Family::of(ip) == family).count() as u32;
-        limits.per_adapter(family).saturating_sub(there + self.coming(family))
-    }
-
-    /// Addresses that are being unassigned.
-    pub fn leaving(&self, family: Family) -> u32 {
-        self.addresses.iter().filter(|(ip, a)| a.leaving && Family::of(ip) == family).count() as u32
     }
 
     /// Addresses that have been asked for.

@@ -238,7 +238,8 @@ impl State {
     /// Nothing of it is leased, rests, or is being changed.
     fn is_empty(&self, id: &str, nic: &Nic) -> bool {
         let quiet = nic.kept() && nic.busy.is_none() && nic.assign.is_none() && nic.kernel != Kernel::Asked;
-        quiet && self.count(nic).needed == 0 && !self.needed(id)
+        let needed = |ip: &IpAddr| self.taken.has(ip) || self.resting.contains_key(ip);
+        quiet && !nic.addresses.keys().any(needed) && !self.needed(id)
     }
 
     /// Unassigns idle addresses above the upper bound, from the emptiest ENI first, and those that no pod can have.
@@ -256,6 +257,7 @@ impl State {
             for ip in &leaving {
                 nic.addresses.get_mut(ip).expect("just listed").leaving = true;
             }
+            self.recount();
             self.unassign(&eni);
         }
     }

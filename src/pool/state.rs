@@ -1,13 +1,12 @@
 //! What the pool knows after its boot, how an event changes it, and the order in which it then decides.
 
-use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use fastrand::Rng;
 
 use super::calls::{Block, Create, Survey, Verb};
-use super::eni::{self, Address, Assign, Count, Goal, Kernel, Nic};
+use super::eni::{self, Address, Assign, Goal, Kernel, Nic};
 use super::queue::Waiting;
 use super::retry::{Gate, SOON};
 use super::vswitch::VSwitches;
@@ -27,17 +26,12 @@ pub(super) struct State {
     pub foreign: u32,
     pub leases: BTreeMap<Attachment, Held>,
     /// How many leases there are on an address: more than one only if the ledger says so.
-    pub taken: Tally<IpAddr>,
-    /// How many leases and rests name each ENI.
-    leased: Tally<String>,
-    rested: Tally<String>,
+    pub taken: Tally,
     /// Leases whose address the cloud does not know.
     pub lost: BTreeSet<Attachment>,
     pub rests: BTreeMap<IpPair, Rest>,
     /// The addresses in them, and until when each rests.
     pub resting: BTreeMap<IpAddr, Now>,
-    /// When the first of them ends, or sooner.
-    rest_ends: Now,
     pub waiting: Vec<Waiting>,
     pub creates: Vec<Create>,
     pub vswitches: VSwitches,
@@ -54,6 +48,8 @@ pub(super) struct State {
     /// The trouble that the node was told of, and what it was told of its stack.
     pub told: Option<Refusal>,
     pub told_of_stack: String,
+    /// Counts the changes after which the ENIs' addresses are counted anew.
+    pub edition: u64,
     pub out: Vec<Effect>,
     pub wake: Option<Now>,
 }
@@ -74,39 +70,33 @@ pub(super) struct Rest {
     pub reserved: Option<PodName>,
 }
 
-/// How often each address, or ENI, occurs.
-pub(super) struct Tally<T>(BTreeMap<T, u32>);
+/// How often each address occurs.
+#[derive(Default)]
+pub(super) struct Tally(BTreeMap<IpAddr, u32>);
 
-impl<T> Default for Tally<T> {
-    fn default() -> Self {
-        Tally(BTreeMap::new())
-    }
-}
-
-impl<T: Ord> Tally<T> {
-    pub fn has<Q: Ord + ?Sized>(&self, what: &Q) -> bool
-    where
-        T: Borrow<Q>,
-    {
-        self.0.contains_key(what)
+impl Tally {
+    pub fn has(&self, ip: &IpAddr) -> bool {
+        self.0.contains_key(ip)
     }
 
-    fn add(&mut self, what: T) {
-        *self.0.entry(what).or_default() += 1;
-    }
-
-    /// Whether it occurs no more.
-    fn remove<Q: Ord + ?Sized>(&mut self, what: &Q) -> bool
-    where
-        T: Borrow<Q>,
-    {
-        let count = self.0.get_mut(what).expect("what is removed was added");
-        *count -= 1;
-        let last = *count == 0;
-        if last {
-            self.0.remove(what);
+    fn add(&mut self, pair: &IpPair) {
+        for ip in pair.iter() {
+            *self.0.entry(ip).or_default() += 1;
         }
-        last
+    }
+
+    /// Whether any of them occurs no more.
+    fn remove(&mut self, pair: &IpPair) -> bool {
+        let mut freed = false;
+        for ip in pair.iter() {
+            let count = self.0.get_mut(&ip).expect("what is removed was added");
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(&ip);
+                freed = true;
+            }
+        }
+        freed
     }
 }
 
@@ -120,12 +110,9 @@ impl State {
             foreign: 0,
             leases: BTreeMap::new(),
             taken: Tally::default(),
-            leased: Tally::default(),
-            rested: Tally::default(),
             lost: BTreeSet::new(),
             rests: BTreeMap::new(),
             resting: BTreeMap::new(),
-            rest_ends: Now::MAX,
             waiting: Vec::new(),
             creates: Vec::new(),
             vswitches: VSwitches::new(now, boot.vswitches, &mut rng),
@@ -138,6 +125,7 @@ impl State {
             turned_away: false,
             told: None,
             told_of_stack: String::new(),
+            edition: 0,
             out: Vec::new(),
             wake: None,
             rng,
@@ -160,6 +148,7 @@ impl State {
     }
 
     pub fn hear(&mut self, event: Event) {
+        self.recount();
         match event {
             Event::Boot(_) | Event::Tick => {}
             Event::Settings(settings) => {
@@ -181,6 +170,7 @@ impl State {
     /// Everything that follows from what is known now.
     pub fn decide(&mut self) -> Vec<Effect> {
         self.end_rests();
+        self.recount();
         self.serve();
         self.refuse();
         self.look_around();
@@ -189,7 +179,6 @@ impl State {
         self.advance();
         self.tell_trouble();
         self.tell_of_stack();
-        debug_assert!(self.nics.values().all(|nic| self.is_counted(nic)), "a change that was not noticed");
         if let Some(at) = self.wake.take() {
             self.out.push(Effect::Wake { at });
         }
@@ -208,29 +197,15 @@ impl State {
     // -- leases and rests --
 
     pub fn hold(&mut self, held: Held) {
-        held.ip.iter().for_each(|ip| self.taken.add(ip));
-        self.leased.add(held.eni.clone());
-        self.count_again(&held.ip);
-        if let Some(old) = self.leases.insert(held.sandbox.attachment.clone(), held) {
-            self.leased.remove(&old.eni);
-            for ip in old.ip.iter() {
-                self.taken.remove(&ip);
-            }
-            self.count_again(&old.ip);
-        }
-    }
-
-    /// These addresses are leased, or rest, or do so no more.
-    fn count_again(&self, pair: &IpPair) {
-        for ip in pair.iter() {
-            let having = self.nics.values().filter(|nic| nic.addresses.contains_key(&ip));
-            having.for_each(|nic| nic.addresses.count_again());
-        }
+        self.recount();
+        self.taken.add(&held.ip);
+        self.leases.insert(held.sandbox.attachment.clone(), held);
     }
 
     /// Ends a lease: its addresses rest, for anybody or for a pod of its name.
     pub fn retire(&mut self, attachment: &Attachment, ends: Ends) -> bool {
         let Some(held) = self.leases.remove(attachment) else { return false };
+        self.recount();
         self.lost.remove(attachment);
         let (time, reserved) = match ends {
             Ends::Reserved if !self.settings.reservation.is_zero() => {
@@ -240,12 +215,9 @@ impl State {
         };
         let until = self.now + time;
         let (eni, ip) = (held.eni, held.ip);
-        self.leased.remove(&eni);
         let (attachment, rest) = (attachment.clone(), Rest { eni: eni.clone(), until, reserved: reserved.clone() });
         self.out.push(Effect::Retire { attachment, eni: eni.clone(), ip, until, reserved });
-        let freed = ip.iter().filter(|ip| self.taken.remove(ip)).count() > 0;
-        self.count_again(&ip);
-        match freed {
+        match self.taken.remove(&ip) {
             true => self.let_rest(ip, rest),
             false => self.out.push(Effect::Rested { eni: eni.clone(), ip }),
         }
@@ -261,12 +233,7 @@ impl State {
             let until = self.resting.entry(ip).or_default();
             *until = rest.until.max(*until);
         }
-        self.count_again(&pair);
-        self.rest_ends = self.rest_ends.min(rest.until);
-        self.rested.add(rest.eni.clone());
-        if let Some(old) = self.rests.insert(pair, rest) {
-            self.rested.remove(&old.eni);
-        }
+        self.rests.insert(pair, rest);
     }
 
     /// A rest of an earlier life; leases on its addresses end it.
@@ -296,7 +263,6 @@ impl State {
     /// Ends a rest because the pod that it was for has come.
     pub fn wake_up(&mut self, pair: IpPair) {
         let Some(rest) = self.rests.remove(&pair) else { return };
-        self.rested.remove(&rest.eni);
         for ip in pair.iter() {
             let others = self.rests.iter().filter(|(other, _)| other.iter().any(|o| o == ip));
             match others.map(|(_, rest)| rest.until).max() {
@@ -304,38 +270,29 @@ impl State {
                 None => drop(self.resting.remove(&ip)),
             }
         }
-        self.count_again(&pair);
         self.out.push(Effect::Rested { eni: rest.eni, ip: pair });
     }
 
     fn end_rests(&mut self) {
         let now = self.now;
-        if self.rest_ends <= now {
-            let over: Vec<(IpPair, Rest)> = self.rests.extract_if(.., |_, r| r.until <= now).collect();
-            over.into_iter().for_each(|(ip, Rest { eni, .. })| self.end_rest(ip, eni));
-            self.rest_ends = self.rests.values().map(|r| r.until).min().unwrap_or(Now::MAX);
-        }
-        if !self.rests.is_empty() {
-            self.at(whole_second(self.rest_ends));
-        }
-    }
-
-    fn end_rest(&mut self, pair: IpPair, eni: String) {
-        self.rested.remove(&eni);
-        for ip in pair.iter() {
-            if self.resting.get(&ip).is_some_and(|until| *until <= self.now) {
-                self.resting.remove(&ip);
+        for (ip, Rest { eni, .. }) in self.rests.extract_if(.., |_, r| r.until <= now) {
+            for ip in ip.iter() {
+                if self.resting.get(&ip).is_some_and(|until| *until <= now) {
+                    self.resting.remove(&ip);
+                }
+                if let Some(address) = self.nics.get_mut(&eni).and_then(|n| n.addresses.get_mut(&ip)) {
+                    address.free_since = now;
+                }
             }
-            if let Some(address) = self.nics.get_mut(&eni).and_then(|n| n.addresses.get_mut(&ip)) {
-                address.free_since = self.now;
-            }
+            self.out.push(Effect::Rested { eni, ip });
         }
-        self.count_again(&pair);
-        self.out.push(Effect::Rested { eni, ip: pair });
+        if let Some(until) = self.rests.values().map(|r| r.until).min() {
+            self.at(whole_second(until));
+        }
     }
 
     /// Nobody holds the address, it does not rest, and it is not on its way back to the cloud.
-    fn is_idle(&self, ip: &IpAddr, address: &Address) -> bool {
+    pub fn is_idle(&self, ip: &IpAddr, address: &Address) -> bool {
         !address.leaving && !self.taken.has(ip) && !self.resting.contains_key(ip)
     }
 
@@ -344,38 +301,18 @@ impl State {
         of_family.filter(|(ip, a)| self.is_idle(ip, a)).map(|(ip, a)| (*ip, a))
     }
 
-    /// How many of the ENI's addresses are what.
-    pub fn count(&self, nic: &Nic) -> Count {
-        nic.addresses.count(|addresses| self.count_of(addresses))
-    }
-
-    fn count_of(&self, addresses: &BTreeMap<IpAddr, Address>) -> Count {
-        let mut count = Count::default();
-        for (ip, address) in addresses {
-            let (held, rests) = (self.taken.has(ip), self.resting.contains_key(ip));
-            count.held += u32::from(held);
-            count.needed += u32::from(held || rests);
-            count.idle[Family::of(ip) as usize] += u32::from(self.is_idle(ip, address));
-        }
-        count
-    }
-
-    fn is_counted(&self, nic: &Nic) -> bool {
-        nic.addresses.is_counted(|addresses| self.count_of(addresses))
-    }
-
     pub fn held_on(&self, nic: &Nic) -> u32 {
-        self.count(nic).held
+        nic.addresses.keys().filter(|ip| self.taken.has(ip)).count() as u32
     }
 
     /// A lease names this ENI, whether or not the cloud knows the address.
     pub fn leased_from(&self, eni: &str) -> bool {
-        self.leased.has(eni)
+        self.leases.values().any(|h| h.eni == eni)
     }
 
     /// A lease or a rest names this ENI.
     pub fn needed(&self, eni: &str) -> bool {
-        self.leased.has(eni) || self.rested.has(eni)
+        self.leased_from(eni) || self.rests.values().any(|r| r.eni == eni)
     }
 
     // -- ENIs --
@@ -434,6 +371,7 @@ impl State {
 
     /// Takes up what the cloud says of an ENI that we know.
     pub fn see(&mut self, eni: &Eni) {
+        self.recount();
         let (accepted, suspect) = self.sort(eni);
         let now = self.now;
         let nic = self.nics.get_mut(&eni.id).expect("the caller knows the ENI");
@@ -490,6 +428,7 @@ impl State {
 
     /// The cloud does not know the ENI any more. While a lease names it the kernel is left as it is: the cloud may be wrong.
     pub fn lose(&mut self, eni: &str) {
+        self.recount();
         let Some(nic) = self.nics.get_mut(eni) else { return };
         nic.missing = true;
         nic.stale = false;
