@@ -1,6 +1,7 @@
 //! What machine and account allow, and the pool's settings that follow from them and from the configuration.
 
 use std::collections::BTreeMap;
+use std::thread;
 
 use super::calls::Place;
 use crate::cloud::Client;
@@ -23,8 +24,11 @@ pub struct Terms {
 
 impl Terms {
     pub fn ask(cloud: &Client, facts: NodeFacts, mode: Mode) -> Result<Terms, Fault> {
-        let limits = cloud.instance_limits(&facts.instance_type)?;
-        let groups = cloud.security_groups(&facts.instance)?;
+        let (limits, groups) = thread::scope(|scope| {
+            let groups = scope.spawn(|| cloud.security_groups(&facts.instance));
+            (cloud.instance_limits(&facts.instance_type), groups.join().expect("a panic ends the process"))
+        });
+        let (limits, groups) = (limits?, groups?);
         Ok(Terms { facts, mode, limits, groups })
     }
 
@@ -42,20 +46,7 @@ impl Terms {
     }
 
     pub fn place(&self, config: &Config) -> Place {
-        Place {
-            instance: self.facts.instance.clone(),
-            vswitches: self.vswitches(config),
-            tag_filter: config.eni_tag_filter.clone(),
-            tag_block: config.eni_tag_block.clone(),
-        }
-    }
-
-    /// Those of our zone; the instance's own where the configuration names none for it.
-    fn vswitches(&self, config: &Config) -> Vec<String> {
-        match config.vswitches.get(&self.facts.zone) {
-            Some(ids) if !ids.is_empty() => ids.clone(),
-            _ => vec![self.facts.vswitch.clone()],
-        }
+        place(&self.facts, config)
     }
 
     pub fn settings(&self, config: &Config) -> Settings {
@@ -77,7 +68,7 @@ impl Terms {
             max_idle: config.max_idle,
             min_enis: config.min_enis.min(max_enis),
             max_enis,
-            vswitches: self.vswitches(config),
+            vswitches: vswitches(&self.facts, config),
             vswitch_choice: config.vswitch_choice,
             eni_choice: config.eni_choice,
             security_groups: groups.clone(),
@@ -96,6 +87,23 @@ impl Terms {
 /// An ENI that carries one pod needs one address of each family.
 fn alone(limits: Limits) -> Limits {
     Limits { v4_per_adapter: limits.v4_per_adapter.min(1), v6_per_adapter: limits.v6_per_adapter.min(1), ..limits }
+}
+
+pub fn place(facts: &NodeFacts, config: &Config) -> Place {
+    Place {
+        instance: facts.instance.clone(),
+        vswitches: vswitches(facts, config),
+        tag_filter: config.eni_tag_filter.clone(),
+        tag_block: config.eni_tag_block.clone(),
+    }
+}
+
+/// Those of our zone; the instance's own where the configuration names none for it.
+fn vswitches(facts: &NodeFacts, config: &Config) -> Vec<String> {
+    match config.vswitches.get(&facts.zone) {
+        Some(ids) if !ids.is_empty() => ids.clone(),
+        _ => vec![facts.vswitch.clone()],
+    }
 }
 
 /// Whether an ENI with these tags is for us to use.
