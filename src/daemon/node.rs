@@ -81,8 +81,8 @@ pub enum Input {
         attachment: Attachment,
     },
     Happened(Vec<Happening>),
-    /// The parts that are not as their plans have them.
-    Compared(Vec<Part>),
+    /// Of the pods that were compared, those that are not as their plans have them.
+    Compared(Vec<Attachment>),
     /// The kernel holds the attachment to this bandwidth, or does not.
     Shaped {
         attachment: Attachment,

@@ -21,9 +21,8 @@ use crate::ip::IpPair;
 use crate::kernel::{self, Kernel};
 use crate::object::{self, Pod, Write};
 use crate::plan::Plan;
-use crate::pod::PodName;
+use crate::pod::{Attachment, PodName};
 use crate::pool::{Call, CallId};
-use crate::repair::Part;
 use crate::rpc::{Answers, EniLease, Lease, Marker, Shaper};
 use crate::{cloud, kube};
 
@@ -111,7 +110,7 @@ impl World {
         });
     }
 
-    /// Compares plans with the kernel, and names the parts whose plans it does not match.
+    /// Compares plans with the kernel, and names the pods whose plans it does not match.
     pub fn compare(&self, plans: Vec<Compared>) {
         self.start(move || Input::Compared(differing(plans)));
     }
@@ -171,28 +170,25 @@ impl World {
     }
 }
 
-fn differing(plans: Vec<Compared>) -> Vec<Part> {
+fn differing(plans: Vec<Compared>) -> Vec<Attachment> {
     let (start, count) = (Instant::now(), plans.len());
     let mut kernel = match Kernel::host() {
         Ok(kernel) => kernel,
         Err(e) => {
-            log::warn!("comparison of all pods: {e}");
+            log::warn!("comparison of pods: {e}");
             return Vec::new();
         }
     };
-    if let Err(e) = kernel.look_at_links() {
-        log::warn!("comparison of all pods: {e}");
-    }
     let mut differs = |compared: &Compared| match kernel.survey(&compared.plan, compared.netns.as_deref()) {
         Ok(found) => !found.is_empty(),
         // Its namespace is gone: DEL is on its way.
         Err(e) if e.is_absent() => false,
         Err(e) => {
-            log::warn!("comparison of {:?}: {e}", compared.part);
+            log::warn!("comparison of {}: {e}", compared.attachment);
             false
         }
     };
-    let hurt = plans.into_iter().filter_map(|compared| differs(&compared).then_some(compared.part)).collect();
+    let hurt = plans.into_iter().filter_map(|compared| differs(&compared).then_some(compared.attachment)).collect();
     log::debug!("{count} pods compared with the kernel in {:?}", start.elapsed());
     hurt
 }

@@ -284,8 +284,12 @@ fn parameter_of(path: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::datapath::{self, EniSetup, NodeSetup, Setup};
+    use crate::ip::IpPair;
+    use crate::ours;
     use crate::rpc::{Lease, example_lease};
 
     const T: fn(u64) -> Now = Duration::from_millis;
@@ -422,6 +426,40 @@ mod tests {
         repair.hear(T(300), &Happening::LinkGone { ifindex: VETH });
         assert_eq!(repair.due(), None);
         assert!(!repair.wanted.contains_key(&veth().name) && repair.index.len() < guarded().index.len());
+    }
+
+    /// How much is kept of everything.
+    fn sizes(repair: &Repair) -> [usize; 6] {
+        let Repair { parts, index, wanted, names, hurt, paces, .. } = repair;
+        [parts.len(), index.len(), wanted.len(), names.len(), hurt.len(), paces.len()]
+    }
+
+    #[test]
+    fn nothing_is_kept_of_pods_that_have_come_and_gone() {
+        let mut repair = guarded();
+        let before = sizes(&repair);
+        let lease_of = |i: u32| {
+            let mut lease = lease();
+            lease.pod.name = format!("churn-{i}");
+            lease.sandbox.attachment.container = format!("{i:016x}");
+            lease.ip = IpPair::v4(Ipv4Addr::from_bits(lease.ip.v4.unwrap().to_bits() + 1 + i));
+            lease
+        };
+        for i in 0..1000 {
+            let (lease, ifindex) = (lease_of(i), 100 + i);
+            let (part, name) = (Part::Pod(lease.sandbox.attachment.clone()), ours::host_veth(&lease.pod, "eth0"));
+            repair.guard(part.clone(), &datapath::pod(&Setup::new(&lease, 1500)), T(0));
+            repair.hear(T(100), &Happening::Link(LinkNow { ifindex, name, up: false, ..veth() }));
+            assert_eq!(repair.take_due(T(110)), [(part.clone(), Depth::Outside)]);
+            repair.repaired(T(110), &part);
+            repair.hear(T(120), &Happening::Traffic { ifindex });
+        }
+        assert!(sizes(&repair).iter().zip(before).all(|(now, before)| *now >= before + 1000));
+        for i in 0..1000 {
+            repair.leave(&Part::Pod(lease_of(i).sandbox.attachment));
+            repair.hear(T(130), &Happening::LinkGone { ifindex: 100 + i });
+        }
+        assert_eq!((sizes(&repair), repair.due()), (before, None));
     }
 
     #[test]

@@ -171,6 +171,22 @@ fn what_is_inside_a_pod_is_put_right_by_the_comparison_and_its_own_will_is_left(
     assert!(site.b.pod.sh("ip route").contains("default dev tunnel"), "the pod's own route is gone");
 }
 
+#[test]
+fn the_comparison_comes_to_the_last_of_many_pods() {
+    let mut cluster = idle_node("ecs.sim.8xlarge", &json!({"orphan_release_after": "1s", "max_pool_size": 80}));
+    cluster.start(0);
+    cluster.wait_ready(0);
+    // More than are compared at once.
+    let pods: Vec<Member> = (0..70).map(|i| cluster.add(0, &format!("many-{i}"))).collect();
+    for member in &pods {
+        member.pod.sh("ip route flush default");
+    }
+    soon("every pod has its default route again", || {
+        pods.iter().all(|member| member.pod.sh("ip route").contains("default"))
+    });
+    assert!(pods.iter().all(|member| member.pod.ping(OUTSIDE).is_some()));
+}
+
 /// Things of others that look as much like ours as they can, in the places that are ours.
 const FOREIGN: &str = "
     ip rule add priority 512 to 203.0.113.77 lookup main

@@ -1,6 +1,7 @@
 //! What others do to node, ENIs and pods is put right as soon as the kernel tells of it; every few minutes all is compared.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,9 +33,12 @@ const TOLD: usize = 8;
 const POD_REASON: &str = "ConfigCheck";
 const NODE_REASON: &str = "ResourceInvalid";
 
-/// A plan to be compared with the kernel away from the loop: its own, and the namespace that it reaches into.
+/// The plans of so many pods are compared at once: those of all pods would be megabytes, which stay with the process.
+const COMPARED_AT_ONCE: usize = 64;
+
+/// A pod's plan, to be compared with the kernel away from the loop, and the namespace that it reaches into.
 pub struct Compared {
-    pub part: Part,
+    pub attachment: Attachment,
     pub plan: Plan,
     pub netns: Option<PathBuf>,
 }
@@ -48,7 +52,15 @@ pub(super) struct Wires {
     mtus: BTreeMap<Attachment, u32>,
     /// Addresses on ENIs that are not ours, which were told.
     told: BTreeSet<(String, String)>,
-    comparing: bool,
+    comparing: Option<Comparison>,
+}
+
+/// A comparison of all pods that is under way.
+struct Comparison {
+    /// The last of those that are being compared.
+    last: Attachment,
+    /// The pods before these that are not as they should be.
+    hurt: Vec<Attachment>,
 }
 
 impl Node {
@@ -394,27 +406,36 @@ impl Node {
     /// Compares every pod's plan with the kernel, inside and outside, on another thread: it takes some milliseconds, and
     /// nothing depends on it but what is wrong.
     pub(super) fn compare(&mut self) {
-        if self.wires.comparing {
-            return;
-        }
-        let pods = self.leases.values().filter_map(|lease| {
-            let attachment = &lease.sandbox.attachment;
-            let part = Part::Pod(attachment.clone());
-            let plan = self.pod_plan(attachment).filter(|_| self.repair.guards(&part))?;
-            Some(Compared { part, plan, netns: netns_of(&lease.sandbox.netns).map(Path::to_owned) })
-        });
-        let pods: Vec<Compared> = pods.collect();
-        if !pods.is_empty() {
-            self.wires.comparing = true;
-            self.world.compare(pods);
+        if self.wires.comparing.is_none() {
+            self.compare_some(Bound::Unbounded, Vec::new());
         }
     }
 
-    /// These parts are not as they should be. They are looked at again before anything is done.
-    pub(super) fn compared(&mut self, hurt: Vec<Part>) {
-        self.wires.comparing = false;
+    /// Compares the next pods. After the last of all, those that were hurt are looked at again before anything is done.
+    fn compare_some(&mut self, from: Bound<Attachment>, hurt: Vec<Attachment>) {
+        let pods = self.leases.range((from, Bound::Unbounded)).filter_map(|(attachment, lease)| {
+            let guarded = self.repair.guards(&Part::Pod(attachment.clone()));
+            let plan = self.pod_plan(attachment).filter(|_| guarded)?;
+            let netns = netns_of(&lease.sandbox.netns).map(Path::to_owned);
+            Some(Compared { attachment: attachment.clone(), plan, netns })
+        });
+        let pods: Vec<Compared> = pods.take(COMPARED_AT_ONCE).collect();
+        let Some(last) = pods.last().map(|pod| pod.attachment.clone()) else { return self.suspect_pods(hurt) };
+        self.wires.comparing = Some(Comparison { last, hurt });
+        self.world.compare(pods);
+    }
+
+    /// These pods are not as they should be.
+    pub(super) fn compared(&mut self, hurt: Vec<Attachment>) {
+        let Some(mut comparison) = self.wires.comparing.take() else { return };
+        comparison.hurt.extend(hurt);
+        self.compare_some(Bound::Excluded(comparison.last), comparison.hurt);
+    }
+
+    fn suspect_pods(&mut self, hurt: Vec<Attachment>) {
         let now = clock::now();
-        for part in hurt.into_iter().filter(|part| self.repair.guards(part)).collect::<Vec<_>>() {
+        let parts = hurt.into_iter().map(Part::Pod);
+        for part in parts.filter(|part| self.repair.guards(part)).collect::<Vec<_>>() {
             self.repair.look_at(now, part, Depth::Inside);
         }
     }
