@@ -191,6 +191,8 @@ const WITHOUT_EFFECT: &[&str] = &[
     "rate_limit",
 ];
 
+/// An ENI has room for 20 tags; three of ours say whose it is, which node's, and which of the others are ours.
+const MOST_TAGS: usize = 17;
 const MOST_SECURITY_GROUPS: usize = 10;
 const MOST_IDLE: u64 = 10_000;
 const DEFAULT_MAX_IDLE: u32 = 5;
@@ -217,6 +219,7 @@ impl Config {
         ip_stack(keys)?;
         let (min_idle, max_idle) = idle_bounds(keys)?;
         let (min_enis, max_enis) = eni_bounds(keys)?;
+        let (eni_tags, eni_tag_filter, eni_tag_block) = all_tags(keys)?;
         Ok(Config {
             access: access(keys)?,
             credential_path: path(keys, "credential_path")?,
@@ -227,9 +230,9 @@ impl Config {
             eni_choice: keys.word("eni_selection_policy", ENI_CHOICES)?.unwrap_or(EniChoice::MostIps),
             security_groups: security_groups(keys)?,
             resource_group: id(keys, "resource_group_id")?,
-            eni_tags: tags(keys, "eni_tags")?,
-            eni_tag_filter: tags(keys, "eni_tag_filter")?,
-            eni_tag_block: tag_block(keys)?,
+            eni_tags,
+            eni_tag_filter,
+            eni_tag_block,
             min_idle,
             max_idle,
             min_enis,
@@ -436,8 +439,48 @@ fn security_groups(keys: &mut Reader) -> Result<Vec<String>, Error> {
     Ok(all)
 }
 
-fn tags(keys: &mut Reader, key: &'static str) -> Result<BTreeMap<String, String>, Wrong> {
-    map(keys, key, "a text", |v| v.as_str().map(str::to_owned))
+type Tags = BTreeMap<String, String>;
+type TagList = Vec<(String, String)>;
+
+/// Tags to set, tags to ask for, tags to stay away from. An ENI that we make bears the first two, so they must not exclude it.
+fn all_tags(keys: &mut Reader) -> Result<(Tags, Tags, TagList), Error> {
+    let (set, filter, block) = (tags(keys, "eni_tags")?, tags(keys, "eni_tag_filter")?, tag_block(keys)?);
+    for (key, value) in &filter {
+        if let Some(other) = set.get(key).filter(|other| *other != value) {
+            let text =
+                format!("eni_tag_filter asks for {key}={value} and eni_tags sets {key}={other}; one of them must go");
+            return Err(Error::malformed(text));
+        }
+    }
+    let all: Tags = set.iter().chain(&filter).map(|(key, value)| (key.clone(), value.clone())).collect();
+    if let Some((key, value)) = block.iter().find(|(key, value)| all.get(key) == Some(value)) {
+        let text =
+            format!("eni_tag_block_list names {key}={value}, which eni_tags or eni_tag_filter puts on every ENI");
+        return Err(Error::malformed(text));
+    }
+    match all.len() {
+        n if n > MOST_TAGS => {
+            Err(Error::malformed(format!("eni_tags and eni_tag_filter name {n} tags; an ENI has room for {MOST_TAGS}")))
+        }
+        _ => Ok((set, filter, block)),
+    }
+}
+
+const TAGS: &str = "tags whose keys have 1 to 128 characters and do not begin with aliyun or acs:, whose values have at most 128, \
+                    and which hold no http:// or https://";
+
+/// What the cloud takes for a tag.
+fn is_tag(key: &str, value: &str) -> bool {
+    let plain = |text: &str| text.chars().count() <= 128 && !text.contains("http://") && !text.contains("https://");
+    !key.is_empty() && plain(key) && plain(value) && !key.starts_with("aliyun") && !key.starts_with("acs:")
+}
+
+fn tags(keys: &mut Reader, key: &'static str) -> Result<Tags, Wrong> {
+    let tags = map(keys, key, "a text", |v| v.as_str().map(str::to_owned))?;
+    match tags.iter().find(|(name, value)| !is_tag(name, value)) {
+        Some((name, value)) => Err(keys.wrong(&format!("{key}.{}", shortened(name)), &value.as_str().into(), TAGS)),
+        None => Ok(tags),
+    }
 }
 
 /// ENIs of other controllers, whatever the configuration says.

@@ -288,7 +288,7 @@ fn text(outcome: Result<impl fmt::Debug, Fault>) -> Result<String, Fault> {
 type Call = fn(&Client) -> Result<String, Fault>;
 
 /// Every call there is, and its action.
-const CALLS: [(&str, Call); 10] = [
+const CALLS: [(&str, Call); 13] = [
     ("CreateNetworkInterface", |c| text(c.create_eni(&creation()))),
     ("DescribeNetworkInterfaces", |c| text(c.describe_enis(&Filter::default()))),
     ("AttachNetworkInterface", |c| text(c.attach_eni("eni-1", "i-1"))),
@@ -299,6 +299,9 @@ const CALLS: [(&str, Call); 10] = [
     ("DescribeInstanceTypes", |c| text(c.instance_limits("ecs.g7.large"))),
     ("DescribeInstanceAttribute", |c| text(c.security_groups("i-1"))),
     ("DescribeVSwitches", |c| text(c.vswitch("vsw-1"))),
+    ("ModifyNetworkInterfaceAttribute", |c| text(c.set_security_groups("eni-1", &["sg-1".into(), "sg-2".into()]))),
+    ("TagResources", |c| text(c.tag_eni("eni-1", &creation().tags))),
+    ("UntagResources", |c| text(c.untag_eni("eni-1", &["name".into(), "team".into()]))),
 ];
 
 /// A reply to the action that is as it should be.
@@ -358,6 +361,13 @@ fn every_call_says_what_the_cloud_expects_and_signs_it() {
         expect(7, "InstanceTypes.1=ecs.g7.large");
         expect(8, "InstanceId=i-1");
         expect(9, "VSwitchId=vsw-1");
+        expect(10, "NetworkInterfaceId=eni-1 | SecurityGroupId.1=sg-1 | SecurityGroupId.2=sg-2");
+        expect(
+            11,
+            "ResourceId.1=eni-1 | ResourceType=eni | Tag.1.Key=creator | Tag.1.Value=terway | Tag.2.Key=name | \
+             Tag.2.Value=节点 a+b",
+        );
+        expect(12, "ResourceId.1=eni-1 | ResourceType=eni | TagKey.1=name | TagKey.2=team");
     }
 }
 
@@ -450,6 +460,19 @@ fn good_replies_are_understood() {
             ("DescribeVSwitches", 1),
         ]
     );
+}
+
+#[test]
+fn a_client_made_anew_asks_elsewhere_and_goes_on_counting() {
+    let (first, second) = (honest(), honest());
+    let old = client(&first, Signature::Acs3);
+    old.security_groups("i-1").unwrap();
+    let key = Key::new("other", "othersecret", None).unwrap();
+    let new = old.anew(endpoint(&second, Signature::HmacSha1), pair(key)).unwrap();
+    new.security_groups("i-1").unwrap();
+    assert_eq!((first.seen().len(), second.seen().len()), (1, 1));
+    verified(&second.seen()[0], "othersecret");
+    assert_eq!((old.calls()["DescribeInstanceAttribute"], new.calls()["DescribeInstanceAttribute"]), (2, 2));
 }
 
 #[test]

@@ -880,6 +880,8 @@ fn a_configuration_of_the_old_terway_is_understood() {
 fn a_wrong_configuration_is_named_with_key_value_and_what_is_allowed() {
     let groups: Vec<String> = (0..11).map(|n| format!("sg-{n}")).collect();
     let groups = json!({"security_groups": groups}).to_string();
+    let many: serde_json::Map<String, Value> = (0..18).map(|n| (format!("key-{n}"), json!("x"))).collect();
+    let many = json!({"eni_tags": many}).to_string();
     for (text, want) in [
         ("", "EOF"),
         ("[1]", "[1] is not a JSON object"),
@@ -896,6 +898,15 @@ fn a_wrong_configuration_is_named_with_key_value_and_what_is_allowed() {
         (r#"{"vswitches": {"z": ["vsw 1"]}}"#, r#"vswitches.z is ["vsw 1"]"#),
         (r#"{"security_group": "sg/1"}"#, r#"security_group is "sg/1""#),
         (&groups, "name 11 groups; an ENI has at most 10"),
+        (&many, "name 18 tags; an ENI has room for 17"),
+        (r#"{"eni_tags": {"aliyun-x": "1"}}"#, r#"eni_tags.aliyun-x is "1"; it must be tags whose keys"#),
+        (r#"{"eni_tags": {"a": "https://x"}}"#, r#"eni_tags.a is "https://x""#),
+        (r#"{"eni_tags": {"a": 1}}"#, "eni_tags.a is 1; it must be a text"),
+        (r#"{"eni_tags": {"a": "1"}, "eni_tag_filter": {"a": "2"}}"#, "asks for a=2 and eni_tags sets a=1"),
+        (
+            r#"{"eni_tags": {"a": "1"}, "eni_tag_block_list": [{"key": "a", "value": "1"}]}"#,
+            "eni_tag_block_list names a=1",
+        ),
         (r#"{"access_key": "a"}"#, "access_key is set and access_secret is not"),
         (r#"{"access_secret": "hush"}"#, "access_secret is set and access_key is not"),
         (r#"{"access_secret": 12345}"#, "access_secret is (hidden); it must be a text"),

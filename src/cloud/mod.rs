@@ -250,6 +250,27 @@ impl Client {
         self.ecs("UnassignPrivateIpAddresses", params, nothing)
     }
 
+    /// The ENI is in these security groups from now on, and in no others.
+    pub fn set_security_groups(&self, eni: &str, groups: &[String]) -> Result<(), Fault> {
+        let mut params = self.with(&[("NetworkInterfaceId", eni)]);
+        number(&mut params, "SecurityGroupId", groups);
+        self.ecs("ModifyNetworkInterfaceAttribute", params, nothing)
+    }
+
+    /// The ENI bears these tags beside its others.
+    pub fn tag_eni(&self, eni: &str, tags: &BTreeMap<String, String>) -> Result<(), Fault> {
+        let mut params = self.with(&[("ResourceType", "eni"), ("ResourceId.1", eni)]);
+        tag(&mut params, tags);
+        self.ecs("TagResources", params, nothing)
+    }
+
+    /// The ENI bears these tags no longer.
+    pub fn untag_eni(&self, eni: &str, keys: &[String]) -> Result<(), Fault> {
+        let mut params = self.with(&[("ResourceType", "eni"), ("ResourceId.1", eni)]);
+        number(&mut params, "TagKey", keys);
+        self.ecs("UntagResources", params, nothing)
+    }
+
     /// What an instance of this type can hold.
     pub fn instance_limits(&self, instance_type: &str) -> Result<Limits, Fault> {
         let action = "DescribeInstanceTypes";

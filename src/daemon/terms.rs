@@ -1,7 +1,5 @@
 //! What machine and account allow, and the pool's settings that follow from them and from the configuration.
 
-use std::collections::BTreeMap;
-
 use super::calls::Place;
 use crate::cloud::Client;
 use crate::config::{Config, NodeFacts};
@@ -25,12 +23,7 @@ impl Terms {
     }
 
     pub fn place(&self, config: &Config) -> Place {
-        Place {
-            instance: self.facts.instance.clone(),
-            vswitches: self.vswitches(config),
-            tag_filter: config.eni_tag_filter.clone(),
-            tag_block: config.eni_tag_block.clone(),
-        }
+        Place { instance: self.facts.instance.clone(), vswitches: self.vswitches(config) }
     }
 
     /// Those of our zone; the instance's own where the configuration names none for it.
@@ -44,7 +37,6 @@ impl Terms {
     pub fn settings(&self, config: &Config) -> Settings {
         let most = self.limits.adapters.saturating_sub(1).min(ours::MAX_SLOT);
         let max_enis = config.max_enis.map_or(most, |max| max.min(most));
-        let groups = if config.security_groups.is_empty() { &self.groups } else { &config.security_groups };
         let mut tags = config.eni_tags.clone();
         tags.extend([
             (ours::ENI_TAG.0.to_owned(), ours::ENI_TAG.1.to_owned()),
@@ -59,19 +51,16 @@ impl Terms {
             vswitches: self.vswitches(config),
             vswitch_choice: config.vswitch_choice,
             eni_choice: config.eni_choice,
-            security_groups: groups.clone(),
+            security_groups: config.security_groups.clone(),
+            instance_groups: self.groups.clone(),
             resource_group: config.resource_group.clone(),
             instance: self.facts.instance.clone(),
             tags,
+            tag_filter: config.eni_tag_filter.clone(),
+            tag_block: config.eni_tag_block.clone(),
             cooldown: config.cooldown,
             eni_idle: config.eni_idle,
             sync_period: config.sync_period,
         }
     }
-}
-
-/// Whether an ENI with these tags is for us to use.
-pub fn admits(place: &Place, tags: &BTreeMap<String, String>) -> bool {
-    let has = |key: &String, value: &String| tags.get(key) == Some(value);
-    place.tag_filter.iter().all(|(k, v)| has(k, v)) && !place.tag_block.iter().any(|(k, v)| has(k, v))
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::eni::{self, Address, Goal, Kernel, Next, Nic};
+use super::eni::{Address, Goal, Kernel, Next, Nic};
 use super::retry::{Backoff, LATE, POLL, SOON, Shut, jitter};
 use super::state::State;
 use super::{Call, CallId, Effect, Intent, Now, Outcome, Refused};
@@ -34,9 +34,12 @@ pub(super) enum Verb {
     Look,
     LookAll,
     VSwitches,
+    Regroup,
+    Tag,
+    Untag,
 }
 
-fn verb(call: &Call) -> Verb {
+pub(super) fn verb(call: &Call) -> Verb {
     match call {
         Call::Create { .. } => Verb::Create,
         Call::Attach { .. } => Verb::Attach,
@@ -47,6 +50,9 @@ fn verb(call: &Call) -> Verb {
         Call::Look { .. } => Verb::Look,
         Call::LookAll => Verb::LookAll,
         Call::VSwitches => Verb::VSwitches,
+        Call::Regroup { .. } => Verb::Regroup,
+        Call::Tag { .. } => Verb::Tag,
+        Call::Untag { .. } => Verb::Untag,
     }
 }
 
@@ -59,6 +65,7 @@ pub(super) fn eni_of(call: &Call) -> Option<&str> {
         | Call::Look { eni }
         | Call::Assign { eni, .. }
         | Call::Unassign { eni, .. } => Some(eni),
+        Call::Regroup { eni, .. } | Call::Tag { eni, .. } | Call::Untag { eni, .. } => Some(eni),
         Call::Create { .. } | Call::LookAll | Call::VSwitches => None,
     }
 }
@@ -298,6 +305,9 @@ impl State {
             (Call::Look { eni }, Outcome::Seen(seen)) => self.seen(&eni, seen.as_deref()),
             (Call::LookAll, Outcome::SeenAll(enis)) => self.seen_all(id, &enis),
             (Call::VSwitches, Outcome::VSwitches(list)) => self.vswitches.counted(self.now, id, list, &mut self.rng),
+            (call @ (Call::Regroup { .. } | Call::Tag { .. } | Call::Untag { .. }), Outcome::Dressed) => {
+                self.dressed(&call);
+            }
             (call, outcome) => {
                 let message = format!("the answer is about something else: {outcome:?}");
                 let action = format!("{:?}", verb(&call));
@@ -396,7 +406,7 @@ impl State {
     fn seen_all(&mut self, id: CallId, enis: &[Eni]) {
         self.survey.running = None;
         self.survey.retry.restart(self.now + jitter(self.settings.sync_period, &mut self.rng));
-        self.foreign = enis.iter().filter(|e| eni::foreign(e, &self.settings)).count() as u32;
+        self.see_instance(enis);
         for eni in enis {
             self.compare(id, eni);
         }
@@ -417,7 +427,7 @@ impl State {
             Some(_) if !self.is_here(eni) => self.lose(&eni.id),
             Some(_) => self.see(eni),
             None if self.survey.gone.contains(&eni.id) || !self.creates.is_empty() => {}
-            None if eni::this_nodes(eni, &self.settings) => self.adopt(eni),
+            None if self.is_to_adopt(eni) => self.adopt(eni),
             None => {}
         }
     }
@@ -443,6 +453,9 @@ impl State {
                 }
             }
             Call::VSwitches => self.vswitches.not_counted(self.now, &mut self.rng),
+            Call::Regroup { ref eni, .. } | Call::Tag { ref eni, .. } | Call::Untag { ref eni, .. } => {
+                self.dress_failed(eni, &call, &fault);
+            }
         }
     }
 
@@ -515,7 +528,7 @@ impl State {
     }
 
     /// The next call on the ENI waits; `look`: it is a look, since what we believe may be wrong.
-    fn later(&mut self, id: &str, look: bool) {
+    pub fn later(&mut self, id: &str, look: bool) {
         let Some(nic) = self.nics.get_mut(id) else { return };
         nic.stale |= look;
         nic.retry.fail(self.now, &SOON, &mut self.rng);
@@ -532,7 +545,7 @@ impl State {
     }
 
     /// The verb is refused for a while, longer each time.
-    fn block(&mut self, verb: Verb, fault: &Fault) {
+    pub fn block(&mut self, verb: Verb, fault: &Fault) {
         let old = self.blocks.remove(&verb);
         let mut backoff = Backoff { fails: old.as_ref().map_or(0, |b| b.fails), next: self.now };
         backoff.fail(self.now, &LATE, &mut self.rng);
@@ -546,7 +559,7 @@ impl State {
 }
 
 /// The same call with the same token can still succeed.
-fn may_say_again(kind: FaultKind) -> bool {
+pub(super) fn may_say_again(kind: FaultKind) -> bool {
     matches!(kind, FaultKind::Unknown | FaultKind::Throttled | FaultKind::Busy)
 }
 

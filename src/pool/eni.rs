@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+use super::dress::Dress;
 use super::retry::Backoff;
 use super::{CallId, Intent, Link, Now, Refused, Settings};
 use crate::eni::{Eni, EniKind, EniState};
@@ -38,6 +39,8 @@ pub(super) struct Nic {
     pub no_assign: Option<(Now, Refused)>,
     /// Times that the cloud said no to attaching it.
     pub rejected: u32,
+    /// Its security groups and tags.
+    pub dress: Dress,
     /// What we believe of it may be wrong: look.
     pub stale: bool,
     /// The newest call there was when one of its own last ended: older pictures of it are out of date.
@@ -51,6 +54,9 @@ pub(super) enum Goal {
     Keep,
     /// Detach and delete it.
     GiveBack,
+    /// It is kept from us (`eni_tag_filter`, `eni_tag_block_list`): nothing new on it and no call for it, only the pods that
+    /// it has go on.
+    Leave,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,6 +113,7 @@ impl Nic {
             retry: Backoff::default(),
             no_assign: None,
             rejected: 0,
+            dress: Dress::of(eni),
             stale: false,
             touched: 0,
             empty_since: now,
@@ -126,6 +133,8 @@ impl Nic {
         match (self.goal, self.state) {
             (Goal::Keep, EniState::Available) => Next::Attach,
             (Goal::Keep, EniState::InUse) => self.next_in_use(),
+            (Goal::Leave, EniState::InUse) if self.kernel == Kernel::Absent => Next::Prepare,
+            (Goal::Leave, _) => Next::Nothing,
             (Goal::GiveBack, EniState::InUse) => Next::Detach,
             (Goal::GiveBack, EniState::Available) => Next::Delete,
             _ => Next::Look,
@@ -145,6 +154,12 @@ impl Nic {
     /// Its addresses may be handed out.
     pub fn serves(&self) -> bool {
         self.kept() && self.state == EniState::InUse && matches!(self.kernel, Kernel::Ready(_))
+    }
+
+    /// The pods that it has are served.
+    pub fn carries(&self) -> bool {
+        let wired = self.state == EniState::InUse && matches!(self.kernel, Kernel::Ready(_));
+        self.serves() || self.goal == Goal::Leave && !self.missing && wired
     }
 
     /// It serves, or is on its way to.
@@ -179,15 +194,28 @@ impl Nic {
     }
 }
 
-/// It is an ENI that we made, for pods.
-pub(super) fn ours(eni: &Eni) -> bool {
+/// It is an ENI that we made, for pods, and nobody keeps us from it.
+pub(super) fn ours(eni: &Eni, settings: &Settings) -> bool {
     let (key, value) = ours::ENI_TAG;
-    eni.kind == EniKind::Secondary && eni.tags.get(key).is_some_and(|v| v == value)
+    eni.kind == EniKind::Secondary && eni.tags.get(key).is_some_and(|v| v == value) && admits(settings, &eni.tags)
+}
+
+/// It is one that we made for this node, and we are to keep our hands off.
+pub(super) fn kept_from_us(eni: &Eni, settings: &Settings) -> bool {
+    let (key, value) = ours::ENI_TAG;
+    let made = eni.kind == EniKind::Secondary && eni.tags.get(key).is_some_and(|v| v == value);
+    made && eni.instance.as_ref() == Some(&settings.instance) && !admits(settings, &eni.tags)
+}
+
+/// Whether an ENI with these tags is for us to use.
+pub(super) fn admits(settings: &Settings, tags: &BTreeMap<String, String>) -> bool {
+    let has = |key: &String, value: &String| tags.get(key) == Some(value);
+    settings.tag_filter.iter().all(|(k, v)| has(k, v)) && !settings.tag_block.iter().any(|(k, v)| has(k, v))
 }
 
 /// It is one of ours and this node's: attached here, or unattached and made for this node.
 pub(super) fn this_nodes(eni: &Eni, settings: &Settings) -> bool {
-    ours(eni)
+    ours(eni, settings)
         && match eni.instance.as_deref().filter(|i| !i.is_empty()) {
             Some(instance) => instance == settings.instance,
             None => eni.tags.get(ours::NODE_TAG) == Some(&settings.instance),
@@ -196,5 +224,5 @@ pub(super) fn this_nodes(eni: &Eni, settings: &Settings) -> bool {
 
 /// It takes one of the node's places for ENIs, and is not ours.
 pub(super) fn foreign(eni: &Eni, settings: &Settings) -> bool {
-    eni.instance.as_deref() == Some(&settings.instance) && eni.kind != EniKind::Primary && !ours(eni)
+    eni.instance.as_deref() == Some(&settings.instance) && eni.kind != EniKind::Primary && !ours(eni, settings)
 }

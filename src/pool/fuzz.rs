@@ -152,7 +152,8 @@ impl Run {
             300..303 => self.outage(),
             303..306 => self.break_link(),
             306..308 if self.foul => self.take_away(),
-            308..320 => self.step(Event::Tick),
+            308..310 => self.meddle(),
+            310..320 => self.step(Event::Tick),
             320..325 => self.burst(),
             325..330 => self.repeat_answer(),
             330..334 => self.wait(),
@@ -235,6 +236,21 @@ impl Run {
         } else {
             self.cloud.remove(id);
             self.links.remove(id);
+        }
+    }
+
+    /// Somebody else changes security groups and tags of an ENI, or keeps us from it and lets us again.
+    fn meddle(&mut self) {
+        let foul = self.foul;
+        let Some(eni) = self.cloud.enis.values_mut().filter(|e| made_here(e)).max_by_key(|_| self.rng.u8(..)) else {
+            return;
+        };
+        match self.rng.u8(..5) {
+            0 => eni.security_groups = vec!["sg-9".into()],
+            1 => drop(eni.tags.insert("others-cost".into(), self.rng.u8(..3).to_string())),
+            2 => drop(eni.tags.remove("team")),
+            3 if foul => drop(eni.tags.insert("excluded".into(), "true".into())),
+            _ => drop(eni.tags.remove("excluded")),
         }
     }
 
@@ -470,8 +486,13 @@ impl Run {
     }
 
     fn places(&self) -> usize {
-        let foreign = usize::from(self.cloud.enis.contains_key("eni-foreign"));
-        (self.settings.max_enis as usize).min(self.cloud.limits.adapters as usize - 1 - foreign)
+        (self.settings.max_enis as usize).min((self.cloud.limits.adapters as usize - 1).saturating_sub(self.foreign()))
+    }
+
+    /// ENIs that take places and are not ours.
+    fn foreign(&self) -> usize {
+        let attached = self.cloud.enis.values().filter(|e| e.instance.is_some() && e.kind != EniKind::Primary);
+        attached.filter(|e| !is_ours(e)).count()
     }
 
     fn check(&mut self, effects: &[Effect]) {
@@ -518,6 +539,7 @@ impl Run {
                 ours.insert((eni["id"].as_str().unwrap().to_owned(), address["ip"].as_str().unwrap().to_owned()));
             }
         }
+        self.cloud.enis.values().filter(|e| is_ours(e)).for_each(|eni| self.check_dress(eni));
         let theirs = self.cloud.enis.values().filter(|e| is_ours(e));
         let theirs: BTreeSet<(String, String)> =
             theirs.flat_map(|e| e.v4.iter().map(|ip| (e.id.clone(), ip.to_string()))).collect();
@@ -525,10 +547,24 @@ impl Run {
         self.check_size(ours.len() as u32, show["enis"].as_array().unwrap().len() as u32);
     }
 
+    /// The groups and tags of the settings, no tag of earlier ones, and all of others.
+    fn check_dress(&self, eni: &Eni) {
+        let groups: BTreeSet<&String> = eni.security_groups.iter().collect();
+        let mut wanted: BTreeSet<&String> = self.settings.security_groups.iter().collect();
+        let own = "sg-instance".to_owned();
+        let primary = &self.cloud.enis["eni-primary"].security_groups;
+        if wanted.is_empty() {
+            wanted = if primary.is_empty() { [&own].into() } else { primary.iter().collect() };
+        }
+        assert_eq!(groups, wanted, "{} is in other groups", eni.id);
+        let ours = |key: &&String| !key.starts_with("others-") && !key.contains('/') && *key != ours::ENI_TAG.0;
+        let tags: Vec<(&String, &String)> = eni.tags.iter().filter(|(key, _)| ours(key)).collect();
+        assert_eq!(tags, self.settings.tags.iter().collect::<Vec<_>>(), "{} bears other tags", eni.id);
+    }
+
     fn check_size(&self, idle: u32, enis: u32) {
         let s = &self.settings;
-        let foreign = u32::from(self.cloud.enis.contains_key("eni-foreign"));
-        let most = s.max_enis.min(s.limits.adapters - 1 - foreign);
+        let most = self.places() as u32;
         assert!(enis <= most, "{enis} ENIs stay");
         assert!(idle <= s.max_idle.max(s.min_idle).max(enis), "{idle} idle addresses stay");
         let empty = self.cloud.free.values().any(|free| free.len() < 16);
@@ -548,10 +584,18 @@ fn random_settings(rng: &mut Rng, old: Settings) -> Settings {
     new.vswitches =
         [vec!["vsw-1"], vec!["vsw-2"], vec!["vsw-1", "vsw-2"]][rng.usize(..3)].iter().map(|v| v.to_string()).collect();
     new.vswitch_choice = [VSwitchChoice::Random, VSwitchChoice::Ordered, VSwitchChoice::Most][rng.usize(..3)];
+    let groups = [vec![], vec!["sg-1"], vec!["sg-2", "sg-1"]];
+    new.security_groups = groups[rng.usize(..3)].iter().map(|g| g.to_string()).collect();
+    let tags = [vec![], vec![("team", "net")], vec![("team", "web"), ("env", "test")]];
+    new.tags = tags[rng.usize(..3)].iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
     new.eni_choice = [EniChoice::MostIps, EniChoice::LeastIps][rng.usize(..2)];
     new
 }
 
 fn is_ours(eni: &Eni) -> bool {
+    made_here(eni) && !eni.tags.contains_key("excluded")
+}
+
+fn made_here(eni: &Eni) -> bool {
     eni.kind == EniKind::Secondary && eni.tags.get(ours::NODE_TAG).is_some_and(|node| node == HERE)
 }

@@ -5,6 +5,7 @@
 //! what must not be forgotten is recorded before it is done.
 
 mod calls;
+mod dress;
 mod eni;
 mod queue;
 mod retry;
@@ -20,7 +21,7 @@ mod tests;
 #[cfg(test)]
 mod world;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -95,13 +96,19 @@ pub struct Settings {
     pub vswitches: Vec<String>,
     pub vswitch_choice: VSwitchChoice,
     pub eni_choice: EniChoice,
+    /// None: those of the instance.
     pub security_groups: Vec<String>,
+    /// Those of the instance, until a look at its own ENI shows others.
+    pub instance_groups: Vec<String>,
     pub resource_group: Option<String>,
     /// The instance we run on.
     pub instance: String,
     /// Tags for ENIs we make; an ENI is ours when it bears [`crate::ours::ENI_TAG`], and this node's when it is attached here
     /// or bears [`crate::ours::NODE_TAG`] with our instance.
     pub tags: BTreeMap<String, String>,
+    /// Only ENIs that bear all of these tags are used, and none that bears one of those.
+    pub tag_filter: BTreeMap<String, String>,
+    pub tag_block: Vec<(String, String)>,
     /// How long an address rests after its pod has gone.
     pub cooldown: Duration,
     /// How long an ENI must have held no lease before it is given back.
@@ -212,10 +219,27 @@ pub enum Call {
     LookAll,
     /// DescribeVSwitches for the vSwitches of the settings.
     VSwitches,
+    /// ModifyNetworkInterfaceAttribute: these security groups and no others.
+    Regroup {
+        eni: String,
+        security_groups: BTreeSet<String>,
+    },
+    /// TagResources: these tags, beside those that are there.
+    Tag {
+        eni: String,
+        tags: BTreeMap<String, String>,
+    },
+    /// UntagResources.
+    Untag {
+        eni: String,
+        keys: BTreeSet<String>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
+    /// The ENI bears the security groups, or the tags, that were asked for.
+    Dressed,
     Created(Box<Eni>),
     Attached,
     Detached,

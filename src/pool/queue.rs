@@ -72,7 +72,7 @@ impl State {
     /// The attachment asked before: the same lease, once its ENI serves.
     fn same_lease(&mut self, w: &Waiting) -> Option<Held> {
         let held = self.leases.get_mut(&w.sandbox.attachment)?;
-        if !self.nics.get(&held.eni).is_some_and(Nic::serves) {
+        if !self.nics.get(&held.eni).is_some_and(Nic::carries) {
             return None;
         }
         if held.sandbox != w.sandbox {

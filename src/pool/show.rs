@@ -51,6 +51,8 @@ impl State {
             "id": id,
             "mac": nic.mac,
             "vswitch": nic.vswitch,
+            "security_groups": nic.dress.groups(),
+            "tags": nic.dress.tags,
             "state": state(nic),
             "link": match &nic.kernel {
                 Kernel::Ready(link) => json!({"ifindex": link.ifindex, "slot": link.slot}),
@@ -87,6 +89,7 @@ impl State {
 fn state(nic: &Nic) -> String {
     match nic {
         Nic { missing: true, .. } => "missing".into(),
+        Nic { goal: Goal::Leave, .. } => "left alone: tags of the configuration keep us from it".into(),
         Nic { goal: Goal::GiveBack, .. } => format!("giving back: {:?}", nic.state),
         _ if nic.serves() => "serving".into(),
         _ => format!("{:?}", nic.state),

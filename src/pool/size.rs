@@ -144,7 +144,7 @@ impl State {
         let token = self.token();
         let call = Call::Create {
             vswitch,
-            security_groups: self.settings.security_groups.clone(),
+            security_groups: self.groups().into_iter().collect(),
             resource_group: self.settings.resource_group.clone(),
             tags: self.settings.tags.clone(),
             addresses,

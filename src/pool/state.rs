@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use fastrand::Rng;
 
 use super::calls::{Block, Create, Survey, Verb};
+use super::dress::with_our_tags;
 use super::eni::{self, Address, Assign, Goal, Kernel, Nic};
 use super::queue::Waiting;
 use super::retry::{Gate, SOON};
@@ -13,7 +14,6 @@ use super::vswitch::VSwitches;
 use super::{Boot, Call, CallId, Effect, Event, Held, Intent, Link, Notice, Now, Settings};
 use crate::eni::{Eni, EniState};
 use crate::ip::IpPair;
-use crate::ours;
 use crate::pod::{Attachment, PodName};
 use crate::rpc::Refusal;
 
@@ -24,6 +24,8 @@ pub(super) struct State {
     pub nics: BTreeMap<String, Nic>,
     /// ENIs attached here that are not ours, the primary one apart.
     pub foreign: u32,
+    /// Security groups that the instance has.
+    pub instance_groups: Vec<String>,
     pub leases: BTreeMap<Attachment, Held>,
     /// How many leases there are on an address: more than one only if the ledger says so.
     pub taken: BTreeMap<Ipv4Addr, u32>,
@@ -61,6 +63,7 @@ impl State {
         let mut state = State {
             now,
             survey: Survey::new(now, boot.settings.sync_period, &mut rng),
+            instance_groups: boot.settings.instance_groups.clone(),
             settings: with_our_tags(boot.settings),
             nics: BTreeMap::new(),
             foreign: 0,
@@ -101,7 +104,11 @@ impl State {
         match event {
             Event::Boot(_) | Event::Tick => {}
             Event::Settings(settings) => {
-                self.settings = with_our_tags(*settings);
+                let settings = with_our_tags(*settings);
+                if self.settings != settings {
+                    self.settings = settings;
+                    self.settings_changed();
+                }
                 self.vswitches.expect(self.now, &self.settings.vswitches);
             }
             Event::Allocate { ticket, pod, sandbox, deadline } => {
@@ -123,7 +130,9 @@ impl State {
         self.look_around();
         self.grow();
         self.shrink();
+        self.let_go();
         self.advance();
+        self.dress();
         self.tell_trouble();
         if let Some(at) = self.wake.take() {
             self.out.push(Effect::Wake { at });
@@ -228,13 +237,19 @@ impl State {
 
     /// Takes up the node's ENIs that we do not know yet; those attached go first.
     fn adopt_all(&mut self, mut enis: Vec<Eni>) {
-        self.foreign = enis.iter().filter(|e| eni::foreign(e, &self.settings)).count() as u32;
+        self.see_instance(&enis);
         enis.sort_by_key(|e| e.state != EniState::InUse);
-        for eni in enis {
-            if eni::this_nodes(&eni, &self.settings) {
-                self.adopt(&eni);
+        for eni in &enis {
+            if self.is_to_adopt(eni) {
+                self.adopt(eni);
             }
         }
+        self.see_instance(&enis);
+    }
+
+    /// It is this node's, or one that we are kept from and that has pods of ours.
+    pub fn is_to_adopt(&self, eni: &Eni) -> bool {
+        eni::this_nodes(eni, &self.settings) || eni::kept_from_us(eni, &self.settings) && self.needed(&eni.id)
     }
 
     pub fn adopt(&mut self, eni: &Eni) {
@@ -291,6 +306,7 @@ impl State {
         nic.missing = false;
         nic.stale = false;
         nic.suspect = suspect;
+        nic.dress.see(eni);
         nic.addresses.retain(|ip, _| accepted.contains(ip));
         for ip in accepted {
             nic.addresses.entry(ip).or_insert(Address { free_since: now, leaving: false });
@@ -298,6 +314,7 @@ impl State {
         for ip in new {
             self.tell_suspect(&eni.id, ip);
         }
+        self.admit(&eni.id);
     }
 
     /// The addresses of an ENI, those that can be right and those that cannot.
@@ -349,7 +366,11 @@ impl State {
         if !self.nics.get(eni).is_some_and(|n| n.missing) || self.leased_from(eni) {
             return;
         }
-        let nic = self.nics.remove(eni).expect("just seen");
+        self.forget(eni);
+    }
+
+    pub fn forget(&mut self, eni: &str) {
+        let nic = self.nics.remove(eni).expect("the caller has just seen it");
         self.survey.gone.insert(eni.to_owned());
         if !nic.dismantled {
             self.out.push(Effect::Dismantle { eni: eni.to_owned(), mac: nic.mac });
@@ -394,7 +415,10 @@ impl State {
     }
 
     fn link_gone(&mut self, eni: &str) {
-        let Some(nic) = self.nics.get_mut(eni).filter(|n| n.kept() && n.kernel != Kernel::Absent) else { return };
+        let Some(nic) = self.nics.get_mut(eni).filter(|n| n.goal != Goal::GiveBack && n.kernel != Kernel::Absent)
+        else {
+            return;
+        };
         nic.kernel = Kernel::Absent;
         nic.wiring.fail(self.now, &SOON, &mut self.rng);
         self.survey.hurry(self.now);
@@ -405,14 +429,6 @@ impl State {
             format!("the link of {eni} went away; nothing is leased from it until it is back"),
         );
     }
-}
-
-/// An ENI without these tags would not be known as ours after a crash.
-fn with_our_tags(mut settings: Settings) -> Settings {
-    let (key, value) = ours::ENI_TAG;
-    settings.tags.insert(key.to_owned(), value.to_owned());
-    settings.tags.insert(ours::NODE_TAG.to_owned(), settings.instance.clone());
-    settings
 }
 
 /// Rests that end in the same second are one wake-up.

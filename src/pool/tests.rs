@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use super::calls::eni_of;
 use super::world::{Cloud, HERE, Ledger, attachment, eni, fault, pod, sandbox, settings, vswitch};
 use super::*;
 use crate::eni::{EniKind, EniState, FaultKind};
@@ -183,6 +184,9 @@ fn kind(call: &Call) -> &'static str {
         Call::Look { .. } => "look",
         Call::LookAll => "look all",
         Call::VSwitches => "vswitches",
+        Call::Regroup { .. } => "regroup",
+        Call::Tag { .. } => "tag",
+        Call::Untag { .. } => "untag",
     }
 }
 
@@ -938,6 +942,150 @@ fn new_settings_hold_for_new_enis_and_bounds_at_once() {
     let made = rig.cloud.enis.values().find(|e| e.id != "eni-a").unwrap();
     assert_eq!(made.vswitch, "vsw-2");
     assert_eq!(made.tags[ours::NODE_TAG], HERE);
+}
+
+// -- security groups and tags --
+
+/// What an ENI bears beside the tags that every ENI of ours bears.
+fn dress(rig: &Rig, id: &str) -> (String, String) {
+    let eni = &rig.cloud.enis[id];
+    let own = |key: &&String| ![ours::ENI_TAG.0, ours::NODE_TAG, ours::TAGS_TAG].contains(&key.as_str());
+    let tags = eni.tags.keys().filter(own).map(|key| format!("{key}={}", eni.tags[key]));
+    (eni.security_groups.join(" "), tags.collect::<Vec<_>>().join(" "))
+}
+
+fn tags(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+}
+
+#[test]
+fn changed_security_groups_and_tags_reach_enis_that_live() {
+    let mut rig = Rig::with_eni(settings(), &["10.0.1.10", "10.0.1.11"]);
+    rig.add(1, secs(60));
+    let groups = vec!["sg-2".into(), "sg-1".into()];
+    let wanted = tags(&[("team", "web"), ("env", "test")]);
+    rig.hear(Event::Settings(Box::new(Settings { security_groups: groups, tags: wanted, ..settings() })));
+    rig.run(secs(10));
+    assert_eq!(dress(&rig, "eni-a"), ("sg-1 sg-2".into(), "env=test team=web".into()));
+    assert_eq!((rig.count("regroup"), rig.count("tag"), rig.count("untag")), (1, 1, 0));
+    // Nothing more is done while nothing differs; a key that is gone from the settings is taken away, the groups are the instance's again.
+    rig.run(secs(300));
+    let wanted = tags(&[("env", "test")]);
+    rig.hear(Event::Settings(Box::new(Settings { security_groups: vec![], tags: wanted, ..settings() })));
+    rig.run(secs(10));
+    assert_eq!(dress(&rig, "eni-a"), ("sg-instance".into(), "env=test".into()));
+    assert_eq!((rig.count("regroup"), rig.count("tag"), rig.count("untag")), (2, 2, 1));
+    rig.hear(Event::Settings(Box::new(Settings { security_groups: vec![], tags: tags(&[]), ..settings() })));
+    rig.run(secs(10));
+    assert_eq!(dress(&rig, "eni-a").1, "");
+    assert!(!rig.cloud.enis["eni-a"].tags.contains_key(ours::TAGS_TAG));
+    assert_eq!(rig.ip(1), "10.0.1.10");
+}
+
+#[test]
+fn what_others_change_of_groups_and_tags_is_set_right_and_what_they_add_is_left() {
+    let mut rig = Rig::with(settings(), |cloud, _| {
+        let mut primary = eni("eni-p", EniState::InUse, "vsw-1", &["10.0.1.100"]);
+        (primary.kind, primary.security_groups) = (EniKind::Primary, vec!["sg-node".into()]);
+        put(cloud, primary);
+        put(cloud, eni("eni-a", EniState::InUse, "vsw-1", &["10.0.1.10"]));
+    });
+    rig.add(1, secs(60));
+    rig.run(secs(1));
+    let own = Settings { security_groups: vec![], ..settings() };
+    rig.hear(Event::Settings(Box::new(own)));
+    rig.run(secs(5));
+    assert_eq!(dress(&rig, "eni-a").0, "sg-node", "the groups of the instance are those of its own ENI");
+    let theirs = rig.cloud.enis.get_mut("eni-a").unwrap();
+    theirs.security_groups = vec!["sg-9".into()];
+    theirs.tags.remove("team");
+    theirs.tags.insert("others-cost".into(), "7".into());
+    rig.cloud.enis.get_mut("eni-p").unwrap().security_groups = vec!["sg-new".into()];
+    rig.run(secs(400));
+    assert_eq!(dress(&rig, "eni-a"), ("sg-new".into(), "others-cost=7 team=net".into()));
+    assert_eq!(dress(&rig, "eni-p").0, "sg-new");
+    assert!(!rig.calls.iter().any(|(_, call)| eni_of(call) == Some("eni-p")));
+}
+
+#[test]
+fn a_tag_that_somebody_else_has_set_is_never_changed() {
+    let mut rig = Rig::with(settings(), |cloud, _| {
+        let mut theirs = eni("eni-a", EniState::InUse, "vsw-1", &["10.0.1.10"]);
+        theirs.tags.remove(ours::TAGS_TAG);
+        theirs.tags.extend(tags(&[("team", "data"), ("others-env", "prod")]));
+        put(cloud, theirs);
+    });
+    let wanted = tags(&[("team", "web"), ("others-env", "test")]);
+    rig.hear(Event::Settings(Box::new(Settings { tags: wanted, ..settings() })));
+    rig.run(secs(300));
+    assert_eq!(dress(&rig, "eni-a").1, "others-env=prod team=data");
+    assert_eq!((rig.count("untag"), rig.told("ResourceInvalid")), (0, 2), "once for each of the settings");
+    let told = &rig.notices.iter().rfind(|n| n.reason == "ResourceInvalid").unwrap().message;
+    assert!(told.contains("others-env=prod") && told.contains("team=data"), "{told}");
+    // What it has set itself in an earlier life, it knows by the marks.
+    let mut rig = Rig::with(settings(), |cloud, _| {
+        put(cloud, eni("eni-a", EniState::InUse, "vsw-1", &["10.0.1.10"]));
+    });
+    rig.hear(Event::Settings(Box::new(Settings { tags: tags(&[("team", "web")]), ..settings() })));
+    rig.run(secs(5));
+    assert_eq!(dress(&rig, "eni-a").1, "team=web");
+}
+
+#[test]
+fn groups_that_are_refused_are_told_with_eni_and_group_and_pods_go_on() {
+    for (says, words) in [(None, "Quota"), (Some(FaultKind::Forbidden), "allow ecs:ModifyNetworkInterfaceAttribute")] {
+        let mut rig = Rig::with_eni(settings(), &["10.0.1.10", "10.0.1.11"]);
+        rig.says.extend(says.map(|kind| ("regroup", kind)));
+        let new = Settings { security_groups: vec!["sg-full".into()], ..settings() };
+        rig.hear(Event::Settings(Box::new(new)));
+        rig.add(1, secs(60));
+        rig.run(secs(600));
+        let told: Vec<&Notice> = rig.notices.iter().filter(|n| n.warning).collect();
+        assert_eq!(told.len(), 1, "{told:?}");
+        for word in ["eni-a", "sg-full", words] {
+            assert!(told[0].message.contains(word), "{}", told[0].message);
+        }
+        assert!((2..6).contains(&rig.count("regroup")), "{} times", rig.count("regroup"));
+        assert_eq!(rig.ip(1), "10.0.1.10");
+        // A person changes the settings: it is tried at once.
+        let before = rig.count("regroup");
+        rig.says.clear();
+        rig.hear(Event::Settings(Box::new(Settings { security_groups: vec!["sg-3".into()], ..settings() })));
+        rig.run(secs(3));
+        assert_eq!((rig.count("regroup"), dress(&rig, "eni-a").0.as_str()), (before + 1, "sg-3"));
+    }
+}
+
+#[test]
+fn an_eni_that_we_are_kept_from_serves_what_it_has_and_is_left_as_it_is() {
+    let mut rig = Rig::with(settings(), |cloud, ledger| {
+        put(cloud, eni("eni-a", EniState::InUse, "vsw-1", &["10.0.1.10", "10.0.1.11"]));
+        lease(ledger, "c1", "eni-a", "10.0.1.10");
+    });
+    rig.run(secs(1));
+    rig.cloud.enis.get_mut("eni-a").unwrap().tags.insert("excluded".into(), "true".into());
+    rig.run(secs(400));
+    rig.add(2, secs(60));
+    rig.run(secs(30));
+    assert_ne!(rig.ip(2), "10.0.1.11", "nothing new on it");
+    let calls = |rig: &Rig| rig.calls.iter().filter(|(_, call)| eni_of(call) == Some("eni-a")).count();
+    let before = calls(&rig);
+    // Its pod is told the same again, also by another life.
+    let boot = rig.ledger.boot(settings(), &rig.cloud);
+    rig.pool = Pool::new(8);
+    rig.hear(Event::Boot(Box::new(boot)));
+    rig.run(secs(5));
+    rig.hear(Event::Allocate { ticket: 3, pod: pod("web"), sandbox: sandbox("c1"), deadline: rig.now + secs(9) });
+    rig.run(secs(1));
+    assert_eq!(rig.ip(3), "10.0.1.10");
+    assert_eq!(rig.told("ResourceInvalid"), 0);
+    rig.del(1);
+    rig.run(secs(600));
+    assert_eq!((calls(&rig), rig.cloud.enis["eni-a"].state), (before, EniState::InUse));
+    assert!(!rig.pool.show()["enis"].to_string().contains("eni-a"), "it is forgotten once nothing of ours is on it");
+    rig.cloud.enis.get_mut("eni-a").unwrap().tags.remove("excluded");
+    rig.run(secs(400));
+    assert!(rig.pool.show()["enis"].to_string().contains("eni-a"), "it is taken up again");
 }
 
 #[test]

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
+use super::calls::eni_of;
+use super::dress::with_our_tags;
 use super::{Boot, Call, CallId, Effect, EniChoice, Held, Intent, Now, Outcome, Settings, Ticket, VSwitchChoice};
 use crate::eni::{Eni, EniKind, EniState, Fault, FaultKind, Limits, VSwitch};
 use crate::ip::{IpPair, Mac, Pair};
@@ -25,9 +27,12 @@ pub fn settings() -> Settings {
         vswitch_choice: VSwitchChoice::Ordered,
         eni_choice: EniChoice::MostIps,
         security_groups: vec!["sg-1".into()],
+        instance_groups: vec!["sg-instance".into()],
         resource_group: None,
         instance: HERE.into(),
         tags: BTreeMap::from([("team".into(), "net".into())]),
+        tag_filter: BTreeMap::new(),
+        tag_block: vec![("excluded".into(), "true".into())],
         cooldown: Duration::from_secs(130),
         eni_idle: Duration::from_secs(300),
         sync_period: Duration::from_secs(120),
@@ -58,7 +63,7 @@ pub fn vswitch(id: &str, net: &str, free: u32) -> VSwitch {
 /// An ENI with addresses `net.first` and up.
 pub fn eni(id: &str, state: EniState, vswitch: &str, v4: &[&str]) -> Eni {
     let v4: Vec<Ipv4Addr> = v4.iter().map(|ip| ip.parse().unwrap()).collect();
-    let (key, value) = ours::ENI_TAG;
+    let tags = with_our_tags(settings()).tags;
     Eni {
         id: id.into(),
         mac: Mac([2, 0, 0, 0, 0, 1]),
@@ -71,7 +76,7 @@ pub fn eni(id: &str, state: EniState, vswitch: &str, v4: &[&str]) -> Eni {
         v4,
         v6: vec![],
         security_groups: vec!["sg-1".into()],
-        tags: BTreeMap::from([(key.into(), value.into()), (ours::NODE_TAG.into(), HERE.into())]),
+        tags,
         description: ours::ENI_DESCRIPTION.into(),
     }
 }
@@ -173,7 +178,36 @@ impl Cloud {
             Call::Look { eni } => Ok(Outcome::Seen(self.enis.get(eni).cloned().map(Box::new))),
             Call::LookAll => Ok(Outcome::SeenAll(self.enis.values().cloned().collect())),
             Call::VSwitches => Ok(Outcome::VSwitches(self.vswitches())),
+            Call::Regroup { .. } | Call::Tag { .. } | Call::Untag { .. } => self.dress(call),
         }
+    }
+
+    fn dress(&mut self, call: &Call) -> Result<Outcome, Fault> {
+        let id = eni_of(call).unwrap();
+        let eni = self.enis.get_mut(id).ok_or(fault(FaultKind::Gone))?;
+        if !matches!(eni.state, EniState::InUse | EniState::Available) {
+            return Err(fault(FaultKind::Busy));
+        }
+        match call {
+            Call::Regroup { security_groups, .. } => {
+                assert!(!security_groups.is_empty(), "{id} would be without a security group");
+                if security_groups.contains("sg-full") {
+                    return Err(fault(FaultKind::Quota));
+                }
+                eni.security_groups = security_groups.iter().cloned().collect();
+            }
+            Call::Tag { tags, .. } => {
+                assert!(!tags.keys().any(|key| key.starts_with("others-")), "a tag of somebody else is changed");
+                eni.tags.extend(tags.clone());
+            }
+            Call::Untag { keys, .. } => {
+                assert!(!keys.iter().any(|key| key.starts_with("others-")), "a tag of somebody else is taken away");
+                assert!(!keys.contains(ours::NODE_TAG) && !keys.contains(ours::ENI_TAG.0), "{id} would be nobody's");
+                eni.tags.retain(|key, _| !keys.contains(key));
+            }
+            _ => unreachable!("only these change what an ENI bears"),
+        }
+        Ok(Outcome::Dressed)
     }
 
     /// The token has been used with success.
@@ -191,7 +225,10 @@ impl Cloud {
             return if first == call { Ok(outcome.clone()) } else { Err(fault(FaultKind::Token)) };
         }
         let outcome = match call {
-            Call::Create { vswitch, tags, addresses, .. } => self.create(vswitch, tags, *addresses)?,
+            Call::Create { vswitch, tags, security_groups, addresses, .. } => {
+                let outcome = self.create(vswitch, tags, *addresses)?;
+                self.wear(outcome, security_groups)
+            }
             Call::Assign { eni, count, .. } => self.assign(eni, *count)?,
             _ => unreachable!("only these have tokens"),
         };
@@ -219,6 +256,13 @@ impl Cloud {
         made.tags = tags.clone();
         self.enis.insert(id, made.clone());
         Ok(Outcome::Created(Box::new(made)))
+    }
+
+    fn wear(&mut self, made: Outcome, groups: &[String]) -> Outcome {
+        let Outcome::Created(mut eni) = made else { return made };
+        eni.security_groups = groups.to_vec();
+        self.enis.insert(eni.id.clone(), (*eni).clone());
+        Outcome::Created(eni)
     }
 
     fn assign(&mut self, id: &str, count: u32) -> Result<Outcome, Fault> {

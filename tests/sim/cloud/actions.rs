@@ -1,5 +1,6 @@
 //! The actions of the API: from parameters to the model and back to the JSON that the cloud would answer.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::SystemTime;
 
@@ -36,6 +37,8 @@ pub fn perform(world: &World, spec: &Spec, params: &Params) -> Answer {
         "AssignIpv6Addresses" => assign_v6(world, params),
         "UnassignIpv6Addresses" => unassign_v6(world, params),
         "ModifyNetworkInterfaceAttribute" => modify(world, params),
+        "TagResources" => tag(world, params),
+        "UntagResources" => untag(world, params),
         "DescribeInstanceTypes" => describe_types(world, params),
         "DescribeInstances" => describe_instances(world, params),
         "DescribeInstanceAttribute" => describe_instance(world, params),
@@ -142,10 +145,49 @@ fn named<A: std::str::FromStr>(params: &Params, name: &str, most: usize) -> Resu
 fn modify(world: &World, params: &Params) -> Answer {
     let id = params.text("NetworkInterfaceId");
     let groups = owned(params.list("SecurityGroupId")?);
+    let different: BTreeSet<&String> = groups.iter().collect();
+    if different.len() != groups.len() || groups.len() > 10 {
+        return Err(ApiError::invalid("SecurityGroupId", "1 to 10 different security groups"));
+    }
     let groups = (!groups.is_empty()).then_some(groups);
     let text = |name| params.given(name).map(String::from);
     world.change(id, |model| model.modify(id, groups.clone(), text("NetworkInterfaceName"), text("Description")))?;
     Ok(json!({}))
+}
+
+fn tag(world: &World, params: &Params) -> Answer {
+    let enis = tagged(params)?;
+    let tags: BTreeMap<String, String> = params.tags()?.into_iter().map(|(k, v)| (k, v.unwrap_or_default())).collect();
+    world.model().tag(&enis, &tags)?;
+    Ok(json!({}))
+}
+
+fn untag(world: &World, params: &Params) -> Answer {
+    let enis = tagged(params)?;
+    let keys = owned(params.list("TagKey")?);
+    let all = params.given("All").is_some_and(|all| all.eq_ignore_ascii_case("true"));
+    match (keys.len(), all) {
+        (0, false) => return Err(ApiError::missing("TagKey.1")),
+        (n, _) if n > 20 => return Err(ApiError::new(403, "NumberExceed.Tags", "At most 20 tags.")),
+        _ => {}
+    }
+    world.model().untag(&enis, (!keys.is_empty()).then_some(&keys))?;
+    Ok(json!({}))
+}
+
+/// The ENIs whose tags are to be changed; the simulated cloud has no other resources that bear tags.
+fn tagged(params: &Params) -> Result<Vec<String>, ApiError> {
+    match params.text("ResourceType") {
+        "eni" => {}
+        other => {
+            let words = format!("There is no resource type {other}.");
+            return Err(ApiError::new(404, "InvalidResourceType.NotFound", words));
+        }
+    }
+    match owned(params.list("ResourceId")?) {
+        enis if enis.len() > 50 => Err(ApiError::new(403, "NumberExceed.ResourceIds", "At most 50 resources.")),
+        enis => Ok(enis),
+    }
 }
 
 fn describe_enis(world: &World, params: &Params) -> Answer {

@@ -103,6 +103,8 @@ impl Default for Config {
             security_groups: vec![
                 SecurityGroup { id: "sg-sim".into(), vpc: "vpc-sim".into(), capacity: 2000 },
                 SecurityGroup { id: "sg-small".into(), vpc: "vpc-sim".into(), capacity: 3 },
+                SecurityGroup { id: "sg-web".into(), vpc: "vpc-sim".into(), capacity: 2000 },
+                SecurityGroup { id: "sg-tiny".into(), vpc: "vpc-sim".into(), capacity: 1 },
                 SecurityGroup { id: "sg-elsewhere".into(), vpc: "vpc-elsewhere".into(), capacity: 2000 },
             ],
             instance_types: vec![

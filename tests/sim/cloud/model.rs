@@ -12,6 +12,8 @@ use super::{ApiError, Delays};
 /// An ENI outside of any instance holds at most so many addresses.
 const LOOSE_ENI_ADDRESSES: usize = 50;
 
+const MOST_TAGS: usize = 20;
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VSwitch {
     pub id: String,
@@ -477,6 +479,38 @@ impl Model {
         view.name = name.unwrap_or_else(|| view.name.clone());
         view.description = description.unwrap_or_else(|| view.description.clone());
         Ok(())
+    }
+
+    /// Gives all of these ENIs all of these tags, or none anything.
+    pub fn tag(&mut self, ids: &[String], tags: &BTreeMap<String, String>) -> Result<(), ApiError> {
+        for id in ids {
+            let view = &self.taggable(id)?.view;
+            let more = tags.keys().filter(|key| !view.tags.contains_key(*key)).count();
+            if view.tags.len() + more > MOST_TAGS {
+                let words = format!("{id} would bear {} tags, {MOST_TAGS} are allowed.", view.tags.len() + more);
+                return Err(ApiError::new(403, "NumberExceed.Tags", words));
+            }
+        }
+        for id in ids {
+            self.enis.get_mut(id).expect("looked up above").view.tags.extend(tags.clone());
+        }
+        Ok(())
+    }
+
+    /// Takes tags from all of these ENIs, or all tags; one that is not there is no error.
+    pub fn untag(&mut self, ids: &[String], keys: Option<&Vec<String>>) -> Result<(), ApiError> {
+        for id in ids {
+            self.taggable(id)?;
+        }
+        for id in ids {
+            let tags = &mut self.enis.get_mut(id).expect("looked up above").view.tags;
+            tags.retain(|key, _| keys.is_some_and(|keys| !keys.contains(key)));
+        }
+        Ok(())
+    }
+
+    fn taggable(&self, id: &str) -> Result<&Eni, ApiError> {
+        self.enis.get(id).ok_or_else(|| ApiError::not_found("InvalidResourceId.NotFound", id))
     }
 
     /// Marks an ENI as being changed, so that any other change of it meets a conflict.
