@@ -635,8 +635,8 @@ pub struct Reply {
     pub sandbox: Sandbox,
     pub mac: Mac,
     pub mtu: u32,
-    pub host_link: String,
-    pub host_mac: Mac,
+    /// The node's end, where there is one.
+    pub host_link: Option<(String, Mac)>,
     pub ips: Vec<ReplyIp>,
 }
 
@@ -651,7 +651,7 @@ pub struct ReplyIp {
 #[serde(rename_all = "camelCase")]
 struct ResultJson<'a> {
     cni_version: Version,
-    interfaces: [InterfaceJson<'a>; 2],
+    interfaces: Vec<InterfaceJson<'a>>,
     ips: Vec<IpJson>,
 }
 
@@ -686,9 +686,10 @@ impl Reply {
             // A path out of CNI_NETNS, which was UTF-8.
             sandbox: self.sandbox.netns.to_str(),
         };
-        let outside = InterfaceJson { name: &self.host_link, mac: self.host_mac, mtu, sandbox: None };
+        let outside = self.host_link.as_ref();
+        let outside = outside.map(|(name, mac)| InterfaceJson { name, mac: *mac, mtu, sandbox: None });
         let ips = self.ips.iter().map(|ip| ip.json(version)).collect();
-        print(&ResultJson { cni_version: version, interfaces: [inside, outside], ips })
+        print(&ResultJson { cni_version: version, interfaces: [inside].into_iter().chain(outside).collect(), ips })
     }
 }
 

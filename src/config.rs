@@ -11,13 +11,15 @@ use serde_json::Value;
 
 use crate::eni::{EniChoice, VSwitchChoice};
 use crate::error::{Context, Error};
-use crate::ip::{IpPair, NetPair, overlap};
+use crate::ip::{IpPair, NetPair, Stack, overlap};
 use crate::json::{self, Object, Reader, Wrong, shortened};
 use crate::ours;
 
 /// Everything the operator says. What is `None` or empty is found out from the node.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    /// The families in which every pod has an address.
+    pub stack: Stack,
     pub access: Option<AccessKey>,
     /// The encrypted token file.
     pub credential_path: Option<PathBuf>,
@@ -216,11 +218,11 @@ impl Config {
 
     fn read(keys: &mut Reader) -> Result<Config, Error> {
         version(keys)?;
-        ip_stack(keys)?;
         let (min_idle, max_idle) = idle_bounds(keys)?;
         let (min_enis, max_enis) = eni_bounds(keys)?;
         let (eni_tags, eni_tag_filter, eni_tag_block) = all_tags(keys)?;
         Ok(Config {
+            stack: ip_stack(keys)?,
             access: access(keys)?,
             credential_path: path(keys, "credential_path")?,
             region: id(keys, "region_id")?,
@@ -296,14 +298,14 @@ fn version(keys: &mut Reader) -> Result<(), Wrong> {
     keys.parsed("version", "\"1\"", |t| (t == "1").then_some(())).map(|_| ())
 }
 
-fn ip_stack(keys: &mut Reader) -> Result<(), Error> {
-    match keys.word("ip_stack", &[("ipv4", "ipv4"), ("dual", "dual"), ("ipv6", "ipv6")])? {
-        None | Some("ipv4") => Ok(()),
-        Some(other) => {
-            Err(Error::refused(format!("ip_stack is \"{other}\", which is not supported yet; use \"ipv4\"")))
-        }
+fn ip_stack(keys: &mut Reader) -> Result<Stack, Error> {
+    match keys.word("ip_stack", STACKS)?.unwrap_or_default() {
+        Stack::V4 => Ok(Stack::V4),
+        other => Err(Error::refused(format!("ip_stack is \"{other}\", which is not supported yet; use \"ipv4\""))),
     }
 }
+
+const STACKS: &[(&str, Stack)] = &[("ipv4", Stack::V4), ("dual", Stack::Dual), ("ipv6", Stack::V6)];
 
 fn idle_bounds(keys: &mut Reader) -> Result<(u32, u32), Error> {
     let min = keys.number("min_pool_size", 0..=MOST_IDLE)?.unwrap_or(0) as u32;

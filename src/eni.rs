@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ip::{Mac, NetPair};
+use crate::ip::{Family, Mac, NetPair};
 
 /// An ENI as DescribeNetworkInterfaces tells it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +27,14 @@ pub struct Eni {
     pub security_groups: Vec<String>,
     pub tags: BTreeMap<String, String>,
     pub description: String,
+}
+
+impl Eni {
+    /// Its addresses of both families.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let v6 = self.v6.iter().copied().map(IpAddr::V6);
+        self.v4.iter().copied().map(IpAddr::V4).chain(v6)
+    }
 }
 
 /// What an ENI is for; `Other` is a kind we do not know and leave alone.
@@ -89,6 +97,16 @@ pub struct Limits {
     pub v4_per_adapter: u32,
     /// IPv6 addresses per ENI (`EniIpv6AddressQuantity`).
     pub v6_per_adapter: u32,
+}
+
+impl Limits {
+    /// Addresses of this family that an ENI can hold.
+    pub fn per_adapter(&self, family: Family) -> u32 {
+        match family {
+            Family::V4 => self.v4_per_adapter,
+            Family::V6 => self.v6_per_adapter,
+        }
+    }
 }
 
 /// A cloud error: what it lets us do next, and the cloud's own words for those who read logs.

@@ -54,6 +54,57 @@ impl From<Mac> for String {
     }
 }
 
+/// An address family.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Family {
+    #[default]
+    V4,
+    V6,
+}
+
+impl Family {
+    pub fn of(addr: &IpAddr) -> Family {
+        if addr.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+}
+
+/// The families in which every pod has an address (`ip_stack`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stack {
+    #[default]
+    #[serde(rename = "ipv4")]
+    V4,
+    #[serde(rename = "dual")]
+    Dual,
+    #[serde(rename = "ipv6")]
+    V6,
+}
+
+impl Stack {
+    pub fn families(self) -> &'static [Family] {
+        match self {
+            Stack::V4 => &[Family::V4],
+            Stack::Dual => &[Family::V4, Family::V6],
+            Stack::V6 => &[Family::V6],
+        }
+    }
+
+    pub fn has(self, family: Family) -> bool {
+        self.families().contains(&family)
+    }
+}
+
+impl fmt::Display for Stack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Stack::V4 => "ipv4",
+            Stack::Dual => "dual",
+            Stack::V6 => "ipv6",
+        })
+    }
+}
+
 /// What exists once per address family: an address, a gateway, a prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Pair<A, B> {
@@ -91,6 +142,20 @@ impl<A, B> Pair<A, B> {
 impl IpPair {
     pub fn iter(&self) -> impl Iterator<Item = IpAddr> {
         self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
+    }
+}
+
+impl FromIterator<IpAddr> for IpPair {
+    /// The last of each family.
+    fn from_iter<T: IntoIterator<Item = IpAddr>>(addresses: T) -> IpPair {
+        let mut pair = IpPair::default();
+        for addr in addresses {
+            match addr {
+                IpAddr::V4(v4) => pair.v4 = Some(v4),
+                IpAddr::V6(v6) => pair.v6 = Some(v6),
+            }
+        }
+        pair
     }
 }
 

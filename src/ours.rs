@@ -35,8 +35,17 @@ pub const PROTOCOL: u8 = 116;
 /// 0x2000, the old Terway's symmetric routing 0x10.
 pub const MARK_MASK: u32 = 0x07e0;
 const MARK_SHIFT: u32 = 5;
-/// The most ENIs the mark can tell apart.
-pub const MAX_SLOT: u32 = MARK_MASK >> MARK_SHIFT;
+/// The most ENIs the mark can tell apart: one value is kept for [`NODE_MARK`].
+pub const MAX_SLOT: u32 = (MARK_MASK >> MARK_SHIFT) - 1;
+/// The mark of what takes the node's own way: no ENI has it. In the namespace of a pod that has an ENI to itself it is the mark of
+/// connections that came in through the node.
+pub const NODE_MARK: u32 = MARK_MASK;
+
+/// In the pod of a whole ENI: the link to the node (the old Terway's name).
+pub const PEER_LINK: &str = "veth1";
+/// There: the rule that sends answers back through the node, and the table that it looks up.
+pub const ANSWER_PRIORITY: u32 = 512;
+pub const ANSWER_TABLE: u32 = 1000;
 
 /// The gateway that pods see: a link-local address that exists nowhere, answered by a permanent neighbour.
 pub const POD_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -87,7 +96,8 @@ pub fn mark(slot: u32) -> u32 {
 
 /// The slot that a mark of ours names, if it is one.
 pub fn slot(mark: u32, mask: u32) -> Option<u32> {
-    (mask == MARK_MASK && mark != 0 && mark & !MARK_MASK == 0).then_some(mark >> MARK_SHIFT)
+    let slot = mark >> MARK_SHIFT;
+    (mask == MARK_MASK && mark & !MARK_MASK == 0 && (1..=MAX_SLOT).contains(&slot)).then_some(slot)
 }
 
 /// The routing table of the ENI with this interface index.
@@ -144,6 +154,30 @@ pub fn pod(alias: &str) -> Option<PodName> {
     Some(PodName::new(namespace, name))
 }
 
+/// `ifalias` of an ENI's link that is lent to a pod: to whom, and what it was called at home. It goes with the link from
+/// namespace to namespace, and begins otherwise than that of a veth, which a sweep deletes.
+pub fn card_alias(attachment: &Attachment, pod: &PodName, home: &str) -> String {
+    let short = format!("terway-eni {home} {attachment}");
+    let full = format!("{short} {pod}");
+    if full.len() <= ALIAS_MAX { full } else { short }
+}
+
+/// What the `ifalias` of a lent ENI says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lent {
+    pub attachment: Attachment,
+    /// Where there was room for it.
+    pub pod: Option<PodName>,
+    pub home: String,
+}
+
+/// Reads the `ifalias` of a lent ENI.
+pub fn lent(alias: &str) -> Option<Lent> {
+    let (home, rest) = alias.strip_prefix("terway-eni ")?.split_once(' ')?;
+    let veths = format!("terway {rest}");
+    Some(Lent { attachment: attachment(&veths)?, pod: pod(&veths), home: home.into() })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,8 +213,9 @@ mod tests {
         for n in 1..=MAX_SLOT {
             assert_eq!(slot(mark(n), MARK_MASK), Some(n));
         }
-        assert_eq!(MAX_SLOT, 63);
-        for (foreign, mask) in [(0, MARK_MASK), (0x4000, 0x4000), (0x4020, MARK_MASK), (0x20, u32::MAX)] {
+        assert_eq!((MAX_SLOT, NODE_MARK), (62, 0x7e0));
+        let foreign = [(0, MARK_MASK), (0x4000, 0x4000), (0x4020, MARK_MASK), (0x20, u32::MAX), (NODE_MARK, MARK_MASK)];
+        for (foreign, mask) in foreign {
             assert_eq!(slot(foreign, mask), None);
         }
     }
@@ -194,5 +229,18 @@ mod tests {
         let long = PodName::new("n".repeat(63), "p".repeat(253));
         assert_eq!((attachment(&alias(&a, &long)), pod(&alias(&a, &long))), (Some(a), None));
         assert_eq!((attachment("somebody's link"), pod("somebody's link")), (None, None));
+    }
+
+    #[test]
+    fn the_alias_of_a_lent_eni_leads_home_and_is_no_veths() {
+        let a = Attachment { container: "0123abc".into(), ifname: "eth0".into() };
+        let web = PodName::new("default", "web-0");
+        let alias = card_alias(&a, &web, "eth1");
+        assert_eq!(alias, "terway-eni eth1 0123abc/eth0 default/web-0");
+        assert_eq!(lent(&alias), Some(Lent { attachment: a.clone(), pod: Some(web), home: "eth1".into() }));
+        assert_eq!(attachment(&alias), None);
+        let long = card_alias(&a, &PodName::new("n".repeat(63), "p".repeat(253)), "eth1");
+        assert_eq!(lent(&long), Some(Lent { attachment: a.clone(), pod: None, home: "eth1".into() }));
+        assert_eq!(lent(&self::alias(&a, &PodName::new("default", "web-0"))), None);
     }
 }

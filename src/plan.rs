@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+pub use crate::ip::Family;
 use crate::ip::Mac;
 
 /// What should exist, in the order in which it can be made; undone in reverse.
@@ -19,6 +20,7 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Object {
     Veth(Veth),
+    Card(Card),
     Link(Link),
     Addr(Addr),
     Route(Route),
@@ -39,6 +41,18 @@ pub struct Veth {
     pub alias: String,
     pub peer: String,
     pub peer_mac: Mac,
+}
+
+/// An ENI's link that is lent to the pod: it is moved into the pod's namespace, and back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Card {
+    pub mac: Mac,
+    /// What it is called here.
+    pub home: String,
+    /// What it is called there.
+    pub name: String,
+    /// `ifalias`: whose it is.
+    pub alias: String,
 }
 
 /// A link that exists already, as it should be: up, with this MTU.
@@ -80,12 +94,6 @@ pub struct Rule {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Family {
-    V4,
-    V6,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RuleAction {
     Lookup(u32),
     Blackhole,
@@ -123,9 +131,10 @@ pub struct Sysctl {
     pub value: String,
 }
 
-/// A netfilter rule in the words of iptables(8), which makes it.
+/// A netfilter rule in the words of iptables(8) or ip6tables(8), which makes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Iptables {
+    pub family: Family,
     pub table: &'static str,
     pub chain: &'static str,
     pub rule: Vec<String>,
@@ -147,6 +156,7 @@ impl fmt::Display for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Object::Veth(v) => v.fmt(f),
+            Object::Card(c) => c.fmt(f),
             Object::Link(l) => l.fmt(f),
             Object::Addr(a) => write!(f, "ip addr replace {} dev {}", a.net, a.link),
             Object::Route(r) => r.fmt(f),
@@ -154,8 +164,28 @@ impl fmt::Display for Object {
             Object::Neigh(n) => write!(f, "ip neigh replace {} lladdr {} dev {} nud permanent", n.addr, n.mac, n.link),
             Object::Filter(l) => l.fmt(f),
             Object::Sysctl(s) => write!(f, "sysctl -w {}={}", s.path.replace('/', "."), s.value),
-            Object::Iptables(i) => write!(f, "iptables -t {} -A {} {}", i.table, i.chain, i.rule.join(" ")),
+            Object::Iptables(i) => i.fmt(f),
         }
+    }
+}
+
+impl fmt::Display for Card {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Card { mac, home, name, alias } = self;
+        write!(f, "ip link set {home} alias '{alias}' netns pod name {name} # {mac}")
+    }
+}
+
+impl fmt::Display for Iptables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -t {} -A {} {}", self.program(), self.table, self.chain, self.rule.join(" "))
+    }
+}
+
+impl Iptables {
+    /// What makes it.
+    pub fn program(&self) -> &'static str {
+        if self.family == Family::V6 { "ip6tables" } else { "iptables" }
     }
 }
 

@@ -85,6 +85,40 @@ pub struct Lease {
     /// The node's own addresses.
     pub node: IpPair,
     pub marker: Marker,
+    /// Of a release that does not know it: shared.
+    #[serde(default)]
+    pub wiring: Wiring,
+}
+
+/// How an attachment gets at its ENI.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wiring {
+    /// Through a veth; the ENI stays with the node and carries others too.
+    #[default]
+    Shared,
+    /// The ENI itself is moved into the pod.
+    Whole(Whole),
+}
+
+/// What the wiring of a whole ENI takes besides.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Whole {
+    /// What the ENI's link is called in the node's namespace.
+    pub home: String,
+    /// The Service CIDRs: what goes there goes through the node.
+    pub services: NetPair,
+    pub answers: Answers,
+}
+
+/// How a pod with an ENI of its own finds the way back for what came in through the node; what the kernel can do decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answers {
+    /// Its connection tracking knows.
+    Conntrack,
+    /// No iptables: TCP sockets and the kernel's own answers take over the mark of what they answer; UDP does not come back.
+    Sockets,
 }
 
 /// What a pod's wiring takes from its ENI.
@@ -148,5 +182,14 @@ pub fn example_lease() -> Lease {
         },
         node: IpPair::v4(Ipv4Addr::new(192, 168, 0, 10)),
         marker: Marker::Bpf,
+        wiring: Wiring::Shared,
     }
+}
+
+/// The same pod with the whole of its ENI.
+#[cfg(test)]
+pub fn example_whole() -> Lease {
+    let services = NetPair::v4("172.21.0.0/20".parse().expect("a prefix"));
+    let whole = Whole { home: "eth1".into(), services, answers: Answers::Conntrack };
+    Lease { wiring: Wiring::Whole(whole), ..example_lease() }
 }

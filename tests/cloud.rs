@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -276,6 +276,7 @@ fn creation() -> CreateEni {
         resource_group: Some("rg-1".into()),
         tags: BTreeMap::from([("creator".into(), "terway".into()), ("name".into(), "节点 a+b".into())]),
         addresses: 3,
+        v6: 4,
         description: "made for a test".into(),
         token: "tok ~*+/=&%".into(),
     }
@@ -288,7 +289,7 @@ fn text(outcome: Result<impl fmt::Debug, Fault>) -> Result<String, Fault> {
 type Call = fn(&Client) -> Result<String, Fault>;
 
 /// Every call there is, and its action.
-const CALLS: [(&str, Call); 13] = [
+const CALLS: [(&str, Call); 15] = [
     ("CreateNetworkInterface", |c| text(c.create_eni(&creation()))),
     ("DescribeNetworkInterfaces", |c| text(c.describe_enis(&Filter::default()))),
     ("AttachNetworkInterface", |c| text(c.attach_eni("eni-1", "i-1"))),
@@ -302,6 +303,8 @@ const CALLS: [(&str, Call); 13] = [
     ("ModifyNetworkInterfaceAttribute", |c| text(c.set_security_groups("eni-1", &["sg-1".into(), "sg-2".into()]))),
     ("TagResources", |c| text(c.tag_eni("eni-1", &creation().tags))),
     ("UntagResources", |c| text(c.untag_eni("eni-1", &["name".into(), "team".into()]))),
+    ("AssignIpv6Addresses", |c| text(c.assign_v6("eni-1", 2, "tok-1"))),
+    ("UnassignIpv6Addresses", |c| text(c.unassign_v6("eni-1", &["fd00::8".parse().unwrap()]))),
 ];
 
 /// A reply to the action that is as it should be.
@@ -311,6 +314,8 @@ fn good_reply(action: &str) -> Value {
         "DescribeNetworkInterfaces" => enis_json(&[eni_json("eni-1", 2), eni_json("eni-2", 3)], ""),
         "AssignPrivateIpAddresses" => json!({"RequestId": "R-1", "AssignedPrivateIpAddressesSet": {
             "NetworkInterfaceId": "eni-1", "PrivateIpSet": {"PrivateIpAddress": ["10.0.0.8", "10.0.0.9"]}}}),
+        "AssignIpv6Addresses" => json!({"RequestId": "R-1", "NetworkInterfaceId": "eni-1",
+            "Ipv6Sets": {"Ipv6Address": ["fd00::8", "fd00::9"]}}),
         "DescribeInstanceTypes" => json!({"InstanceTypes": {"InstanceType": [{"InstanceTypeId": "ecs.g7.large",
             "EniQuantity": 3, "EniPrivateIpAddressQuantity": 6, "EniIpv6AddressQuantity": 6}]}}),
         "DescribeInstanceAttribute" => json!({"SecurityGroupIds": {"SecurityGroupId": ["sg-1"]}}),
@@ -348,8 +353,8 @@ fn every_call_says_what_the_cloud_expects_and_signs_it() {
         };
         expect(
             0,
-            "ClientToken=tok ~*+/=&% | Description=made for a test | InstanceType=Secondary | ResourceGroupId=rg-1 | \
-             SecondaryPrivateIpAddressCount=2 | SecurityGroupIds.1=sg-1 | SecurityGroupIds.2=sg-2 | \
+            "ClientToken=tok ~*+/=&% | Description=made for a test | InstanceType=Secondary | Ipv6AddressCount=4 | \
+             ResourceGroupId=rg-1 | SecondaryPrivateIpAddressCount=2 | SecurityGroupIds.1=sg-1 | SecurityGroupIds.2=sg-2 | \
              Tag.1.Key=creator | Tag.1.Value=terway | Tag.2.Key=name | Tag.2.Value=节点 a+b | VSwitchId=vsw-1",
         );
         expect(1, "MaxResults=500");
@@ -368,6 +373,8 @@ fn every_call_says_what_the_cloud_expects_and_signs_it() {
              Tag.2.Value=节点 a+b",
         );
         expect(12, "ResourceId.1=eni-1 | ResourceType=eni | TagKey.1=name | TagKey.2=team");
+        expect(13, "ClientToken=tok-1 | Ipv6AddressCount=2 | NetworkInterfaceId=eni-1");
+        expect(14, "Ipv6Address.1=fd00::8 | NetworkInterfaceId=eni-1");
     }
 }
 
@@ -444,6 +451,8 @@ fn good_replies_are_understood() {
     assert_eq!(ids.iter().map(|eni| eni.id.as_str()).collect::<Vec<_>>(), ["eni-1", "eni-2"]);
     let given = client.assign_v4("eni-1", 2, "t").unwrap();
     assert_eq!(given, [Ipv4Addr::new(10, 0, 0, 8), Ipv4Addr::new(10, 0, 0, 9)]);
+    let given = client.assign_v6("eni-1", 2, "t").unwrap();
+    assert_eq!(given, ["fd00::8", "fd00::9"].map(|ip| ip.parse::<Ipv6Addr>().unwrap()));
     let limits = client.instance_limits("ecs.g7.large").unwrap();
     assert_eq!(limits, Limits { adapters: 3, v4_per_adapter: 6, v6_per_adapter: 6 });
     assert_eq!(client.security_groups("i-1").unwrap(), ["sg-1"]);
@@ -452,6 +461,7 @@ fn good_replies_are_understood() {
     assert_eq!(
         counted,
         [
+            ("AssignIpv6Addresses", 1),
             ("AssignPrivateIpAddresses", 1),
             ("CreateNetworkInterface", 1),
             ("DescribeInstanceAttribute", 1),

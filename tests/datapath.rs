@@ -82,8 +82,9 @@ impl World {
             eni: self.eni(),
             node: IpPair::v4(NODE_IP.parse().unwrap()),
             marker: self.marker,
+            wiring: Default::default(),
         };
-        Pod { world: self, plan: datapath::pod(&Setup { lease: &lease, mtu: MTU }), lease, ns }
+        Pod { world: self, plan: datapath::pod(&Setup::new(&lease, MTU)), lease, ns }
     }
 
     /// Everything that a node's namespace holds, for a look before and after.
@@ -495,7 +496,7 @@ fn undo_and_unwire_keep_their_hands_off_a_later_sandbox_of_the_same_pod() {
     let old = world.pod("one", "203.0.113.11");
     let mut new = world.pod("one", "203.0.113.12");
     new.lease.sandbox.attachment.container = "c-new".into();
-    new.plan = datapath::pod(&Setup { lease: &new.lease, mtu: MTU });
+    new.plan = datapath::pod(&Setup::new(&new.lease, MTU));
     old.apply();
     new.apply();
     old.undo();

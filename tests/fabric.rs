@@ -181,7 +181,8 @@ fn an_eni_whose_pod_dies_comes_back_to_the_node() {
     while vpc.fabric.recover() == 0 {
         assert!(start.elapsed() < Duration::from_secs(5), "the namespace does not die");
     }
-    assert_eq!(vpc.a.ifname(mac).as_deref(), Some("eth1"));
+    assert_eq!(vpc.a.ifname(mac).as_deref(), Some("dev0"));
+    vpc.a.sh("ip link set dev0 name eth1");
     vpc.a.link_up("eth1");
     vpc.a.sh("ip addr add 192.168.32.5/32 dev eth1");
     vpc.a.sh("ip route replace default via 192.168.63.253 dev eth1 onlink");

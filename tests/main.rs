@@ -4,6 +4,7 @@ mod adopt;
 mod architecture;
 mod cloud;
 mod datapath;
+mod exclusive;
 mod fabric;
 mod fire;
 mod kernel;

@@ -265,6 +265,7 @@ fn lease() -> Lease {
         },
         node: IpPair::v4("192.168.0.10".parse().unwrap()),
         marker: Marker::Rule,
+        wiring: Default::default(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -77,6 +77,8 @@ pub struct CreateEni {
     pub tags: BTreeMap<String, String>,
     /// IPv4 addresses, the primary one included.
     pub addresses: u32,
+    /// IPv6 addresses.
+    pub v6: u32,
     pub description: String,
     /// The ClientToken: the same one again makes nothing twice.
     pub token: String,
@@ -177,6 +179,9 @@ impl Client {
         if eni.addresses > 1 {
             params.insert("SecondaryPrivateIpAddressCount".into(), (eni.addresses - 1).to_string());
         }
+        if eni.v6 > 0 {
+            params.insert("Ipv6AddressCount".into(), eni.v6.to_string());
+        }
         params.insert("Description".into(), eni.description.clone());
         params.insert("ClientToken".into(), eni.token.clone());
         self.ecs("CreateNetworkInterface", params, reply::eni)
@@ -269,6 +274,19 @@ impl Client {
         let mut params = self.with(&[("ResourceType", "eni"), ("ResourceId.1", eni)]);
         number(&mut params, "TagKey", keys);
         self.ecs("UntagResources", params, nothing)
+    }
+
+    /// The same for IPv6.
+    pub fn assign_v6(&self, eni: &str, count: u32, token: &str) -> Result<Vec<Ipv6Addr>, Fault> {
+        let count = count.to_string();
+        let params = self.with(&[("NetworkInterfaceId", eni), ("Ipv6AddressCount", &count), ("ClientToken", token)]);
+        self.ecs("AssignIpv6Addresses", params, |root| reply::assigned_v6(root, eni))
+    }
+
+    pub fn unassign_v6(&self, eni: &str, addresses: &[Ipv6Addr]) -> Result<(), Fault> {
+        let mut params = self.with(&[("NetworkInterfaceId", eni)]);
+        number(&mut params, "Ipv6Address", addresses);
+        self.ecs("UnassignIpv6Addresses", params, nothing)
     }
 
     /// What an instance of this type can hold.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde_json::Value;
@@ -152,6 +152,15 @@ pub fn assigned_v4(root: &Field, eni: &str) -> Result<Vec<Ipv4Addr>, Malformed> 
         return Err(named.wrong(format_args!("is not {eni}")));
     }
     unique(&set.get("PrivateIpSet.PrivateIpAddress").list()?, |address| address.parse("an IPv4 address"))
+}
+
+/// The addresses that AssignIpv6Addresses gave to this ENI.
+pub fn assigned_v6(root: &Field, eni: &str) -> Result<Vec<Ipv6Addr>, Malformed> {
+    let named = root.get("NetworkInterfaceId");
+    if ![eni, ""].contains(&named.text_or_empty()?) {
+        return Err(named.wrong(format_args!("is not {eni}")));
+    }
+    unique(&root.get("Ipv6Sets.Ipv6Address").list()?, |address| address.parse("an IPv6 address"))
 }
 
 /// What each field says, where no two may say the same.
@@ -375,6 +384,21 @@ mod tests {
         assert_eq!(
             assigned_v4(&root, "eni-1").unwrap_err(),
             "AssignedPrivateIpAddressesSet.NetworkInterfaceId is not eni-1"
+        );
+    }
+
+    #[test]
+    fn ipv6_addresses_for_another_eni_are_not_ours_either() {
+        let reply = json!({"NetworkInterfaceId": "eni-9", "Ipv6Sets": {"Ipv6Address": ["fd00::9"]}});
+        let root = Field::root(&reply);
+        assert_eq!(assigned_v6(&root, "eni-9").unwrap(), ["fd00::9".parse::<Ipv6Addr>().unwrap()]);
+        assert_eq!(assigned_v6(&root, "eni-1").unwrap_err(), "NetworkInterfaceId is not eni-1");
+        let text = assigned_v6(&Field::root(&json!({"NetworkInterfaceId": "eni-9"})), "eni-9").unwrap_err();
+        assert_eq!(text, "Ipv6Sets.Ipv6Address is missing");
+        let reply = json!({"Ipv6Sets": {"Ipv6Address": ["10.0.0.9"]}});
+        assert_eq!(
+            assigned_v6(&Field::root(&reply), "eni-9").unwrap_err(),
+            "Ipv6Sets.Ipv6Address[0] is not an IPv6 address: \"10.0.0.9\""
         );
     }
 

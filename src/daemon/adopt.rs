@@ -11,7 +11,7 @@ use crate::ip::IpPair;
 use crate::kernel::{Kernel, LinkSeen};
 use crate::plan::RuleAction;
 use crate::pod::Sandbox;
-use crate::rpc::{EniLease, Lease, Marker};
+use crate::rpc::{EniLease, Lease, Marker, Wiring};
 use crate::{ours, pod};
 
 /// What is known of the node beside the kernel.
@@ -63,7 +63,8 @@ pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result
         let pod = veth.alias.as_deref().and_then(ours::pod).unwrap_or_else(pod::nameless);
         log::info!("{attachment} of pod {pod} holds {ip}: found in the kernel");
         let sandbox = Sandbox { attachment, netns: PathBuf::new() };
-        found.push(Lease { pod, sandbox, ip: IpPair::v4(ip), eni, node: known.node, marker: known.marker });
+        let wiring = Wiring::Shared;
+        found.push(Lease { pod, sandbox, ip: IpPair::v4(ip), eni, node: known.node, marker: known.marker, wiring });
     }
     Ok(found)
 }

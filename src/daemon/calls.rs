@@ -1,9 +1,11 @@
 //! Carries the pool's calls to the cloud, one attempt each.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use crate::cloud::{Client, CreateEni, Filter};
 use crate::eni::{Eni, Fault, FaultKind, VSwitch};
+use crate::ip::{Family, IpPair};
 use crate::ours;
 use crate::pool::{Call, Outcome};
 
@@ -18,16 +20,17 @@ pub struct Place {
 /// Blocks until the cloud has answered or has not.
 pub fn perform(cloud: &Client, place: &Place, call: Call) -> Result<Outcome, Fault> {
     match call {
-        Call::Create { vswitch, security_groups, resource_group, tags, addresses, token } => {
+        Call::Create { vswitch, security_groups, resource_group, tags, addresses, v6, token } => {
             let description = ours::ENI_DESCRIPTION.into();
-            let create = CreateEni { vswitch, security_groups, resource_group, tags, addresses, description, token };
+            let create =
+                CreateEni { vswitch, security_groups, resource_group, tags, addresses, v6, description, token };
             cloud.create_eni(&create).map(|eni| Outcome::Created(Box::new(eni)))
         }
         Call::Attach { eni } => cloud.attach_eni(&eni, &place.instance).map(|()| Outcome::Attached),
         Call::Detach { eni } => cloud.detach_eni(&eni, &place.instance).map(|()| Outcome::Detached),
         Call::Delete { eni } => cloud.delete_eni(&eni).map(|()| Outcome::Deleted),
-        Call::Assign { eni, count, token } => cloud.assign_v4(&eni, count, &token).map(Outcome::Assigned),
-        Call::Unassign { eni, addresses } => cloud.unassign_v4(&eni, &addresses).map(|()| Outcome::Unassigned),
+        Call::Assign { eni, family, count, token } => assign(cloud, &eni, family, count, &token).map(Outcome::Assigned),
+        Call::Unassign { eni, addresses } => unassign(cloud, &eni, &addresses).map(|()| Outcome::Unassigned),
         Call::Look { eni } => {
             let found = cloud.describe_enis(&Filter { ids: vec![eni], ..Filter::default() })?;
             Ok(Outcome::Seen(found.into_iter().next().map(Box::new)))
@@ -43,6 +46,24 @@ pub fn perform(cloud: &Client, place: &Place, call: Call) -> Result<Outcome, Fau
             let keys: Vec<String> = keys.into_iter().collect();
             cloud.untag_eni(&eni, &keys).map(|()| Outcome::Dressed)
         }
+    }
+}
+
+fn assign(cloud: &Client, eni: &str, family: Family, count: u32, token: &str) -> Result<Vec<IpAddr>, Fault> {
+    Ok(match family {
+        Family::V4 => cloud.assign_v4(eni, count, token)?.into_iter().map(IpAddr::V4).collect(),
+        Family::V6 => cloud.assign_v6(eni, count, token)?.into_iter().map(IpAddr::V6).collect(),
+    })
+}
+
+/// The addresses are of one family.
+fn unassign(cloud: &Client, eni: &str, addresses: &[IpAddr]) -> Result<(), Fault> {
+    let of = |pair: &IpPair| (pair.v4, pair.v6);
+    let (v4, v6): (Vec<_>, Vec<_>) = addresses.iter().map(|ip| of(&IpPair::from_iter([*ip]))).unzip();
+    let (v4, v6): (Vec<_>, Vec<_>) = (v4.into_iter().flatten().collect(), v6.into_iter().flatten().collect());
+    match v6.is_empty() {
+        true => cloud.unassign_v4(eni, &v4),
+        false => cloud.unassign_v6(eni, &v6),
     }
 }
 
@@ -76,14 +97,14 @@ pub fn vswitches(cloud: &Client, place: &Place) -> Result<Vec<VSwitch>, Fault> {
 /// An outcome in few words, for the log.
 pub fn summary(outcome: &Outcome) -> String {
     match outcome {
-        Outcome::Created(eni) => format!("created {} with {} addresses", eni.id, eni.v4.len()),
+        Outcome::Created(eni) => format!("created {} with {} addresses", eni.id, eni.addresses().count()),
         Outcome::Dressed => "done".into(),
         Outcome::Attached => "attaching".into(),
         Outcome::Detached => "detaching".into(),
         Outcome::Deleted => "deleted".into(),
         Outcome::Assigned(addresses) => format!("assigned {addresses:?}"),
         Outcome::Unassigned => "unassigned".into(),
-        Outcome::Seen(Some(eni)) => format!("{} is {:?} with {} addresses", eni.id, eni.state, eni.v4.len()),
+        Outcome::Seen(Some(eni)) => format!("{} is {:?} with {} addresses", eni.id, eni.state, eni.addresses().count()),
         Outcome::Seen(None) => "no such ENI".into(),
         Outcome::SeenAll(enis) => format!("{} ENIs", enis.len()),
         Outcome::VSwitches(seen) => format!("{} vSwitches", seen.len()),

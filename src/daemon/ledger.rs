@@ -218,6 +218,7 @@ fn resting_key(ip: &IpPair) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ip::Family;
     use crate::pool::Call;
 
     fn folder(name: &str) -> PathBuf {
@@ -231,7 +232,8 @@ mod tests {
     }
 
     fn intent() -> Intent {
-        Intent { token: "t-1".into(), call: Call::Assign { eni: "eni-1".into(), count: 3, token: "t-1".into() } }
+        let call = Call::Assign { eni: "eni-1".into(), family: Family::V6, count: 3, token: "t-1".into() };
+        Intent { token: "t-1".into(), call }
     }
 
     #[test]
@@ -252,6 +254,30 @@ mod tests {
         assert_eq!(read.resting[0].until(), Duration::from_millis(130_500));
         ledger.rested(&resting("10.0.0.5").ip).unwrap();
         ledger.rested(&resting("10.0.0.5").ip).unwrap();
+        assert!(Ledger::open(&root, "boot-1").unwrap().1.resting.is_empty());
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn an_intent_of_a_version_that_knew_one_family_is_of_ipv4() {
+        let old = r#"{"token":"t-1","call":{"Assign":{"eni":"eni-1","count":3,"token":"t-1"}}}"#;
+        let intent: Intent = serde_json::from_str(old).unwrap();
+        let call = Call::Assign { eni: "eni-1".into(), family: Family::V4, count: 3, token: "t-1".into() };
+        assert_eq!(intent.call, call);
+    }
+
+    #[test]
+    fn a_pair_rests_in_one_file() {
+        let root = folder("pair");
+        let (ledger, _) = Ledger::open(&root, "boot-1").unwrap();
+        let lease = crate::rpc::example_lease();
+        ledger.record(&lease).unwrap();
+        let pair = IpPair { v6: Some("fd00::5".parse().unwrap()), ..resting("10.0.0.5").ip };
+        let rest = Resting::new("eni-1".into(), pair, Duration::from_secs(130));
+        ledger.retire(&lease.sandbox.attachment, &rest).unwrap();
+        assert!(root.join("resting/10.0.0.5,fd00--5.json").exists());
+        assert_eq!(Ledger::open(&root, "boot-1").unwrap().1.resting, [rest]);
+        ledger.rested(&pair).unwrap();
         assert!(Ledger::open(&root, "boot-1").unwrap().1.resting.is_empty());
         fs::remove_dir_all(root).unwrap();
     }

@@ -26,7 +26,7 @@ use crate::ours;
 use crate::plan::{Rule, RuleAction};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
-use crate::rpc::{EniLease, Lease, Refusal, Reply, Request};
+use crate::rpc::{EniLease, Lease, Refusal, Reply, Request, Wiring};
 use crate::{datapath, eni::Fault};
 use conf::Conf;
 
@@ -442,6 +442,7 @@ impl Node {
             eni: eni.clone(),
             node: self.world.node,
             marker: self.world.marker,
+            wiring: Wiring::Shared,
         })
     }
 

@@ -43,6 +43,7 @@ impl Terms {
             (ours::NODE_TAG.to_owned(), self.facts.instance.clone()),
         ]);
         Settings {
+            stack: config.stack,
             limits: self.limits,
             min_idle: config.min_idle,
             max_idle: config.max_idle,
@@ -55,6 +56,7 @@ impl Terms {
             instance_groups: self.groups.clone(),
             resource_group: config.resource_group.clone(),
             instance: self.facts.instance.clone(),
+            instance_type: self.facts.instance_type.clone(),
             tags,
             tag_filter: config.eni_tag_filter.clone(),
             tag_block: config.eni_tag_block.clone(),

@@ -1,12 +1,16 @@
 //! What a pod, an ENI and a node need in the kernel: facts in, a [`Plan`] out.
 
+mod exclusive;
 mod policy_route;
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
+use crate::ip::IpPair;
 use crate::plan::{Family, Iptables, Object, Plan, Rule, RuleAction, Sysctl, Veth};
 use crate::pod::{Attachment, PodName};
-use crate::rpc::{EniLease, Lease};
+use crate::rpc::{EniLease, Lease, Wiring};
 use crate::{ours, plan};
 
 /// Everything a pod's plan depends on.
@@ -14,22 +18,36 @@ use crate::{ours, plan};
 pub struct Setup<'a> {
     pub lease: &'a Lease,
     pub mtu: u32,
+    /// What a pod with an ENI of its own shall reach through the node rather than through the VPC.
+    pub host_stack: &'a [IpNet],
+    /// Whether such a pod has a second link at all.
+    pub host_peer: bool,
 }
 
-/// The first object of an attachment's plan, whatever its lease will be.
+impl<'a> Setup<'a> {
+    /// As it is where the operator says nothing.
+    pub fn new(lease: &'a Lease, mtu: u32) -> Setup<'a> {
+        Setup { lease, mtu, host_stack: &[], host_peer: true }
+    }
+}
+
+/// The first object of an attachment's plan, whatever its lease will be; a lease may want the end in the pod called otherwise.
 pub fn veth(pod: &PodName, attachment: &Attachment, mtu: u32) -> Veth {
     policy_route::veth(pod, attachment, mtu)
 }
 
 /// The plan of one attachment.
 pub fn pod(setup: &Setup) -> Plan {
-    policy_route::pod(setup)
+    match &setup.lease.wiring {
+        Wiring::Shared => policy_route::pod(setup),
+        Wiring::Whole(whole) => exclusive::pod(setup, whole),
+    }
 }
 
 /// What of a pod's plan does not go with its link, or must go before it: undone first when the pod is gone.
 pub fn routes(lease: &Lease) -> Plan {
-    let mut plan = pod(&Setup { lease, mtu: 0 });
-    plan.host.retain(|object| matches!(object, Object::Route(_) | Object::Rule(_)));
+    let mut plan = pod(&Setup::new(lease, 0));
+    plan.host.retain(|object| matches!(object, Object::Route(_) | Object::Rule(_) | Object::Iptables(_)));
     plan.pod.clear();
     plan
 }
@@ -79,7 +97,22 @@ pub fn answers() -> Plan {
     let unmarked = format!("0x0/{:#x}", ours::MARK_MASK);
     let rule = ["-i", "cali+", "-m", "conntrack", "--ctdir", "REPLY", "--ctstate", "DNAT", "-j", "MARK", "--set-xmark"];
     let rule = rule.into_iter().map(String::from).chain([unmarked]).collect();
-    Plan { host: vec![Object::Iptables(Iptables { table: "mangle", chain: "PREROUTING", rule })], pod: Vec::new() }
+    let family = Family::V4;
+    let rule = Iptables { family, table: "mangle", chain: "PREROUTING", rule };
+    Plan { host: vec![Object::Iptables(rule)], pod: Vec::new() }
+}
+
+/// What pods with an ENI of their own send through the node to backends elsewhere leaves as the node's, in its families.
+pub fn masquerade(node: &IpPair) -> Plan {
+    Plan { host: node.iter().map(|addr| exclusive::masquerade(family(&addr))).collect(), pod: Vec::new() }
+}
+
+/// The one neighbour that a pod sees of its node.
+fn pod_gateway(addr: &IpAddr) -> IpAddr {
+    match addr {
+        IpAddr::V4(_) => IpAddr::V4(ours::POD_GATEWAY),
+        IpAddr::V6(_) => IpAddr::V6(ours::POD_GATEWAY_V6),
+    }
 }
 
 fn family(addr: &IpAddr) -> Family {

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use super::{EniSetup, Setup, default_route, family};
+use super::{EniSetup, Setup, default_route, family, pod_gateway};
 use crate::ip::host_net;
 use crate::ours;
 use crate::plan::{Addr, Filter, FilterAction, Link, Neigh, Object, Plan, Route, Rule, RuleAction, Sysctl, Veth};
@@ -42,17 +42,14 @@ pub fn veth(pod: &PodName, attachment: &Attachment, mtu: u32) -> Veth {
 
 /// The pod's own view: one address, and one neighbour that answers for everything else.
 fn inside(pod: &mut Vec<Object>, addr: IpAddr, ifname: &str, veth: &str) {
-    let gateway = match addr {
-        IpAddr::V4(_) => IpAddr::V4(ours::POD_GATEWAY),
-        IpAddr::V6(_) => IpAddr::V6(ours::POD_GATEWAY_V6),
-    };
+    let gateway = pod_gateway(&addr);
     pod.push(Object::Addr(Addr { net: host_net(addr), link: ifname.into() }));
     pod.push(Object::Neigh(Neigh { addr: gateway, mac: ours::host_mac(veth), link: ifname.into() }));
     pod.push(default_route(gateway, ifname, None));
 }
 
 /// How the node reaches the pod; the neighbour spares the first packet an ARP round.
-fn outside(host: &mut Vec<Object>, addr: IpAddr, veth: &str) {
+pub fn outside(host: &mut Vec<Object>, addr: IpAddr, veth: &str) {
     host.push(Object::Neigh(Neigh { addr, mac: ours::pod_mac(veth), link: veth.into() }));
     host.push(Object::Route(Route {
         to: host_net(addr),
@@ -128,7 +125,7 @@ mod tests {
     use crate::rpc::{Lease, example_lease};
 
     fn printed(lease: &Lease) -> Vec<String> {
-        pod(&Setup { lease, mtu: 1500 }).to_string().lines().map(String::from).collect()
+        pod(&Setup::new(lease, 1500)).to_string().lines().map(String::from).collect()
     }
 
     #[test]

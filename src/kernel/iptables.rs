@@ -11,31 +11,33 @@ pub fn is_there(rule: &Iptables) -> Result<bool, Error> {
     match code {
         Some(0) => Ok(true),
         Some(1) => Ok(false),
-        _ => Err(failure(&said)),
+        _ => Err(failure(rule, &said)),
     }
 }
 
 pub fn add(rule: &Iptables) -> Result<(), Error> {
-    succeed(run("-A", rule)?)
+    succeed(rule, run("-A", rule)?)
 }
 
 /// Removes the rule where it is.
 pub fn remove(rule: &Iptables) -> Result<(), Error> {
-    if is_there(rule)? { succeed(run("-D", rule)?) } else { Ok(()) }
+    if is_there(rule)? { succeed(rule, run("-D", rule)?) } else { Ok(()) }
 }
 
-fn succeed((code, said): (Option<i32>, String)) -> Result<(), Error> {
-    if code == Some(0) { Ok(()) } else { Err(failure(&said)) }
+fn succeed(rule: &Iptables, (code, said): (Option<i32>, String)) -> Result<(), Error> {
+    if code == Some(0) { Ok(()) } else { Err(failure(rule, &said)) }
 }
 
-fn failure(said: &str) -> Error {
-    Error::refused(format!("iptables: {}", said.trim()))
+fn failure(rule: &Iptables, said: &str) -> Error {
+    Error::refused(format!("{}: {}", rule.program(), said.trim()))
 }
 
 /// Others change tables too: their lock is waited for, some seconds at most.
 fn run(verb: &str, rule: &Iptables) -> Result<(Option<i32>, String), Error> {
-    let mut command = Command::new("iptables");
+    let mut command = Command::new(rule.program());
+    // Runtimes call plugins with whatever they have.
+    command.env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin:/usr/bin:/bin");
     command.args(["-w", "5", "-t", rule.table, verb, rule.chain]).args(&rule.rule);
-    let output = command.stdin(Stdio::null()).output().context(|| "run iptables")?;
+    let output = command.stdin(Stdio::null()).output().context(|| format!("run {}", rule.program()))?;
     Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
 }

@@ -149,6 +149,22 @@ pub fn set_up(ifindex: u32, mtu: Option<u32>, mac: Option<Mac>) -> Message {
         .maybe(mac, |m, mac| m.attr(IFLA_ADDRESS, &mac.0))
 }
 
+pub fn set_down(ifindex: u32) -> Message {
+    Message::new(libc::RTM_SETLINK, 0, &ifinfo(ifindex, 0, IFF_UP))
+}
+
+/// A link must be down for that before 6.2.
+pub fn rename(ifindex: u32, name: &str) -> Message {
+    Message::new(libc::RTM_SETLINK, 0, &ifinfo(ifindex, 0, 0)).text(IFLA_IFNAME, name)
+}
+
+/// Moves a link into the namespace of this descriptor, where it bears this name from the first moment on. It gets there down
+/// and bare: the kernel takes addresses, routes and qdiscs off it.
+pub fn give(ifindex: u32, netns: RawFd, name: &str) -> Message {
+    rename(ifindex, name).u32(IFLA_NET_NS_FD, netns as u32)
+}
+
+/// An empty alias is none.
 pub fn set_alias(ifindex: u32, alias: &str) -> Message {
     // Without a NUL: the kernel takes the alias by its length.
     Message::new(libc::RTM_SETLINK, 0, &ifinfo(ifindex, 0, 0)).attr(IFLA_IFALIAS, alias.as_bytes())

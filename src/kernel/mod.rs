@@ -5,6 +5,7 @@
 
 mod addr;
 mod bpf;
+mod card;
 mod iptables;
 mod link;
 mod look;
@@ -24,6 +25,7 @@ mod veth;
 use std::path::Path;
 
 pub use addr::AddrSeen;
+pub use card::{Away, away};
 pub use link::LinkSeen;
 pub use place::Difference;
 pub use route::RouteSeen;
@@ -33,14 +35,14 @@ use self::netns::Netns;
 use self::place::{Place, link_of};
 use self::veth::Age;
 use crate::error::{Context, Error, Errors};
-use crate::plan::{Object, Plan, Veth};
+use crate::plan::{Card, Object, Plan, Veth};
 
 /// The namespace of the node, and that of a pod where there is one to wire.
 pub struct Kernel {
     host: Place,
     pod: Option<Pod>,
-    /// The name of a veth that [`Kernel::begin`] has made.
-    begun: Option<String>,
+    /// The veth that [`Kernel::begin`] has made.
+    begun: Option<Veth>,
 }
 
 /// A pod's namespace: its descriptor, and a socket that was opened inside.
@@ -60,6 +62,14 @@ impl Pod {
         match object {
             Object::Sysctl(_) | Object::Iptables(_) => netns.run(|| place.correct(object)),
             _ => place.correct(object),
+        }
+    }
+
+    fn remove(&mut self, object: &Object) -> Result<(), Error> {
+        let Pod { netns, place } = self;
+        match object {
+            Object::Iptables(_) => netns.run(|| place.remove(object)),
+            _ => place.remove(object),
         }
     }
 
@@ -91,23 +101,26 @@ impl Kernel {
     pub fn begin(&mut self, veth: &Veth) {
         let Some(pod) = self.pod.as_mut() else { return };
         if veth::create(&mut self.host, pod, veth).is_ok() {
-            self.begun = Some(veth.name.clone());
+            self.begun = Some(veth.clone());
         }
     }
 
     /// Takes away what `begin` has made, since there will be no plan.
     pub fn abandon(&mut self) {
-        let Some(name) = self.begun.take() else { return };
-        if let Ok(Some(link)) = self.host.link(&name) {
+        let Some(begun) = self.begun.take() else { return };
+        if let Ok(Some(link)) = self.host.link(&begun.name) {
             // What cannot be deleted goes with the pod's namespace.
             let _ = self.host.act(link::delete(link.ifindex));
         }
+        self.forget();
     }
 
     /// Makes the kernel match the plan, whatever it found.
     pub fn apply(&mut self, plan: &Plan) -> Result<(), Error> {
-        if self.begun.is_none() {
-            self.forget();
+        match &self.begun {
+            None => self.forget(),
+            Some(begun) if plan.host.iter().filter_map(as_veth).all(|veth| veth.name != begun.name) => self.abandon(),
+            Some(_) => {}
         }
         let mut rest = Vec::new();
         let mut fresh: Vec<(&Veth, Vec<&Object>)> = Vec::new();
@@ -115,6 +128,10 @@ impl Kernel {
             match object {
                 Object::Veth(veth) if self.ensure(veth)? == Age::New => fresh.push((veth, Vec::new())),
                 Object::Veth(_) => {}
+                Object::Card(card) => {
+                    let pod = self.pod.as_mut().ok_or_else(|| no_pod(&card.home))?;
+                    card::ensure(&mut self.host, pod, card)?;
+                }
                 _ => match fresh.iter_mut().find(|(veth, _)| link_of(object) == Some(&veth.name)) {
                     Some((_, objects)) => objects.push(object),
                     None => rest.push(object),
@@ -129,19 +146,24 @@ impl Kernel {
             self.host.correct_fresh(signature, objects).context(|| format!("wire link {}", veth.name))?;
         }
         rest.into_iter().try_for_each(|object| self.host.correct(object))?;
-        fresh.iter().filter(|(veth, _)| comes_up(veth, plan)).try_for_each(|(veth, _)| self.await_carrier(veth))
+        fresh.iter().filter(|(veth, _)| comes_up(veth, plan)).try_for_each(|(veth, _)| self.await_carrier(veth))?;
+        plan.host.iter().filter_map(as_card).try_for_each(|card| self.await_inside(&card.name))
+    }
+
+    fn await_inside(&mut self, link: &str) -> Result<(), Error> {
+        self.pod.as_mut().map_or(Ok(()), |pod| place::await_carrier(&mut pod.place, link))
     }
 
     fn await_carrier(&mut self, veth: &Veth) -> Result<(), Error> {
         place::await_carrier(&mut self.host, &veth.name)?;
-        self.pod.as_mut().map_or(Ok(()), |pod| place::await_carrier(&mut pod.place, &veth.peer))
+        self.await_inside(&veth.peer)
     }
 
     fn ensure(&mut self, veth: &Veth) -> Result<Age, Error> {
-        if self.begun.take().is_some_and(|begun| begun == veth.name) {
-            return Ok(Age::New);
-        }
         let pod = self.pod.as_mut().ok_or_else(|| no_pod(&veth.name))?;
+        if let Some(begun) = self.begun.take_if(|begun| begun.name == veth.name) {
+            return veth::finish(pod, &begun, veth).map(|()| Age::New);
+        }
         veth::ensure(&mut self.host, pod, veth)
     }
 
@@ -165,6 +187,7 @@ impl Kernel {
         for object in &plan.host {
             let difference = match object {
                 Object::Veth(veth) => veth::difference(&mut self.host, self.pod.as_mut(), veth)?,
+                Object::Card(card) => card::difference(&mut self.host, self.pod.as_mut(), card)?,
                 _ => self.host.difference(object)?,
             };
             if difference.is_some() {
@@ -181,20 +204,26 @@ impl Kernel {
     }
 
     /// Takes away what the plan describes, the last first. What is not there is done already; a failure does not keep
-    /// the rest from being undone. A veth takes all that is on it along, and one of another sandbox keeps it.
+    /// the rest from being undone. A veth takes all that is on it along, as does a card that goes home; one of another sandbox
+    /// keeps it.
     pub fn undo(&mut self, plan: &Plan) -> Result<(), Error> {
         self.forget();
         let mut errors = Errors::default();
         let veths: Vec<&Veth> = plan.host.iter().filter_map(as_veth).collect();
         if let Some(pod) = self.pod.as_mut() {
-            let on_veth = |object: &&Object| veths.iter().any(|veth| link_of(object) == Some(&veth.peer));
-            for object in plan.pod.iter().rev().filter(|object| !on_veth(object)) {
-                errors.note(pod.place.remove(object));
+            let ends = veths.iter().map(|veth| veth.peer.as_str());
+            let ends: Vec<&str> =
+                ends.chain(plan.host.iter().filter_map(as_card).map(|card| card.name.as_str())).collect();
+            let goes_along = |object: &&Object| link_of(object).is_some_and(|link| ends.contains(&link));
+            for object in plan.pod.iter().rev().filter(|object| !goes_along(object)) {
+                errors.note(pod.remove(object));
             }
         }
         for object in plan.host.iter().rev() {
             if let Object::Veth(veth) = object {
                 errors.note(veth::remove(&mut self.host, self.pod.as_mut(), veth));
+            } else if let Object::Card(card) = object {
+                errors.note(card::remove(&mut self.host, self.pod.as_mut(), card));
             } else if !veths.iter().any(|veth| link_of(object) == Some(&veth.name)) {
                 errors.note(self.host.remove(object));
             }
@@ -213,6 +242,13 @@ impl Kernel {
 fn as_veth(object: &Object) -> Option<&Veth> {
     match object {
         Object::Veth(veth) => Some(veth),
+        _ => None,
+    }
+}
+
+fn as_card(object: &Object) -> Option<&Card> {
+    match object {
+        Object::Card(card) => Some(card),
         _ => None,
     }
 }

@@ -41,6 +41,11 @@ impl Netns {
         &self.path
     }
 
+    /// The namespace that whoever opened this one was in.
+    pub fn home(&self) -> BorrowedFd<'_> {
+        self.home.as_fd()
+    }
+
     /// Runs the closure inside the namespace, on the thread that has opened it. A thread born for it there would cost ten
     /// times as much, and the wait for a free CPU.
     pub fn run<T>(&self, f: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {

@@ -119,14 +119,14 @@ impl Place {
                 let ifindex = self.index(&f.link)?;
                 vec![tc::add_qdisc(ifindex, "clsact"), self.filter(f, ifindex)?]
             }
-            Object::Veth(_) | Object::Rule(_) | Object::Sysctl(_) | Object::Iptables(_) => Vec::new(),
+            Object::Veth(_) | Object::Card(_) | Object::Rule(_) | Object::Sysctl(_) | Object::Iptables(_) => Vec::new(),
         })
     }
 
-    /// In what this object differs from what is there. A veth takes two places to look at and is not for here.
+    /// In what this object differs from what is there. Veths and cards take two places to look at and are not for here.
     pub fn difference(&mut self, object: &Object) -> Result<Option<Difference>, Error> {
         match object {
-            Object::Veth(_) => Ok(None),
+            Object::Veth(_) | Object::Card(_) => Ok(None),
             Object::Link(want) => self.link_difference(want),
             Object::Addr(want) => self.addr_difference(want),
             Object::Route(want) => self.route_difference(want),
@@ -207,7 +207,7 @@ impl Place {
     /// Makes an object that is absent or different.
     fn make(&mut self, object: &Object) -> Result<(), Error> {
         match object {
-            Object::Veth(_) => Ok(()),
+            Object::Veth(_) | Object::Card(_) => Ok(()),
             Object::Link(want) => {
                 let message = link::set_up(self.index(&want.name)?, want.mtu, None);
                 self.act(message)
@@ -417,6 +417,7 @@ impl Place {
 pub(super) fn link_of(object: &Object) -> Option<&str> {
     match object {
         Object::Veth(v) => Some(&v.name),
+        Object::Card(c) => Some(&c.home),
         Object::Link(l) => Some(&l.name),
         Object::Addr(a) => Some(&a.link),
         Object::Route(r) => Some(&r.link),

@@ -11,8 +11,9 @@ use crate::ours;
 use crate::plan::Rule;
 use crate::pod::Attachment;
 
-/// Removes the attachment's veth, the routes to its addresses and the rules from them. What is gone already is success,
-/// and so is a veth that belongs to a later sandbox of the same pod: it stays.
+/// Removes the attachment's veth, the routes to its addresses and the rules from them, and brings an ENI home that was lent to it.
+/// What is gone already is success, and so is a veth that belongs to a later sandbox of the same pod: it stays. Rules without a
+/// link that they could speak of go with the pod's namespace.
 ///
 /// `host_link` is the name that the veth's outer end would have; without it the alias leads to it.
 pub fn unwire(netns: Option<&Path>, host_link: Option<&str>, attachment: &Attachment) -> Result<(), Error> {
@@ -24,7 +25,8 @@ pub fn unwire(netns: Option<&Path>, host_link: Option<&str>, attachment: &Attach
             result => drop(errors.note(result)),
         }
     }
-    let inner = errors.note(kernel.inner_end(attachment)).flatten();
+    let card = errors.note(kernel.card_inside(attachment)).flatten();
+    let inner = errors.note(kernel.inner_end(attachment, host_link)).flatten();
     let outer = errors.note(kernel.outer_end(host_link, attachment, inner.as_ref())).flatten();
     let inner = inner.filter(|inner| is_ours(inner, outer.as_ref(), host_link));
     let ips = errors.note(kernel.addresses(outer.as_ref(), inner.as_ref())).unwrap_or_default();
@@ -36,7 +38,12 @@ pub fn unwire(netns: Option<&Path>, host_link: Option<&str>, attachment: &Attach
         errors.note(super::place::absent_is_fine(deleted).map_err(|e| e.within(format!("delete link {}", inner.name))));
     }
     errors.note(kernel.delete_rules_from(&ips));
+    errors.note(kernel.bring_home(attachment, card.as_ref()));
     errors.result()
+}
+
+fn is_lent_to(link: &LinkSeen, attachment: &Attachment) -> bool {
+    link.alias.as_deref().and_then(ours::lent).is_some_and(|lent| lent.attachment == *attachment)
 }
 
 /// The link inside is the veth that the name or the outer end speaks of, and not somebody else's.
@@ -46,12 +53,35 @@ fn is_ours(inner: &LinkSeen, outer: Option<&LinkSeen>, host_link: Option<&str>) 
 }
 
 impl Kernel {
-    /// What bears the attachment's interface name in the pod's namespace.
-    fn inner_end(&mut self, attachment: &Attachment) -> Result<Option<LinkSeen>, Error> {
-        match &mut self.pod {
-            Some(pod) => pod.place.link(&attachment.ifname),
-            None => Ok(None),
+    /// The ENI in the pod's namespace that was lent to the attachment.
+    fn card_inside(&mut self, attachment: &Attachment) -> Result<Option<LinkSeen>, Error> {
+        let Some(pod) = &mut self.pod else { return Ok(None) };
+        Ok(pod.place.links()?.into_iter().find(|link| is_lent_to(link, attachment)))
+    }
+
+    /// The ENI is under its own name on the node again, also where it came back by itself.
+    fn bring_home(&mut self, attachment: &Attachment, card: Option<&LinkSeen>) -> Result<(), Error> {
+        if let (Some(card), Some(pod)) = (card, &mut self.pod) {
+            let home = card.alias.as_deref().and_then(ours::lent).map(|lent| lent.home).unwrap_or_default();
+            return super::card::send_home(&mut self.host, pod, card, &home);
         }
+        match self.links()?.into_iter().find(|link| is_lent_to(link, attachment)).and_then(|link| link.mac) {
+            Some(mac) => self.settle(mac, None).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// The veth's end in the pod's namespace: it bears the attachment's interface name, or that of a second link beside an ENI.
+    fn inner_end(&mut self, attachment: &Attachment, host_link: Option<&str>) -> Result<Option<LinkSeen>, Error> {
+        let Some(pod) = &mut self.pod else { return Ok(None) };
+        let mac = host_link.map(ours::pod_mac);
+        for name in [attachment.ifname.as_str(), ours::PEER_LINK] {
+            let link = pod.place.link(name)?;
+            if link.as_ref().is_some_and(|link| !is_lent_to(link, attachment) && (mac.is_none() || link.mac == mac)) {
+                return Ok(link);
+            }
+        }
+        Ok(None)
     }
 
     /// The veth's end out here, if it is the attachment's: its alias says so, or, where an ADD was cut off before it

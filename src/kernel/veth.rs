@@ -6,7 +6,7 @@ use super::Pod;
 use super::link::{self, LinkSeen};
 use super::message::Message;
 use super::place::{Difference, Place, absent_is_fine, shape_difference};
-use crate::error::{Context, Error};
+use crate::error::{Cause, Context, Error};
 use crate::ip::Mac;
 use crate::ours;
 use crate::plan::Veth;
@@ -74,6 +74,21 @@ pub fn create(host: &mut Place, pod: &mut Pod, veth: &Veth) -> Result<(), Error>
         pod.place.note(inner(&outer, veth, ifindex));
     }
     host.note(outer);
+    Ok(())
+}
+
+/// Calls the inner end of a veth that was made ahead of its plan as the plan has it.
+pub fn finish(pod: &mut Pod, begun: &Veth, veth: &Veth) -> Result<(), Error> {
+    if begun.peer == veth.peer {
+        return Ok(());
+    }
+    let doing = || format!("rename link {} to {}", begun.peer, veth.peer);
+    let Some(inner) = pod.place.link(&begun.peer)? else {
+        return Err(Error::new(Cause::Absent)).context(doing);
+    };
+    pod.place.act(link::rename(inner.ifindex, &veth.peer)).context(doing)?;
+    pod.place.forget();
+    pod.place.note(LinkSeen { name: veth.peer.clone(), ..inner });
     Ok(())
 }
 

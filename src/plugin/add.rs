@@ -8,8 +8,7 @@ use super::{daemon, del};
 use crate::cni::{Code, Failure, NetConf, Reply, ReplyIp, VirtualType};
 use crate::datapath::{self, Setup};
 use crate::kernel::Kernel;
-use crate::ours;
-use crate::plan::Veth;
+use crate::plan::{Object, Plan, Veth};
 use crate::pod::{PodName, Sandbox};
 use crate::rpc::{self, Lease, Request};
 
@@ -26,13 +25,18 @@ pub fn add(pod: PodName, sandbox: Sandbox, conf: &NetConf) -> Result<Reply, Fail
     let request = Request::Allocate { pod, sandbox: sandbox.clone() };
     let lease = lease(&request, &sandbox, &mut kernel, &veth)
         .map_err(|f| Failure { msg: format!("add {name}: {}", f.msg), ..f })?;
-    let plan = datapath::pod(&Setup { lease: &lease, mtu: conf.mtu });
+    let plan = datapath::pod(&setup(&lease, conf));
     if conf.virtual_type != VirtualType::Veth {
         log::warn!("add {name}: {:?} is not available, a veth is used", conf.virtual_type);
     }
     log::debug!("add {name}: {lease:?}\n{plan}");
     kernel.apply(&plan).map_err(|e| Failure::new(Code::Node, e.within(format!("add {name}"))))?;
-    Ok(reply(sandbox, conf, &lease))
+    Ok(reply(sandbox, conf, &lease, &plan))
+}
+
+/// What the network configuration has to say about the wiring of this lease.
+pub fn setup<'a>(lease: &'a Lease, conf: &'a NetConf) -> Setup<'a> {
+    Setup { lease, mtu: conf.mtu, host_stack: &conf.host_stack, host_peer: !conf.disable_host_peer }
 }
 
 /// The kernel as seen from the node and from inside the pod.
@@ -59,8 +63,15 @@ fn lease(request: &Request, sandbox: &Sandbox, kernel: &mut Kernel, veth: &Veth)
 
 /// Addresses bear the length of the vSwitch's prefix, as runtimes and chained plugins of Terway's users expect, although
 /// inside the pod they stand alone.
-fn reply(sandbox: Sandbox, conf: &NetConf, lease: &Lease) -> Reply {
-    let host_link = ours::host_veth(&lease.pod, &sandbox.attachment.ifname);
+fn reply(sandbox: Sandbox, conf: &NetConf, lease: &Lease, plan: &Plan) -> Reply {
+    let mut mac = lease.eni.mac;
+    let mut host_link = None;
+    for object in &plan.host {
+        if let Object::Veth(veth) = object {
+            host_link = Some((veth.name.clone(), veth.mac));
+            mac = if veth.peer == sandbox.attachment.ifname { veth.peer_mac } else { mac };
+        }
+    }
     let v4 = lease.ip.v4.map(|ip| {
         let length = lease.eni.cidr.v4.map_or(32, |net| net.prefix_len());
         ReplyIp { address: IpNet::new_assert(ip.into(), length), gateway: lease.eni.gateway.v4.map(Into::into) }
@@ -69,12 +80,5 @@ fn reply(sandbox: Sandbox, conf: &NetConf, lease: &Lease) -> Reply {
         let length = lease.eni.cidr.v6.map_or(128, |net| net.prefix_len());
         ReplyIp { address: IpNet::new_assert(ip.into(), length), gateway: lease.eni.gateway.v6.map(Into::into) }
     });
-    Reply {
-        mac: ours::pod_mac(&host_link),
-        mtu: conf.mtu,
-        host_mac: ours::host_mac(&host_link),
-        host_link,
-        sandbox,
-        ips: v4.into_iter().chain(v6).collect(),
-    }
+    Reply { mac, mtu: conf.mtu, host_link, sandbox, ips: v4.into_iter().chain(v6).collect() }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{add, daemon};
 use crate::cni::{Code, Failure, NetConf, PrevResult};
-use crate::datapath::{self, Setup};
+use crate::datapath;
 use crate::pod::Sandbox;
 use crate::rpc::{Lease, Reply, Request};
 
@@ -16,7 +16,7 @@ pub fn check(sandbox: &Sandbox, conf: &NetConf, prev: Option<&PrevResult>) -> Re
     if let Some(prev) = prev {
         same_addresses(&lease, prev)?;
     }
-    let plan = datapath::pod(&Setup { lease: &lease, mtu: conf.mtu });
+    let plan = datapath::pod(&add::setup(&lease, conf));
     log::debug!("check {}: {lease:?}\n{plan}", lease.pod);
     let found = |code, what: String| Failure::new(code, format!("check {}: {what}", lease.pod));
     match kernel.check(&plan) {

@@ -1,7 +1,7 @@
 //! Calls to the cloud: which may start now, and what each answer changes.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -11,6 +11,7 @@ use super::retry::{Backoff, LATE, POLL, SOON, Shut, jitter};
 use super::state::State;
 use super::{Call, CallId, Effect, Intent, Now, Outcome, Refused};
 use crate::eni::{Eni, EniState, Fault, FaultKind};
+use crate::ip::Family;
 use crate::rpc::Refusal;
 
 /// Attempts with one token before we look what has become of them and begin anew.
@@ -29,8 +30,8 @@ pub(super) enum Verb {
     Attach,
     Detach,
     Delete,
-    Assign,
-    Unassign,
+    Assign(Family),
+    Unassign(Family),
     Look,
     LookAll,
     VSwitches,
@@ -45,8 +46,8 @@ pub(super) fn verb(call: &Call) -> Verb {
         Call::Attach { .. } => Verb::Attach,
         Call::Detach { .. } => Verb::Detach,
         Call::Delete { .. } => Verb::Delete,
-        Call::Assign { .. } => Verb::Assign,
-        Call::Unassign { .. } => Verb::Unassign,
+        Call::Assign { family, .. } => Verb::Assign(*family),
+        Call::Unassign { addresses, .. } => Verb::Unassign(addresses.first().map(Family::of).unwrap_or_default()),
         Call::Look { .. } => Verb::Look,
         Call::LookAll => Verb::LookAll,
         Call::VSwitches => Verb::VSwitches,
@@ -96,9 +97,11 @@ impl Create {
         Create { intent, call: None, tries: 0, doubt: true, retry: Backoff::default() }
     }
 
-    pub fn addresses(&self) -> u32 {
-        match &self.intent.call {
-            Call::Create { addresses, .. } => *addresses,
+    /// The addresses of this family that the ENI will have.
+    pub fn addresses(&self, family: Family) -> u32 {
+        match (&self.intent.call, family) {
+            (Call::Create { addresses, .. }, Family::V4) => *addresses,
+            (Call::Create { v6, .. }, Family::V6) => *v6,
             _ => 0,
         }
     }
@@ -230,10 +233,11 @@ impl State {
             Next::Nothing => {}
             Next::Prepare => self.prepare(id),
             Next::AssignAgain => {
-                self.step_call(Verb::Assign, self.nics[id].assign.as_ref().map(|a| a.intent.call.clone()))
+                let assign = self.nics[id].assign.as_ref().expect("what is said again was said");
+                let (family, call) = (assign.family, assign.intent.call.clone());
+                self.step_call(Verb::Assign(family), Some(call));
             }
-            Next::UnassignAgain if self.may(Verb::Unassign) => self.unassign(id),
-            Next::UnassignAgain => {}
+            Next::UnassignAgain => self.unassign(id),
             Next::Look => self.step_call(Verb::Look, Some(Call::Look { eni })),
             Next::Attach => self.step_call(Verb::Attach, Some(Call::Attach { eni })),
             Next::Detach => self.detach(id),
@@ -268,10 +272,16 @@ impl State {
         self.start(Call::Detach { eni: id.to_owned() });
     }
 
-    /// Unassigns the addresses that are marked as leaving.
+    /// Unassigns the addresses that are marked as leaving, one family at a time.
     pub fn unassign(&mut self, id: &str) {
-        let leaving = self.nics[id].addresses.iter().filter(|(_, a)| a.leaving).map(|(ip, _)| *ip).collect();
-        self.start(Call::Unassign { eni: id.to_owned(), addresses: leaving });
+        for family in [Family::V4, Family::V6] {
+            let leaving = self.nics[id].addresses.iter().filter(|(ip, a)| a.leaving && Family::of(ip) == family);
+            let addresses: Vec<IpAddr> = leaving.map(|(ip, _)| *ip).collect();
+            if !addresses.is_empty() && self.may(Verb::Unassign(family)) {
+                self.start(Call::Unassign { eni: id.to_owned(), addresses });
+                return;
+            }
+        }
     }
 
     // -- hearing --
@@ -300,7 +310,9 @@ impl State {
             (Call::Attach { eni }, Outcome::Attached) => self.moving(&eni, EniState::Attaching),
             (Call::Detach { eni }, Outcome::Detached) => self.moving(&eni, EniState::Detaching),
             (Call::Delete { eni }, Outcome::Deleted) => self.lose(&eni),
-            (Call::Assign { eni, count, .. }, Outcome::Assigned(ips)) => self.assigned(&eni, count, &ips),
+            (Call::Assign { eni, family, count, .. }, Outcome::Assigned(ips)) => {
+                self.assigned(&eni, family, count, &ips);
+            }
             (Call::Unassign { eni, addresses }, Outcome::Unassigned) => self.unassigned(&eni, &addresses),
             (Call::Look { eni }, Outcome::Seen(seen)) => self.seen(&eni, seen.as_deref()),
             (Call::LookAll, Outcome::SeenAll(enis)) => self.seen_all(id, &enis),
@@ -332,7 +344,8 @@ impl State {
         self.vswitches.took(&eni.vswitch, eni.v4.len());
         self.see(eni);
         let nic = self.nics.get_mut(&eni.id).expect("just inserted");
-        nic.stale = create.doubt || eni.v4.len() as u32 != create.addresses();
+        let (v4, v6) = (create.addresses(Family::V4), create.addresses(Family::V6));
+        nic.stale = create.doubt || (eni.v4.len(), eni.v6.len()) != (v4 as usize, v6 as usize);
     }
 
     fn moving(&mut self, eni: &str, state: EniState) {
@@ -343,7 +356,7 @@ impl State {
     }
 
     /// New addresses, each taken only if it can be right; if anything is odd we look what the ENI really has.
-    fn assigned(&mut self, id: &str, count: u32, ips: &[Ipv4Addr]) {
+    fn assigned(&mut self, id: &str, family: Family, count: u32, ips: &[IpAddr]) {
         self.settle_assign(id, ips.len() != count as usize);
         let Some(nic) = self.nics.get_mut(id) else { return };
         if ips.len() < count as usize {
@@ -351,10 +364,13 @@ impl State {
         } else {
             nic.retry.restart(self.now);
         }
+        nic.no_assign.remove(&family);
         let vswitch = nic.vswitch.clone();
-        self.vswitches.took(&vswitch, ips.len());
+        if family == Family::V4 {
+            self.vswitches.took(&vswitch, ips.len());
+        }
         for ip in ips.iter().take(count as usize) {
-            let sound = self.is_sound(id, &vswitch, *ip);
+            let sound = Family::of(ip) == family && self.is_sound(id, &vswitch, *ip);
             let nic = self.nics.get_mut(id).expect("just seen");
             if nic.addresses.contains_key(ip) {
                 nic.stale = true;
@@ -369,7 +385,7 @@ impl State {
         }
     }
 
-    fn unassigned(&mut self, id: &str, ips: &[Ipv4Addr]) {
+    fn unassigned(&mut self, id: &str, ips: &[IpAddr]) {
         let Some(nic) = self.nics.get_mut(id) else { return };
         nic.retry.restart(self.now);
         nic.addresses.retain(|ip, a| !(a.leaving && ips.contains(ip)));
@@ -437,8 +453,8 @@ impl State {
     fn failed(&mut self, call: Call, fault: Fault) {
         match call {
             Call::Create { token, .. } => self.create_failed(&token, &fault),
-            Call::Assign { eni, .. } => self.assign_failed(&eni, &fault),
-            Call::Unassign { eni, .. } => self.unassign_failed(&eni, &fault),
+            Call::Assign { eni, family, .. } => self.assign_failed(&eni, family, &fault),
+            Call::Unassign { .. } => self.unassign_failed(&call, &fault),
             Call::Attach { eni } => self.attach_failed(&eni, &fault),
             Call::Detach { eni } => self.removal_failed(&eni, Verb::Detach, &fault),
             Call::Delete { eni } if fault.kind == FaultKind::Gone => self.lose(&eni),
@@ -475,13 +491,13 @@ impl State {
             self.survey.hurry(self.now);
         }
         match fault.kind {
-            FaultKind::VSwitchEmpty => self.set_aside(create.vswitch(), fault),
+            FaultKind::VSwitchEmpty => self.set_aside(create.vswitch(), Family::V4, fault),
             FaultKind::Unknown | FaultKind::Throttled | FaultKind::Busy | FaultKind::Token => {}
             _ => self.block(Verb::Create, fault),
         }
     }
 
-    fn assign_failed(&mut self, id: &str, fault: &Fault) {
+    fn assign_failed(&mut self, id: &str, family: Family, fault: &Fault) {
         let Some(nic) = self.nics.get_mut(id) else { return };
         let Some(assign) = &mut nic.assign else { return };
         assign.tries += 1;
@@ -492,18 +508,20 @@ impl State {
         let vswitch = nic.vswitch.clone();
         self.settle_assign(id, true);
         match fault.kind {
-            FaultKind::VSwitchEmpty => self.set_aside(&vswitch, fault),
-            FaultKind::Forbidden | FaultKind::Quota => self.block(Verb::Assign, fault),
-            FaultKind::EniFull | FaultKind::Invalid => self.ask_no_more(id, fault),
+            FaultKind::VSwitchEmpty => self.set_aside(&vswitch, family, fault),
+            FaultKind::Forbidden | FaultKind::Quota => self.block(Verb::Assign(family), fault),
+            FaultKind::EniFull | FaultKind::Invalid => self.ask_no_more(id, family, fault),
             _ => self.later(id, true),
         }
     }
 
     /// The addresses go on leaving if that may still happen; else a look tells which of them have stayed.
-    fn unassign_failed(&mut self, id: &str, fault: &Fault) {
-        self.later(id, !may_say_again(fault.kind));
+    fn unassign_failed(&mut self, call: &Call, fault: &Fault) {
+        if let Some(eni) = eni_of(call) {
+            self.later(eni, !may_say_again(fault.kind));
+        }
         if matches!(fault.kind, FaultKind::Forbidden | FaultKind::Quota | FaultKind::Invalid) {
-            self.block(Verb::Unassign, fault);
+            self.block(verb(call), fault);
         }
     }
 
@@ -534,14 +552,14 @@ impl State {
         nic.retry.fail(self.now, &SOON, &mut self.rng);
     }
 
-    fn ask_no_more(&mut self, id: &str, fault: &Fault) {
+    fn ask_no_more(&mut self, id: &str, family: Family, fault: &Fault) {
         let Some(nic) = self.nics.get_mut(id) else { return };
         let refused = Refused { why: refusal(fault.kind), reason: format!("{id}: {fault}") };
-        nic.no_assign = Some((self.now + NO_ASSIGN, refused));
+        nic.no_assign.insert(family, (self.now + NO_ASSIGN, refused));
     }
 
-    fn set_aside(&mut self, vswitch: &str, fault: &Fault) {
-        self.vswitches.set_aside(self.now, self.last_call, vswitch, fault.to_string());
+    fn set_aside(&mut self, vswitch: &str, family: Family, fault: &Fault) {
+        self.vswitches.set_aside(self.now, self.last_call, (vswitch, family), fault.to_string());
     }
 
     /// The verb is refused for a while, longer each time.
@@ -550,7 +568,7 @@ impl State {
         let mut backoff = Backoff { fails: old.as_ref().map_or(0, |b| b.fails), next: self.now };
         backoff.fail(self.now, &LATE, &mut self.rng);
         let refused = Refused { why: refusal(fault.kind), reason: fault.to_string() };
-        let removal = matches!(verb, Verb::Detach | Verb::Delete | Verb::Unassign);
+        let removal = matches!(verb, Verb::Detach | Verb::Delete | Verb::Unassign(_));
         if removal && old.is_none() {
             self.tell(None, true, "DisposeResourceFailed", refused.reason.clone());
         }

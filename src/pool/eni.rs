@@ -1,13 +1,13 @@
 //! One ENI's life: what we want of it, where cloud and kernel have it, and the one step that comes next.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::dress::Dress;
 use super::retry::Backoff;
 use super::{CallId, Intent, Link, Now, Refused, Settings};
-use crate::eni::{Eni, EniKind, EniState};
-use crate::ip::Mac;
+use crate::eni::{Eni, EniKind, EniState, Limits};
+use crate::ip::{Family, Mac};
 use crate::ours;
 
 /// An ENI of ours.
@@ -27,16 +27,17 @@ pub(super) struct Nic {
     pub wiring: Backoff,
     /// What the kernel said last.
     pub complaint: Option<String>,
-    pub addresses: BTreeMap<Ipv4Addr, Address>,
+    /// Those of both families; what pairs them up is the lease.
+    pub addresses: BTreeMap<IpAddr, Address>,
     /// Addresses that the cloud has on it and that cannot be right.
-    pub suspect: BTreeSet<Ipv4Addr>,
-    /// An AssignPrivateIpAddresses whose end we do not know yet.
+    pub suspect: BTreeSet<IpAddr>,
+    /// An AssignPrivateIpAddresses or AssignIpv6Addresses whose end we do not know yet.
     pub assign: Option<Assign>,
     /// The call under way: one at a time.
     pub busy: Option<CallId>,
     pub retry: Backoff,
-    /// No address is asked for on it until then, and why.
-    pub no_assign: Option<(Now, Refused)>,
+    /// No address of the family is asked for on it until then, and why. What is over is kept until an address comes.
+    pub no_assign: BTreeMap<Family, (Now, Refused)>,
     /// Times that the cloud said no to attaching it.
     pub rejected: u32,
     /// Its security groups and tags.
@@ -74,6 +75,7 @@ pub(super) struct Address {
 
 pub(super) struct Assign {
     pub intent: Intent,
+    pub family: Family,
     pub count: u32,
     pub tries: u32,
     /// An attempt may have been carried out although we were not told.
@@ -111,7 +113,7 @@ impl Nic {
             assign: None,
             busy: None,
             retry: Backoff::default(),
-            no_assign: None,
+            no_assign: BTreeMap::new(),
             rejected: 0,
             dress: Dress::of(eni),
             stale: false,
@@ -142,7 +144,7 @@ impl Nic {
     }
 
     fn next_in_use(&self) -> Next {
-        if self.leaving() > 0 {
+        if self.addresses.values().any(|a| a.leaving) {
             Next::UnassignAgain
         } else if self.kernel == Kernel::Absent {
             Next::Prepare
@@ -178,19 +180,19 @@ impl Nic {
     }
 
     /// Addresses that it could still get, were none of them leaving.
-    pub fn room(&self, per_eni: u32) -> u32 {
-        let there = (self.addresses.len() + self.suspect.len()) as u32;
-        per_eni.saturating_sub(there + self.coming())
+    pub fn room(&self, limits: &Limits, family: Family) -> u32 {
+        let there = self.addresses.keys().chain(&self.suspect).filter(|ip| Family::of(ip) == family).count() as u32;
+        limits.per_adapter(family).saturating_sub(there + self.coming(family))
     }
 
     /// Addresses that are being unassigned.
-    pub fn leaving(&self) -> u32 {
-        self.addresses.values().filter(|a| a.leaving).count() as u32
+    pub fn leaving(&self, family: Family) -> u32 {
+        self.addresses.iter().filter(|(ip, a)| a.leaving && Family::of(ip) == family).count() as u32
     }
 
     /// Addresses that have been asked for.
-    pub fn coming(&self) -> u32 {
-        self.assign.as_ref().map_or(0, |a| a.count)
+    pub fn coming(&self, family: Family) -> u32 {
+        self.assign.as_ref().filter(|a| a.family == family).map_or(0, |a| a.count)
     }
 }
 

@@ -13,6 +13,7 @@ use super::calls::eni_of;
 use super::world::{Asked, Cloud, Flight, HERE, Ills, Ledger, attachment, pod, sandbox, settings};
 use super::{Call, Effect, EniChoice, Event, Held, Link, Now, Outcome, Pool, Settings, VSwitchChoice};
 use crate::eni::{Eni, EniKind, EniState};
+use crate::ip::{Family, Stack};
 use crate::ours;
 use crate::rpc::Refusal;
 
@@ -84,10 +85,14 @@ struct Run {
 impl Run {
     fn new(seed: u64) -> Run {
         let mut rng = Rng::with_seed(seed);
-        let settings = random_settings(&mut rng, settings());
+        let mut settings = random_settings(&mut rng, settings());
+        settings.stack = random_stack(&mut rng);
         let mut cloud = Cloud::new(rng.u64(..), settings.limits);
         for (id, net) in [("vsw-1", 1), ("vsw-2", 2)] {
             cloud.add_vswitch(id, net, rng.u8(3..60));
+            if rng.u8(..8) > 0 {
+                cloud.add_v6(id, net, rng.u8(3..100));
+            }
         }
         let foul = rng.u8(..3) == 0;
         let ill = |rng: &mut Rng, most| if rng.bool() { rng.u32(..most) } else { 0 };
@@ -208,6 +213,9 @@ impl Run {
         let limits = self.settings.limits;
         self.settings = random_settings(&mut self.rng, self.settings.clone());
         self.settings.limits = limits;
+        if self.rng.u8(..3) == 0 {
+            self.settings.stack = random_stack(&mut self.rng);
+        }
         self.settings.max_enis = self.settings.max_enis.min(limits.adapters - 1);
         self.step(Event::Settings(Box::new(self.settings.clone())));
     }
@@ -233,6 +241,9 @@ impl Run {
         if eni.v4.len() > 1 && self.rng.bool() {
             let ip = eni.v4.pop().unwrap();
             self.cloud.free.get_mut(&eni.vswitch.clone()).unwrap().push(ip);
+        } else if !eni.v6.is_empty() && self.rng.bool() {
+            let ip = eni.v6.pop().unwrap();
+            self.cloud.free6.get_mut(&eni.vswitch.clone()).unwrap().push(ip);
         } else {
             self.cloud.remove(id);
             self.links.remove(id);
@@ -372,6 +383,12 @@ impl Run {
     }
 
     fn carry_out(&mut self, effect: &Effect) {
+        let again = |h: &Held| self.ledger.leases.get(&h.sandbox.attachment).is_some_and(|old| old.ip == h.ip);
+        if let Effect::Record(held) = effect
+            && !again(held)
+        {
+            self.check_whole(held);
+        }
         self.ledger.write(self.now, effect);
         match effect {
             Effect::Call { id, call } => self.call(*id, call),
@@ -423,11 +440,12 @@ impl Run {
                 assert!(self.ledger.intents.contains_key(token), "a creation that is not written down");
                 self.check_places(token);
             }
-            Call::Assign { eni, count, token } => {
+            Call::Assign { eni, family, count, token } => {
                 assert!(self.ledger.intents.contains_key(token), "an assignment that is not written down");
-                let there = self.cloud.enis.get(eni).map_or(0, |e| e.v4.len() as u32);
+                let there = self.cloud.enis.get(eni).map_or(0, |e| count_of(e, *family)) as u32;
                 let first = self.ledger.intents[token].call == *call && !self.cloud.knows(token);
-                assert!(self.foul || !first || there + count <= self.cloud.limits.v4_per_adapter, "{eni} overflows");
+                let most = self.cloud.limits.per_adapter(*family);
+                assert!(self.foul || !first || there + count <= most, "{eni} overflows");
             }
             Call::Unassign { addresses, .. } => {
                 for ip in addresses {
@@ -449,11 +467,18 @@ impl Run {
         assert!(known || self.unseen || !self.steady || there < self.places(), "an ENI too many");
     }
 
+    /// A new lease has an address of each family of the stack and no other.
+    fn check_whole(&self, held: &Held) {
+        let families: Vec<Family> = held.ip.iter().map(|ip| Family::of(&ip)).collect();
+        assert_eq!(families, self.settings.stack.families(), "{} is leased, no pair", held.ip);
+    }
+
     fn check_lease(&self, held: &Held) {
         assert!(self.links.contains(&held.eni) || self.foul, "{} has no link and {} is leased", held.eni, held.ip);
-        let ip = held.ip.v4.unwrap();
-        let there = self.cloud.enis.get(&held.eni).is_some_and(|e| e.v4.contains(&ip));
-        assert!(there || self.foul, "{ip} is leased and the cloud does not have it on {}", held.eni);
+        for ip in held.ip.iter() {
+            let there = self.cloud.enis.get(&held.eni).is_some_and(|e| e.addresses().any(|a| a == ip));
+            assert!(there || self.foul, "{ip} is leased and the cloud does not have it on {}", held.eni);
+        }
     }
 
     fn reply(&mut self, ticket: u64, held: Option<&Held>) {
@@ -467,8 +492,9 @@ impl Run {
     /// Nobody is told that the node is full while there is an address for which nobody else waits.
     fn check_full(&self) {
         let ours: Vec<&Eni> = self.cloud.enis.values().filter(|e| is_ours(e)).collect();
-        let idle = |e: &&Eni| e.v4.iter().filter(|ip| !self.ledger.holds(**ip)).count();
-        let spare: usize = ours.iter().map(|e| idle(e) + self.per_eni().saturating_sub(e.v4.len())).sum();
+        let idle = |e: &Eni, f| e.addresses().filter(|ip| Family::of(ip) == f && !self.ledger.holds(*ip)).count();
+        let room = |e: &Eni, f| (self.cloud.limits.per_adapter(f) as usize).saturating_sub(count_of(e, f));
+        let spare: usize = ours.iter().map(|e| self.least(|f| idle(e, f) + room(e, f))).sum();
         let show = self.pool.show();
         let suspect: usize =
             show["enis"].as_array().unwrap().iter().map(|e| e["not_used"].as_array().unwrap().len()).sum();
@@ -482,7 +508,11 @@ impl Run {
     }
 
     fn per_eni(&self) -> usize {
-        self.cloud.limits.v4_per_adapter as usize
+        self.least(|family| self.cloud.limits.per_adapter(family) as usize)
+    }
+
+    fn least(&self, number: impl Fn(Family) -> usize) -> usize {
+        self.settings.stack.families().iter().map(|family| number(*family)).min().unwrap()
     }
 
     fn places(&self) -> usize {
@@ -542,9 +572,23 @@ impl Run {
         self.cloud.enis.values().filter(|e| is_ours(e)).for_each(|eni| self.check_dress(eni));
         let theirs = self.cloud.enis.values().filter(|e| is_ours(e));
         let theirs: BTreeSet<(String, String)> =
-            theirs.flat_map(|e| e.v4.iter().map(|ip| (e.id.clone(), ip.to_string()))).collect();
+            theirs.flat_map(|e| e.addresses().map(|ip| (e.id.clone(), ip.to_string()))).collect();
         assert_eq!(ours, theirs, "cloud and pool differ");
-        self.check_size(ours.len() as u32, show["enis"].as_array().unwrap().len() as u32);
+        for eni in self.cloud.enis.values().filter(|e| is_ours(e)) {
+            self.check_pairs(eni);
+        }
+        self.check_size(show["idle"].as_u64().unwrap() as u32, show["enis"].as_array().unwrap().len() as u32);
+    }
+
+    /// No address is left over without its counterpart, but for primary ones, which cannot be unassigned.
+    fn check_pairs(&self, eni: &Eni) {
+        let (v4, v6) = (eni.v4.len(), eni.v6.len());
+        let fine = match self.settings.stack {
+            Stack::V4 => v6 == 0,
+            Stack::Dual => v4 == v6.max(1),
+            Stack::V6 => v4 == 1,
+        };
+        assert!(fine, "{v4} IPv4 and {v6} IPv6 addresses stay: {eni:?}");
     }
 
     /// The groups and tags of the settings, no tag of earlier ones, and all of others.
@@ -567,8 +611,12 @@ impl Run {
         let most = self.places() as u32;
         assert!(enis <= most, "{enis} ENIs stay");
         assert!(idle <= s.max_idle.max(s.min_idle).max(enis), "{idle} idle addresses stay");
-        let empty = self.cloud.free.values().any(|free| free.len() < 16);
-        let full = enis == most && idle == most * s.limits.v4_per_adapter;
+        let scarce = |family| match family {
+            Family::V4 => self.cloud.free.values().any(|free| free.len() < 16),
+            Family::V6 => self.cloud.free6.values().any(|free| free.len() < 16),
+        };
+        let empty = scarce(Family::V4) || s.stack.has(Family::V6) && scarce(Family::V6);
+        let full = self.per_eni() == 0 || enis == most && idle == most * self.per_eni() as u32;
         assert!(idle >= s.min_idle || full || empty, "only {idle} idle addresses stay: {:#}", self.pool.show());
     }
 }
@@ -577,6 +625,7 @@ fn random_settings(rng: &mut Rng, old: Settings) -> Settings {
     let mut new = Settings { min_idle: rng.u32(..6), max_idle: rng.u32(..10), ..old };
     new.limits.adapters = rng.u32(2..6);
     new.limits.v4_per_adapter = rng.u32(1..16);
+    new.limits.v6_per_adapter = [new.limits.v4_per_adapter, rng.u32(..16)][rng.usize(..2)];
     new.max_enis = rng.u32(1..6).min(new.limits.adapters - 1);
     new.min_enis = rng.u32(..=new.max_enis) * u32::from(rng.u8(..4) == 0);
     new.cooldown = Duration::from_secs([0, 5, 30, 130][rng.usize(..4)]);
@@ -590,6 +639,14 @@ fn random_settings(rng: &mut Rng, old: Settings) -> Settings {
     new.tags = tags[rng.usize(..3)].iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
     new.eni_choice = [EniChoice::MostIps, EniChoice::LeastIps][rng.usize(..2)];
     new
+}
+
+fn random_stack(rng: &mut Rng) -> Stack {
+    [Stack::V4, Stack::Dual, Stack::V6][rng.usize(..3)]
+}
+
+fn count_of(eni: &Eni, family: Family) -> usize {
+    eni.addresses().filter(|ip| Family::of(ip) == family).count()
 }
 
 fn is_ours(eni: &Eni) -> bool {

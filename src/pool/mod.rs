@@ -12,6 +12,7 @@ mod retry;
 mod show;
 mod size;
 mod state;
+mod units;
 mod vswitch;
 
 #[cfg(test)]
@@ -22,11 +23,11 @@ mod tests;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::eni::{Eni, Fault, Limits, VSwitch};
-use crate::ip::{IpPair, Mac};
+use crate::ip::{Family, IpPair, Mac, Stack};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::rpc::Refusal;
 use state::State;
@@ -85,6 +86,8 @@ pub type Now = Duration;
 /// What the operator says of the pool, in limits that hold for this node.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
+    /// One address of each of these families is what a lease holds.
+    pub stack: Stack,
     pub limits: Limits,
     /// Idle addresses to keep ready, and the most to keep.
     pub min_idle: u32,
@@ -101,8 +104,9 @@ pub struct Settings {
     /// Those of the instance, until a look at its own ENI shows others.
     pub instance_groups: Vec<String>,
     pub resource_group: Option<String>,
-    /// The instance we run on.
+    /// The instance we run on, and its type.
     pub instance: String,
+    pub instance_type: String,
     /// Tags for ENIs we make; an ENI is ours when it bears [`crate::ours::ENI_TAG`], and this node's when it is attached here
     /// or bears [`crate::ours::NODE_TAG`] with our instance.
     pub tags: BTreeMap<String, String>,
@@ -184,13 +188,15 @@ pub struct Intent {
 /// A call to the cloud. One attempt; the pool decides about the next.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Call {
-    /// CreateNetworkInterface with this many addresses, the primary one included.
+    /// CreateNetworkInterface with this many IPv4 addresses, the primary one included, and this many IPv6 addresses.
     Create {
         vswitch: String,
         security_groups: Vec<String>,
         resource_group: Option<String>,
         tags: BTreeMap<String, String>,
         addresses: u32,
+        #[serde(default)]
+        v6: u32,
         token: String,
     },
     Attach {
@@ -204,12 +210,15 @@ pub enum Call {
     },
     Assign {
         eni: String,
+        #[serde(default)]
+        family: Family,
         count: u32,
         token: String,
     },
+    /// Addresses of one family.
     Unassign {
         eni: String,
-        addresses: Vec<Ipv4Addr>,
+        addresses: Vec<IpAddr>,
     },
     /// DescribeNetworkInterfaces for one ENI, to see how far the cloud has come with it.
     Look {
@@ -244,7 +253,7 @@ pub enum Outcome {
     Attached,
     Detached,
     Deleted,
-    Assigned(Vec<Ipv4Addr>),
+    Assigned(Vec<IpAddr>),
     Unassigned,
     /// `None`: the cloud does not know the ENI.
     Seen(Option<Box<Eni>>),

@@ -1,13 +1,14 @@
 //! The ADDs that wait: who is served, who is refused, when, and with which true reason.
 
 use std::cmp::Reverse;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::calls::{Block, Verb};
 use super::eni::Nic;
 use super::state::State;
-use super::{Effect, EniChoice, Held, Now, Refused, Ticket};
-use crate::ip::IpPair;
+use super::vswitch;
+use super::{Effect, EniChoice, Held, Now, Refused, Settings, Ticket};
+use crate::ip::{Family, IpPair, Stack};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::rpc::Refusal;
 
@@ -63,7 +64,7 @@ impl State {
             *dry = true;
             return None;
         };
-        let held = Held { pod: w.pod.clone(), sandbox: w.sandbox.clone(), eni, ip: IpPair::v4(ip) };
+        let held = Held { pod: w.pod.clone(), sandbox: w.sandbox.clone(), eni, ip };
         self.out.push(Effect::Record(held.clone()));
         self.hold(held.clone());
         Some(held)
@@ -82,16 +83,24 @@ impl State {
         Some(held.clone())
     }
 
-    /// The address that has been free longest, on the ENI that the settings prefer.
-    fn best_idle(&self) -> Option<(String, Ipv4Addr)> {
+    /// The addresses that have been free longest, on the ENI that the settings prefer.
+    fn best_idle(&self) -> Option<(String, IpPair)> {
         let serving = self.nics.iter().filter(|(_, n)| n.serves());
-        let oldest = |nic: &Nic| self.idle_on(nic).min_by_key(|(ip, a)| (a.free_since, *ip)).map(|(ip, _)| ip);
-        let candidates = serving.filter_map(|(id, nic)| Some((id, nic, oldest(nic)?)));
+        let candidates = serving.filter_map(|(id, nic)| Some((id, nic, self.oldest_idle(nic)?)));
         let best = match self.settings.eni_choice {
             EniChoice::MostIps => candidates.min_by_key(|(id, nic, _)| (Reverse(self.held_on(nic)), *id)),
             EniChoice::LeastIps => candidates.min_by_key(|(id, nic, _)| (self.held_on(nic), *id)),
         };
         best.map(|(id, _, ip)| (id.clone(), ip))
+    }
+
+    /// One address of each family of the stack, or nothing.
+    fn oldest_idle(&self, nic: &Nic) -> Option<IpPair> {
+        let oldest = |family: &Family| -> Option<IpAddr> {
+            let idle = self.idle_addresses(nic, *family);
+            idle.min_by_key(|(ip, a)| (a.free_since, *ip)).map(|(ip, _)| ip)
+        };
+        self.settings.stack.families().iter().map(oldest).collect()
     }
 
     /// Those who wait for an address, and not only for their ENI to serve.
@@ -143,38 +152,26 @@ impl State {
 
     /// At most so many addresses can become free by that time, as far as is known now.
     pub fn could_come(&self, by: Now) -> u32 {
-        let rests = self.resting.iter().filter(|(ip, r)| r.until <= by && self.is_kept(ip)).count() as u32;
         let cloud = self.gate.outage().is_none_or(|(_, next)| next <= by);
         let on_enis: u32 = self.nics.values().filter(|n| n.kept()).map(|n| self.could_come_from(n, cloud, by)).sum();
         let in_flight = self.creates.iter().filter(|c| cloud || c.call.is_some()).count() as u32;
         let new = if cloud && self.could_create(by) { self.places_to_come() } else { 0 };
-        rests + on_enis + (in_flight + new) * self.per_eni()
-    }
-
-    fn is_kept(&self, ip: &Ipv4Addr) -> bool {
-        self.nics.values().any(|n| n.kept() && n.addresses.contains_key(ip))
-    }
-
-    fn could_come_from(&self, nic: &Nic, cloud: bool, by: Now) -> u32 {
-        let idle = self.idle_on(nic).count() as u32;
-        let coming = if cloud || nic.busy.is_some() { nic.coming() } else { 0 };
-        let room =
-            if cloud && self.no_assign(nic, by).is_none() { nic.room(self.per_eni()) + nic.leaving() } else { 0 };
-        idle + coming + room
+        on_enis + (in_flight + new) * self.per_eni()
     }
 
     fn could_create(&self, by: Now) -> bool {
         let blocked = |verb| self.barrier(verb, by).is_some();
         !blocked(Verb::Create)
             && !blocked(Verb::Attach)
-            && self.settings.vswitches.iter().any(|id| self.vswitches.usable(id, by))
+            && self.settings.vswitches.iter().any(|id| self.vswitches.can_create(id, self.settings.stack, by))
     }
 
-    /// Why no address can be asked for on this ENI at that time.
-    pub fn no_assign(&self, nic: &Nic, at: Now) -> Option<Refused> {
-        let own = nic.no_assign.as_ref().filter(|(until, _)| *until > at).map(|(_, r)| r.clone());
-        let verb = self.barrier(Verb::Assign, at).map(|b| b.refused.clone());
-        let empty = (!self.vswitches.usable(&nic.vswitch, at)).then(|| self.empty_vswitch(&nic.vswitch));
+    /// Why no address of this family can be asked for on this ENI at that time.
+    pub fn no_assign(&self, nic: &Nic, family: Family, at: Now) -> Option<Refused> {
+        let own = nic.no_assign.get(&family).filter(|(until, _)| *until > at).map(|(_, r)| r.clone());
+        let verb = self.barrier(Verb::Assign(family), at).map(|b| b.refused.clone());
+        let empty =
+            (!self.vswitches.usable(&nic.vswitch, family, at)).then(|| self.empty_vswitch(&nic.vswitch, family));
         verb.or(empty).or(own)
     }
 
@@ -184,9 +181,10 @@ impl State {
         self.blocks.get(&verb).filter(|b| b.until > at || lasts(b))
     }
 
-    fn empty_vswitch(&self, id: &str) -> Refused {
-        let why = self.vswitches.why(id, self.now).unwrap_or_default();
-        Refused { why: Refusal::VSwitchEmpty, reason: format!("vSwitch {id} has no free address: {why}") }
+    fn empty_vswitch(&self, id: &str, family: Family) -> Refused {
+        let why = self.vswitches.why(id, family, self.now).unwrap_or_default();
+        let name = family_name(family);
+        Refused { why: Refusal::VSwitchEmpty, reason: format!("vSwitch {id} has no free {name} address: {why}") }
     }
 
     /// What stands between the node and one more address, if anything does.
@@ -206,10 +204,10 @@ impl State {
     }
 
     fn node_full(&self) -> Refused {
-        let (held, resting) = (self.leases.len(), self.resting.len());
+        let (held, resting) = (self.leases.len(), self.rests.len());
         let mut reason =
             format!("all addresses that this node can hold are taken: {held} in use, {resting} cooling down");
-        if let Some(first) = self.resting.values().map(|r| r.until).min() {
+        if let Some(first) = self.rests.values().map(|r| r.until).min() {
             reason += &format!(", the first for another {} s", (first.saturating_sub(self.now)).as_secs());
         }
         Refused { why: Refusal::NodeFull, reason }
@@ -217,12 +215,9 @@ impl State {
 
     /// Every address that the node can hold is there, and is leased or rests.
     fn is_full(&self) -> bool {
-        let spare =
-            |n: &Nic| n.room(self.per_eni()) > 0 || n.assign.is_some() || n.addresses.values().any(|a| a.leaving);
-        let kept = || self.nics.values().filter(|n| n.kept());
         self.places_to_come() == 0
             && self.creates.is_empty()
-            && !kept().any(|n| spare(n) || self.idle_on(n).next().is_some())
+            && !self.nics.values().any(|n| n.kept() && self.limit(n) > 0)
     }
 
     /// The worst of the reasons why every way to one more address is closed; none if one is open.
@@ -233,8 +228,8 @@ impl State {
 
     /// The ways to one more address, each with the reason why it is closed.
     fn ways(&self) -> Vec<Option<Refused>> {
-        let roomy = self.nics.values().filter(|n| n.kept() && n.room(self.per_eni()) + n.leaving() > 0);
-        let mut ways: Vec<Option<Refused>> = roomy.map(|n| self.no_assign(n, self.now)).collect();
+        let roomy = self.nics.values().filter(|n| n.kept() && self.limit(n) > self.promised(n));
+        let mut ways: Vec<Option<Refused>> = roomy.map(|n| self.no_more(n)).collect();
         if self.places_to_come() > 0 {
             ways.push(self.no_create());
         }
@@ -246,13 +241,25 @@ impl State {
         if let Some(block) = blocks.into_iter().flatten().next() {
             return Some(block.refused.clone());
         }
-        let ids = &self.settings.vswitches;
-        if ids.iter().any(|id| self.vswitches.usable(id, self.now)) {
+        if self.per_eni() == 0 {
+            return Some(Refused { why: Refusal::Quota, reason: self.barren_type() });
+        }
+        let (ids, stack) = (&self.settings.vswitches, self.settings.stack);
+        if ids.iter().any(|id| self.vswitches.can_create(id, stack, self.now)) {
             return None;
         }
-        let why = ids.iter().find_map(|id| self.vswitches.why(id, self.now)).unwrap_or("none is configured");
+        let why = |id: &String| [Family::V4, Family::V6].into_iter().find_map(|f| self.vswitches.why(id, f, self.now));
+        let why = ids.iter().find_map(why).unwrap_or_else(|| "none is configured".into());
         let reason = format!("no vSwitch of [{}] has a free address: {why}", ids.join(" "));
         Some(Refused { why: Refusal::VSwitchEmpty, reason })
+    }
+
+    fn barren_type(&self) -> String {
+        let Settings { stack, instance_type, .. } = &self.settings;
+        format!(
+            "an ENI of instance type {instance_type} can hold no IPv6 address, and ip_stack is {stack}: \
+             choose another instance type, or ip_stack ipv4"
+        )
     }
 
     /// An ADD could be served now or within `soon`.
@@ -262,10 +269,36 @@ impl State {
             let unknown = || Refused { why: Refusal::TooSlow, reason: "no address is to be had soon".into() };
             return Err(self.obstacle().unwrap_or_else(unknown));
         }
-        let idle = self.nics.values().filter(|n| n.serves()).any(|n| self.idle_on(n).next().is_some());
+        let idle = self.nics.values().any(|n| n.serves() && self.idle_on(n) > 0);
         match self.obstacle() {
             Some(refused) if !idle => Err(refused),
             _ => Ok(()),
+        }
+    }
+
+    /// Tells the node's owner once, and again when it changes, what keeps this node from giving every pod both families, or from
+    /// using all addresses that it could have.
+    pub fn tell_of_stack(&mut self) {
+        let Settings { stack, limits, instance_type, vswitches, .. } = &self.settings;
+        let mut told: Vec<String> = Vec::new();
+        if *stack == Stack::Dual && (1..limits.v4_per_adapter).contains(&limits.v6_per_adapter) {
+            told.push(format!(
+                "an ENI of instance type {instance_type} holds {} IPv4 addresses and {} IPv6 addresses: with ip_stack dual it \
+                 serves {} pods; an instance type with as many of both serves more",
+                limits.v4_per_adapter, limits.v6_per_adapter, limits.v6_per_adapter
+            ));
+        }
+        if self.per_eni() == 0 {
+            told.push(self.barren_type());
+        }
+        let lacking = vswitches.iter().filter(|id| stack.has(Family::V6) && !self.vswitches.has(id, Family::V6));
+        told.extend(lacking.map(|id| format!("vSwitch {id} is not used: {}", vswitch::NO_IPV6)));
+        let told = told.join("; ");
+        if told != self.told_of_stack {
+            self.told_of_stack = told.clone();
+            if !told.is_empty() {
+                self.tell(None, true, "ResourceInvalid", told);
+            }
         }
     }
 
@@ -282,6 +315,14 @@ impl State {
             Some(refused) => self.tell(None, true, "AllocResourceFailed", refused.reason),
             None => self.tell(None, false, "AllocIPSucceed", "addresses can be had again".into()),
         }
+    }
+}
+
+/// What a person calls the family.
+fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
     }
 }
 

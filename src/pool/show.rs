@@ -4,15 +4,16 @@ use serde_json::{Value, json};
 
 use super::eni::{Address, Goal, Kernel, Nic};
 use super::state::State;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 impl State {
     pub fn show(&self) -> Value {
         json!({
+            "ip_stack": self.settings.stack,
             "capacity": self.max_enis() * self.per_eni(),
             "idle": self.idle(),
             "leased": self.leases.len(),
-            "cooling": self.resting.len(),
+            "cooling": self.rests.len(),
             "min_idle": self.settings.min_idle,
             "max_idle": self.settings.max_idle,
             "max_enis": self.max_enis(),
@@ -65,15 +66,15 @@ impl State {
         })
     }
 
-    fn show_address(&self, nic: &Nic, ip: Ipv4Addr, address: &Address) -> Value {
-        let mut value = json!({"ip": ip, "primary": ip == nic.primary});
-        if let Some(held) = self.leases.values().find(|h| h.ip.v4 == Some(ip)) {
+    fn show_address(&self, nic: &Nic, ip: IpAddr, address: &Address) -> Value {
+        let mut value = json!({"ip": ip, "primary": ip == IpAddr::V4(nic.primary)});
+        if let Some(held) = self.leases.values().find(|h| h.ip.iter().any(|held| held == ip)) {
             value["state"] = "leased".into();
             value["pod"] = held.pod.to_string().into();
             value["attachment"] = held.sandbox.attachment.to_string().into();
-        } else if let Some(rest) = self.resting.get(&ip) {
+        } else if let Some(until) = self.resting.get(&ip) {
             value["state"] = "cooling".into();
-            value["left_secs"] = rest.until.saturating_sub(self.now).as_secs().into();
+            value["left_secs"] = until.saturating_sub(self.now).as_secs().into();
         } else {
             value["state"] = if address.leaving { "leaving" } else { "idle" }.into();
         }

@@ -1,13 +1,14 @@
 //! How many idle addresses and ENIs we want, and the calls that bring the pool there, in batches.
 
 use std::cmp::Reverse;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::calls::{Create, Verb};
 use super::eni::{Assign, Goal, Kernel, Nic};
 use super::state::State;
-use super::{Call, Effect, EniChoice, Intent, Now};
+use super::{Call, Effect, EniChoice, Intent};
+use crate::ip::Family;
 
 /// Addresses asked for in one call. AssignPrivateIpAddresses lists at most ten addresses, and the old Terway asks CreateNetworkInterface
 /// for no more either.
@@ -18,10 +19,6 @@ const GATHER: Duration = Duration::from_millis(100);
 const SURPLUS: Duration = Duration::from_secs(5);
 
 impl State {
-    pub fn per_eni(&self) -> u32 {
-        self.settings.limits.v4_per_adapter
-    }
-
     /// The bound on ENIs; those of others on the node take their places.
     pub fn max_enis(&self) -> u32 {
         let places = self.settings.limits.adapters.saturating_sub(1).saturating_sub(self.foreign);
@@ -45,12 +42,18 @@ impl State {
 
     /// Idle addresses that there are, or will be when their ENI serves.
     pub fn idle(&self) -> u32 {
-        self.nics.values().filter(|n| n.promising()).map(|n| self.idle_on(n).count() as u32).sum()
+        self.nics.values().filter(|n| n.promising()).map(|n| self.idle_on(n)).sum()
     }
 
     fn coming(&self) -> u32 {
-        let assigned: u32 = self.nics.values().filter(|n| n.promising()).map(Nic::coming).sum();
-        assigned + self.creates.iter().map(Create::addresses).sum::<u32>()
+        let promising = self.nics.values().filter(|n| n.promising());
+        let assigned: u32 = promising.map(|n| self.promised(n) - self.idle_on(n)).sum();
+        assigned + self.creates.iter().map(|c| self.to_be_made(c)).sum::<u32>()
+    }
+
+    /// What will be a supply when the other family has come.
+    fn half_there(&self) -> u32 {
+        self.nics.values().filter(|n| n.promising()).map(|n| self.halves(n)).sum()
     }
 
     /// Addresses that lack for everyone who waits and for the smallest warm pool. What rests is no supply.
@@ -65,7 +68,7 @@ impl State {
     /// What to ask for once we ask: the middle between the bounds, so that the next ADD does not cause the next call.
     fn ask(&self) -> u32 {
         let (min, max) = (self.settings.min_idle, self.settings.max_idle.max(self.settings.min_idle));
-        self.lack(min + (max - min) / 2).max(1)
+        self.lack(min + (max - min) / 2)
     }
 
     // -- more --
@@ -78,6 +81,13 @@ impl State {
             if short == 0 && !too_few {
                 self.short_since = None;
                 return;
+            }
+            if short > 0 && self.complete_some() {
+                continue;
+            }
+            let short = short.saturating_sub(self.half_there());
+            if !too_few && short == 0 {
+                return self.wake_when_possible();
             }
             if !too_few && !self.gathered(short) {
                 return;
@@ -98,48 +108,59 @@ impl State {
         true
     }
 
+    /// Asks for the other family where one is ahead.
+    fn complete_some(&mut self) -> bool {
+        let mut open = self.nics.iter().filter(|(_, n)| n.serves() && n.free_for(self.now));
+        let half = open.find_map(|(id, n)| Some((id.clone(), self.halves(n))).filter(|(_, halves)| *halves > 0));
+        let Some((eni, halves)) = half else { return false };
+        self.assign(&eni, halves.min(self.ask().max(1)))
+    }
+
     /// Asks for addresses on the ENI that the settings prefer.
     fn assign_some(&mut self) -> bool {
         let Some((eni, room)) = self.best_to_fill() else { return false };
-        if !self.may(Verb::Assign) {
+        let more = self.ask().saturating_sub(self.half_there()).clamp(1, room);
+        self.assign(&eni, more)
+    }
+
+    /// Asks for what the ENI lacks to serve so many pods more.
+    fn assign(&mut self, eni: &str, more: u32) -> bool {
+        let Some((family, count)) = self.lacking(&self.nics[eni], more.min(MAX_PER_CALL)) else { return false };
+        if !self.may(Verb::Assign(family)) {
             return false;
         }
-        let (count, token) = (self.ask().min(MAX_PER_CALL).min(room), self.token());
-        let call = Call::Assign { eni: eni.clone(), count, token: token.clone() };
+        let (eni, token) = (eni.to_owned(), self.token());
+        let call = Call::Assign { eni: eni.clone(), family, count, token: token.clone() };
         let intent = Intent { token, call };
         self.out.push(Effect::Intend(intent.clone()));
         let nic = self.nics.get_mut(&eni).expect("just chosen");
-        nic.assign = Some(Assign { intent: intent.clone(), count, tries: 0, doubt: false });
+        nic.assign = Some(Assign { intent: intent.clone(), family, count, tries: 0, doubt: false });
         self.start(intent.call);
         true
     }
 
     fn best_to_fill(&self) -> Option<(String, u32)> {
-        let open = self.nics.iter().filter(|(_, n)| n.serves() && n.free_for(self.now) && self.can_fill(n));
+        let open = self.nics.iter().filter(|(_, n)| n.serves() && n.free_for(self.now) && self.room(n) > 0);
         let best = match self.settings.eni_choice {
             EniChoice::MostIps => open.min_by_key(|(id, n)| (Reverse(n.addresses.len()), *id)),
             EniChoice::LeastIps => open.min_by_key(|(id, n)| (n.addresses.len(), *id)),
         };
-        best.map(|(id, n)| (id.clone(), n.room(self.per_eni())))
-    }
-
-    fn can_fill(&self, nic: &Nic) -> bool {
-        nic.room(self.per_eni()) > 0 && self.no_assign(nic, self.now).is_none()
+        best.map(|(id, n)| (id.clone(), self.room(n)))
     }
 
     /// Makes an ENI for what the ENIs there are have no room for.
     fn create_some(&mut self, short: u32, too_few: bool) -> bool {
-        let promising = self.nics.values().filter(|n| n.promising() && self.can_fill(n));
-        let room: u32 = promising.map(|n| n.room(self.per_eni())).sum();
+        let room: u32 = self.nics.values().filter(|n| n.promising()).map(|n| self.room(n)).sum();
         if (short <= room && !too_few) || self.free_places() == 0 || self.per_eni() == 0 || self.survey.blind.is_some()
         {
             return false;
         }
-        let addresses = self.ask().saturating_sub(room).clamp(1, MAX_PER_CALL.min(self.per_eni()));
-        self.can_attach() && self.may(Verb::Create) && self.create(addresses)
+        let more = self.ask().saturating_sub(self.half_there() + room).clamp(1, MAX_PER_CALL.min(self.per_eni()));
+        self.can_attach() && self.may(Verb::Create) && self.create(more)
     }
 
-    fn create(&mut self, addresses: u32) -> bool {
+    /// Every ENI has its primary IPv4 address, also where no pod has one.
+    fn create(&mut self, more: u32) -> bool {
         let Some(vswitch) = self.vswitches.choose(self.now, &self.settings, &mut self.rng) else { return false };
         let token = self.token();
         let call = Call::Create {
@@ -147,7 +168,8 @@ impl State {
             security_groups: self.groups().into_iter().collect(),
             resource_group: self.settings.resource_group.clone(),
             tags: self.settings.tags.clone(),
-            addresses,
+            addresses: if self.settings.stack.has(Family::V4) { more } else { 1 },
+            v6: if self.settings.stack.has(Family::V6) { more } else { 0 },
             token: token.clone(),
         };
         let intent = Intent { token, call };
@@ -165,7 +187,7 @@ impl State {
     /// Nothing can be asked for now; the end of what prevents it is a reason to wake.
     fn wake_when_possible(&mut self) {
         let retries = self.nics.values().filter(|n| n.serves() && n.busy.is_none()).map(|n| n.retry.next);
-        let refusals = self.nics.values().filter_map(|n| n.no_assign.as_ref().map(|(until, _)| *until));
+        let refusals = self.nics.values().flat_map(|n| n.no_assign.values().map(|(until, _)| *until));
         let blocks = self.blocks.values().map(|b| b.until);
         let aside = self.vswitches.next_end(self.now);
         let next = retries.chain(refusals).chain(blocks).chain(aside).filter(|t| *t > self.now).min();
@@ -191,7 +213,8 @@ impl State {
             return;
         }
         let idle = self.idle();
-        let spare = |n: &Nic| over || idle.saturating_sub(self.idle_on(n).count() as u32) >= self.settings.min_idle;
+        let spare =
+            |n: &Nic| over || self.is_barren(n) || idle.saturating_sub(self.idle_on(n)) >= self.settings.min_idle;
         let empty = self.nics.iter().filter(|(id, n)| self.is_empty(id, n) && spare(n));
         let due = |n: &Nic| if over { n.empty_since } else { n.empty_since + self.settings.eni_idle };
         let Some((due, _, id)) = empty.map(|(id, n)| (due(n), n.addresses.len(), id.clone())).min() else { return };
@@ -204,14 +227,13 @@ impl State {
     /// Nothing of it is leased, rests, or is being changed.
     fn is_empty(&self, id: &str, nic: &Nic) -> bool {
         let quiet = nic.kept() && nic.busy.is_none() && nic.assign.is_none() && nic.kernel != Kernel::Asked;
-        let needed = |ip: &Ipv4Addr| self.taken.contains_key(ip) || self.resting.contains_key(ip);
+        let needed = |ip: &IpAddr| self.taken.has(ip) || self.resting.contains_key(ip);
         quiet && !nic.addresses.keys().any(needed) && !self.needed(id)
     }
 
-    /// Unassigns idle addresses above the upper bound, from the emptiest ENI first.
+    /// Unassigns idle addresses above the upper bound, from the emptiest ENI first, and those that no pod can have.
     fn trim(&mut self) {
-        let surplus = self.idle().saturating_sub(self.settings.max_idle.max(self.settings.min_idle));
-        let Some(eni) = self.best_to_trim().filter(|_| surplus > 0) else {
+        let Some((eni, leaving)) = self.left_over().or_else(|| self.surplus()) else {
             self.surplus_since = None;
             return;
         };
@@ -219,27 +241,34 @@ impl State {
         if due > self.now {
             return self.at(due);
         }
-        if !self.may(Verb::Unassign) {
-            return;
+        if leaving.iter().any(|ip| self.may(Verb::Unassign(Family::of(ip)))) {
+            let nic = self.nics.get_mut(&eni).expect("just chosen");
+            for ip in &leaving {
+                nic.addresses.get_mut(ip).expect("just listed").leaving = true;
+            }
+            self.unassign(&eni);
         }
-        self.mark_leaving(&eni, surplus.min(MAX_PER_CALL) as usize);
-        self.unassign(&eni);
     }
 
-    fn best_to_trim(&self) -> Option<String> {
-        let has_some = |n: &Nic| self.idle_on(n).any(|(ip, _)| ip != n.primary);
-        let open = self.nics.iter().filter(|(_, n)| n.serves() && n.free_for(self.now) && has_some(n));
-        open.min_by_key(|(id, n)| (self.held_on(n), *id)).map(|(id, _)| id.clone())
+    /// An ENI with addresses of one family that will not be completed, and those addresses.
+    fn left_over(&self) -> Option<(String, Vec<IpAddr>)> {
+        let short = self.shortage() > 0;
+        let mut open = self.nics.iter().filter(|(_, n)| n.serves() && n.free_for(self.now));
+        open.find_map(|(id, n)| {
+            let mut unpaired = self.unpaired(n);
+            unpaired.retain(|ip| !(short && self.settings.stack.has(Family::of(ip)) && self.halves(n) > 0));
+            unpaired.truncate(MAX_PER_CALL as usize);
+            Some((id.clone(), unpaired)).filter(|(_, unpaired)| !unpaired.is_empty())
+        })
     }
 
-    fn mark_leaving(&mut self, eni: &str, count: usize) {
-        let nic = &self.nics[eni];
-        let mut idle: Vec<(Reverse<Now>, _)> =
-            self.idle_on(nic).filter(|(ip, _)| *ip != nic.primary).map(|(ip, a)| (Reverse(a.free_since), ip)).collect();
-        idle.sort();
-        let nic = self.nics.get_mut(eni).expect("just chosen");
-        for (_, ip) in idle.into_iter().take(count) {
-            nic.addresses.get_mut(&ip).expect("just listed").leaving = true;
-        }
+    fn surplus(&self) -> Option<(String, Vec<IpAddr>)> {
+        let surplus = self.idle().saturating_sub(self.settings.max_idle.max(self.settings.min_idle));
+        let open = self.nics.iter().filter(|(_, n)| surplus > 0 && n.serves() && n.free_for(self.now));
+        let open = open.map(|(id, n)| (id, n, self.least(|family| self.removable(n, family).len() as u32)));
+        let (id, nic, most) = open.filter(|(_, _, most)| *most > 0).min_by_key(|(id, n, _)| (self.held_on(n), *id))?;
+        let count = surplus.min(MAX_PER_CALL).min(most) as usize;
+        let families = self.settings.stack.families().iter();
+        Some((id.clone(), families.flat_map(|family| self.removable(nic, *family).into_iter().take(count)).collect()))
     }
 }

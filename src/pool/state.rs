@@ -1,7 +1,7 @@
 //! What the pool knows after its boot, how an event changes it, and the order in which it then decides.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use fastrand::Rng;
 
@@ -13,7 +13,7 @@ use super::retry::{Gate, SOON};
 use super::vswitch::VSwitches;
 use super::{Boot, Call, CallId, Effect, Event, Held, Intent, Link, Notice, Now, Settings};
 use crate::eni::{Eni, EniState};
-use crate::ip::IpPair;
+use crate::ip::{Family, IpPair};
 use crate::pod::{Attachment, PodName};
 use crate::rpc::Refusal;
 
@@ -28,10 +28,12 @@ pub(super) struct State {
     pub instance_groups: Vec<String>,
     pub leases: BTreeMap<Attachment, Held>,
     /// How many leases there are on an address: more than one only if the ledger says so.
-    pub taken: BTreeMap<Ipv4Addr, u32>,
+    pub taken: Tally,
     /// Leases whose address the cloud does not know.
     pub lost: BTreeSet<Attachment>,
-    pub resting: BTreeMap<Ipv4Addr, Rest>,
+    pub rests: BTreeMap<IpPair, Rest>,
+    /// The addresses in them, and until when each rests.
+    pub resting: BTreeMap<IpAddr, Now>,
     pub waiting: Vec<Waiting>,
     pub creates: Vec<Create>,
     pub vswitches: VSwitches,
@@ -45,17 +47,47 @@ pub(super) struct State {
     pub surplus_since: Option<Now>,
     /// Someone was refused since the node is full.
     pub turned_away: bool,
-    /// The trouble that the node was told of.
+    /// The trouble that the node was told of, and what it was told of its stack.
     pub told: Option<Refusal>,
+    pub told_of_stack: String,
     pub out: Vec<Effect>,
     pub wake: Option<Now>,
 }
 
-/// An address that rests after its pod has gone.
+/// Addresses that rest after their pod has gone.
 pub(super) struct Rest {
     pub eni: String,
-    pub ip: IpPair,
     pub until: Now,
+}
+
+/// How often each address occurs.
+#[derive(Default)]
+pub(super) struct Tally(BTreeMap<IpAddr, u32>);
+
+impl Tally {
+    pub fn has(&self, ip: &IpAddr) -> bool {
+        self.0.contains_key(ip)
+    }
+
+    fn add(&mut self, pair: &IpPair) {
+        for ip in pair.iter() {
+            *self.0.entry(ip).or_default() += 1;
+        }
+    }
+
+    /// Whether any of them occurs no more.
+    fn remove(&mut self, pair: &IpPair) -> bool {
+        let mut freed = false;
+        for ip in pair.iter() {
+            let count = self.0.get_mut(&ip).expect("what is removed was added");
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(&ip);
+                freed = true;
+            }
+        }
+        freed
+    }
 }
 
 impl State {
@@ -68,8 +100,9 @@ impl State {
             nics: BTreeMap::new(),
             foreign: 0,
             leases: BTreeMap::new(),
-            taken: BTreeMap::new(),
+            taken: Tally::default(),
             lost: BTreeSet::new(),
+            rests: BTreeMap::new(),
             resting: BTreeMap::new(),
             waiting: Vec::new(),
             creates: Vec::new(),
@@ -82,6 +115,7 @@ impl State {
             surplus_since: None,
             turned_away: false,
             told: None,
+            told_of_stack: String::new(),
             out: Vec::new(),
             wake: None,
             rng,
@@ -134,6 +168,7 @@ impl State {
         self.advance();
         self.dress();
         self.tell_trouble();
+        self.tell_of_stack();
         if let Some(at) = self.wake.take() {
             self.out.push(Effect::Wake { at });
         }
@@ -152,9 +187,7 @@ impl State {
     // -- leases and rests --
 
     pub fn hold(&mut self, held: Held) {
-        if let Some(ip) = held.ip.v4 {
-            *self.taken.entry(ip).or_default() += 1;
-        }
+        self.taken.add(&held.ip);
         self.leases.insert(held.sandbox.attachment.clone(), held);
     }
 
@@ -165,9 +198,9 @@ impl State {
         let until = self.now + self.settings.cooldown;
         let (eni, ip) = (held.eni, held.ip);
         self.out.push(Effect::Retire { attachment: attachment.clone(), eni: eni.clone(), ip, until });
-        match ip.v4 {
-            Some(v4) => self.let_rest(v4, Rest { eni: eni.clone(), ip, until }),
-            None => self.out.push(Effect::Rested { eni: eni.clone(), ip }),
+        match self.taken.remove(&ip) {
+            true => self.let_rest(ip, Rest { eni: eni.clone(), until }),
+            false => self.out.push(Effect::Rested { eni: eni.clone(), ip }),
         }
         if let Some(nic) = self.nics.get_mut(&eni) {
             nic.empty_since = self.now;
@@ -176,51 +209,53 @@ impl State {
         true
     }
 
-    fn let_rest(&mut self, v4: Ipv4Addr, rest: Rest) {
-        let count = self.taken.get_mut(&v4).expect("every lease is counted");
-        *count -= 1;
-        if *count == 0 {
-            self.taken.remove(&v4);
-            self.resting.insert(v4, rest);
-        } else {
-            self.out.push(Effect::Rested { eni: rest.eni, ip: rest.ip });
+    fn let_rest(&mut self, pair: IpPair, rest: Rest) {
+        for ip in pair.iter() {
+            let until = self.resting.entry(ip).or_default();
+            *until = rest.until.max(*until);
         }
+        self.rests.insert(pair, rest);
     }
 
-    /// A rest of an earlier life; a lease on the address ends it.
+    /// A rest of an earlier life; leases on its addresses end it.
     fn rest_again(&mut self, eni: String, ip: IpPair, until: Now) {
-        match ip.v4.filter(|v4| until > self.now && !self.taken.contains_key(v4)) {
-            Some(v4) => drop(self.resting.insert(v4, Rest { eni, ip, until })),
-            None => self.out.push(Effect::Rested { eni, ip }),
+        let free = ip.iter().any(|ip| !self.taken.has(&ip));
+        match free && until > self.now {
+            true => self.let_rest(ip, Rest { eni, until }),
+            false => self.out.push(Effect::Rested { eni, ip }),
         }
     }
 
     fn end_rests(&mut self) {
         let now = self.now;
-        let over: Vec<Ipv4Addr> = self.resting.iter().filter(|(_, r)| r.until <= now).map(|(ip, _)| *ip).collect();
-        for v4 in over {
-            let rest = self.resting.remove(&v4).expect("just listed");
-            if let Some(address) = self.nics.get_mut(&rest.eni).and_then(|n| n.addresses.get_mut(&v4)) {
-                address.free_since = now;
+        for (ip, Rest { eni, .. }) in self.rests.extract_if(.., |_, r| r.until <= now) {
+            for ip in ip.iter() {
+                if self.resting.get(&ip).is_some_and(|until| *until <= now) {
+                    self.resting.remove(&ip);
+                }
+                if let Some(address) = self.nics.get_mut(&eni).and_then(|n| n.addresses.get_mut(&ip)) {
+                    address.free_since = now;
+                }
             }
-            self.out.push(Effect::Rested { eni: rest.eni, ip: rest.ip });
+            self.out.push(Effect::Rested { eni, ip });
         }
-        if let Some(until) = self.resting.values().map(|r| r.until).min() {
+        if let Some(until) = self.rests.values().map(|r| r.until).min() {
             self.at(whole_second(until));
         }
     }
 
     /// Nobody holds the address, it does not rest, and it is not on its way back to the cloud.
-    pub fn is_idle(&self, ip: Ipv4Addr, address: &Address) -> bool {
-        !address.leaving && !self.taken.contains_key(&ip) && !self.resting.contains_key(&ip)
+    fn is_idle(&self, ip: &IpAddr, address: &Address) -> bool {
+        !address.leaving && !self.taken.has(ip) && !self.resting.contains_key(ip)
     }
 
-    pub fn idle_on<'a>(&'a self, nic: &'a Nic) -> impl Iterator<Item = (Ipv4Addr, &'a Address)> {
-        nic.addresses.iter().map(|(ip, a)| (*ip, a)).filter(|(ip, a)| self.is_idle(*ip, a))
+    pub fn idle_addresses<'a>(&'a self, nic: &'a Nic, family: Family) -> impl Iterator<Item = (IpAddr, &'a Address)> {
+        let of_family = nic.addresses.iter().filter(move |(ip, _)| Family::of(ip) == family);
+        of_family.filter(|(ip, a)| self.is_idle(ip, a)).map(|(ip, a)| (*ip, a))
     }
 
     pub fn held_on(&self, nic: &Nic) -> u32 {
-        nic.addresses.keys().filter(|ip| self.taken.contains_key(ip)).count() as u32
+        nic.addresses.keys().filter(|ip| self.taken.has(ip)).count() as u32
     }
 
     /// A lease names this ENI, whether or not the cloud knows the address.
@@ -230,7 +265,7 @@ impl State {
 
     /// A lease or a rest names this ENI.
     pub fn needed(&self, eni: &str) -> bool {
-        self.leased_from(eni) || self.resting.values().any(|r| r.eni == eni)
+        self.leased_from(eni) || self.rests.values().any(|r| r.eni == eni)
     }
 
     // -- ENIs --
@@ -257,6 +292,9 @@ impl State {
         let nic = Nic::new(self.now, eni, goal);
         self.nics.insert(eni.id.clone(), nic);
         self.see(eni);
+        if self.is_barren(&self.nics[&eni.id]) && !self.needed(&eni.id) {
+            self.nics.get_mut(&eni.id).expect("just inserted").goal = Goal::GiveBack;
+        }
     }
 
     /// An ENI with leases, or where addresses rest, stays; others stay if they are attached or wanted, and there is a place for them.
@@ -278,10 +316,10 @@ impl State {
         let token = intent.token.clone();
         match &intent.call {
             Call::Create { .. } => return self.creates.push(Create::again(intent)),
-            Call::Assign { eni, count, .. } => {
-                let count = *count;
+            Call::Assign { eni, family, count, .. } => {
+                let (family, count) = (*family, *count);
                 if let Some(nic) = self.nics.get_mut(eni).filter(|n| n.kept() && n.assign.is_none()) {
-                    nic.assign = Some(Assign { intent, count, tries: 0, doubt: true });
+                    nic.assign = Some(Assign { intent, family, count, tries: 0, doubt: true });
                     return;
                 }
             }
@@ -295,7 +333,7 @@ impl State {
         let (accepted, suspect) = self.sort(eni);
         let now = self.now;
         let nic = self.nics.get_mut(&eni.id).expect("the caller knows the ENI");
-        let new: Vec<Ipv4Addr> = suspect.iter().filter(|ip| !nic.suspect.contains(ip)).copied().collect();
+        let new: Vec<IpAddr> = suspect.iter().filter(|ip| !nic.suspect.contains(ip)).copied().collect();
         if nic.state != eni.state {
             nic.retry.restart(now);
         }
@@ -318,17 +356,18 @@ impl State {
     }
 
     /// The addresses of an ENI, those that can be right and those that cannot.
-    fn sort(&self, eni: &Eni) -> (BTreeSet<Ipv4Addr>, BTreeSet<Ipv4Addr>) {
-        let known = |ip: &Ipv4Addr| self.nics.get(&eni.id).is_some_and(|n| n.addresses.contains_key(ip));
-        eni.v4.iter().copied().partition(|ip| known(ip) || self.is_sound(&eni.id, &eni.vswitch, *ip))
+    fn sort(&self, eni: &Eni) -> (BTreeSet<IpAddr>, BTreeSet<IpAddr>) {
+        let known = |ip: &IpAddr| self.nics.get(&eni.id).is_some_and(|n| n.addresses.contains_key(ip));
+        eni.addresses().partition(|ip| known(ip) || self.is_sound(&eni.id, &eni.vswitch, *ip))
     }
 
     /// An address can be right if it lies in the ENI's vSwitch and is nowhere else.
-    pub fn is_sound(&self, eni: &str, vswitch: &str, ip: Ipv4Addr) -> bool {
+    pub fn is_sound(&self, eni: &str, vswitch: &str, ip: IpAddr) -> bool {
         let elsewhere = |(id, nic): (&String, &Nic)| id != eni && nic.addresses.contains_key(&ip);
         self.vswitches.may_hold(vswitch, ip)
             && !self.nics.iter().any(elsewhere)
-            && !(self.taken.contains_key(&ip) && self.leases.values().any(|h| h.ip.v4 == Some(ip) && h.eni != eni))
+            && !(self.taken.has(&ip)
+                && self.leases.values().any(|h| h.eni != eni && h.ip.iter().any(|held| held == ip)))
     }
 
     /// Looks again at ENIs with addresses that could not be right when we saw them, and can be now.
@@ -340,7 +379,7 @@ impl State {
         }
     }
 
-    pub fn tell_suspect(&mut self, eni: &str, ip: Ipv4Addr) {
+    pub fn tell_suspect(&mut self, eni: &str, ip: IpAddr) {
         let message = format!(
             "the cloud says that {ip} is on {eni}, but it is outside the ENI's vSwitch or already ours elsewhere; it is not used"
         );
@@ -380,7 +419,7 @@ impl State {
     /// Reports leases whose address the cloud does not know, once, and notes when it knows them again.
     pub fn check_leases(&mut self) {
         let known =
-            |h: &Held| h.ip.v4.is_none_or(|ip| self.nics.get(&h.eni).is_some_and(|n| n.addresses.contains_key(&ip)));
+            |h: &Held| h.ip.iter().all(|ip| self.nics.get(&h.eni).is_some_and(|n| n.addresses.contains_key(&ip)));
         let lost: BTreeSet<Attachment> =
             self.leases.iter().filter(|(_, h)| !known(h)).map(|(a, _)| a.clone()).collect();
         for attachment in lost.difference(&self.lost) {

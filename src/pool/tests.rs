@@ -1,5 +1,7 @@
 //! What the pool promises, one sentence each, against the model cloud that answers every call after a second.
 
+mod stacks;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -179,7 +181,9 @@ fn kind(call: &Call) -> &'static str {
         Call::Attach { .. } => "attach",
         Call::Detach { .. } => "detach",
         Call::Delete { .. } => "delete",
-        Call::Assign { .. } => "assign",
+        Call::Assign { family: Family::V4, .. } => "assign",
+        Call::Assign { family: Family::V6, .. } => "assign v6",
+        Call::Unassign { addresses, .. } if addresses[0].is_ipv6() => "unassign v6",
         Call::Unassign { .. } => "unassign",
         Call::Look { .. } => "look",
         Call::LookAll => "look all",
@@ -490,7 +494,7 @@ fn a_spent_token_is_replaced() {
 #[test]
 fn what_an_earlier_life_was_about_to_do_is_done_once() {
     let token = "0123".to_owned();
-    let call = Call::Assign { eni: "eni-a".into(), count: 2, token: token.clone() };
+    let call = Call::Assign { eni: "eni-a".into(), family: Family::V4, count: 2, token: token.clone() };
     for done in [false, true] {
         let mut rig = Rig::with(settings(), |cloud, ledger| {
             put(cloud, eni("eni-a", EniState::InUse, "vsw-1", &["10.0.1.10"]));
@@ -516,6 +520,7 @@ fn an_eni_that_an_earlier_life_was_about_to_make_is_made_once() {
         resource_group: None,
         tags: eni("eni-a", EniState::Available, "vsw-1", &["10.0.1.1"]).tags,
         addresses: 2,
+        v6: 0,
         token: token.clone(),
     };
     for done in [false, true] {
@@ -563,7 +568,7 @@ fn an_old_picture_does_not_bring_back_what_we_deleted() {
 
 #[test]
 fn an_intent_for_an_eni_that_is_gone_is_settled_without_a_call() {
-    let call = Call::Assign { eni: "eni-z".into(), count: 2, token: "9".into() };
+    let call = Call::Assign { eni: "eni-z".into(), family: Family::V4, count: 2, token: "9".into() };
     let rig = Rig::with(settings(), |_, ledger| {
         ledger.intents.insert("9".into(), Intent { token: "9".into(), call });
     });
@@ -860,8 +865,8 @@ fn a_lease_wins_over_a_rest_of_the_same_address() {
     let mut rig = Rig::with(settings(), |cloud, ledger| {
         put(cloud, eni("eni-a", EniState::InUse, "vsw-1", &["10.0.1.10"]));
         lease(ledger, "c1", "eni-a", "10.0.1.10");
-        let key = ("eni-a".to_owned(), Some(v4("10.0.1.10")));
-        ledger.cooling.insert(key, (IpPair::v4(v4("10.0.1.10")), START));
+        let key = ("eni-a".to_owned(), IpPair::v4(v4("10.0.1.10")));
+        ledger.cooling.insert(key, START);
     });
     assert!(rig.ledger.cooling.is_empty());
     rig.run(secs(1));
@@ -877,7 +882,7 @@ fn an_address_outside_the_vswitch_is_never_leased() {
     let Some(Effect::Call { id, .. }) = rig.effects.iter().rev().find(|e| matches!(e, Effect::Call { .. })) else {
         panic!("nothing was asked for")
     };
-    let outcome = Outcome::Assigned(vec![v4("203.0.113.9"), v4("10.0.1.10"), v4("10.0.1.77")]);
+    let outcome = Outcome::Assigned(["203.0.113.9", "10.0.1.10", "10.0.1.77"].map(|ip| ip.parse().unwrap()).to_vec());
     let event = Event::Done { call: *id, result: Ok(outcome) };
     let effects = rig.hear(event);
     assert_eq!(rig.ip(2), "10.0.1.77");
@@ -1112,9 +1117,10 @@ fn the_next_vswitch_is_the_first_the_fullest_or_any() {
     assert_eq!(pick(&known, VSwitchChoice::Most).as_deref(), Some("vsw-2"));
     let any: std::collections::BTreeSet<_> = (0..50).map(|_| pick(&known, VSwitchChoice::Random)).collect();
     assert_eq!(any.len(), 2);
-    known.set_aside(START, 1, "vsw-2", "empty".into());
+    known.set_aside(START, 1, ("vsw-2", Family::V4), "empty".into());
     for choice in [VSwitchChoice::Ordered, VSwitchChoice::Most, VSwitchChoice::Random] {
         assert_eq!(pick(&known, choice).as_deref(), Some("vsw-1"));
     }
-    assert!(!known.usable("vsw-2", START + secs(599)) && known.usable("vsw-2", START + secs(600)));
+    let usable = |at| known.usable("vsw-2", Family::V4, START + secs(at));
+    assert!(!usable(599) && usable(600));
 }

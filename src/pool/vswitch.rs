@@ -1,7 +1,7 @@
 //! Where addresses come from: the vSwitches, which of them are set aside as empty, and which one is next.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -9,6 +9,7 @@ use fastrand::Rng;
 use super::retry::{Backoff, SOON, jitter};
 use super::{CallId, Now, Settings, VSwitchChoice};
 use crate::eni::VSwitch;
+use crate::ip::{Family, Stack};
 
 /// How long an empty vSwitch is left alone unless a later count shows free addresses.
 const ASIDE: Duration = Duration::from_secs(600);
@@ -16,10 +17,14 @@ const REFRESH: Duration = Duration::from_secs(600);
 /// How often we count while a vSwitch is set aside.
 const REFRESH_ASIDE: Duration = Duration::from_secs(60);
 
+/// Why a vSwitch is of no use to a stack with IPv6.
+pub(super) const NO_IPV6: &str =
+    "it has no IPv6 CIDR block; switch IPv6 on for it, name another vSwitch, or choose ip_stack ipv4";
+
 #[derive(Default)]
 pub(super) struct VSwitches {
     known: BTreeMap<String, VSwitch>,
-    aside: BTreeMap<String, Aside>,
+    aside: BTreeMap<(String, Family), Aside>,
     pub refresh: Backoff,
     pub asking: Option<CallId>,
 }
@@ -43,10 +48,11 @@ impl VSwitches {
         self.asking = None;
         for vswitch in list {
             let why = "DescribeVSwitches counts no free address".to_owned();
+            let key = (vswitch.id.clone(), Family::V4);
             if vswitch.free == 0 {
-                self.aside.entry(vswitch.id.clone()).or_insert(Aside { until: now + ASIDE, since: call, why });
-            } else if self.aside.get(&vswitch.id).is_some_and(|a| a.since < call) {
-                self.aside.remove(&vswitch.id);
+                self.aside.entry(key).or_insert(Aside { until: now + ASIDE, since: call, why });
+            } else if self.aside.get(&key).is_some_and(|a| a.since < call) {
+                self.aside.remove(&key);
             }
             self.known.insert(vswitch.id.clone(), vswitch);
         }
@@ -67,29 +73,45 @@ impl VSwitches {
         }
     }
 
-    pub fn set_aside(&mut self, now: Now, last_call: CallId, id: &str, why: String) {
-        if let Some(vswitch) = self.known.get_mut(id) {
+    pub fn set_aside(&mut self, now: Now, last_call: CallId, (id, family): (&str, Family), why: String) {
+        if let Some(vswitch) = self.known.get_mut(id).filter(|_| family == Family::V4) {
             vswitch.free = 0;
         }
-        self.aside.insert(id.to_owned(), Aside { until: now + ASIDE, since: last_call, why });
+        self.aside.insert((id.to_owned(), family), Aside { until: now + ASIDE, since: last_call, why });
         self.refresh.next = self.refresh.next.min(now + REFRESH_ASIDE);
     }
 
-    /// Addresses were taken from it.
+    /// IPv4 addresses were taken from it.
     pub fn took(&mut self, id: &str, count: usize) {
         if let Some(vswitch) = self.known.get_mut(id) {
             vswitch.free = vswitch.free.saturating_sub(count as u32);
         }
     }
 
-    /// Whether this vSwitch may be asked at that time.
-    pub fn usable(&self, id: &str, at: Now) -> bool {
-        self.aside.get(id).is_none_or(|a| a.until <= at)
+    /// Whether this vSwitch may be asked for such addresses at that time.
+    pub fn usable(&self, id: &str, family: Family, at: Now) -> bool {
+        self.has(id, family) && self.set_aside_at(id, family, at).is_none()
     }
 
-    /// Why it is set aside, if it is.
-    pub fn why(&self, id: &str, now: Now) -> Option<&str> {
-        self.aside.get(id).filter(|a| a.until > now).map(|a| a.why.as_str())
+    /// Whether there are such addresses in it at all, as far as we know it.
+    pub fn has(&self, id: &str, family: Family) -> bool {
+        family == Family::V4 || self.known.get(id).is_none_or(|v| v.cidr.v6.is_some())
+    }
+
+    /// Whether an ENI may be made in it at that time. Every ENI has an IPv4 address, its primary one.
+    pub fn can_create(&self, id: &str, stack: Stack, at: Now) -> bool {
+        let needed = |family: &Family| *family == Family::V4 || stack.has(*family);
+        [Family::V4, Family::V6].iter().filter(|f| needed(f)).all(|family| self.usable(id, *family, at))
+    }
+
+    /// Why it may not be asked, if so.
+    pub fn why(&self, id: &str, family: Family, now: Now) -> Option<String> {
+        let aside = self.set_aside_at(id, family, now).map(|a| a.why.clone());
+        if self.has(id, family) { aside } else { Some(NO_IPV6.to_owned()) }
+    }
+
+    fn set_aside_at(&self, id: &str, family: Family, at: Now) -> Option<&Aside> {
+        self.aside.get(&(id.to_owned(), family)).filter(|a| a.until > at)
     }
 
     /// When the next one may be asked again.
@@ -98,13 +120,17 @@ impl VSwitches {
     }
 
     /// The address can be one of this vSwitch's, as far as we know it.
-    pub fn may_hold(&self, id: &str, ip: Ipv4Addr) -> bool {
-        self.known.get(id).and_then(|v| v.cidr.v4).is_none_or(|net| net.contains(&ip))
+    pub fn may_hold(&self, id: &str, ip: IpAddr) -> bool {
+        self.known.get(id).is_none_or(|v| match ip {
+            IpAddr::V4(ip) => v.cidr.v4.is_none_or(|net| net.contains(&ip)),
+            IpAddr::V6(ip) => v.cidr.v6.is_none_or(|net| net.contains(&ip)),
+        })
     }
 
     /// The vSwitch for the next ENI.
     pub fn choose(&self, now: Now, settings: &Settings, rng: &mut Rng) -> Option<String> {
-        let usable: Vec<&String> = settings.vswitches.iter().filter(|id| self.usable(id, now)).collect();
+        let usable: Vec<&String> =
+            settings.vswitches.iter().filter(|id| self.can_create(id, settings.stack, now)).collect();
         let free = |id: &str| self.known.get(id).map_or(0, |v| v.free);
         let chosen = match settings.vswitch_choice {
             VSwitchChoice::Ordered => usable.first(),
@@ -117,10 +143,11 @@ impl VSwitches {
 
     pub fn show(&self, now: Now) -> serde_json::Value {
         let one = |v: &VSwitch| {
-            let aside = self.aside.get(&v.id).filter(|a| a.until > now);
+            let aside = [Family::V4, Family::V6].into_iter().find_map(|f| self.set_aside_at(&v.id, f, now));
             serde_json::json!({
                 "id": v.id,
                 "free": v.free,
+                "ipv6": v.cidr.v6.is_some(),
                 "set_aside_secs": aside.map(|a| (a.until - now).as_secs()),
                 "why": aside.map(|a| &a.why),
             })

@@ -1,7 +1,7 @@
 //! The world around the pool in its tests: a strict cloud, a kernel, and the ledger that outlives the pool.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -10,7 +10,7 @@ use super::calls::eni_of;
 use super::dress::with_our_tags;
 use super::{Boot, Call, CallId, Effect, EniChoice, Held, Intent, Now, Outcome, Settings, Ticket, VSwitchChoice};
 use crate::eni::{Eni, EniKind, EniState, Fault, FaultKind, Limits, VSwitch};
-use crate::ip::{IpPair, Mac, Pair};
+use crate::ip::{Family, IpPair, Mac, Pair, Stack};
 use crate::ours;
 use crate::pod::{Attachment, PodName, Sandbox};
 
@@ -18,6 +18,7 @@ pub const HERE: &str = "i-here";
 
 pub fn settings() -> Settings {
     Settings {
+        stack: Stack::V4,
         limits: Limits { adapters: 4, v4_per_adapter: 6, v6_per_adapter: 0 },
         min_idle: 0,
         max_idle: 4,
@@ -30,6 +31,7 @@ pub fn settings() -> Settings {
         instance_groups: vec!["sg-instance".into()],
         resource_group: None,
         instance: HERE.into(),
+        instance_type: "ecs.test".into(),
         tags: BTreeMap::from([("team".into(), "net".into())]),
         tag_filter: BTreeMap::new(),
         tag_block: vec![("excluded".into(), "true".into())],
@@ -101,6 +103,7 @@ pub struct Cloud {
     pub ever: BTreeSet<String>,
     pub moves: BTreeMap<String, (Now, EniState)>,
     pub free: BTreeMap<String, Vec<Ipv4Addr>>,
+    pub free6: BTreeMap<String, Vec<Ipv6Addr>>,
     pub cidrs: BTreeMap<String, VSwitch>,
     tokens: BTreeMap<String, (Call, Outcome)>,
     pub assigns: u32,
@@ -116,6 +119,7 @@ impl Cloud {
             ever: BTreeSet::new(),
             moves: BTreeMap::new(),
             free: BTreeMap::new(),
+            free6: BTreeMap::new(),
             cidrs: BTreeMap::new(),
             tokens: BTreeMap::new(),
             assigns: 0,
@@ -129,6 +133,15 @@ impl Cloud {
     pub fn add_vswitch(&mut self, id: &str, net: u8, size: u8) {
         self.cidrs.insert(id.into(), vswitch(id, &format!("10.0.{net}.0/24"), 0));
         self.free.insert(id.into(), (1..=size).rev().map(|n| Ipv4Addr::new(10, 0, net, n)).collect());
+        self.free6.insert(id.into(), Vec::new());
+    }
+
+    /// Switches IPv6 on for a vSwitch.
+    pub fn add_v6(&mut self, id: &str, net: u8, size: u8) {
+        let prefix = format!("fd00:0:0:{net}::");
+        self.cidrs.get_mut(id).unwrap().cidr.v6 = Some(format!("{prefix}/64").parse().unwrap());
+        let nth = |n: u8| format!("{prefix}{n:x}").parse().unwrap();
+        self.free6.insert(id.into(), (1..=size).rev().map(nth).collect());
     }
 
     /// Everything that time alone brings about.
@@ -225,11 +238,11 @@ impl Cloud {
             return if first == call { Ok(outcome.clone()) } else { Err(fault(FaultKind::Token)) };
         }
         let outcome = match call {
-            Call::Create { vswitch, tags, security_groups, addresses, .. } => {
-                let outcome = self.create(vswitch, tags, *addresses)?;
+            Call::Create { vswitch, tags, security_groups, addresses, v6, .. } => {
+                let outcome = self.create(vswitch, tags, *addresses, *v6)?;
                 self.wear(outcome, security_groups)
             }
-            Call::Assign { eni, count, .. } => self.assign(eni, *count)?,
+            Call::Assign { eni, family, count, .. } => self.assign(eni, *family, *count)?,
             _ => unreachable!("only these have tokens"),
         };
         self.tokens.insert(token.into(), (call.clone(), outcome.clone()));
@@ -245,15 +258,35 @@ impl Cloud {
         Ok(free.split_off(free.len() - count as usize))
     }
 
-    fn create(&mut self, vswitch: &str, tags: &BTreeMap<String, String>, count: u32) -> Result<Outcome, Fault> {
+    fn take_v6(&mut self, vswitch: &str, count: u32) -> Result<Vec<Ipv6Addr>, Fault> {
+        let free = self.free6.get_mut(vswitch).ok_or(fault(FaultKind::Invalid))?;
+        if count > 0 && self.cidrs[vswitch].cidr.v6.is_none() {
+            return Err(fault(FaultKind::Invalid));
+        }
+        if free.len() < count as usize {
+            return Err(fault(FaultKind::VSwitchEmpty));
+        }
+        Ok(free.split_off(free.len() - count as usize))
+    }
+
+    fn create(
+        &mut self,
+        vswitch: &str,
+        tags: &BTreeMap<String, String>,
+        count: u32,
+        v6: u32,
+    ) -> Result<Outcome, Fault> {
         assert!((1..=self.limits.v4_per_adapter).contains(&count), "an ENI with {count} addresses is asked for");
-        let v4 = self.take(vswitch, count)?;
+        assert!(v6 <= self.limits.v6_per_adapter, "an ENI with {v6} IPv6 addresses is asked for");
+        let v6 = self.take_v6(vswitch, v6)?;
+        let v4 = self.take(vswitch, count).inspect_err(|_| self.free6.get_mut(vswitch).unwrap().extend(&v6))?;
         let id = format!("eni-{:03}", self.ever.len());
         self.ever.insert(id.clone());
         let v4_text: Vec<String> = v4.iter().map(Ipv4Addr::to_string).collect();
         let v4_text: Vec<&str> = v4_text.iter().map(String::as_str).collect();
         let mut made = eni(&id, EniState::Available, vswitch, &v4_text);
         made.tags = tags.clone();
+        made.v6 = v6;
         self.enis.insert(id, made.clone());
         Ok(Outcome::Created(Box::new(made)))
     }
@@ -265,30 +298,48 @@ impl Cloud {
         Outcome::Created(eni)
     }
 
-    fn assign(&mut self, id: &str, count: u32) -> Result<Outcome, Fault> {
+    fn assign(&mut self, id: &str, family: Family, count: u32) -> Result<Outcome, Fault> {
         assert!((1..=10).contains(&count), "{count} addresses are asked for in one call");
         self.assigns += 1;
         let eni = self.enis.get(id).ok_or(fault(FaultKind::Gone))?.clone();
         if !matches!(eni.state, EniState::InUse | EniState::Available) {
             return Err(fault(FaultKind::Busy));
         }
-        if eni.v4.len() as u32 + count > self.limits.v4_per_adapter {
+        let there = eni.addresses().filter(|ip| Family::of(ip) == family).count() as u32;
+        if there + count > self.limits.per_adapter(family) {
             return Err(fault(FaultKind::EniFull));
         }
         let lie = self.rng.u32(..1000) < self.ills.lies;
         let fewer = u32::from(lie && count > 1 && self.rng.bool());
-        let mut given = self.take(&eni.vswitch, count - fewer)?;
-        self.enis.get_mut(id).unwrap().v4.extend(&given);
+        let mut given = self.give(id, &eni.vswitch, family, count - fewer)?;
         if lie {
             self.lie(id, &mut given);
         }
         Ok(Outcome::Assigned(given))
     }
 
+    fn give(&mut self, id: &str, vswitch: &str, family: Family, count: u32) -> Result<Vec<IpAddr>, Fault> {
+        Ok(match family {
+            Family::V4 => {
+                let given = self.take(vswitch, count)?;
+                self.enis.get_mut(id).unwrap().v4.extend(&given);
+                given.into_iter().map(IpAddr::V4).collect()
+            }
+            Family::V6 => {
+                let given = self.take_v6(vswitch, count)?;
+                self.enis.get_mut(id).unwrap().v6.extend(&given);
+                given.into_iter().map(IpAddr::V6).collect()
+            }
+        })
+    }
+
     /// Names an address that lies outside the vSwitch, or is somewhere else.
-    fn lie(&mut self, id: &str, given: &mut [Ipv4Addr]) {
-        let other = self.enis.values().find(|e| e.id != id).map(|e| e.v4[0]);
-        given[0] = if self.rng.bool() { Ipv4Addr::new(198, 51, 100, 7) } else { other.unwrap_or(given[0]) };
+    fn lie(&mut self, id: &str, given: &mut [IpAddr]) {
+        let family = Family::of(&given[0]);
+        let outside = if family == Family::V4 { "198.51.100.7" } else { "2001:db8::7" };
+        let mut others = self.enis.values().filter(|e| e.id != id).flat_map(Eni::addresses);
+        let other = others.find(|ip| Family::of(ip) == family);
+        given[0] = if self.rng.bool() { outside.parse().unwrap() } else { other.unwrap_or(given[0]) };
     }
 
     fn attach(&mut self, now: Now, id: &str) -> Result<Outcome, Fault> {
@@ -326,20 +377,29 @@ impl Cloud {
         let eni = self.enis.remove(id).unwrap();
         self.moves.remove(id);
         self.free.get_mut(&eni.vswitch).unwrap().extend(eni.v4);
+        self.free6.get_mut(&eni.vswitch).unwrap().extend(eni.v6);
     }
 
-    fn unassign(&mut self, id: &str, addresses: &[Ipv4Addr]) -> Result<Outcome, Fault> {
+    fn unassign(&mut self, id: &str, addresses: &[IpAddr]) -> Result<Outcome, Fault> {
         assert!((1..=10).contains(&addresses.len()), "{} addresses are unassigned in one call", addresses.len());
+        let of_one = addresses.iter().all(|ip| ip.is_ipv4() == addresses[0].is_ipv4());
+        assert!(of_one, "{addresses:?} are unassigned in one call");
         let eni = self.enis.get_mut(id).ok_or(fault(FaultKind::Gone))?;
-        assert!(!addresses.contains(&eni.primary), "the primary address of {id} cannot be unassigned");
+        assert!(!addresses.contains(&IpAddr::V4(eni.primary)), "the primary address of {id} cannot be unassigned");
         if eni.state != EniState::InUse {
             return Err(fault(FaultKind::Busy));
         }
-        if !addresses.iter().all(|ip| eni.v4.contains(ip)) {
+        if !addresses.iter().all(|ip| eni.addresses().any(|there| there == *ip)) {
             return Err(fault(FaultKind::Gone));
         }
-        eni.v4.retain(|ip| !addresses.contains(ip));
-        self.free.get_mut(&eni.vswitch.clone()).unwrap().extend(addresses);
+        for ip in addresses {
+            match ip {
+                IpAddr::V4(ip) => self.free.get_mut(&eni.vswitch).unwrap().push(*ip),
+                IpAddr::V6(ip) => self.free6.get_mut(&eni.vswitch).unwrap().push(*ip),
+            }
+        }
+        eni.v4.retain(|ip| !addresses.contains(&IpAddr::V4(*ip)));
+        eni.v6.retain(|ip| !addresses.contains(&IpAddr::V6(*ip)));
         Ok(Outcome::Unassigned)
     }
 
@@ -353,7 +413,7 @@ impl Cloud {
 #[derive(Debug, Default, Clone)]
 pub struct Ledger {
     pub leases: BTreeMap<Attachment, Held>,
-    pub cooling: BTreeMap<(String, Option<Ipv4Addr>), (IpPair, Now)>,
+    pub cooling: BTreeMap<(String, IpPair), Now>,
     pub intents: BTreeMap<String, Intent>,
 }
 
@@ -364,7 +424,7 @@ impl Ledger {
             enis: cloud.this_nodes(),
             vswitches: cloud.vswitches(),
             leases: self.leases.values().cloned().collect(),
-            cooling: self.cooling.iter().map(|((eni, _), (ip, until))| (eni.clone(), *ip, *until)).collect(),
+            cooling: self.cooling.iter().map(|((eni, ip), until)| (eni.clone(), *ip, *until)).collect(),
             intents: self.intents.values().cloned().collect(),
         }
     }
@@ -382,10 +442,10 @@ impl Ledger {
             Effect::Retire { attachment, eni, ip, until } => {
                 let held = self.leases.remove(attachment).expect("only a lease can end");
                 assert_eq!((&held.eni, held.ip), (eni, *ip));
-                self.cooling.insert((eni.clone(), ip.v4), (*ip, *until));
+                self.cooling.insert((eni.clone(), *ip), *until);
             }
             Effect::Rested { eni, ip } => {
-                let (_, until) = self.cooling.remove(&(eni.clone(), ip.v4)).expect("only what rests can have rested");
+                let until = self.cooling.remove(&(eni.clone(), *ip)).expect("only what rests can have rested");
                 assert!(until <= now, "{ip} rests until {until:?} and was freed at {now:?}");
             }
             _ => {}
@@ -393,10 +453,10 @@ impl Ledger {
     }
 
     fn record(&mut self, now: Now, held: &Held) {
-        for other in self.leases.values().filter(|h| h.ip == held.ip) {
+        for other in self.leases.values().filter(|h| h.ip.iter().any(|ip| has(&held.ip, ip))) {
             assert_eq!(other.sandbox.attachment, held.sandbox.attachment, "{} is leased twice", held.ip);
         }
-        let rest = self.cooling.values().find(|(ip, _)| *ip == held.ip);
+        let rest = self.cooling.keys().find(|(_, pair)| pair.iter().any(|ip| has(&held.ip, ip)));
         assert!(rest.is_none(), "{} is leased at {now:?} and rests: {rest:?}", held.ip);
         self.leases.insert(held.sandbox.attachment.clone(), held.clone());
     }
@@ -405,9 +465,13 @@ impl Ledger {
         self.leases.values().any(|h| h.eni == eni) || self.cooling.keys().any(|(e, _)| e == eni)
     }
 
-    pub fn holds(&self, ip: Ipv4Addr) -> bool {
-        self.leases.values().any(|h| h.ip.v4 == Some(ip)) || self.cooling.keys().any(|(_, v4)| *v4 == Some(ip))
+    pub fn holds(&self, ip: IpAddr) -> bool {
+        self.leases.values().any(|h| has(&h.ip, ip)) || self.cooling.keys().any(|(_, pair)| has(pair, ip))
     }
+}
+
+fn has(pair: &IpPair, ip: IpAddr) -> bool {
+    pair.iter().any(|one| one == ip)
 }
 
 /// A call under way.

@@ -110,7 +110,7 @@ impl Fabric {
         ports.born += 1;
         let bare = Card { addrs: BTreeSet::new(), ..card.clone() };
         let port = Port { link: format!("p{}", ports.born), card: bare, home: home.into() };
-        ip(&self.router, &port.wiring());
+        ip(&self.router, &port.wiring("eth%d"));
         nft(&self.router, &port.passport("add"));
         ports.by_eni.insert(card.id.clone(), port);
         self.give(&mut ports, &card.id, &card.addrs);
@@ -126,12 +126,12 @@ impl Fabric {
     }
 
     /// Brings every ENI that died with the namespace it was moved into back to its node, and tells how many there were.
-    /// A network card of flesh does that by itself; a veth has to be made anew.
+    /// A network card of flesh does that by itself, under a name that the kernel makes up; a veth has to be made anew.
     pub fn recover(&self) -> usize {
         let ports = self.ports();
         let dead: Vec<&Port> = self.router.run(|| ports.by_eni.values().filter(|port| !port.is_alive()).collect());
         for port in &dead {
-            ip(&self.router, &format!("{}{}", port.wiring(), port.routes("replace", &port.card.addrs)));
+            ip(&self.router, &format!("{}{}", port.wiring("dev%d"), port.routes("replace", &port.card.addrs)));
         }
         dead.len()
     }
@@ -221,10 +221,10 @@ impl Port {
     }
 
     /// `ip` lines that make the veth and what the router must know to reach its guest.
-    fn wiring(&self) -> String {
+    fn wiring(&self, name: &str) -> String {
         let Port { link, card: Card { mac, mtu, gateway_v6, .. }, home } = self;
         let mut lines = format!(
-            "link add {link} address {ROUTER_MAC} mtu {mtu} type veth peer name eth%d address {mac} mtu {mtu} netns {home}
+            "link add {link} address {ROUTER_MAC} mtu {mtu} type veth peer name {name} address {mac} mtu {mtu} netns {home}
              link set {link} up
              ntable change name arp_cache dev {link} proxy_delay 0
              neigh replace {GUEST} lladdr {mac} dev {link} nud permanent

@@ -24,7 +24,7 @@ pub struct Conf {
 
 impl Conf {
     pub fn new(layers: Layers) -> Conf {
-        Conf { layers, namespace: news::own_namespace(), label: None, stop: None, complaint: None }
+        Conf { layers: layers.begin(), namespace: news::own_namespace(), label: None, stop: None, complaint: None }
     }
 
     pub fn layers(&self) -> &Layers {

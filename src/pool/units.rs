@@ -1,0 +1,136 @@
+//! What an ENI has and can get, counted in what one pod takes: an address of each family of the stack.
+//!
+//! Free addresses are not tied to each other. A lease takes one of each family, and so much of one family as has no
+//! counterpart on its ENI is no supply: it is completed when addresses are short, and unassigned when they are not.
+
+use std::net::IpAddr;
+
+use super::calls::{Create, Verb};
+use super::eni::Nic;
+use super::state::State;
+use super::{Now, Refused};
+use crate::ip::Family;
+
+impl State {
+    /// The least of a number per family: a pod needs one address of each.
+    pub fn least(&self, number: impl Fn(Family) -> u32) -> u32 {
+        self.settings.stack.families().iter().map(|family| number(*family)).min().unwrap_or(0)
+    }
+
+    /// The most pods that an ENI can serve.
+    pub fn per_eni(&self) -> u32 {
+        self.least(|family| self.settings.limits.per_adapter(family))
+    }
+
+    /// Pods that the free addresses of the ENI are enough for.
+    pub fn idle_on(&self, nic: &Nic) -> u32 {
+        self.least(|family| self.idle_of(nic, family))
+    }
+
+    pub fn idle_of(&self, nic: &Nic, family: Family) -> u32 {
+        self.idle_addresses(nic, family).count() as u32
+    }
+
+    /// The same with the addresses that have been asked for.
+    pub fn promised(&self, nic: &Nic) -> u32 {
+        self.least(|family| self.idle_of(nic, family) + nic.coming(family))
+    }
+
+    /// The same with all that can be asked for now.
+    fn reach(&self, nic: &Nic) -> u32 {
+        self.least(|family| {
+            let open = self.no_assign(nic, family, self.now).is_none();
+            let room = if open { nic.room(&self.settings.limits, family) } else { 0 };
+            self.idle_of(nic, family) + nic.coming(family) + room
+        })
+    }
+
+    /// The same if nothing but the ENI's limits stood in the way.
+    pub fn limit(&self, nic: &Nic) -> u32 {
+        self.least(|family| {
+            let more = nic.room(&self.settings.limits, family) + nic.leaving(family);
+            self.idle_of(nic, family) + nic.coming(family) + more
+        })
+    }
+
+    /// Pods for whom an address of one family is there or coming, and the other can be asked for now.
+    pub fn halves(&self, nic: &Nic) -> u32 {
+        let families = self.settings.stack.families().iter();
+        let most = families.map(|family| self.idle_of(nic, *family) + nic.coming(*family)).max().unwrap_or(0);
+        self.reach(nic).min(most) - self.promised(nic)
+    }
+
+    /// Pods beyond all these for whom addresses could be asked for now.
+    pub fn room(&self, nic: &Nic) -> u32 {
+        self.reach(nic) - self.promised(nic) - self.halves(nic)
+    }
+
+    /// What to ask for first so that the ENI comes to serve so many pods more. A family that was refused before goes first:
+    /// if it is refused again, no address of the other lies idle.
+    pub fn lacking(&self, nic: &Nic, more: u32) -> Option<(Family, u32)> {
+        let target = self.promised(nic) + more;
+        let missing = |family: Family| target.saturating_sub(self.idle_of(nic, family) + nic.coming(family));
+        let families = self.settings.stack.families().iter().map(|family| (*family, missing(*family)));
+        families.filter(|(_, count)| *count > 0).min_by_key(|(family, _)| !self.was_refused(nic, *family))
+    }
+
+    fn was_refused(&self, nic: &Nic, family: Family) -> bool {
+        nic.no_assign.contains_key(&family) || self.blocks.contains_key(&Verb::Assign(family))
+    }
+
+    /// The first of the reasons why the ENI gets no address of a family that it lacks most.
+    pub fn no_more(&self, nic: &Nic) -> Option<Refused> {
+        let promised = self.promised(nic);
+        let scarce = |family: &&Family| self.idle_of(nic, **family) + nic.coming(**family) == promised;
+        self.settings.stack.families().iter().filter(scarce).find_map(|family| self.no_assign(nic, *family, self.now))
+    }
+
+    /// Pods that an ENI will serve which is being made.
+    pub fn to_be_made(&self, create: &Create) -> u32 {
+        self.least(|family| create.addresses(family))
+    }
+
+    /// Pods that could be served from this ENI by that time; `cloud`: it may be asked by then.
+    pub fn could_come_from(&self, nic: &Nic, cloud: bool, by: Now) -> u32 {
+        self.least(|family| {
+            let coming = if cloud || nic.busy.is_some() { nic.coming(family) } else { 0 };
+            let open = cloud && self.no_assign(nic, family, by).is_none();
+            let room = if open { nic.room(&self.settings.limits, family) + nic.leaving(family) } else { 0 };
+            self.free_by(nic, family, by) + coming + room
+        })
+    }
+
+    fn free_by(&self, nic: &Nic, family: Family, by: Now) -> u32 {
+        let free = |ip: &IpAddr| !self.taken.has(ip) && self.resting.get(ip).is_none_or(|until| *until <= by);
+        let of_family = nic.addresses.iter().filter(|(ip, _)| Family::of(ip) == family);
+        of_family.filter(|(ip, a)| !a.leaving && free(ip)).count() as u32
+    }
+
+    /// The ENI can never serve a pod: it lies where there are no addresses of one family.
+    pub fn is_barren(&self, nic: &Nic) -> bool {
+        let there = |family| nic.addresses.keys().any(|ip| Family::of(ip) == family);
+        let none = |family: &Family| !self.vswitches.has(&nic.vswitch, *family) && !there(*family);
+        self.settings.stack.families().iter().any(none)
+    }
+
+    /// Free addresses that can be unassigned, those that were free last first.
+    pub fn removable(&self, nic: &Nic, family: Family) -> Vec<IpAddr> {
+        let idle = self.idle_addresses(nic, family).filter(|(ip, _)| *ip != IpAddr::V4(nic.primary));
+        let mut idle: Vec<_> = idle.map(|(ip, a)| (a.free_since, ip)).collect();
+        idle.sort_by(|(a, ip), (b, other)| b.cmp(a).then(ip.cmp(other)));
+        idle.into_iter().map(|(_, ip)| ip).collect()
+    }
+
+    /// Free addresses of one family that no pod can have for want of the other, or because the stack has not the family.
+    pub fn unpaired(&self, nic: &Nic) -> Vec<IpAddr> {
+        let idle = self.idle_on(nic);
+        let extra = |family| {
+            let of_use = if self.settings.stack.has(family) { idle } else { 0 };
+            match self.idle_of(nic, family) - of_use {
+                0 => Vec::new(),
+                many => self.removable(nic, family).into_iter().take(many as usize).collect(),
+            }
+        };
+        [extra(Family::V4), extra(Family::V6)].concat()
+    }
+}

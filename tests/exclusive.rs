@@ -1,0 +1,537 @@
+//! A pod with an ENI of its own: the plan on the wire, in a VPC that drops what is forged; and the way of the card, there and back.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+use terway::datapath::{self, EniSetup, Setup};
+use terway::ip::{IpPair, Mac, NetPair};
+use terway::kernel::{self, Kernel, unwire};
+use terway::ours;
+use terway::plan::Plan;
+use terway::pod::{Attachment, PodName, Sandbox};
+use terway::rpc::{Answers, EniLease, Lease, Marker, Whole, Wiring};
+
+use crate::sim::cluster::soon;
+use crate::sim::fabric::{Card, Drops, Fabric, OUTSIDE, OUTSIDE_V6};
+use crate::sim::node::{Node, Pod};
+use crate::sim::traffic::{Place, TcpEcho};
+
+const MTU: u32 = 1500;
+const NODE: &str = "192.168.0.10";
+const NODE_V6: &str = "fd00:0:0:1::10";
+const REMOTE: &str = "192.168.0.11";
+const REMOTE_V6: &str = "fd00:0:0:1::11";
+const GATEWAY: &str = "192.168.63.253";
+const GATEWAY_V6: &str = "fd00:0:0:2:ffff:ffff:ffff:fffd";
+const SERVICES: &str = "172.21.0.0/20";
+const SERVICES_V6: &str = "fd21::/112";
+
+/// Two nodes; the first has ENIs for pods, the second stands for everything that is elsewhere.
+struct World {
+    node: Node,
+    remote: Node,
+    fabric: Fabric,
+    marker: Marker,
+    answers: Answers,
+}
+
+impl World {
+    fn new() -> World {
+        World::with(Marker::Bpf, Answers::Conntrack)
+    }
+
+    fn with(marker: Marker, answers: Answers) -> World {
+        let fabric = Fabric::new(&["192.168.0.0/16".parse().unwrap(), "fd00::/56".parse().unwrap()]);
+        let world = World { node: Node::new("node"), remote: Node::new("remote"), fabric, marker, answers };
+        world.boot(&world.node, "eni-n", "00:16:3e:00:00:0a", [NODE, NODE_V6]);
+        world.boot(&world.remote, "eni-r", "00:16:3e:00:00:0b", [REMOTE, REMOTE_V6]);
+        world.node.sh("sysctl -qw net.ipv6.conf.all.forwarding=1; ip -6 rule add priority 512 lookup 1000");
+        world.kernel(|kernel| kernel.apply(&datapath::node()).unwrap());
+        world.kernel(|kernel| kernel.apply(&datapath::masquerade(&node_ips())).unwrap());
+        world.kernel(|kernel| kernel.apply(&datapath::answers()).unwrap());
+        world
+    }
+
+    fn boot(&self, node: &Node, id: &str, mac: &str, [v4, v6]: [&str; 2]) {
+        let gateway: std::net::Ipv6Addr = "fd00:0:0:1:ffff:ffff:ffff:fffd".parse().unwrap();
+        let card = Card { gateway_v6: Some(gateway), ..Card::new(id, mac, &[v4, v6]) };
+        self.fabric.plug(&card, node.ns().name());
+        node.sh("sysctl -qw net.ipv6.conf.eth0.accept_ra=0");
+        node.dhcp(format!("{v4}/19").parse().unwrap(), "192.168.31.253".parse().unwrap());
+        node.sh(&format!("ip addr add {v6}/128 dev eth0 nodad; ip route add {gateway}/128 dev eth0"));
+        node.sh(&format!("ip route add default via {gateway} dev eth0"));
+    }
+
+    fn kernel<T: Send>(&self, f: impl FnOnce(&mut Kernel) -> T + Send) -> T {
+        self.node.run(|| f(&mut Kernel::host().unwrap()))
+    }
+
+    /// Hot-plugs another ENI, with one address of each family.
+    fn plug(&self, n: u8) -> EniLease {
+        let mac = Mac([0, 0x16, 0x3e, 0, 1, n]);
+        let addrs = [format!("192.168.32.{n}"), format!("fd00:0:0:2::{n:x}")];
+        let card = Card::new(&format!("eni-{n}"), &mac.to_string(), &[&addrs[0], &addrs[1]]);
+        self.fabric.plug(&Card { gateway_v6: Some(GATEWAY_V6.parse().unwrap()), ..card }, self.node.ns().name());
+        let link = self.kernel(|kernel| kernel.link_by_mac(mac).unwrap().unwrap());
+        EniLease {
+            id: format!("eni-{n}"),
+            mac,
+            vswitch: "vsw-pod".into(),
+            cidr: NetPair {
+                v6: Some("fd00:0:0:2::/64".parse().unwrap()),
+                ..NetPair::v4("192.168.32.0/19".parse().unwrap())
+            },
+            gateway: IpPair { v6: Some(GATEWAY_V6.parse().unwrap()), ..IpPair::v4(GATEWAY.parse().unwrap()) },
+            slot: n.into(),
+            table: ours::eni_table(link.ifindex),
+        }
+    }
+
+    /// A pod that will have a new ENI to itself.
+    fn guest(&self, name: &str, n: u8) -> Guest<'_> {
+        let eni = self.plug(n);
+        let home = self.node.ifname(&eni.mac.to_string()).unwrap();
+        let services = NetPair { v6: Some(SERVICES_V6.parse().unwrap()), ..NetPair::v4(SERVICES.parse().unwrap()) };
+        let wiring = Wiring::Whole(Whole { home, services, answers: self.answers });
+        self.pod(name, n, eni, wiring)
+    }
+
+    /// A pod that shares a new ENI with nobody yet.
+    fn shared(&self, name: &str, n: u8) -> Guest<'_> {
+        let eni = self.plug(n);
+        let link = self.node.ifname(&eni.mac.to_string()).unwrap();
+        let node = IpPair::v4(NODE.parse().unwrap());
+        let plan = datapath::eni(&EniSetup { eni: &eni, link: &link, mtu: MTU, node: &node });
+        self.kernel(|kernel| kernel.apply(&plan).unwrap());
+        let guest = self.pod(name, n, eni, Wiring::Shared);
+        guest.apply();
+        guest
+    }
+
+    fn pod(&self, name: &str, n: u8, eni: EniLease, wiring: Wiring) -> Guest<'_> {
+        let pod = self.node.pod(name);
+        let attachment = Attachment { container: format!("c-{name}"), ifname: "eth0".into() };
+        let ip = IpPair {
+            v6: Some(format!("fd00:0:0:2::{n:x}").parse().unwrap()),
+            ..IpPair::v4(format!("192.168.32.{n}").parse().unwrap())
+        };
+        let lease = Lease {
+            pod: PodName::new("default", name),
+            sandbox: Sandbox { attachment, netns: pod.netns().into() },
+            ip,
+            eni,
+            node: node_ips(),
+            marker: self.marker,
+            wiring,
+        };
+        Guest { world: self, plan: datapath::pod(&Setup::new(&lease, MTU)), lease, pod }
+    }
+
+    /// What kube-proxy would write for a Service and its one endpoint, or for a port of the node.
+    fn leads(&self, at: &str, to: &str) {
+        let (iptables, rule) = dnat(at, to);
+        for chain in ["PREROUTING", "OUTPUT"] {
+            self.node.sh(&format!("{iptables} -w -t nat -A {chain} {rule}"));
+        }
+    }
+
+    fn links(&self) -> String {
+        self.node.sh("ip -o link")
+    }
+}
+
+fn dnat(at: &str, to: &str) -> (&'static str, String) {
+    let (at, to): (SocketAddr, SocketAddr) = (at.parse().unwrap(), to.parse().unwrap());
+    let iptables = if at.is_ipv4() { "iptables" } else { "ip6tables" };
+    let protocols =
+        ["tcp", "udp"].map(|p| format!("-d {} -p {p} --dport {} -j DNAT --to-destination {to}", at.ip(), at.port()));
+    (iptables, protocols.join(&format!("; {iptables} -w -t nat -A PREROUTING ")))
+}
+
+fn node_ips() -> IpPair {
+    IpPair { v6: Some(NODE_V6.parse().unwrap()), ..IpPair::v4(NODE.parse().unwrap()) }
+}
+
+struct Guest<'a> {
+    world: &'a World,
+    lease: Lease,
+    plan: Plan,
+    pod: Pod,
+}
+
+impl Guest<'_> {
+    fn kernel<T: Send>(&self, f: impl FnOnce(&mut Kernel) -> T + Send) -> T {
+        self.world.node.run(|| {
+            let mut kernel = Kernel::host().unwrap();
+            kernel.enter(self.pod.netns()).unwrap();
+            f(&mut kernel)
+        })
+    }
+
+    fn apply(&self) {
+        self.kernel(|kernel| kernel.apply(&self.plan)).unwrap();
+        assert_eq!(self.check(), "clean");
+    }
+
+    fn check(&self) -> String {
+        self.kernel(|kernel| kernel.check(&self.plan)).unwrap().map_or("clean".into(), |d| d.to_string())
+    }
+
+    fn undo(&self) {
+        self.kernel(|kernel| kernel.undo(&self.plan)).unwrap();
+    }
+
+    fn unwire(&self, netns: Option<&Path>) {
+        let veth = ours::host_veth(&self.lease.pod, "eth0");
+        self.world.node.run(|| unwire(netns, Some(&veth), &self.lease.sandbox.attachment)).unwrap();
+    }
+
+    fn ip(&self) -> String {
+        self.lease.ip.v4.unwrap().to_string()
+    }
+
+    fn ips(&self) -> Vec<IpAddr> {
+        self.lease.ip.iter().collect()
+    }
+
+    fn mac(&self) -> String {
+        self.lease.eni.mac.to_string()
+    }
+
+    /// The ENI is on the node again as it was: under its name, down and bare.
+    fn is_home_as(&self, name: &str) {
+        assert_eq!(self.world.node.ifname(&self.mac()).as_deref(), Some(name));
+        let seen = self.world.node.sh(&format!("ip -d addr show {name}; tc qdisc show dev {name}"));
+        assert!(!seen.contains("inet") && !seen.contains("alias") && !seen.contains(",UP"), "{seen}");
+        assert!(!seen.contains("clsact"), "{seen}");
+    }
+
+    /// An echo server for TCP and UDP in this pod.
+    fn serves(&self, port: u16) -> (TcpEcho, crate::sim::traffic::UdpEcho) {
+        let at = format!("[::]:{port}");
+        (self.pod.tcp_echo(&at), self.pod.udp_echo(&at))
+    }
+}
+
+/// Ping, TCP and UDP.
+fn reaches(from: &impl Place, what: &str, to: &impl Place, ip: IpAddr) {
+    assert!(from.ping(&ip.to_string()).is_some(), "no ping {what} ({ip})");
+    let at = SocketAddr::new(ip, 7000).to_string();
+    let _echo = (to.tcp_echo(&at), to.udp_echo(&at));
+    from.tcp(&at).unwrap_or_else(|e| panic!("no TCP {what} ({ip}): {e}"));
+    assert_eq!(from.udp(&at, 3).len(), 3, "UDP {what} ({ip})");
+}
+
+/// Connects, and tells as whom the server saw it.
+fn seen_as(from: &impl Place, at: &str, server: &TcpEcho) -> String {
+    let before = server.peers().len();
+    from.tcp(at).unwrap_or_else(|e| panic!("no TCP to {at}: {e}"));
+    let peers: Vec<IpAddr> = server.peers()[before..].iter().map(|peer| peer.ip().to_canonical()).collect();
+    assert_eq!(peers.len(), 1, "{at}: {peers:?}");
+    peers[0].to_string()
+}
+
+fn addr(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn everybody(world: &World) {
+    let (x, y, s) = (world.guest("x", 5), world.guest("y", 6), world.shared("s", 7));
+    x.apply();
+    y.apply();
+    for (x_ip, y_ip, s_ip, node, remote, outside) in [
+        (x.ips()[0], y.ips()[0], s.ips()[0], NODE, REMOTE, OUTSIDE),
+        (x.ips()[1], y.ips()[1], s.ips()[1], NODE_V6, REMOTE_V6, OUTSIDE_V6),
+    ] {
+        reaches(&x.pod, "to the outside", world.fabric.outside(), addr(outside));
+        reaches(world.fabric.outside(), "from the outside", &x.pod, x_ip);
+        reaches(&x.pod, "to another node", &world.remote, addr(remote));
+        reaches(&world.remote, "from another node", &x.pod, x_ip);
+        reaches(&x.pod, "to its node", &world.node, addr(node));
+        reaches(&world.node, "from its node", &x.pod, x_ip);
+        reaches(&x.pod, "to a pod with an ENI of its own", &y.pod, y_ip);
+        // The ENI of the other one is set up for IPv4 alone.
+        if s_ip.is_ipv4() {
+            reaches(&x.pod, "to a pod of a shared ENI", &s.pod, s_ip);
+        }
+        reaches(&s.pod, "from a pod of a shared ENI", &x.pod, x_ip);
+        reaches(&x.pod, "to itself", &x.pod, x_ip);
+    }
+    assert_eq!(world.fabric.drops(), Drops::default());
+}
+
+#[test]
+fn a_pod_with_an_eni_of_its_own_reaches_everybody_and_is_reached() {
+    everybody(&World::new());
+}
+
+#[test]
+fn so_it_does_where_tc_cannot_mark() {
+    everybody(&World::with(Marker::Rule, Answers::Conntrack));
+}
+
+#[test]
+fn services_lead_to_every_kind_of_backend_and_back() {
+    let world = World::new();
+    let (x, y, s) = (world.guest("x", 5), world.guest("y", 6), world.shared("s", 7));
+    x.apply();
+    y.apply();
+    let remote = (world.remote.tcp_echo("[::]:8080"), world.remote.udp_echo("[::]:8080"));
+    let (at_y, at_s) = (y.serves(8080), s.serves(8080));
+    for (n, [service_s, service_y, service_r], remote_ip, node) in [
+        (0, ["172.21.0.10", "172.21.0.11", "172.21.0.12"], REMOTE, NODE),
+        (1, ["fd21::10", "fd21::11", "fd21::12"], REMOTE_V6, NODE_V6),
+    ] {
+        let at = |ip: IpAddr, port| SocketAddr::new(ip, port).to_string();
+        let services = [(service_s, s.ips()[n]), (service_y, y.ips()[n]), (service_r, addr(remote_ip))];
+        for (service, backend) in services {
+            world.leads(&at(addr(service), 80), &at(backend, 8080));
+        }
+        let [of_s, of_y, of_r] = [service_s, service_y, service_r].map(|service| at(addr(service), 80));
+        let own = x.ips()[n].to_string();
+        assert_eq!(seen_as(&x.pod, &of_s, &at_s.0), own, "a pod of this node, shared ENI");
+        assert_eq!(seen_as(&x.pod, &of_y, &at_y.0), own, "a pod of this node with an ENI of its own");
+        assert_eq!(seen_as(&x.pod, &of_r, &remote.0), node, "a backend elsewhere");
+        for service in [&of_s, &of_y, &of_r] {
+            assert_eq!(x.pod.udp(service, 3).len(), 3, "UDP to {service}");
+        }
+        assert_eq!(seen_as(&s.pod, &of_y, &at_y.0), s.ips()[n].to_string(), "from a pod of a shared ENI");
+    }
+    assert_eq!(world.fabric.drops(), Drops::default());
+}
+
+fn node_port(world: &World) -> Guest<'_> {
+    let x = world.guest("x", 5);
+    x.apply();
+    world.leads(&format!("{NODE}:30080"), &format!("{}:8080", x.ip()));
+    world.leads(&format!("[{NODE_V6}]:30080"), &format!("[{}]:8080", x.ips()[1]));
+    x
+}
+
+/// `externalTrafficPolicy: Local`: the client's own address reaches the pod, through the node, and is answered through it.
+#[test]
+fn what_comes_in_by_the_nodes_port_is_answered_by_it_and_the_client_is_seen() {
+    let world = World::new();
+    let x = node_port(&world);
+    let at_x = x.serves(8080);
+    let outside = world.fabric.outside();
+    for (port, client, node) in
+        [(format!("{NODE}:30080"), OUTSIDE, REMOTE), (format!("[{NODE_V6}]:30080"), OUTSIDE_V6, REMOTE_V6)]
+    {
+        assert_eq!(seen_as(outside, &port, &at_x.0), client);
+        assert_eq!(outside.udp(&port, 5).len(), 5, "UDP to {port}");
+        assert_eq!(seen_as(&world.remote, &port, &at_x.0), node);
+    }
+    // The same client by the ENI, while it is known by the node's port.
+    assert_eq!(seen_as(outside, &format!("{}:8080", x.ip()), &at_x.0), OUTSIDE);
+    assert_eq!(outside.udp(&format!("{}:8080", x.ip()), 5).len(), 5);
+    assert_eq!(world.fabric.drops(), Drops::default());
+}
+
+#[test]
+fn without_iptables_in_the_pod_tcp_is_answered_all_the_same() {
+    let world = World::with(Marker::Bpf, Answers::Sockets);
+    let x = node_port(&world);
+    let at_x = x.serves(8080);
+    assert_eq!(seen_as(world.fabric.outside(), &format!("{NODE}:30080"), &at_x.0), OUTSIDE);
+    assert_eq!(seen_as(world.fabric.outside(), &format!("[{NODE_V6}]:30080"), &at_x.0), OUTSIDE_V6);
+    assert!(x.pod.ping(OUTSIDE).is_some());
+}
+
+#[test]
+fn the_eni_goes_in_and_comes_home_under_its_own_name() {
+    let world = World::new();
+    let x = world.guest("x", 5);
+    let before = world.node.sh("ip -o link | sed 's/@.*//; s/^[0-9]*//'; ip route show table all; ip rule");
+    for _ in 0..2 {
+        x.apply();
+        // Said again it changes nothing: the same links, in the same places.
+        let links = (world.links(), x.pod.sh("ip -o link"));
+        x.apply();
+        assert_eq!((world.links(), x.pod.sh("ip -o link")), links);
+        assert!(x.pod.sh("ip -o link show eth0").contains(&x.mac()));
+        assert_eq!(world.node.ifname(&x.mac()), None);
+        x.undo();
+        x.is_home_as("eth1");
+        assert_eq!(world.node.sh("ip -o link | sed 's/@.*//; s/^[0-9]*//'; ip route show table all; ip rule"), before);
+        assert_eq!(x.pod.sh("ip rule; iptables -w -t mangle -S | grep -c -- -A || true").matches("7e0").count(), 0);
+        x.undo();
+        x.is_home_as("eth1");
+    }
+}
+
+#[test]
+fn a_veth_made_ahead_of_the_lease_becomes_the_second_link() {
+    let world = World::new();
+    let x = world.guest("x", 5);
+    let veth = datapath::veth(&x.lease.pod, &x.lease.sandbox.attachment, MTU);
+    x.kernel(|kernel| {
+        kernel.begin(&veth);
+        kernel.apply(&x.plan).unwrap();
+    });
+    assert_eq!(x.check(), "clean");
+    assert!(x.pod.ping(OUTSIDE).is_some() && world.node.ping(&x.ip()).is_some());
+}
+
+#[test]
+fn without_a_second_link_the_pod_has_the_vpc_and_no_node() {
+    let world = World::new();
+    let mut x = world.guest("x", 5);
+    x.plan = datapath::pod(&Setup { host_peer: false, ..Setup::new(&x.lease, MTU) });
+    let veth = datapath::veth(&x.lease.pod, &x.lease.sandbox.attachment, MTU);
+    x.kernel(|kernel| {
+        kernel.begin(&veth);
+        kernel.apply(&x.plan).unwrap();
+    });
+    assert_eq!(x.check(), "clean");
+    assert!(!world.links().contains("cali"));
+    reaches(&x.pod, "to the outside", world.fabric.outside(), addr(OUTSIDE));
+    reaches(world.fabric.outside(), "from the outside", &x.pod, x.ips()[0]);
+    x.unwire(Some(x.pod.netns()));
+    x.is_home_as("eth1");
+}
+
+#[test]
+fn check_names_what_is_broken_and_apply_repairs_it() {
+    let world = World::new();
+    let x = world.guest("x", 5);
+    x.apply();
+    let netns = x.pod.netns().display().to_string();
+    let alias = "terway-eni eth1 c-x/eth0 default/x";
+    let cases: Vec<(String, String)> = vec![
+        ("ip link set eth0 down".into(), "state of eth0: down, not up".into()),
+        ("ip link set eth0 mtu 1300".into(), "mtu of eth0: 1300, not 1500".into()),
+        ("ip link set eth0 alias other".into(), format!("alias of eth0: 'other', not '{alias}'")),
+        ("ip link set eth0 down; ip link set eth0 name eth7".into(), format!("link eth0 in {netns}: absent")),
+        ("ip route del default".into(), format!("route default via {GATEWAY} dev eth0 onlink: absent")),
+        ("ip route del 172.21.0.0/20".into(), "route 172.21.0.0/20 via 169.254.1.1 dev veth1 onlink: absent".into()),
+        ("ip link set veth1 down".into(), "state of veth1: down, not up".into()),
+        ("ip rule del priority 512".into(), "rule priority 512 from all fwmark 0x7e0/0x7e0 lookup 1000: absent".into()),
+        (
+            "iptables -w -t mangle -F OUTPUT".into(),
+            "iptables -t mangle -A OUTPUT -m connmark --mark 0x7e0/0x7e0 -j MARK --set-xmark 0x7e0/0x7e0: absent"
+                .into(),
+        ),
+    ];
+    for (harm, difference) in cases {
+        x.pod.sh(&harm);
+        assert_eq!(x.check(), difference, "after {harm}");
+        x.apply();
+        assert!(x.pod.ping(OUTSIDE).is_some(), "after the repair of {harm}");
+    }
+    world.kernel(|kernel| kernel.fetch(&world.node.run(kernel::away)[0])).unwrap();
+    assert_eq!(x.check(), format!("link eth0 in {netns}: absent"));
+    let outside = world.kernel(|kernel| kernel.check(&x.plan)).unwrap().map(|d| d.to_string());
+    assert_eq!(outside.as_deref(), Some("place of eth1: the node, not the pod"));
+    x.apply();
+}
+
+#[test]
+fn an_eni_whose_name_was_given_away_comes_home_under_the_next_one() {
+    let world = World::new();
+    let x = world.guest("x", 5);
+    x.apply();
+    let other = world.plug(6);
+    assert_eq!(world.node.ifname(&other.mac.to_string()).as_deref(), Some("eth1"));
+    x.undo();
+    x.is_home_as("eth2");
+}
+
+#[test]
+fn without_a_daemon_the_eni_comes_home_all_the_same() {
+    let world = World::new();
+    let x = world.guest("x", 5);
+    x.apply();
+    let netns = x.pod.netns().to_owned();
+    // The late DEL of an older sandbox leaves it alone.
+    let (old, other) = (world.node.pod("old"), Attachment { container: "c-old".into(), ifname: "eth0".into() });
+    world.node.run(|| unwire(Some(old.netns()), Some(&ours::host_veth(&x.lease.pod, "eth0")), &other)).unwrap();
+    assert_eq!(x.check(), "clean");
+    for _ in 0..2 {
+        x.unwire(Some(&netns));
+        x.is_home_as("eth1");
+        assert!(!world.links().contains("cali"));
+        assert_eq!(world.node.sh("ip route show table 1000"), "");
+    }
+}
+
+#[test]
+fn an_add_that_was_cut_off_is_undone_and_done_again() {
+    let world = World::new();
+    let x = world.guest("x", 5);
+    for objects in 1..x.plan.host.len() {
+        let part = Plan { host: x.plan.host[..objects].to_vec(), pod: Vec::new() };
+        x.kernel(|kernel| kernel.apply(&part)).unwrap();
+        x.unwire(Some(x.pod.netns()));
+        x.is_home_as("eth1");
+        assert!(!world.links().contains("cali"), "after {objects} objects");
+        x.kernel(|kernel| kernel.apply(&part)).unwrap();
+        x.apply();
+        assert!(x.pod.ping(OUTSIDE).is_some() && world.node.ping(&x.ip()).is_some());
+        x.undo();
+        x.is_home_as("eth1");
+    }
+}
+
+#[test]
+fn an_eni_that_the_kernel_handed_back_gets_its_name_again() {
+    let world = World::new();
+    let x = world.guest("x", 5);
+    let alias = ours::card_alias(&x.lease.sandbox.attachment, &x.lease.pod, "eth1");
+    let mac = x.lease.eni.mac;
+    world.node.sh(&format!("ip link set eth1 name dev7; ip link set dev7 alias '{alias}'; ip link set dev7 up"));
+    x.unwire(None);
+    x.is_home_as("eth1");
+    // One whose alias is lost.
+    for (from, home, to) in [("dev7", None, "eth1"), ("dev7", Some("ens6"), "ens6"), ("net1", Some("eth1"), "eth1")] {
+        let now = world.node.ifname(&x.mac()).unwrap();
+        world.node.sh(&format!("ip link set {now} name {from}"));
+        world.kernel(|kernel| kernel.settle(mac, home)).unwrap();
+        x.is_home_as(to);
+    }
+}
+
+#[test]
+fn an_eni_that_is_away_is_found_by_someone_who_remembers_nothing() {
+    let world = World::new();
+    let (x, y) = (world.guest("x", 5), world.shared("y", 6));
+    assert_eq!(world.node.run(kernel::away), []);
+    x.apply();
+    let away = world.node.run(kernel::away);
+    assert_eq!(away.len(), 1, "{away:?}");
+    assert_eq!((away[0].mac, away[0].netns.as_path()), (x.lease.eni.mac, x.pod.netns()));
+    assert_eq!(away[0].lent.attachment, x.lease.sandbox.attachment);
+    assert_eq!(away[0].lent.pod.as_ref(), Some(&x.lease.pod));
+    world.kernel(|kernel| kernel.fetch(&away[0])).unwrap();
+    x.is_home_as("eth1");
+    world.kernel(|kernel| kernel.fetch(&away[0])).unwrap();
+    assert!(y.pod.ping(OUTSIDE).is_some());
+}
+
+#[test]
+fn a_pods_own_interface_is_never_pushed_aside() {
+    let world = World::new();
+    let x = world.guest("x", 5);
+    x.pod.sh("ip link add eth0 type veth peer name other");
+    let refused = x.kernel(|kernel| kernel.apply(&x.plan)).unwrap_err().to_string();
+    assert_eq!(refused, format!("interface eth0 exists already in {}", x.pod.netns().display()));
+    x.is_home_as("eth1");
+    x.unwire(Some(x.pod.netns()));
+    assert!(x.pod.sh("ip link show eth0").contains("eth0"));
+    assert!(!world.links().contains("cali"));
+}
+
+/// A namespace that dies takes the simulated card along; the fabric makes it anew, as the kernel hands back a real one.
+#[test]
+fn a_namespace_that_dies_gives_the_eni_back() {
+    let world = World::new();
+    let x = world.guest("x", 5);
+    x.apply();
+    let (mac, text) = (x.lease.eni.mac, x.mac());
+    x.pod.remove();
+    soon("the card is back", || world.fabric.recover() == 1);
+    assert!(world.node.ifname(&text).unwrap().starts_with("dev"));
+    world.kernel(|kernel| kernel.settle(mac, None)).unwrap();
+    assert_eq!(world.node.ifname(&text).as_deref(), Some("eth1"));
+    soon("the veth is gone", || !world.links().contains("cali"));
+}
