@@ -1,10 +1,10 @@
 //! Every name, table, priority, mark and path we own, and how each is recognised after a restart by someone who remembers nothing.
 
+use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ring::digest;
 
 use crate::ip::Mac;
 use crate::pod::{Attachment, PodName};
@@ -110,8 +110,11 @@ pub fn host_veth(pod: &PodName, ifname: &str) -> String {
     // A pod's name holds no slash: `web` with `net1` is not `webnet1` with `eth0`.
     let further = if ifname == "eth0" { String::new() } else { format!("/{ifname}") };
     let sum = sha1(&format!("{}.{}{further}", pod.namespace, pod.name));
-    let hex: String = sum.iter().map(|b| format!("{b:02x}")).collect();
-    format!("cali{}", &hex[..11])
+    let mut name = String::from("cali");
+    // A String takes all that is written to it.
+    sum.iter().take(6).for_each(|b| write!(name, "{b:02x}").expect("memory"));
+    name.truncate(15);
+    name
 }
 
 /// MAC of a veth's host end: locally administered, derived from its name.
@@ -129,9 +132,9 @@ fn derived_mac(end: &str, name: &str) -> Mac {
     Mac([(sum[0] & 0xfc) | 0x02, sum[1], sum[2], sum[3], sum[4], sum[5]])
 }
 
+/// Not ring's: that first asks the CPU what it can, which a virtual machine answers slowly, and this is nobody's secret.
 fn sha1(text: &str) -> [u8; 20] {
-    let sum = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
-    sum.as_ref().try_into().expect("SHA-1 is 20 bytes")
+    sha1_smol::Sha1::from(text).digest().bytes()
 }
 
 /// `ifalias` of a host veth: whose it is. A late DEL of an older sandbox of the same pod reads it and keeps its hands off,

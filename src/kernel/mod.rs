@@ -154,8 +154,8 @@ impl Kernel {
         self.pod.as_mut().map_or(Ok(()), |pod| place::await_carrier(&mut pod.place, link))
     }
 
+    /// The end that came up last takes packets at once, since the other was up: the kernel has only that one still to be told.
     fn await_carrier(&mut self, veth: &Veth) -> Result<(), Error> {
-        place::await_carrier(&mut self.host, &veth.name)?;
         self.await_inside(&veth.peer)
     }
 
