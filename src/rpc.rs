@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::ip::{IpPair, Mac, NetPair};
@@ -88,6 +89,9 @@ pub struct Lease {
     /// Of a release that does not know it: shared.
     #[serde(default)]
     pub wiring: Wiring,
+    /// What the pod has routes for beside its default route, through the same gateway.
+    #[serde(default)]
+    pub routes: Vec<IpNet>,
 }
 
 /// How an attachment gets at its ENI.
@@ -183,6 +187,7 @@ pub fn example_lease() -> Lease {
         node: IpPair::v4(Ipv4Addr::new(192, 168, 0, 10)),
         marker: Marker::Bpf,
         wiring: Wiring::Shared,
+        routes: Vec::new(),
     }
 }
 

@@ -83,6 +83,7 @@ impl World {
             node: IpPair::v4(NODE_IP.parse().unwrap()),
             marker: self.marker,
             wiring: Default::default(),
+            routes: Vec::new(),
         };
         Pod { world: self, plan: datapath::pod(&Setup::new(&lease, MTU)), lease, ns }
     }

@@ -123,6 +123,7 @@ impl World {
             node: node_ips(),
             marker: self.marker,
             wiring,
+            routes: Vec::new(),
         };
         Guest { world: self, plan: datapath::pod(&Setup::new(&lease, MTU)), lease, pod }
     }

@@ -64,7 +64,8 @@ pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result
         log::info!("{attachment} of pod {pod} holds {ip}: found in the kernel");
         let sandbox = Sandbox { attachment, netns: PathBuf::new() };
         let wiring = Wiring::Shared;
-        found.push(Lease { pod, sandbox, ip: IpPair::v4(ip), eni, node: known.node, marker: known.marker, wiring });
+        let (node, marker, routes) = (known.node, known.marker, Vec::new());
+        found.push(Lease { pod, sandbox, ip: IpPair::v4(ip), eni, node, marker, wiring, routes });
     }
     Ok(found)
 }

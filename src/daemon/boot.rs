@@ -144,6 +144,7 @@ fn attempt(start: &Start) -> Result<Gathered, Error> {
     let place = terms.place(layers.config());
     let (vswitches, enis) = (calls::vswitches(&cloud, &place)?, calls::look_all(&cloud, &place)?);
     let kube = start.kube(kube::Limits::default())?;
+    kube.pace(layers.config().kube_pace);
     let mut slots = adopt::slots(&mut kernel, &enis)?;
     let (ledger, mut contents) = Ledger::open(ours::LEDGER.as_ref(), &boot_id()?)?;
     let known = adopt::Known { enis: &enis, vswitches: &vswitches, slots: &slots, node, marker };

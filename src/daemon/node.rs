@@ -443,6 +443,7 @@ impl Node {
             node: self.world.node,
             marker: self.world.marker,
             wiring: Wiring::Shared,
+            routes: self.conf.layers().config().extra_routes.clone(),
         })
     }
 

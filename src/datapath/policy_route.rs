@@ -167,6 +167,15 @@ mod tests {
     }
 
     #[test]
+    fn an_operators_routes_lead_where_the_default_route_of_their_family_does() {
+        let mut lease = example_lease();
+        let before = printed(&lease);
+        lease.routes = vec!["10.1.0.0/16".parse().unwrap(), "fd01::/64".parse().unwrap()];
+        let added: Vec<String> = printed(&lease).into_iter().filter(|line| !before.contains(line)).collect();
+        assert_eq!(added, ["pod: ip route replace 10.1.0.0/16 via 169.254.1.1 dev eth0 onlink"]);
+    }
+
+    #[test]
     fn the_way_of_marking_changes_one_line() {
         let line = |marker| printed(&Lease { marker, ..example_lease() })[1].clone();
         let filter = "tc filter replace dev cali0d7763386da ingress priority 2049";

@@ -150,6 +150,10 @@ impl State {
         if !matches!(verb, Verb::LookAll | Verb::VSwitches) && under_way >= self.gate.width {
             return false;
         }
+        if let Some(at) = self.rates.next(self.now, verb, &self.settings.rate_limit) {
+            self.at(at);
+            return false;
+        }
         match self.gate.may(self.now) {
             Ok(()) => return true,
             Err(Shut::Until(at)) => self.at(at),
@@ -166,6 +170,7 @@ impl State {
         self.last_call += 1;
         let id = self.last_call;
         self.gate.sent(self.now, id, &mut self.rng);
+        self.rates.sent(self.now, verb(&call), &self.settings.rate_limit);
         if let Some(nic) = eni_of(&call).and_then(|eni| self.nics.get_mut(eni)) {
             nic.busy = Some(id);
         }

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::calls::{Verb, eni_of, may_say_again, verb};
+use super::calls::{eni_of, may_say_again, verb};
 use super::eni::{self, Goal, Next};
+use super::rate::action;
 use super::retry::{Backoff, LATE};
 use super::state::State;
 use super::{Call, Settings};
@@ -165,7 +166,8 @@ impl State {
             let first = !self.blocks.contains_key(&verb(call));
             self.block(verb(call), fault);
             if first {
-                let message = format!("{}: {fault}; allow ecs:{} in the RAM policy", intention(call), action(call));
+                let message =
+                    format!("{}: {fault}; allow ecs:{} in the RAM policy", intention(call), action(verb(call)).0);
                 self.tell(None, true, "ResourceInvalid", message);
             }
             return;
@@ -245,14 +247,6 @@ fn intention(call: &Call) -> String {
             format!("{eni} should not bear the tags {} any more", keys.join(", "))
         }
         other => format!("{other:?}"),
-    }
-}
-
-fn action(call: &Call) -> &'static str {
-    match verb(call) {
-        Verb::Regroup => "ModifyNetworkInterfaceAttribute",
-        Verb::Untag => "UntagResources",
-        _ => "TagResources",
     }
 }
 

@@ -12,6 +12,7 @@ use fastrand::Rng;
 use super::calls::eni_of;
 use super::world::{Asked, Cloud, Flight, HERE, Ills, Ledger, attachment, pod, sandbox, settings};
 use super::{Call, Effect, EniChoice, Event, Held, Link, Now, Outcome, Pool, Settings, VSwitchChoice};
+use crate::config::Reclaim;
 use crate::eni::{Eni, EniKind, EniState};
 use crate::ip::{Family, Stack};
 use crate::ours;
@@ -610,7 +611,7 @@ impl Run {
         let s = &self.settings;
         let most = self.places() as u32;
         assert!(enis <= most, "{enis} ENIs stay");
-        assert!(idle <= s.max_idle.max(s.min_idle).max(enis), "{idle} idle addresses stay");
+        assert!(idle <= s.max_idle.max(s.min_idle).max(enis).max(s.warm_up), "{idle} idle addresses stay");
         let scarce = |family| match family {
             Family::V4 => self.cloud.free.values().any(|free| free.len() < 16),
             Family::V6 => self.cloud.free6.values().any(|free| free.len() < 16),
@@ -637,6 +638,9 @@ fn random_settings(rng: &mut Rng, old: Settings) -> Settings {
     new.security_groups = groups[rng.usize(..3)].iter().map(|g| g.to_string()).collect();
     let tags = [vec![], vec![("team", "net")], vec![("team", "web"), ("env", "test")]];
     new.tags = tags[rng.usize(..3)].iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+    let reclaim = Reclaim { after: Duration::from_secs(60), interval: Duration::from_secs(30), batch: 2, jitter: 0.1 };
+    new.reclaim = (rng.u8(..3) == 0).then_some(reclaim);
+    new.warm_up = [0, 0, rng.u32(..20)][rng.usize(..3)];
     new.eni_choice = [EniChoice::MostIps, EniChoice::LeastIps][rng.usize(..2)];
     new
 }

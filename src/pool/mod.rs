@@ -8,6 +8,8 @@ mod calls;
 mod dress;
 mod eni;
 mod queue;
+mod rate;
+mod reclaim;
 mod retry;
 mod show;
 mod size;
@@ -26,6 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::config::Reclaim;
 use crate::eni::{Eni, Fault, Limits, VSwitch};
 use crate::ip::{Family, IpPair, Mac, Stack};
 use crate::pod::{Attachment, PodName, Sandbox};
@@ -113,6 +116,11 @@ pub struct Settings {
     /// Only ENIs that bear all of these tags are used, and none that bears one of those.
     pub tag_filter: BTreeMap<String, String>,
     pub tag_block: Vec<(String, String)>,
+    /// Addresses to have once after the start, those in use included.
+    pub warm_up: u32,
+    pub reclaim: Option<Reclaim>,
+    /// Calls a minute, by API action.
+    pub rate_limit: BTreeMap<String, u32>,
     /// How long an address rests after its pod has gone.
     pub cooldown: Duration,
     /// How long an ENI must have held no lease before it is given back.

@@ -67,6 +67,7 @@ impl State {
         let held = Held { pod: w.pod.clone(), sandbox: w.sandbox.clone(), eni, ip };
         self.out.push(Effect::Record(held.clone()));
         self.hold(held.clone());
+        self.reclaiming.leased = self.now;
         Some(held)
     }
 
@@ -159,7 +160,7 @@ impl State {
         on_enis + (in_flight + new) * self.per_eni()
     }
 
-    fn could_create(&self, by: Now) -> bool {
+    pub fn could_create(&self, by: Now) -> bool {
         let blocked = |verb| self.barrier(verb, by).is_some();
         !blocked(Verb::Create)
             && !blocked(Verb::Attach)

@@ -58,7 +58,7 @@ impl State {
 
     /// Addresses that lack for everyone who waits and for the smallest warm pool. What rests is no supply.
     pub fn shortage(&self) -> u32 {
-        self.lack(self.settings.min_idle)
+        self.lack(self.least_idle())
     }
 
     fn lack(&self, warm: u32) -> u32 {
@@ -67,7 +67,8 @@ impl State {
 
     /// What to ask for once we ask: the middle between the bounds, so that the next ADD does not cause the next call.
     fn ask(&self) -> u32 {
-        let (min, max) = (self.settings.min_idle, self.settings.max_idle.max(self.settings.min_idle));
+        let min = self.least_idle();
+        let max = self.settings.max_idle.max(min);
         self.lack(min + (max - min) / 2)
     }
 
@@ -140,7 +141,9 @@ impl State {
     }
 
     fn best_to_fill(&self) -> Option<(String, u32)> {
+        let avoided = |n: &Nic| self.is_outdated(n) && self.can_make_another();
         let open = self.nics.iter().filter(|(_, n)| n.serves() && n.free_for(self.now) && self.room(n) > 0);
+        let open = open.filter(|(_, n)| !avoided(n));
         let best = match self.settings.eni_choice {
             EniChoice::MostIps => open.min_by_key(|(id, n)| (Reverse(n.addresses.len()), *id)),
             EniChoice::LeastIps => open.min_by_key(|(id, n)| (n.addresses.len(), *id)),
@@ -148,9 +151,19 @@ impl State {
         best.map(|(id, n)| (id.clone(), self.room(n)))
     }
 
+    /// The configuration does not name its vSwitch any more: it serves what it has, and gets more only where nothing else can.
+    fn is_outdated(&self, nic: &Nic) -> bool {
+        !self.settings.vswitches.contains(&nic.vswitch)
+    }
+
+    fn can_make_another(&self) -> bool {
+        self.free_places() > 0 && self.per_eni() > 0 && self.survey.blind.is_none() && self.could_create(self.now)
+    }
+
     /// Makes an ENI for what the ENIs there are have no room for.
     fn create_some(&mut self, short: u32, too_few: bool) -> bool {
-        let room: u32 = self.nics.values().filter(|n| n.promising()).map(|n| self.room(n)).sum();
+        let promising = self.nics.values().filter(|n| n.promising() && !self.is_outdated(n));
+        let room: u32 = promising.map(|n| self.room(n)).sum();
         if (short <= room && !too_few) || self.free_places() == 0 || self.per_eni() == 0 || self.survey.blind.is_some()
         {
             return false;
@@ -209,14 +222,15 @@ impl State {
     fn give_back(&mut self) {
         let kept = self.nics.values().filter(|n| n.kept()).count() as u32;
         let over = kept > self.max_enis();
-        if !over && kept <= self.settings.min_enis {
-            return;
-        }
-        let idle = self.idle();
-        let spare =
-            |n: &Nic| over || self.is_barren(n) || idle.saturating_sub(self.idle_on(n)) >= self.settings.min_idle;
+        let (idle, few) = (self.idle(), kept <= self.settings.min_enis);
+        // Another one, in a vSwitch of the configuration, takes its place.
+        let outdated = |n: &Nic| self.is_outdated(n) && self.could_create(self.now);
+        let spare = |n: &Nic| {
+            let enough = idle.saturating_sub(self.idle_on(n)) >= self.kept_idle();
+            over || outdated(n) || !few && (self.is_barren(n) || enough)
+        };
         let empty = self.nics.iter().filter(|(id, n)| self.is_empty(id, n) && spare(n));
-        let due = |n: &Nic| if over { n.empty_since } else { n.empty_since + self.settings.eni_idle };
+        let due = |n: &Nic| if over || outdated(n) { n.empty_since } else { n.empty_since + self.settings.eni_idle };
         let Some((due, _, id)) = empty.map(|(id, n)| (due(n), n.addresses.len(), id.clone())).min() else { return };
         if due > self.now {
             return self.at(due);
@@ -233,13 +247,15 @@ impl State {
 
     /// Unassigns idle addresses above the upper bound, from the emptiest ENI first, and those that no pod can have.
     fn trim(&mut self) {
-        let Some((eni, leaving)) = self.left_over().or_else(|| self.surplus()) else {
+        let above = self.idle().saturating_sub(self.most_idle());
+        let due = if above == 0 { self.reclaimable() } else { 0 };
+        let Some((eni, leaving)) = self.left_over().or_else(|| self.surplus(above.max(due))) else {
             self.surplus_since = None;
             return;
         };
-        let due = *self.surplus_since.get_or_insert(self.now) + SURPLUS;
-        if due > self.now {
-            return self.at(due);
+        let end = *self.surplus_since.get_or_insert(self.now) + SURPLUS;
+        if end > self.now {
+            return self.at(end);
         }
         if leaving.iter().any(|ip| self.may(Verb::Unassign(Family::of(ip)))) {
             let nic = self.nics.get_mut(&eni).expect("just chosen");
@@ -247,6 +263,9 @@ impl State {
                 nic.addresses.get_mut(ip).expect("just listed").leaving = true;
             }
             self.unassign(&eni);
+            if due > 0 {
+                self.reclaimed();
+            }
         }
     }
 
@@ -262,8 +281,8 @@ impl State {
         })
     }
 
-    fn surplus(&self) -> Option<(String, Vec<IpAddr>)> {
-        let surplus = self.idle().saturating_sub(self.settings.max_idle.max(self.settings.min_idle));
+    /// So many free addresses, or fewer, on the emptiest ENI.
+    fn surplus(&self, surplus: u32) -> Option<(String, Vec<IpAddr>)> {
         let open = self.nics.iter().filter(|(_, n)| surplus > 0 && n.serves() && n.free_for(self.now));
         let open = open.map(|(id, n)| (id, n, self.least(|family| self.removable(n, family).len() as u32)));
         let (id, nic, most) = open.filter(|(_, _, most)| *most > 0).min_by_key(|(id, n, _)| (self.held_on(n), *id))?;

@@ -9,6 +9,8 @@ use super::calls::{Block, Create, Survey, Verb};
 use super::dress::with_our_tags;
 use super::eni::{self, Address, Assign, Goal, Kernel, Nic};
 use super::queue::Waiting;
+use super::rate::Rates;
+use super::reclaim::Reclaiming;
 use super::retry::{Gate, SOON};
 use super::vswitch::VSwitches;
 use super::{Boot, Call, CallId, Effect, Event, Held, Intent, Link, Notice, Now, Settings};
@@ -41,6 +43,8 @@ pub(super) struct State {
     pub calls: BTreeMap<CallId, Call>,
     pub last_call: CallId,
     pub gate: Gate,
+    pub rates: Rates,
+    pub reclaiming: Reclaiming,
     pub blocks: BTreeMap<Verb, Block>,
     /// Since when there have been too few, or too many, idle addresses.
     pub short_since: Option<Now>,
@@ -110,6 +114,8 @@ impl State {
             calls: BTreeMap::new(),
             last_call: 0,
             gate: Gate::new(),
+            rates: Rates::default(),
+            reclaiming: Reclaiming::new(now),
             blocks: BTreeMap::new(),
             short_since: None,
             surplus_since: None,
@@ -162,6 +168,7 @@ impl State {
         self.serve();
         self.refuse();
         self.look_around();
+        self.end_warm_up();
         self.grow();
         self.shrink();
         self.let_go();

@@ -943,10 +943,92 @@ fn new_settings_hold_for_new_enis_and_bounds_at_once() {
     rig.hear(Event::Settings(Box::new(new)));
     rig.run(secs(60));
     assert_eq!(rig.pool.show()["idle"], 8);
-    assert_eq!(rig.cloud.enis["eni-a"].v4.len(), 6, "an ENI in a vSwitch of old is still filled");
     let made = rig.cloud.enis.values().find(|e| e.id != "eni-a").unwrap();
     assert_eq!(made.vswitch, "vsw-2");
     assert_eq!(made.tags[ours::NODE_TAG], HERE);
+}
+
+/// Where the addresses are that pods have.
+fn vswitches_of(rig: &Rig, tickets: std::ops::RangeInclusive<u64>) -> Vec<String> {
+    let has = |eni: &&Eni, n: u64| eni.v4.contains(&v4(&rig.ip(n)));
+    tickets.map(|n| rig.cloud.enis.values().find(|eni| has(eni, n)).unwrap().vswitch.clone()).collect()
+}
+
+#[test]
+fn an_eni_of_a_vswitch_that_was_taken_away_serves_what_it_has_and_gets_more_only_when_nothing_else_can() {
+    let limits = Limits { adapters: 3, v4_per_adapter: 3, ..settings().limits };
+    let old = Settings { limits, max_enis: 2, max_idle: 0, eni_idle: secs(100), ..settings() };
+    let mut rig = Rig::with_eni(old.clone(), &["10.0.1.10", "10.0.1.11"]);
+    rig.add(1, secs(60));
+    let new = Settings { vswitches: vec!["vsw-2".into()], ..old };
+    rig.hear(Event::Settings(Box::new(new.clone())));
+    for n in 2..=6 {
+        rig.add(n, secs(60));
+    }
+    rig.run(secs(60));
+    assert_eq!(vswitches_of(&rig, 1..=2), ["vsw-1", "vsw-1"], "what it has is used");
+    let mut rest = vswitches_of(&rig, 3..=6);
+    rest.sort();
+    assert_eq!(rest, ["vsw-1", "vsw-2", "vsw-2", "vsw-2"], "the last one could be had nowhere else");
+    // Once its pods have gone it goes too, though nothing else makes up for its idle addresses, and its place is for the new vSwitch.
+    rig.hear(Event::Settings(Box::new(Settings { min_idle: 2, max_idle: 2, min_enis: 2, ..new })));
+    (1..=6).for_each(|n| rig.del(n));
+    rig.run(secs(400));
+    assert!(rig.cloud.enis.values().all(|eni| eni.vswitch == "vsw-2"), "{:?}", rig.cloud.enis);
+    assert_eq!(rig.cloud.enis.len(), 2);
+}
+
+// -- sizes --
+
+#[test]
+fn a_node_warms_up_once_and_keeps_that_until_a_batch_goes() {
+    let reclaim = Reclaim { after: secs(600), interval: secs(100), batch: 3, jitter: 0.0 };
+    let mut rig = Rig::new(Settings { warm_up: 9, min_idle: 1, max_idle: 2, reclaim: Some(reclaim), ..settings() });
+    rig.run(secs(60));
+    assert_eq!(rig.pool.show()["idle"], 9);
+    rig.add(1, secs(60));
+    rig.run(secs(400));
+    assert_eq!(rig.pool.show()["idle"], 8, "more than max_idle, and not filled up again");
+    // Nobody wants one: batch by batch down to the least, and no longer above the usual bound in between.
+    rig.run(secs(300));
+    assert!(rig.pool.show()["idle"].as_u64().unwrap() <= 2, "{}", rig.pool.show()["idle"]);
+    rig.run(secs(600));
+    assert_eq!(rig.pool.show()["idle"], 1);
+    let unassigned =
+        rig.calls.iter().map(|(_, call)| if let Call::Unassign { addresses, .. } = call { addresses.len() } else { 0 });
+    assert!(unassigned.max() <= Some(10));
+}
+
+#[test]
+fn idle_addresses_go_in_batches_when_nobody_has_wanted_one_for_long() {
+    let reclaim = Reclaim { after: secs(300), interval: secs(100), batch: 2, jitter: 0.0 };
+    let settings = Settings { min_idle: 1, max_idle: 9, reclaim: Some(reclaim), eni_idle: secs(9000), ..settings() };
+    let ips: Vec<String> = (10..16).map(|n| format!("10.0.1.{n}")).collect();
+    let ips: Vec<&str> = ips.iter().map(String::as_str).collect();
+    let mut rig = Rig::with_eni(settings, &ips);
+    rig.add(1, secs(60));
+    rig.run(secs(200));
+    assert_eq!((rig.count("unassign"), rig.pool.show()["idle"].as_u64()), (0, Some(5)));
+    rig.run(secs(130));
+    assert_eq!((rig.count("unassign"), rig.pool.show()["idle"].as_u64()), (1, Some(3)));
+    rig.run(secs(110));
+    assert_eq!((rig.count("unassign"), rig.pool.show()["idle"].as_u64()), (2, Some(1)));
+    rig.run(secs(1000));
+    assert_eq!((rig.count("unassign"), rig.pool.show()["idle"].as_u64()), (2, Some(1)));
+}
+
+#[test]
+fn an_action_is_called_no_more_often_than_the_operator_allows() {
+    let rate_limit = BTreeMap::from([("AssignPrivateIpAddresses".to_owned(), 2)]);
+    let mut rig = Rig::with_eni(Settings { rate_limit, max_enis: 1, ..settings() }, &["10.0.1.10"]);
+    for n in 1..=6 {
+        rig.add(n, secs(300));
+        rig.run(secs(4));
+    }
+    rig.run(secs(300));
+    let times: Vec<Now> = rig.calls.iter().filter(|(_, c)| kind(c) == "assign").map(|(at, _)| *at).collect();
+    assert!(times.windows(3).all(|w| w[2] >= w[0] + secs(60)), "{times:?}");
+    assert!(rig.replies.values().all(|(_, reply)| reply.is_ok()), "late, and served");
 }
 
 // -- security groups and tags --

@@ -1,10 +1,12 @@
 //! The configuration while the daemon runs: the file however it is replaced, and what a ConfigMap says for the node.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use terway::ours;
+use terway::pod::PodName;
 
 use super::{events_about, idle_node, node, nothing, pings_during, shown};
 use crate::sim::cloud::EniKind;
@@ -235,4 +237,29 @@ fn an_eni_that_others_exclude_keeps_its_pods_and_gets_no_new_ones() {
     cluster.call_for(&web, "CHECK").ok();
     soon("old and new speak", || web.pod.ping(&new.ip).is_some());
     assert!(!cluster.log(0).contains("re-create the pod"));
+}
+
+#[test]
+fn keys_of_pods_and_of_clients_are_taken_up_by_what_comes_after() {
+    let cluster = node(&nothing());
+    let before = cluster.add(0, "before");
+    cluster.configure(0, &json!({
+        "extra_routes": [{"dst": "10.9.0.0/16"}], "kube_client_qps": 2, "kube_client_burst": 1, "enable_erdma": true,
+        "rate_limit": {"AssignPrivateIpAddresses": 1},
+    }));
+    soon("it is taken up", || cluster.log(0).contains("in force from now on: enable_erdma, extra_routes, kube_client"));
+    assert!(cluster.log(0).contains("enable_erdma has no effect here: eRDMA is not supported"));
+    let after = cluster.add(0, "after");
+    assert!(after.pod.sh("ip route").contains("10.9.0.0/16 via 169.254.1.1 dev eth0"), "{}", after.pod.sh("ip route"));
+    assert!(!before.pod.sh("ip route").contains("10.9.0.0"));
+    cluster.call_for(&after, "CHECK").ok();
+    cluster.call_for(&before, "CHECK").ok();
+    // Two requests a second, one at once: the third of pods that nobody knows waits for a second.
+    let strangers: Vec<_> =
+        (0..3).map(|n| cluster.sandbox(0, PodName::new("default", format!("stranger-{n}")))).collect();
+    let start = Instant::now();
+    for stranger in &strangers {
+        cluster.refused(stranger, 105);
+    }
+    assert!(start.elapsed() >= Duration::from_millis(900), "after {:?}", start.elapsed());
 }

@@ -113,6 +113,9 @@ impl Node {
         config.validate(&self.world.terms.facts)?;
         self.reach_cloud(config)?;
         self.world.place = self.world.terms.place(config);
+        if config.kube_pace != self.conf.layers.config().kube_pace {
+            self.world.kube.pace(config.kube_pace);
+        }
         self.world.mtu = config.mtu;
         self.world.orphan = config.orphan;
         let settings = self.world.terms.settings(config);
