@@ -143,12 +143,22 @@ impl State {
 
     /// What could still come is for those who came before.
     fn too_many(&self, before: u32) -> Refused {
-        let closed = self.ways().into_iter().flatten().min_by_key(|r| severity(r.why));
+        let closed = self.ways().into_iter().flatten().chain(self.walls(before)).min_by_key(|r| severity(r.why));
         closed.unwrap_or_else(|| {
             let mut refused = self.node_full();
             refused.reason += &format!(", and {before} ADDs wait for the last ones");
             refused
         })
+    }
+
+    /// Why the ENIs give no more than so many, though they could hold more: a way may be open for some and closed behind them.
+    fn walls(&self, many: u32) -> Vec<Refused> {
+        let kept = || self.nics.values().filter(|n| n.kept());
+        if kept().map(|n| self.limit(n)).sum::<u32>() <= many {
+            return Vec::new();
+        }
+        let families = || self.settings.stack.families().iter();
+        kept().flat_map(|n| families().filter_map(|family| self.no_assign(n, *family, self.now))).collect()
     }
 
     /// At most so many addresses can become free by that time, as far as is known now.
