@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::ip::Mac;
 use crate::json::{self, Object, Reader, Wrong, shortened};
 use crate::pod::{Attachment, PodName, Sandbox};
+use crate::rate::{Limits, Rate};
 
 /// The longest stdin that is read. A GC of 1,000 attachments needs about 100 kB.
 pub const MAX_STDIN: usize = 1 << 20;
@@ -409,10 +410,6 @@ pub enum VlanStrip {
     Vlan,
 }
 
-/// Bits per second, as the runtime counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct BitRate(pub u64);
-
 /// The object of plugin type `terway`, every key of it that concerns the plugin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetConf {
@@ -448,13 +445,12 @@ pub enum FirewallBackend {
     Nftables,
 }
 
-/// What the runtime adds for the capabilities that the configuration declares. Zero rates mean no limit.
+/// What the runtime adds for the capabilities that the configuration declares.
 ///
 /// The specification's conventions have `ingressRate` and `hostPort`; containerd says `IngressRate` and `HostPort`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RuntimeConfig {
-    pub ingress: BitRate,
-    pub egress: BitRate,
+    pub limits: Limits,
     pub ports: Vec<PortMapping>,
     pub dns: Dns,
 }
@@ -556,22 +552,23 @@ impl RuntimeConfig {
     fn read(keys: &mut Reader) -> Result<RuntimeConfig, Wrong> {
         let Some(object) = keys.object("runtimeConfig")? else { return Ok(RuntimeConfig::default()) };
         let mut keys = Reader::at("runtimeConfig", object);
-        let (ingress, egress) = match keys.object("bandwidth")? {
-            Some(object) => rates(object)?,
+        let limits = match keys.object("bandwidth")? {
+            Some(object) => limits(object)?,
             None => Default::default(),
         };
-        Ok(RuntimeConfig { ingress, egress, ports: ports(&mut keys)?, dns: dns(&mut keys)? })
+        Ok(RuntimeConfig { limits, ports: ports(&mut keys)?, dns: dns(&mut keys)? })
     }
 }
 
-/// The bursts are ours to choose, they follow from rate and MTU.
-fn rates(object: &Object) -> Result<(BitRate, BitRate), Wrong> {
+/// In bits a second, zero meaning no limit. The bursts are ours to choose, they follow from rate and MTU.
+fn limits(object: &Object) -> Result<Limits, Wrong> {
     let mut keys = Reader::at("runtimeConfig.bandwidth", object).in_any_case();
-    let mut rate = |key| Ok(BitRate(keys.number(key, 0..=u64::MAX)?.unwrap_or(0)));
-    let rates = (rate("ingressRate")?, rate("egressRate")?);
-    rate("ingressBurst")?;
-    rate("egressBurst")?;
-    Ok(rates)
+    let mut bits = |key| Ok(keys.number(key, 0..=u64::MAX)?.unwrap_or(0));
+    let limits =
+        Limits { ingress: Rate::from_bits(bits("ingressRate")?), egress: Rate::from_bits(bits("egressRate")?) };
+    bits("ingressBurst")?;
+    bits("egressBurst")?;
+    Ok(limits)
 }
 
 fn ports(keys: &mut Reader) -> Result<Vec<PortMapping>, Wrong> {
@@ -735,7 +732,8 @@ mod tests {
         for text in [text, &specified(text)] {
             let conf = json::object(text.as_bytes()).unwrap();
             let runtime = RuntimeConfig::read(&mut Reader::new(&conf)).unwrap();
-            assert_eq!((runtime.ingress, runtime.egress), (BitRate(10_000_000), BitRate(1_000_000)));
+            let (ingress, egress) = (Rate::from_bits(10_000_000), Rate::from_bits(1_000_000));
+            assert_eq!(runtime.limits, Limits { ingress, egress });
             let port = PortMapping { host: 8080, container: 80, protocol: Protocol::Tcp, host_ip: None };
             assert_eq!(runtime.ports, [port]);
             assert_eq!(

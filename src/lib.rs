@@ -11,6 +11,7 @@ pub mod object;
 pub mod ours;
 pub mod plan;
 pub mod pod;
+pub mod rate;
 pub mod rpc;
 pub mod uri;
 

@@ -54,6 +54,10 @@ pub const POD_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// tc priority of the filter that marks.
 pub const MARK_FILTER_PRIORITY: u16 = 2049;
 
+/// Handle of the token bucket that holds a pod to its bandwidth, on either end of its veth. Other plugins and tc(8) number
+/// their qdiscs from 1 or 8000 on.
+pub const TBF_HANDLE: u32 = 0x07e4 << 16;
+
 /// The longest `ifalias` (IFALIASZ of linux/if.h, less its NUL).
 const ALIAS_MAX: usize = 255;
 

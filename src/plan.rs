@@ -7,6 +7,8 @@ use ipnet::IpNet;
 
 pub use crate::ip::Family;
 use crate::ip::Mac;
+use crate::ours;
+use crate::rate::Rate;
 
 /// What should exist, in the order in which it can be made; undone in reverse.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -27,6 +29,7 @@ pub enum Object {
     Rule(Rule),
     Neigh(Neigh),
     Filter(Filter),
+    Tbf(Tbf),
     Sysctl(Sysctl),
     Iptables(Iptables),
 }
@@ -124,6 +127,17 @@ pub enum FilterAction {
     SkbeditMark(u32, u32),
 }
 
+/// A token bucket, the root qdisc of a link: what leaves by the link keeps to a rate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tbf {
+    pub link: String,
+    pub rate: Rate,
+    /// Bytes that may pass at once after a pause.
+    pub burst: u32,
+    /// Bytes that may wait; what comes on top is dropped.
+    pub limit: u32,
+}
+
 /// A kernel parameter, its path below `/proc/sys`. Where the kernel does not have it there is nothing to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sysctl {
@@ -163,6 +177,7 @@ impl fmt::Display for Object {
             Object::Rule(r) => r.fmt(f),
             Object::Neigh(n) => write!(f, "ip neigh replace {} lladdr {} dev {} nud permanent", n.addr, n.mac, n.link),
             Object::Filter(l) => l.fmt(f),
+            Object::Tbf(t) => t.fmt(f),
             Object::Sysctl(s) => write!(f, "sysctl -w {}={}", s.path.replace('/', "."), s.value),
             Object::Iptables(i) => i.fmt(f),
         }
@@ -257,5 +272,12 @@ impl fmt::Display for Filter {
                 write!(f, "u32 match u32 0 0 action skbedit mark {value:#x}/{mask:#x}")
             }
         }
+    }
+}
+
+impl fmt::Display for Tbf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (major, Tbf { link, rate, burst, limit }) = (ours::TBF_HANDLE >> 16, self);
+        write!(f, "tc qdisc replace dev {link} root handle {major:x}: tbf rate {rate} burst {burst} limit {limit}")
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ip::{IpPair, Mac, NetPair};
 use crate::pod::{Attachment, PodName, Sandbox};
+use crate::rate::{Both, Limit, Limits};
 
 /// The longest line either side accepts, newline included. A GC of 1,000 attachments needs about 100 kB.
 pub const MAX_LINE: usize = 1 << 20;
@@ -15,7 +16,13 @@ pub const MAX_LINE: usize = 1 << 20;
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// ADD: an address for this pod. The same attachment gets the same lease again.
-    Allocate { pod: PodName, sandbox: Sandbox },
+    Allocate {
+        pod: PodName,
+        sandbox: Sandbox,
+        /// What the runtime asks for, which goes before the pod's annotations.
+        #[serde(default, skip_serializing_if = "Both::is_default")]
+        limits: Limits,
+    },
     /// DEL: the attachment is gone, or going; the daemon takes its route and link away and frees its address.
     Release { attachment: Attachment },
     /// CHECK: what was leased.
@@ -86,6 +93,8 @@ pub struct Lease {
     /// The node's own addresses.
     pub node: IpPair,
     pub marker: Marker,
+    #[serde(default, skip_serializing_if = "Both::is_default")]
+    pub bandwidth: Both<Limit>,
     /// Of a release that does not know it: shared.
     #[serde(default)]
     pub wiring: Wiring,
@@ -186,6 +195,7 @@ pub fn example_lease() -> Lease {
         },
         node: IpPair::v4(Ipv4Addr::new(192, 168, 0, 10)),
         marker: Marker::Bpf,
+        bandwidth: Both::default(),
         wiring: Wiring::Shared,
         routes: Vec::new(),
     }

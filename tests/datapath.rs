@@ -10,6 +10,7 @@ use terway::kernel::{Kernel, unwire};
 use terway::ours;
 use terway::plan::{Object, Plan};
 use terway::pod::{Attachment, PodName, Sandbox};
+use terway::rate::Both;
 use terway::rpc::{EniLease, Lease, Marker};
 
 use crate::sim::cluster::soon;
@@ -82,6 +83,7 @@ impl World {
             eni: self.eni(),
             node: IpPair::v4(NODE_IP.parse().unwrap()),
             marker: self.marker,
+            bandwidth: Both::default(),
             wiring: Default::default(),
             routes: Vec::new(),
         };

@@ -8,6 +8,8 @@ mod orders;
 mod paths;
 #[path = "demo/screen.rs"]
 mod screen;
+#[path = "demo/settings.rs"]
+mod settings;
 #[allow(dead_code, unused_imports)]
 mod sim;
 #[path = "demo/story.rs"]

@@ -122,6 +122,7 @@ impl World {
             eni,
             node: node_ips(),
             marker: self.marker,
+            bandwidth: Default::default(),
             wiring,
             routes: Vec::new(),
         };

@@ -7,7 +7,10 @@ use terway::ip::Mac;
 use terway::kernel::Kernel;
 use terway::kernel::netns::Netns;
 use terway::ours;
-use terway::plan::{Addr, Family, Filter, FilterAction, Link, Neigh, Object, Plan, Route, Rule, RuleAction, Sysctl};
+use terway::plan::{
+    Addr, Family, Filter, FilterAction, Link, Neigh, Object, Plan, Route, Rule, RuleAction, Sysctl, Tbf,
+};
+use terway::rate::Rate;
 use terway::rpc::Marker;
 
 use crate::sim::ns::Ns;
@@ -220,6 +223,57 @@ fn filters_come_with_their_qdisc_and_go_with_it() {
     // The qdisc of kernels before 4.5.
     ns.sh("tc qdisc del dev a0 clsact; tc qdisc add dev a0 ingress; tc filter add dev a0 ingress prio 7 protocol ip u32 match u32 0 0");
     comes_and_goes(&ns, filter, "tc qdisc; tc filter show dev a0 ingress", "pref 2049 bpf");
+}
+
+fn tbf(bits: u64, burst: u32, limit: u32) -> Object {
+    Object::Tbf(Tbf { link: "a0".into(), rate: Rate::from_bits(bits).unwrap(), burst, limit })
+}
+
+#[test]
+fn token_buckets_come_and_go() {
+    let ns = one_link("tbf");
+    let go = |object, shown: &str| {
+        comes_and_goes(&ns, object, "tc qdisc show dev a0 root | sed 's/ refcnt [0-9]*//'", shown)
+    };
+    go(tbf(1_000_000, 2018, 14162), "qdisc tbf 7e4: root rate 1Mbit burst 2018b");
+    go(tbf(10_000_000, 12_500, 43_750), "qdisc tbf 7e4: root rate 10Mbit burst 12500b");
+    go(tbf(5_000_000_000, 6_250_000, 21_875_000), "qdisc tbf 7e4: root rate 5Gbit burst 624");
+    // More than 32 bits of bytes a second.
+    go(tbf(100_000_000_000, 125_000_000, 437_500_000), "qdisc tbf 7e4: root rate 100Gbit burst");
+    go(tbf(1000, 1518, 13_662), "qdisc tbf 7e4: root rate 1Kbit burst 1518b");
+}
+
+#[test]
+fn a_token_bucket_that_differs_is_corrected_and_one_that_is_not_ours_stays() {
+    let ns = one_link("tbf");
+    let mut kernel = ns.run(|| Kernel::host().unwrap());
+    let plan = |object| Plan { host: vec![object], pod: Vec::new() };
+    let (slow, fast) = (plan(tbf(1_000_000, 2018, 14_162)), plan(tbf(2_000_000, 2518, 14_662)));
+    ns.sh("tc qdisc add dev a0 root handle 1: tbf rate 1mbit burst 2018 limit 14162");
+    let difference = kernel.check(&slow).unwrap().unwrap().to_string();
+    assert!(difference.starts_with("qdisc of a0: tbf 1: rate 1000000bit burst 201"), "{difference}");
+    kernel.undo(&slow).unwrap();
+    assert!(ns.sh("tc qdisc show dev a0 root").contains("tbf 1: root"));
+    for (plan, rate) in [(&slow, "1Mbit"), (&fast, "2Mbit"), (&slow, "1Mbit")] {
+        assert!(kernel.check(plan).unwrap().is_some());
+        kernel.apply(plan).unwrap();
+        assert_eq!(kernel.check(plan).unwrap(), None);
+        let shown = ns.sh("tc qdisc show dev a0 root");
+        assert!(
+            shown.contains("tbf 7e4: root") && shown.contains(&format!("rate {rate} ")) && shown.lines().count() == 1,
+            "{shown}"
+        );
+    }
+    for change in
+        ["rate 1mbit burst 3000 limit 14162", "rate 1mbit burst 2018 limit 20000", "rate 2mbit burst 2018 limit 14162"]
+    {
+        ns.sh(&format!("tc qdisc change dev a0 root handle 7e4: tbf {change}"));
+        assert!(kernel.check(&slow).unwrap().is_some(), "{change}");
+        kernel.apply(&slow).unwrap();
+    }
+    // A limit that is not known any more is undone all the same.
+    kernel.undo(&fast).unwrap();
+    assert!(ns.sh("tc qdisc show dev a0 root").contains("noqueue"));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The real binary by its three names against the simulator.
 
+mod bandwidth;
 mod config;
 mod connectivity;
 mod daemon;

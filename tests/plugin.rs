@@ -18,6 +18,7 @@ use terway::cni::{self, Call, Env, NetConf, Request, Version};
 use terway::config::{self, Config, NodeFacts, Pace, Reclaim, Warning};
 use terway::ip::{IpPair, NetPair};
 use terway::pod::{Attachment, PodName, Sandbox};
+use terway::rate::{Both, Rate};
 use terway::rpc::{EniLease, Lease, Marker, Refusal, Reply};
 
 // ---- the binary by its names ----
@@ -265,6 +266,7 @@ fn lease() -> Lease {
         },
         node: IpPair::v4("192.168.0.10".parse().unwrap()),
         marker: Marker::Rule,
+        bandwidth: Both::default(),
         wiring: Default::default(),
         routes: Vec::new(),
     }
@@ -1266,7 +1268,7 @@ fn a_network_configuration_that_is_printed_is_read_as_it_was() {
     let mut dice = Dice::new();
     for _ in 0..CASES {
         let mtu = dice.0.u32(576..=9216);
-        let (ingress, egress, port) = (dice.0.u64(..), dice.0.u64(..), dice.0.u16(..));
+        let (ingress, egress, port) = (dice.0.u64(..), dice.0.u64(..1 << 40), dice.0.u16(..));
         let net: ipnet::IpNet = ipnet::Ipv4Net::new(dice.0.u32(..).into(), dice.0.u8(..=32)).unwrap().into();
         let (debug, word) = (dice.0.bool(), *dice.pick(&["veth", "VETH", "", "ipvlan", "IPVlan", "DataPathV2"]));
         let text = json!({
@@ -1281,7 +1283,10 @@ fn a_network_configuration_that_is_printed_is_read_as_it_was() {
         let Call::Add { conf, .. } = request.call else { panic!("{request:?}") };
         let NetConf { host_stack, runtime, virtual_type, .. } = *conf;
         assert_eq!((conf.mtu, conf.debug, host_stack), (mtu, debug, vec![net.trunc()]));
-        assert_eq!((runtime.ingress.0, runtime.egress.0), (ingress, egress));
+        // Bytes, within the bounds of Kubernetes.
+        let bytes = |bits: u64| (bits > 0).then(|| (bits / 8).clamp(125, 125_000_000_000_000));
+        assert_eq!(runtime.limits.ingress.map(Rate::bytes), bytes(ingress));
+        assert_eq!(runtime.limits.egress.map(Rate::bytes), bytes(egress));
         let port_mapping = &runtime.ports[0];
         assert_eq!((port_mapping.host, port_mapping.container), (port, 80));
         assert_eq!((port_mapping.protocol, port_mapping.host_ip), (cni::Protocol::Udp, Some(net.addr())));

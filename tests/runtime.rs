@@ -195,6 +195,15 @@ fn a_chained_plugin_is_told_what_the_runtime_says_and_what_we_answered() {
 
     let sandbox = world.runtimes[0].run_pod_sandbox(&pod).unwrap();
     let mut add = world.recorded(0, "ADD");
+    // And what it says of bandwidth is so, in both directions.
+    let shown = world.cluster.node(0).sh(&format!("tc qdisc; nsenter --net={} tc qdisc", add.netns));
+    let bucket = |link: &str, rate: &str| {
+        let is_it =
+            |l: &&str| l.starts_with("qdisc tbf 7e4:") && l.contains(link) && l.contains(&format!("rate {rate} "));
+        assert_eq!(shown.lines().filter(is_it).count(), 1, "{shown}");
+    };
+    bucket("dev cali", "10Mbit");
+    bucket("dev eth0", "1Mbit");
     let result = add.stdin.as_object_mut().unwrap().remove("prevResult").unwrap();
     assert_eq!(result["ips"][0]["address"], format!("{}/19", sandbox.ips[0]));
     assert_eq!(result["ips"][0]["gateway"], "192.168.63.253");

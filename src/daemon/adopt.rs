@@ -11,6 +11,7 @@ use crate::ip::IpPair;
 use crate::kernel::{Kernel, LinkSeen};
 use crate::plan::RuleAction;
 use crate::pod::Sandbox;
+use crate::rate::Both;
 use crate::rpc::{EniLease, Lease, Marker, Wiring};
 use crate::{ours, pod};
 
@@ -63,9 +64,11 @@ pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result
         let pod = veth.alias.as_deref().and_then(ours::pod).unwrap_or_else(pod::nameless);
         log::info!("{attachment} of pod {pod} holds {ip}: found in the kernel");
         let sandbox = Sandbox { attachment, netns: PathBuf::new() };
+        // What its annotations ask for is heard from the watch.
+        let bandwidth = Both::default();
         let wiring = Wiring::Shared;
-        let (node, marker, routes) = (known.node, known.marker, Vec::new());
-        found.push(Lease { pod, sandbox, ip: IpPair::v4(ip), eni, node, marker, wiring, routes });
+        let (ip, node, marker, routes) = (IpPair::v4(ip), known.node, known.marker, Vec::new());
+        found.push(Lease { pod, sandbox, ip, eni, node, marker, bandwidth, wiring, routes });
     }
     Ok(found)
 }

@@ -2,6 +2,7 @@
 
 mod conf;
 mod own;
+mod shape;
 mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -26,6 +27,7 @@ use crate::ours;
 use crate::plan::{Rule, RuleAction};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
+use crate::rate::{Both, Limit, Limits};
 use crate::rpc::{EniLease, Lease, Refusal, Reply, Request, Wiring};
 use crate::{datapath, eni::Fault};
 use conf::Conf;
@@ -65,6 +67,12 @@ pub enum Input {
         found: Option<Box<ConfigMap>>,
     },
     Swept,
+    /// The kernel holds the attachment to this bandwidth, or does not.
+    Shaped {
+        attachment: Attachment,
+        bandwidth: Both<Limit>,
+        result: Result<(), Error>,
+    },
 }
 
 /// An ADD that has not been answered.
@@ -72,6 +80,7 @@ struct Waiting {
     answer: Sender<Reply>,
     pod: PodName,
     sandbox: Sandbox,
+    limits: Limits,
     deadline: Now,
 }
 
@@ -105,6 +114,8 @@ pub struct Node {
     superseded: BTreeMap<Attachment, Now>,
     /// Veths of ours without an alias, by index: their ADD was cut off, or is under way.
     unsigned: BTreeSet<u32>,
+    /// Attachments whose bandwidth is being changed.
+    shaping: BTreeSet<Attachment>,
 }
 
 /// What boot found that the loop goes on from.
@@ -138,6 +149,7 @@ impl Node {
             returning: Vec::new(),
             superseded: BTreeMap::new(),
             unsigned: BTreeSet::new(),
+            shaping: BTreeSet::new(),
             mend: clock::now(),
         };
         node.feed(Event::Boot(Box::new(found.boot)));
@@ -179,12 +191,16 @@ impl Node {
             Input::Ask { request, answer } => self.ask(request, answer),
             Input::Done { call, result } => self.done(call, result),
             Input::Prepared { eni, result } => self.prepared(eni, result),
-            Input::Pods(known) => self.pods.take(known, clock::now()),
+            Input::Pods(known) => {
+                self.pods.take(known, clock::now());
+                self.hear_of_bandwidth();
+            }
             Input::OwnNode(node) => self.see_own_node(node),
             Input::Fetched { pod, result } => self.fetched(pod, result),
             Input::File(text) => self.file_changed(text),
             Input::NodeConfig { name, found } => self.node_config_changed(&name, found.as_deref()),
             Input::Swept => self.swept(),
+            Input::Shaped { attachment, bandwidth, result } => self.shaped(&attachment, bandwidth, result),
         }
     }
 
@@ -201,7 +217,10 @@ impl Node {
 
     fn ask(&mut self, request: Request, answer: Sender<Reply>) {
         let reply = match request {
-            Request::Allocate { pod, sandbox } => return self.allocate(pod, sandbox, answer),
+            Request::Allocate { pod, sandbox, limits } => {
+                let deadline = clock::now() + ADD_DEADLINE;
+                return self.allocate(Waiting { answer, pod, sandbox, limits, deadline });
+            }
             Request::Release { attachment } => self.release(&attachment),
             Request::Lease { attachment } => match self.leases.get(&attachment) {
                 Some(lease) => Reply::Lease(Box::new(lease.clone())),
@@ -225,8 +244,7 @@ impl Node {
     // ADD
 
     /// The watch may still tell of an earlier pod of the name, which is over: then too the API server is asked.
-    fn allocate(&mut self, pod: PodName, sandbox: Sandbox, answer: Sender<Reply>) {
-        let waiting = Waiting { answer, pod, sandbox, deadline: clock::now() + ADD_DEADLINE };
+    fn allocate(&mut self, waiting: Waiting) {
         if self.sweeping.contains(&waiting.sandbox.attachment) {
             return self.returning.push(waiting);
         }
@@ -251,6 +269,7 @@ impl Node {
     fn fetched(&mut self, pod: PodName, result: Result<Option<Pod>, Error>) {
         let here = result.map(|found| found.filter(|pod| !self.pods.is_elsewhere(pod, &self.world.node_name)));
         let result = here.map(|found| found.map(|pod| self.pods.learn(&pod, clock::now())));
+        self.hear_of_bandwidth();
         if let Ok(None) = result {
             self.pods.confirm_gone(&pod, clock::now());
         }
@@ -313,7 +332,7 @@ impl Node {
     fn reply(&mut self, ticket: Ticket, result: Result<Held, Refused>) {
         let Some(waiting) = self.waiting.remove(&ticket) else { return };
         let reply = match result {
-            Ok(held) => match self.leases.get(&held.sandbox.attachment) {
+            Ok(held) => match self.lease_for(&held, waiting.limits) {
                 Some(lease) => Reply::Lease(Box::new(lease.clone())),
                 None => refusal(local("the lease could not be written down; see the daemon's log")),
             },
@@ -435,6 +454,7 @@ impl Node {
         let Some(eni) = self.enis.get(&held.eni) else {
             return Err(Error::refused(format!("ENI {} is not set up", held.eni)));
         };
+        let bandwidth = self.bandwidth(&held);
         Ok(Lease {
             pod: held.pod,
             sandbox: held.sandbox,
@@ -442,6 +462,7 @@ impl Node {
             eni: eni.clone(),
             node: self.world.node,
             marker: self.world.marker,
+            bandwidth,
             wiring: Wiring::Shared,
             routes: self.conf.layers().config().extra_routes.clone(),
         })

@@ -1,10 +1,11 @@
 //! The pods of this node as the watch tells of them: which are ours to serve, and since when one is gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::object::Pod;
 use crate::pod::{PodName, nameless};
 use crate::pool::Now;
+use crate::rate::{Both, Told};
 
 /// News of the node's pods, cut down to what we keep.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub struct Seen {
     pub presence: Presence,
     /// Events name it, or `kubectl describe` does not show them.
     pub uid: String,
+    /// The bandwidth that its annotations ask for.
+    pub bandwidth: Both<Told>,
 }
 
 #[derive(Default)]
@@ -43,6 +46,8 @@ pub struct Pods {
     synced: Option<Now>,
     /// A list of this node's pods had one: the node's name is right.
     named: bool,
+    /// Pods that are new, or whose annotations ask for another bandwidth than before.
+    reshaped: BTreeSet<PodName>,
 }
 
 /// How a pod that holds a lease stands.
@@ -66,7 +71,8 @@ impl Known {
 }
 
 fn seen(pod: &Pod) -> Seen {
-    Seen { presence: presence(pod), uid: pod.meta.uid.clone() }
+    let bandwidth = Both::read(&pod.meta.annotations);
+    Seen { presence: presence(pod), uid: pod.meta.uid.clone(), bandwidth }
 }
 
 fn presence(pod: &Pod) -> Presence {
@@ -85,12 +91,12 @@ impl Pods {
             Known::All(list) => {
                 self.synced.get_or_insert(now);
                 self.named |= !list.is_empty();
-                let missed: Vec<PodName> = std::mem::take(&mut self.known).into_keys().collect();
+                let here: BTreeSet<&PodName> = list.iter().map(|(name, _)| name).collect();
+                for (name, _) in self.known.extract_if(.., |name, _| !here.contains(name)) {
+                    self.gone.insert(name, (now, false));
+                }
                 for (name, seen) in list {
                     self.set(name, seen, now);
-                }
-                for name in missed.into_iter().filter(|n| !self.known.contains_key(n)).collect::<Vec<_>>() {
-                    self.gone.insert(name, (now, false));
                 }
             }
             Known::One(name, seen) => self.set(name, seen, now),
@@ -107,6 +113,10 @@ impl Pods {
             self.gone.entry(name.clone()).or_insert((now, true)).1 = true;
         } else {
             self.gone.remove(&name);
+        }
+        let aspect = |seen: &Seen| (seen.uid.clone(), seen.bandwidth.clone());
+        if self.known.get(&name).map(aspect) != Some(aspect(&seen)) {
+            self.reshaped.insert(name.clone());
         }
         self.known.insert(name, seen);
     }
@@ -137,9 +147,23 @@ impl Pods {
         self.known.get(name).map(|seen| seen.presence)
     }
 
+    pub fn is_ours(&self, name: &PodName) -> bool {
+        self.find(name) == Some(Presence::Ours)
+    }
+
     /// The pod's uid, where it is known.
     pub fn uid(&self, name: &PodName) -> Option<&str> {
         self.known.get(name).map(|seen| seen.uid.as_str())
+    }
+
+    /// What the pod's annotations ask for, where it is known.
+    pub fn bandwidth(&self, name: &PodName) -> Option<&Both<Told>> {
+        self.known.get(name).map(|seen| &seen.bandwidth)
+    }
+
+    /// Pods that are new, or ask for another bandwidth, since this was called the last time.
+    pub fn reshaped(&mut self) -> BTreeSet<PodName> {
+        std::mem::take(&mut self.reshaped)
     }
 
     /// Nobody is gone before the first whole list came, and nobody whose name is lost.
@@ -168,7 +192,7 @@ mod tests {
     const T: fn(u64) -> Now = Duration::from_secs;
 
     fn ours(presence: Presence) -> Seen {
-        Seen { presence, uid: String::new() }
+        Seen { presence, uid: String::new(), bandwidth: Both::default() }
     }
 
     fn web(n: u32) -> PodName {
@@ -224,6 +248,28 @@ mod tests {
         pods.take(Known::All(vec![(web(2), ours(Presence::Over))]), T(50));
         assert_eq!(pods.standing(&web(1)), Standing::Missed(T(50)));
         assert_eq!(pods.standing(&web(2)), Standing::Gone(T(50)));
+    }
+
+    #[test]
+    fn pods_that_ask_for_another_bandwidth_are_told_once() {
+        let asks = |uid: &str, text: &str| {
+            let annotations = [("k8s.aliyun.com/ingress-bandwidth".to_string(), text.to_string())].into();
+            Seen { uid: uid.into(), bandwidth: Both::read(&annotations), ..ours(Presence::Ours) }
+        };
+        let mut pods = Pods::default();
+        let mut told = |news| {
+            pods.take(news, T(5));
+            pods.reshaped().into_iter().map(|name| name.name).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            told(Known::All(vec![(web(1), ours(Presence::Ours)), (web(2), asks("", "1M"))])),
+            ["web-1", "web-2"]
+        );
+        assert_eq!(told(Known::One(web(2), asks("", "1M"))), [""; 0]);
+        assert_eq!(told(Known::One(web(2), asks("", "2M"))), ["web-2"]);
+        assert_eq!(told(Known::All(vec![(web(1), ours(Presence::Ours)), (web(2), asks("", "2M"))])), [""; 0]);
+        assert_eq!(told(Known::One(web(2), asks("another", "2M"))), ["web-2"]);
+        assert_eq!(told(Known::One(web(2), Seen { uid: "another".into(), ..ours(Presence::Ours) })), ["web-2"]);
     }
 
     #[test]

@@ -11,16 +11,20 @@ use super::eni::{self, Job};
 use super::news;
 use super::node::Input;
 use super::terms::Terms;
-use crate::datapath::{self, EniSetup};
+use crate::datapath::{self, EniSetup, Setup};
 use crate::eni::VSwitch;
-use crate::error::{Context, Error};
+use crate::error::{Cause, Context, Error};
 use crate::ip::IpPair;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, LinkSeen};
 use crate::object::{self, Pod};
 use crate::pod::PodName;
 use crate::pool::{Call, CallId, Notice};
-use crate::rpc::{EniLease, Marker};
-use crate::{cloud, kube};
+use crate::rpc::{EniLease, Lease, Marker};
+use crate::{cloud, kube, ours};
+
+/// A bandwidth that cannot be set is tried again so often.
+const SHAPE_TRIES: u32 = 20;
+const SHAPE_PAUSE: Duration = Duration::from_millis(500);
 
 pub struct World {
     pub inputs: Sender<Input>,
@@ -77,6 +81,21 @@ impl World {
         });
     }
 
+    /// Holds an attachment to the bandwidth of its lease. Its ADD may be under way, and is let finish.
+    pub fn shape(&self, lease: Lease) {
+        self.start(move || {
+            let mut result = shape(&lease);
+            for _ in 0..SHAPE_TRIES {
+                if result.is_ok() {
+                    break;
+                }
+                thread::sleep(SHAPE_PAUSE);
+                result = shape(&lease);
+            }
+            Input::Shaped { attachment: lease.sandbox.attachment, bandwidth: lease.bandwidth, result }
+        });
+    }
+
     /// Follows a ConfigMap until it is told to stop.
     pub fn watch_config(&self, namespace: &str, name: String) -> kube::Stop {
         news::watch_config(&self.kube, namespace, name, self.inputs.clone())
@@ -115,6 +134,25 @@ impl World {
     pub fn eni_setup<'a>(&'a self, eni: &'a EniLease, link: &'a str) -> EniSetup<'a> {
         EniSetup { eni, link, mtu: self.mtu, node: &self.node }
     }
+}
+
+/// The last thing an ADD writes on the node's side is whose the link is: before that it is not ours to touch.
+fn shape(lease: &Lease) -> Result<(), Error> {
+    let attachment = &lease.sandbox.attachment;
+    let mut kernel = Kernel::host()?;
+    let veth = ours::host_veth(&lease.pod, &attachment.ifname);
+    let is_its = |link: &LinkSeen| link.alias.as_deref().and_then(ours::attachment).as_ref() == Some(attachment);
+    let link = kernel.link(&veth)?.filter(is_its);
+    let link = link.ok_or_else(|| Error::new(Cause::Absent).within(format!("link {veth} of {attachment}")))?;
+    let (mut make, mut undo) = datapath::shape(&Setup::new(lease, link.mtu));
+    if lease.sandbox.netns.as_os_str().is_empty() {
+        log::warn!("where {attachment} has its namespace is not known any more: its egress bandwidth stays as it is");
+        (make.pod, undo.pod) = Default::default();
+    } else {
+        kernel.enter(&lease.sandbox.netns)?;
+    }
+    kernel.undo(&undo)?;
+    kernel.apply(&make)
 }
 
 fn delete(links: &[u32]) -> Result<(), Error> {

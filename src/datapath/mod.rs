@@ -2,6 +2,7 @@
 
 mod exclusive;
 mod policy_route;
+mod shape;
 
 use std::net::IpAddr;
 
@@ -10,6 +11,7 @@ use ipnet::IpNet;
 use crate::ip::IpPair;
 use crate::plan::{Family, Iptables, Object, Plan, Rule, RuleAction, Sysctl, Veth};
 use crate::pod::{Attachment, PodName};
+use crate::rate::{Both, Limit, Limits, Rate};
 use crate::rpc::{EniLease, Lease, Wiring};
 use crate::{ours, plan};
 
@@ -57,6 +59,22 @@ fn extra_routes(plan: &Plan, nets: &[IpNet]) -> Vec<Object> {
     let of_family = |net: &IpNet, route: &plan::Route| family(&net.addr()) == family(&route.to.addr());
     let through = |net: &IpNet| defaults.iter().find(|route| of_family(net, route)).cloned();
     nets.iter().filter_map(|net| Some(Object::Route(plan::Route { to: *net, ..through(net)? }))).collect()
+}
+
+/// What holds an attachment to its bandwidth, to be made once it is wired; and what must not be there, to be undone.
+pub fn shape(setup: &Setup) -> (Plan, Plan) {
+    let buckets = |lease: &Lease| {
+        let mut plan = pod(&Setup { lease, ..*setup });
+        plan.host.retain(|object| matches!(object, Object::Tbf(_)));
+        plan.pod.retain(|object| matches!(object, Object::Tbf(_)));
+        plan
+    };
+    let Both { ingress, egress } = setup.lease.bandwidth.rates();
+    // Whatever its rate, it is the bucket in the same place.
+    let superfluous = |rate: Option<Rate>| if rate.is_some() { None } else { Some(Rate::MIN) };
+    let others = Limits { ingress: superfluous(ingress), egress: superfluous(egress) };
+    let bandwidth = Both::<Limit>::default().ask(others);
+    (buckets(setup.lease), buckets(&Lease { bandwidth, ..setup.lease.clone() }))
 }
 
 /// What of a pod's plan does not go with its link, or must go before it: undone first when the pod is gone.

@@ -4,11 +4,13 @@
 
 use std::net::IpAddr;
 
+use super::shape::bucket;
 use super::{EniSetup, Setup, default_route, family, pod_gateway};
 use crate::ip::host_net;
 use crate::ours;
 use crate::plan::{Addr, Filter, FilterAction, Link, Neigh, Object, Plan, Route, Rule, RuleAction, Sysctl, Veth};
 use crate::pod::{Attachment, PodName};
+use crate::rate::Both;
 use crate::rpc::Marker;
 
 pub fn pod(setup: &Setup) -> Plan {
@@ -18,6 +20,9 @@ pub fn pod(setup: &Setup) -> Plan {
     let mut plan = Plan::default();
     plan.host.push(Object::Veth(self::veth(&lease.pod, &lease.sandbox.attachment, setup.mtu)));
     mark(&mut plan.host, setup, &veth);
+    let Both { ingress, egress } = lease.bandwidth.rates();
+    plan.host.extend(ingress.map(|rate| bucket(&veth, rate, setup.mtu)));
+    plan.pod.extend(egress.map(|rate| bucket(ifname, rate, setup.mtu)));
     let up = |name: &String| Object::Link(Link { name: name.clone(), mtu: Some(setup.mtu) });
     plan.host.push(up(&veth));
     plan.pod.push(up(ifname));
@@ -122,6 +127,7 @@ mod tests {
     use super::*;
     use crate::datapath;
     use crate::ip::IpPair;
+    use crate::rate::{Limit, Limits, Rate};
     use crate::rpc::{Lease, example_lease};
 
     fn printed(lease: &Lease) -> Vec<String> {
@@ -182,6 +188,34 @@ mod tests {
         assert_eq!(line(Marker::Bpf), format!("{filter} bpf direct-action mark 0x20/0x7e0"));
         assert_eq!(line(Marker::Skbedit), format!("{filter} u32 match u32 0 0 action skbedit mark 0x20/0x7e0"));
         assert_eq!(line(Marker::Rule), "ip rule add priority 2048 from 192.168.32.5/32 lookup 1003");
+    }
+
+    #[test]
+    fn a_limit_is_a_bucket_where_the_packets_of_its_direction_leave() {
+        let mut lease = example_lease();
+        let before = printed(&lease);
+        let limits = Limits { ingress: Rate::from_bits(10_000_000), egress: Rate::from_bits(1_000_000) };
+        lease.bandwidth = Both::<Limit>::default().ask(limits);
+        let added: Vec<String> = printed(&lease).into_iter().filter(|line| !before.contains(line)).collect();
+        let buckets = [
+            "tc qdisc replace dev cali0d7763386da root handle 7e4: tbf rate 10000000bit burst 12500 limit 43750",
+            "pod: tc qdisc replace dev eth0 root handle 7e4: tbf rate 1000000bit burst 2018 limit 14162",
+        ];
+        assert_eq!(added, buckets);
+        // Nothing passes unshaped: the bucket is there before its link is up.
+        let lines = printed(&lease);
+        let position = |of: &str| lines.iter().position(|line| line.contains(of)).unwrap();
+        assert!(position(buckets[0]) < position("ip link set cali0d7763386da up"));
+        assert!(position(buckets[1]) < position("pod: ip link set eth0 up"));
+        let (make, undo) = datapath::shape(&Setup::new(&lease, 1500));
+        assert_eq!((make.to_string().lines().collect::<Vec<_>>(), undo), (buckets.to_vec(), Plan::default()));
+        lease.bandwidth.egress = Limit::default();
+        let (make, undo) = datapath::shape(&Setup::new(&lease, 1500));
+        assert_eq!(make.to_string().lines().collect::<Vec<_>>(), buckets[..1]);
+        assert_eq!(
+            undo.to_string(),
+            "pod: tc qdisc replace dev eth0 root handle 7e4: tbf rate 1000bit burst 1518 limit 13662\n"
+        );
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use super::message::{Message, text, u16_at, u32_at};
 use super::{addr, link, neigh, route, rule, tc};
 use crate::ip::Mac;
-use crate::plan::{Family, Route, Rule, RuleAction, Veth};
+use crate::plan::{Family, Route, Rule, RuleAction, Tbf, Veth};
+use crate::rate::Rate;
 
 /// A set of attributes: its last number in 3.10, and which of them hold sets, after so many other bytes.
 struct Set {
@@ -34,6 +35,9 @@ static ROUTE: Set = flat("route", 17);
 static RULE: Set = flat("rule", 17);
 /// rtnetlink.h: TCA_STAB. pkt_cls.h: TCA_U32_MARK; TCA_ACT_MAX_PRIO; TCA_ACT_STATS. tc_skbedit.h: TCA_SKBEDIT_MARK.
 static QDISC: Set = Set { kind: Some((1, "ingress")), ..flat("qdisc", 8) };
+/// pkt_sched.h: TCA_TBF_PTAB.
+static TBF_QDISC: Set = Set { holds: &[(2, 0, &TBF)], kind: Some((1, "tbf")), ..flat("qdisc", 8) };
+static TBF: Set = flat("tbf", 3);
 static FILTER: Set = Set { holds: &[(2, 0, &U32)], kind: Some((1, "u32")), ..flat("filter", 8) };
 static U32: Set = Set { holds: &[(7, 0, &ACTIONS)], ..flat("u32", 10) };
 static ACTIONS: Set = Set { holds: &[(1, 0, &ACTION)], ..flat("actions", 32) };
@@ -53,6 +57,8 @@ const NEWER: &[(&str, &str, &str)] = &[
     ("bpf 6", "4.1", "TCA_BPF_FD: the same"),
     ("bpf 7", "4.1", "TCA_BPF_NAME: the same"),
     ("bpf 8", "4.4", "TCA_BPF_FLAGS: the same before 4.2; 4.2 and 4.3 mark, but check takes the filter for another"),
+    ("tbf 4", "3.13", "TCA_TBF_RATE64: read over, and what is faster than 34 Gbit/s becomes that"),
+    ("tbf 6", "3.14", "TCA_TBF_BURST: read over, and the burst of the parameters is taken, which is larger"),
 ];
 
 /// One request of every function that makes any, with the length of its fixed part.
@@ -68,6 +74,8 @@ fn requests() -> Vec<(&'static str, Message, usize, &'static Set)> {
     let gateway = Route { to, via, link: name("eth1"), table, onlink: true };
     let (from, mark, iif) = (Some(net), Some((0x20, 0x7e0)), Some(name("eth1")));
     let wide = Rule { priority: 7, family: Family::V6, from, mark, iif, action: RuleAction::Lookup(1003) };
+    let fast = Rate::from_bits(40_000_000_000).expect("more than none");
+    let tbf = Tbf { link: name("cali1"), rate: fast, burst: 50_000_000, limit: 175_000_000 };
     vec![
         ("link::get", link::get("eth0"), 16, &LINK),
         ("link::list", link::list(), 16, &LINK),
@@ -92,6 +100,8 @@ fn requests() -> Vec<(&'static str, Message, usize, &'static Set)> {
         ("tc::remove_qdisc", tc::remove_qdisc(1), 20, &QDISC),
         ("tc::add_bpf", tc::add_bpf(1, 2049, 3, "bpf mark"), 20, &BPF_FILTER),
         ("tc::add_skbedit", tc::add_skbedit(1, 2049, 0x20, 0x7e0), 20, &FILTER),
+        ("tc::set_tbf", tc::set_tbf(1, &tbf), 20, &TBF_QDISC),
+        ("tc::remove_tbf", tc::remove_tbf(1), 20, &TBF_QDISC),
         ("tc::remove_filter", tc::remove_filter(1, 2049), 20, &FILTER),
     ]
 }

@@ -12,9 +12,11 @@ use super::message::Message;
 use super::neigh::{self, NeighSeen};
 use super::route::{self, RouteSeen};
 use super::socket::{Outcome, Socket};
+use super::tc::QdiscSeen;
 use super::{iptables, rule, sysctl, tc};
 use crate::error::{Cause, Context, Error};
-use crate::plan::{Addr, Filter, FilterAction, Link, Neigh, Object, Route, Rule, Sysctl};
+use crate::ours;
+use crate::plan::{Addr, Filter, FilterAction, Link, Neigh, Object, Route, Rule, Sysctl, Tbf};
 
 /// The first thing in which the kernel is not as a plan wants it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +65,7 @@ struct Seen {
     routes: Option<Vec<RouteSeen>>,
     rules: Option<Vec<Rule>>,
     neighs: Option<Vec<NeighSeen>>,
+    qdiscs: Option<Vec<QdiscSeen>>,
 }
 
 impl Place {
@@ -119,6 +122,7 @@ impl Place {
                 let ifindex = self.index(&f.link)?;
                 vec![tc::add_qdisc(ifindex, "clsact"), self.filter(f, ifindex)?]
             }
+            Object::Tbf(t) => vec![tc::set_tbf(self.index(&t.link)?, t)],
             Object::Veth(_) | Object::Card(_) | Object::Rule(_) | Object::Sysctl(_) | Object::Iptables(_) => Vec::new(),
         })
     }
@@ -136,6 +140,7 @@ impl Place {
             }
             Object::Neigh(want) => self.neigh_difference(want),
             Object::Filter(want) => self.filter_difference(want),
+            Object::Tbf(want) => self.tbf_difference(want),
             Object::Sysctl(want) => sysctl_difference(want),
             Object::Iptables(want) => Ok((!iptables::is_there(want)?).then(|| Difference::absent(object))),
         }
@@ -204,6 +209,18 @@ impl Place {
         })
     }
 
+    fn tbf_difference(&mut self, want: &Tbf) -> Result<Option<Difference>, Error> {
+        let what = || format!("qdisc of {}", want.link);
+        let Some(ifindex) = self.find(&want.link)? else {
+            return Ok(Some(Difference::absent(what())));
+        };
+        Ok(match self.root_qdisc(ifindex)? {
+            None => Some(Difference::absent(what())),
+            Some(seen) if seen.is(want) => None,
+            Some(seen) => Some(Difference::of(what(), seen, tc::tbf_name(want))),
+        })
+    }
+
     /// Makes an object that is absent or different.
     fn make(&mut self, object: &Object) -> Result<(), Error> {
         match object {
@@ -220,6 +237,10 @@ impl Place {
                 self.act(message)
             }
             Object::Filter(want) => self.make_filter(want),
+            Object::Tbf(want) => {
+                let message = tc::set_tbf(self.index(&want.link)?, want);
+                self.act(message)
+            }
             Object::Sysctl(want) => sysctl::ensure(want),
             Object::Iptables(want) => iptables::add(want),
         }
@@ -302,6 +323,7 @@ impl Place {
             }
             Object::Neigh(n) => absent_is_fine(self.act(neigh::remove(n.addr, ifindex))),
             Object::Filter(f) => self.remove_filter(f.priority, ifindex),
+            Object::Tbf(_) => self.remove_tbf(ifindex),
             _ => Ok(()),
         }
     }
@@ -326,6 +348,14 @@ impl Place {
             if left.is_empty() {
                 absent_is_fine(self.act(tc::remove_qdisc(ifindex)))?;
             }
+        }
+        Ok(())
+    }
+
+    /// A root qdisc that somebody else has put in its place stays.
+    fn remove_tbf(&mut self, ifindex: u32) -> Result<(), Error> {
+        if self.root_qdisc(ifindex)?.is_some_and(|seen| seen.handle == ours::TBF_HANDLE) {
+            absent_is_fine(self.act(tc::remove_tbf(ifindex)))?;
         }
         Ok(())
     }
@@ -402,6 +432,15 @@ impl Place {
         Ok(bodies.iter().filter_map(|body| tc::FilterSeen::parse(body)).collect())
     }
 
+    fn root_qdisc(&mut self, ifindex: u32) -> Result<Option<&QdiscSeen>, Error> {
+        if self.seen.qdiscs.is_none() {
+            // A request for one of them is answered to everybody who listens, and to us only if we do.
+            let bodies = self.socket.dump(libc::RTM_GETQDISC, &[0; 20]).context(|| "list qdiscs")?;
+            self.seen.qdiscs = Some(bodies.iter().filter_map(|body| QdiscSeen::parse(body)).collect());
+        }
+        Ok(self.seen.qdiscs.iter().flatten().find(|q| q.is_root && q.ifindex == ifindex))
+    }
+
     /// One request that changes something. What was seen stays: a chain of requests for one object rests on it.
     pub fn act(&mut self, message: Message) -> Result<(), Error> {
         self.socket.act(message).map(|_| ())
@@ -423,6 +462,7 @@ pub(super) fn link_of(object: &Object) -> Option<&str> {
         Object::Route(r) => Some(&r.link),
         Object::Neigh(n) => Some(&n.link),
         Object::Filter(f) => Some(&f.link),
+        Object::Tbf(t) => Some(&t.link),
         Object::Rule(_) | Object::Sysctl(_) | Object::Iptables(_) => None,
     }
 }

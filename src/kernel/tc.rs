@@ -1,9 +1,11 @@
-//! The qdisc that holds filters on what arrives at a link, and our filters that mark.
+//! The qdisc that holds filters on what arrives at a link, our filters that mark, and the token bucket.
 
 use std::fmt;
 use std::os::fd::RawFd;
 
-use super::message::{CREATE, EXCL, Message, attr, attrs, text, u32_at};
+use super::message::{CREATE, EXCL, Message, REPLACE, attr, attrs, text, u32_at};
+use crate::ours;
+use crate::plan::Tbf;
 
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
@@ -18,9 +20,15 @@ const TCA_ACT_OPTIONS: u16 = 2;
 const TCA_SKBEDIT_PARMS: u16 = 2;
 const TCA_SKBEDIT_MARK: u16 = 5;
 const TCA_SKBEDIT_MASK: u16 = 8;
+const TCA_TBF_PARMS: u16 = 1;
+const TCA_TBF_RTAB: u16 = 2;
+const TCA_TBF_RATE64: u16 = 4;
+const TCA_TBF_BURST: u16 = 6;
 /// Go on with the next filter, as if this one had not matched.
 const TC_ACT_UNSPEC: i32 = -1;
 
+/// Where the qdisc of what leaves by a link sits.
+const ROOT: u32 = 0xffff_ffff;
 /// Where both `clsact` and `ingress` sit.
 const QDISC_PARENT: u32 = 0xffff_fff1;
 const QDISC_HANDLE: u32 = 0xffff_0000;
@@ -148,4 +156,137 @@ pub fn add_skbedit(ifindex: u32, priority: u16, value: u32, mask: u32) -> Messag
 /// Removes whatever filters have this priority.
 pub fn remove_filter(ifindex: u32, priority: u16) -> Message {
     filter(libc::RTM_DELTFILTER, 0, ifindex, 0, priority)
+}
+
+/// A qdisc as the kernel has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QdiscSeen {
+    pub ifindex: u32,
+    pub handle: u32,
+    pub kind: String,
+    pub is_root: bool,
+    pub tbf: Option<TbfSeen>,
+}
+
+/// The same words for what is wanted.
+pub fn tbf_name(want: &Tbf) -> String {
+    let Tbf { rate, burst, limit, .. } = want;
+    format!("tbf {:x}: rate {rate} burst {burst} limit {limit}", ours::TBF_HANDLE >> 16)
+}
+
+/// What the kernel says of a token bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TbfSeen {
+    rate: u64,
+    /// How long the bucket takes to fill, in ticks.
+    buffer: u32,
+    limit: u32,
+}
+
+impl QdiscSeen {
+    pub(super) fn parse(body: &[u8]) -> Option<QdiscSeen> {
+        let attributes = body.get(20..)?;
+        let kind = text(attr(attributes, TCA_KIND)?);
+        let tbf = attr(attributes, TCA_OPTIONS).filter(|_| kind == "tbf").and_then(TbfSeen::parse);
+        Some(QdiscSeen {
+            ifindex: u32_at(body, 4)?,
+            handle: u32_at(body, 8)?,
+            is_root: u32_at(body, 12)? == ROOT,
+            kind,
+            tbf,
+        })
+    }
+
+    pub(super) fn is(&self, want: &Tbf) -> bool {
+        self.handle == ours::TBF_HANDLE && self.tbf.is_some_and(|seen| seen.is(want))
+    }
+}
+
+impl fmt::Display for QdiscSeen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:x}:", self.kind, self.handle >> 16)?;
+        let Some(tbf) = self.tbf else { return Ok(()) };
+        let burst = u128::from(tbf.rate) * u128::from(tbf.buffer) * u128::from(TICK);
+        let burst = (burst + u128::from(SECOND / 2)) / u128::from(SECOND);
+        write!(f, " rate {}bit burst {burst} limit {}", u128::from(tbf.rate) * 8, tbf.limit)
+    }
+}
+
+impl TbfSeen {
+    fn parse(options: &[u8]) -> Option<TbfSeen> {
+        let parameters = attr(options, TCA_TBF_PARMS)?;
+        let rate = match attr(options, TCA_TBF_RATE64) {
+            Some(rate) => u64::from_ne_bytes(rate.try_into().ok()?),
+            None => u32_at(parameters, 8)?.into(),
+        };
+        Some(TbfSeen { rate, limit: u32_at(parameters, 24)?, buffer: u32_at(parameters, 28)? })
+    }
+
+    /// The kernel computes the ticks of a burst in its own way, and each kernel in another.
+    fn is(self, want: &Tbf) -> bool {
+        let is_buffer_of = |burst| {
+            let ticks = ticks(burst, want);
+            self.buffer.abs_diff(ticks) <= ticks / 1000 + 2
+        };
+        let is_rate = self.rate == want.rate.bytes() || self.rate == u64::from(narrow_rate(want));
+        is_rate && self.limit == want.limit && (is_buffer_of(want.burst) || is_buffer_of(unsplit_burst(want)))
+    }
+}
+
+/// Nanoseconds of a tick in which packet schedulers count, and of a second.
+const TICK: u64 = 64;
+const SECOND: u64 = 1_000_000_000;
+/// More than any packet has that one of the sender's sockets may give to a link as one (64 KiB and its headers), and a multiple
+/// of [`CELL`].
+const LARGEST_PACKET: u32 = 132 << CELL_LOG;
+/// Bytes that one entry of a table of rates stands for, as a power of two.
+const CELL_LOG: u8 = 9;
+const CELL: u32 = 1 << CELL_LOG;
+const TABLE: u32 = 256;
+
+/// How long so many bytes take.
+fn ticks(bytes: u32, tbf: &Tbf) -> u32 {
+    let ticks = u128::from(bytes) * u128::from(SECOND) / u128::from(tbf.rate.bytes()) / u128::from(TICK);
+    u32::try_from(ticks).unwrap_or(u32::MAX)
+}
+
+/// Kernels before 3.13 know rates up to 34 Gbit/s.
+fn narrow_rate(tbf: &Tbf) -> u32 {
+    u32::try_from(tbf.rate.bytes()).unwrap_or(u32::MAX)
+}
+
+/// Kernels before 3.11 drop the packet of many segments that does not fit into the bucket, instead of splitting it.
+fn unsplit_burst(tbf: &Tbf) -> u32 {
+    tbf.burst.max(LARGEST_PACKET)
+}
+
+/// Puts the bucket in the place of whatever the root qdisc is, or changes ours.
+///
+/// Which of two bursts is taken tells the kernels apart by itself: since 3.14 `TCA_TBF_BURST` goes before the one in the
+/// parameters, which is as large as those need that cannot split packets.
+pub fn set_tbf(ifindex: u32, tbf: &Tbf) -> Message {
+    // struct tc_tbf_qopt: two times struct tc_ratespec (cell_log, linklayer, overhead, cell_align, mpu, rate), then limit,
+    // buffer and mtu.
+    let mut parameters = [0; 36];
+    // TC_LINKLAYER_ETHERNET: without it, the kernel would look at the table for signs of ATM.
+    (parameters[0], parameters[1]) = (CELL_LOG, 1);
+    parameters[8..12].copy_from_slice(&narrow_rate(tbf).to_ne_bytes());
+    parameters[24..28].copy_from_slice(&tbf.limit.to_ne_bytes());
+    parameters[28..32].copy_from_slice(&ticks(unsplit_burst(tbf), tbf).to_ne_bytes());
+    let wide = Some(tbf.rate.bytes()).filter(|rate| *rate > u32::MAX.into());
+    // Kernels before 3.14 take from this table the largest packet that fits into the bucket, and refuse to do without.
+    let table: Vec<u8> = (1..=TABLE).flat_map(|n| ticks(n * CELL, tbf).to_ne_bytes()).collect();
+    Message::new(libc::RTM_NEWQDISC, CREATE | REPLACE, &tcmsg(ifindex, ours::TBF_HANDLE, ROOT, 0))
+        .text(TCA_KIND, "tbf")
+        .nest(TCA_OPTIONS, |m| {
+            m.attr(TCA_TBF_PARMS, &parameters)
+                .maybe(wide, |m, rate| m.attr(TCA_TBF_RATE64, &rate.to_ne_bytes()))
+                .u32(TCA_TBF_BURST, tbf.burst)
+                .attr(TCA_TBF_RTAB, &table)
+        })
+}
+
+/// Removes our bucket; where the root qdisc bears another handle, nothing.
+pub fn remove_tbf(ifindex: u32) -> Message {
+    Message::new(libc::RTM_DELQDISC, 0, &tcmsg(ifindex, ours::TBF_HANDLE, ROOT, 0))
 }

@@ -22,7 +22,7 @@ pub fn add(pod: PodName, sandbox: Sandbox, conf: &NetConf) -> Result<Reply, Fail
     let mut kernel = open(&sandbox)?;
     del::revive(&sandbox.attachment);
     let veth = datapath::veth(&pod, &sandbox.attachment, conf.mtu);
-    let request = Request::Allocate { pod, sandbox: sandbox.clone() };
+    let request = Request::Allocate { pod, sandbox: sandbox.clone(), limits: conf.runtime.limits };
     let lease = lease(&request, &sandbox, &mut kernel, &veth)
         .map_err(|f| Failure { msg: format!("add {name}: {}", f.msg), ..f })?;
     let plan = datapath::pod(&setup(&lease, conf));

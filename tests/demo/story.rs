@@ -12,6 +12,7 @@ use crate::left::{self, Finding, Kernel};
 use crate::orders::Orders;
 use crate::paths::{self, PORT, Spot};
 use crate::screen::{Cell, Screen, Table, Tone, millis, seconds};
+use crate::settings;
 use crate::sim::cloud::{Config, Delays, EniView, InstanceSpec, InstanceType};
 use crate::sim::cluster::{Cluster, Member, SOON, node_name};
 use crate::sim::fabric::{Drops, OUTSIDE};
@@ -90,12 +91,22 @@ impl Story {
         self.show_pods();
         self.screen.title("Pods talk");
         self.faults += self.talk(keep)?;
+        self.screen.title("The configuration changes while they do");
+        self.reconfigure();
         self.screen.title("Pods go");
         let had: Vec<BTreeSet<String>> = (0..LETTERS.len()).map(|n| self.addresses(n)).collect();
         for n in 0..LETTERS.len() {
             self.delete(n)?;
         }
         self.look_what_is_left(&had)
+    }
+
+    fn reconfigure(&mut self) {
+        let other = self.of(1).next().map_or_else(String::new, |guest| guest.member.ip.clone());
+        let Some(pod) = self.of(0).next().map(|guest| &guest.member.pod) else { return };
+        let faults = settings::show(self.screen, self.cluster(), pod, &other);
+        self.faults += faults.len();
+        self.explain(faults);
     }
 
     pub fn faults(&self) -> usize {

@@ -6,6 +6,7 @@ pub mod cni;
 pub mod containerd;
 pub mod cri;
 pub mod fabric;
+pub mod flood;
 pub mod grpc;
 pub mod http;
 pub mod image;
