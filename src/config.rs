@@ -61,10 +61,6 @@ pub struct Config {
     pub kube_pace: Option<Pace>,
     /// Routes for every pod, through its gateway.
     pub extra_routes: Vec<IpNet>,
-    /// Kinds of owners, in small letters, whose pods keep their address as those of a StatefulSet do.
-    pub stateful_kinds: Vec<String>,
-    /// IPv4 addresses come in prefixes of 16 where the vSwitch has them; at most so many an ENI, or what it can hold.
-    pub prefixes: Option<u32>,
     pub kubeconfig: Option<PathBuf>,
     pub node_name: Option<String>,
     pub mtu: u32,
@@ -194,12 +190,14 @@ pub struct NodeFacts {
 }
 
 const NO_EIP: &str = "elastic IPs are the business of another controller since v1.6";
+const ONE_BY_ONE: &str = "addresses are taken one by one";
 const NO_TRUNK: &str = "there are no trunk ENIs";
 
 /// Keys of the old Terway for modes and add-ons that are not here, and for what needs no setting any more.
 const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("allow_eip_rob", NO_EIP),
     ("backoff_override", "waiting follows from what the cloud answers"),
+    ("custom_stateful_workload_kinds", "a pod does not keep its address"),
     ("disable_device_plugin", "resources are written to the node's status"),
     ("enable_eip_pool", NO_EIP),
     ("enable_eni_trunking", NO_TRUNK),
@@ -209,7 +207,9 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("eni_cap_ratio", "it is for nodes of one ENI per pod"),
     ("eni_cap_shift", "it is for nodes of one ENI per pod"),
     ("ipam_type", "there is no central controller: the node looks after its own addresses"),
-    ("ipv6_prefix_count", "IPv6 addresses are taken one by one"),
+    ("enable_ip_prefix", ONE_BY_ONE),
+    ("ipv4_prefix_count", ONE_BY_ONE),
+    ("ipv6_prefix_count", ONE_BY_ONE),
     ("prefix", "the old Terway does not use it either"),
 ];
 
@@ -272,8 +272,6 @@ impl Config {
                 "an object whose dst is a CIDR such as 10.1.0.0/16",
                 extra_route,
             )?,
-            stateful_kinds: keys.list("custom_stateful_workload_kinds", "a kind such as CloneSet", kind)?,
-            prefixes: prefixes(keys)?,
             kubeconfig: path(keys, "kubeconfig")?,
             node_name: keys.parsed("node_name", "a DNS name", node_name)?,
             mtu: keys.number("mtu", crate::cni::MTU)?.unwrap_or(DEFAULT_MTU) as u32,
@@ -417,16 +415,6 @@ fn kube_pace(keys: &mut Reader) -> Result<Option<Pace>, Wrong> {
 fn extra_route(value: &Value) -> Option<IpNet> {
     let net: IpNet = value.get("dst")?.as_str()?.parse().ok()?;
     (net.prefix_len() > 0 && net.trunc() == net).then_some(net)
-}
-
-fn kind(value: &Value) -> Option<String> {
-    value.as_str().filter(|t| !t.is_empty() && t.bytes().all(|b| b.is_ascii_alphanumeric())).map(str::to_lowercase)
-}
-
-fn prefixes(keys: &mut Reader) -> Result<Option<u32>, Wrong> {
-    let most = keys.number("ipv4_prefix_count", 0..=1000)?.unwrap_or(0) as u32;
-    let on = keys.flag("enable_ip_prefix")?.unwrap_or(false);
-    Ok(on.then_some(if most == 0 { u32::MAX } else { most }))
 }
 
 // ---- networks ----

@@ -5,6 +5,7 @@ pub mod cni;
 pub mod config;
 pub mod eni;
 pub mod error;
+pub mod happening;
 pub mod ip;
 pub mod json;
 pub mod object;
@@ -18,6 +19,7 @@ pub mod uri;
 // Minds: values in, values out.
 pub mod datapath;
 pub mod pool;
+pub mod repair;
 
 // Hands: each touches one part of the world.
 pub mod client;

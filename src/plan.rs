@@ -154,6 +154,23 @@ pub struct Iptables {
     pub rule: Vec<String>,
 }
 
+impl Object {
+    /// The link that the object is on, or is.
+    pub fn link(&self) -> Option<&str> {
+        match self {
+            Object::Veth(v) => Some(&v.name),
+            Object::Card(c) => Some(&c.home),
+            Object::Link(l) => Some(&l.name),
+            Object::Addr(a) => Some(&a.link),
+            Object::Route(r) => Some(&r.link),
+            Object::Neigh(n) => Some(&n.link),
+            Object::Filter(f) => Some(&f.link),
+            Object::Tbf(t) => Some(&t.link),
+            Object::Rule(_) | Object::Sysctl(_) | Object::Iptables(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for object in &self.host {

@@ -7,16 +7,17 @@ use std::path::Path;
 const ROOMS: &[(&str, &[&str])] = &[
     ("datapath", &[]),
     ("pool", &[]),
+    ("repair", &[]),
     ("kernel", &[]),
     ("cloud", &[]),
     ("kube", &[]),
     ("client", &[]),
     ("plugin", &["datapath", "kernel", "client"]),
     ("cli", &["datapath", "kernel", "client"]),
-    ("daemon", &["datapath", "pool", "kernel", "cloud", "kube"]),
+    ("daemon", &["datapath", "pool", "repair", "kernel", "cloud", "kube"]),
 ];
 
-const MINDS: &[&str] = &["datapath", "pool"];
+const MINDS: &[&str] = &["datapath", "pool", "repair"];
 
 /// Text that only files under one of these places may hold (places are prefixes of a path below `src/`).
 const RESERVED: &[(&str, &[&str])] = &[

@@ -6,6 +6,8 @@ mod left;
 mod orders;
 #[path = "demo/paths.rs"]
 mod paths;
+#[path = "demo/repairs.rs"]
+mod repairs;
 #[path = "demo/screen.rs"]
 mod screen;
 #[path = "demo/settings.rs"]

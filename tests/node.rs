@@ -6,6 +6,8 @@ mod connectivity;
 mod daemon;
 mod own_node;
 mod pool;
+mod ports;
+mod repair;
 mod semantics;
 mod socket;
 

@@ -20,7 +20,8 @@ pub fn ask(request: &Request, patience: Duration) -> Result<Reply, Error> {
     put(request, patience)?.answer()
 }
 
-/// A question that the daemon works on while we do something else.
+/// A question that the daemon works on while we do something else. The daemon hears when it is dropped, also after the
+/// answer: then whoever asked is done with what it was for.
 pub struct Question {
     stream: UnixStream,
     deadline: Instant,
@@ -35,9 +36,10 @@ pub fn put(request: &Request, patience: Duration) -> Result<Question, Error> {
 }
 
 impl Question {
-    pub fn answer(mut self) -> Result<Reply, Error> {
+    pub fn answer(&mut self) -> Result<Reply, Error> {
         // Whom the daemon refuses unheard it hangs up on: then nobody takes our words, and the answer is there already.
-        let line = read_line(&mut self.stream, self.deadline).map_err(|e| self.said.err().unwrap_or(e));
+        let said = std::mem::replace(&mut self.said, Ok(()));
+        let line = read_line(&mut self.stream, self.deadline).map_err(|e| said.err().unwrap_or(e));
         let line = line.context(|| format!("ask {}", ours::SOCKET))?;
         serde_json::from_slice(&line).context(|| format!("answer of {}", ours::SOCKET))
     }

@@ -105,6 +105,12 @@ impl Ledger {
         self.save(LEASES, &key(&lease.sandbox.attachment), lease)
     }
 
+    /// How long ago the lease was written down.
+    pub fn age(&self, attachment: &Attachment) -> Option<Duration> {
+        let written = fs::metadata(self.path(LEASES, &key(attachment))).and_then(|file| file.modified()).ok()?;
+        written.elapsed().ok()
+    }
+
     /// The lease is over and its address rests: the resting file first, so that a crash in between leaves the lease. A folder
     /// that is full has room once the lease is gone.
     pub fn retire(&self, attachment: &Attachment, resting: &Resting) -> Result<(), Error> {

@@ -20,20 +20,29 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::time::Duration;
 
 use argh::FromArgs;
+use async_io::{Async, Timer};
 use async_signal::{Signal, Signals};
 use smol::channel::{Receiver, Sender, bounded};
 use smol::stream::StreamExt;
 use smol::{LocalExecutor, future};
 
 use crate::error::Error;
+use crate::happening::Happening;
+use crate::kernel::Watch;
 use crate::ours;
 use crate::rpc::{Refusal, Reply};
 use node::Input;
 
 /// Inputs that wait for the node loop; whoever sends more waits.
 const INPUTS: usize = 4096;
+
+/// What happens within this time is heard at once.
+const GATHER: Duration = Duration::from_millis(2);
+/// Everything is looked at when something was lost: not more often than this.
+const PAUSE_WHEN_LOST: Duration = Duration::from_secs(1);
 
 /// The Terway node daemon: gives pods VPC addresses.
 #[derive(FromArgs)]
@@ -95,6 +104,8 @@ fn run(args: &Args) -> Result<(), Error> {
     let life = async {
         let listener = serve::listen(ours::SOCKET.as_ref())?;
         executor.spawn(serve::serve(listener, executor.clone(), inputs.clone())).detach();
+        // Open before the kernel is looked at: nothing happens in between unheard.
+        let watch = Watch::open().and_then(|watch| Ok(Async::new(watch)?));
         let trouble = Trouble::default();
         let booting = boot::boot(start.clone(), inputs.clone(), &trouble);
         let node = future::or(booting, decline(&arriving, &trouble)).await?;
@@ -102,12 +113,35 @@ fn run(args: &Args) -> Result<(), Error> {
         boot::announce(&layers.config().conflist)?;
         executor.spawn(file::watch(layers.path().to_owned(), layers.text().to_owned(), inputs.clone())).detach();
         log::info!("serving on {}", ours::SOCKET);
+        match watch {
+            Ok(watch) => executor.spawn(listen(watch, inputs.clone())).detach(),
+            Err(e) => log::warn!("what others change is seen once a minute only: {e}"),
+        }
         node.run(arriving).await;
         Ok(())
     };
     let until_told = heed(signals, &args.config, &inputs);
     // Not the block_on of async-io: it polls the reactor itself, and fights for it with the reactor's own thread.
     smol::future::block_on(executor.run(future::or(life, until_told)))
+}
+
+/// Tells the loop what happens in the kernel, a burst at a time.
+async fn listen(watch: Async<Watch>, inputs: Sender<Input>) {
+    loop {
+        let heard = match watch.readable().await {
+            Ok(()) => watch.get_ref().hear(),
+            Err(e) => Err(e.into()),
+        };
+        let heard = heard.unwrap_or_else(|e| {
+            log::warn!("{e}");
+            vec![Happening::Lost]
+        });
+        let pause = if heard.contains(&Happening::Lost) { PAUSE_WHEN_LOST } else { GATHER };
+        if !heard.is_empty() && inputs.send(Input::Happened(heard)).await.is_err() {
+            return;
+        }
+        Timer::after(pause).await;
+    }
 }
 
 /// What keeps the start from succeeding, for those who ask meanwhile.

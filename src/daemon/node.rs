@@ -2,6 +2,7 @@
 
 mod conf;
 mod own;
+mod repair;
 mod shape;
 mod upkeep;
 
@@ -13,6 +14,8 @@ use async_io::Timer;
 use smol::channel::{Receiver, Sender};
 use smol::future;
 
+pub use self::repair::Compared;
+use self::repair::Wires;
 use super::eni::{self, Job};
 use super::layers::Layers;
 use super::ledger::{Ledger, Resting};
@@ -20,6 +23,7 @@ use super::pods::{Known, Pods, Presence, Standing};
 use super::world::World;
 use super::{calls, clock};
 use crate::error::{Context, Error};
+use crate::happening::Happening;
 use crate::ip::Mac;
 use crate::kernel::Kernel;
 use crate::object::{self, ConfigMap, Pod};
@@ -28,6 +32,7 @@ use crate::plan::{Rule, RuleAction};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
 use crate::rate::{Both, Limit, Limits};
+use crate::repair::{Part, Repair};
 use crate::rpc::{EniLease, Lease, Refusal, Reply, Request, Wiring};
 use crate::{datapath, eni::Fault};
 use conf::Conf;
@@ -67,6 +72,13 @@ pub enum Input {
         found: Option<Box<ConfigMap>>,
     },
     Swept,
+    /// Who was given a lease has hung up: the pod is wired, or will not be.
+    Wired {
+        attachment: Attachment,
+    },
+    Happened(Vec<Happening>),
+    /// The parts that are not as their plans have them.
+    Compared(Vec<Part>),
     /// The kernel holds the attachment to this bandwidth, or does not.
     Shaped {
         attachment: Attachment,
@@ -107,6 +119,10 @@ pub struct Node {
     /// When leftovers are looked for next, and when the kernel is next compared with the plans.
     sweep: Now,
     mend: Now,
+    /// When all pods are next compared with their plans.
+    compare: Now,
+    repair: Repair,
+    wires: Wires,
     /// Attachments whose links are being deleted, and ADDs of the same attachments: they come after that.
     sweeping: BTreeSet<Attachment>,
     returning: Vec<Waiting>,
@@ -151,7 +167,11 @@ impl Node {
             unsigned: BTreeSet::new(),
             shaping: BTreeSet::new(),
             mend: clock::now(),
+            compare: clock::now(),
+            repair: Repair::default(),
+            wires: Wires::default(),
         };
+        node.begin_repairs();
         node.feed(Event::Boot(Box::new(found.boot)));
         node
     }
@@ -179,7 +199,8 @@ impl Node {
     fn next_due(&self) -> impl Future<Output = ()> + use<> {
         let deadlines = self.unknown.values().flatten().map(|w| w.deadline);
         let sweep = self.sweeping.is_empty().then_some(self.sweep);
-        let due = deadlines.chain(self.wake).chain(sweep).min().map_or(self.mend, |due| due.min(self.mend));
+        let fixed = self.mend.min(self.compare);
+        let due = deadlines.chain(self.wake).chain(sweep).chain(self.repair.due()).fold(fixed, Now::min);
         let wait = due.saturating_sub(clock::now());
         async move {
             Timer::after(wait).await;
@@ -200,6 +221,9 @@ impl Node {
             Input::File(text) => self.file_changed(text),
             Input::NodeConfig { name, found } => self.node_config_changed(&name, found.as_deref()),
             Input::Swept => self.swept(),
+            Input::Wired { attachment } => self.wired(&attachment),
+            Input::Happened(heard) => self.happened(heard),
+            Input::Compared(hurt) => self.compared(hurt),
             Input::Shaped { attachment, bandwidth, result } => self.shaped(&attachment, bandwidth, result),
         }
     }
@@ -213,6 +237,7 @@ impl Node {
         }
         self.refuse_unknown(now);
         self.keep_up(now);
+        self.repair_what_is_due(clock::now());
     }
 
     fn ask(&mut self, request: Request, answer: Sender<Reply>) {
@@ -357,6 +382,7 @@ impl Node {
             log::error!("del {}: {e}", lease.pod);
             return refusal(local(&e.to_string()));
         }
+        self.unguard_pod(attachment);
         self.leases.remove(attachment);
         self.feed(Event::Release { attachment: attachment.clone() });
         self.sweep = self.sweep.min(clock::now() + SWEEP_AFTER);
@@ -432,6 +458,7 @@ impl Node {
         let lease = self.lease(held).and_then(|lease| self.ledger.record(&lease).map(|()| lease));
         match lease {
             Ok(lease) => {
+                self.will_be_wired(&attachment);
                 self.leases.insert(attachment, lease);
             }
             Err(e) => {
@@ -444,6 +471,7 @@ impl Node {
 
     /// A lease that ends without DEL, as one does whose address the cloud has taken: nothing may be sent there any more.
     fn end(&mut self, attachment: &Attachment) {
+        self.unguard_pod(attachment);
         if let Some(lease) = self.leases.remove(attachment) {
             let undone = self.kernel.undo(&datapath::routes(&lease));
             self.noted("routes of a lease that is over", undone);
@@ -499,6 +527,7 @@ impl Node {
             Ok(lease) => {
                 let link = Link { ifindex: lease.table - ours::PODS_TABLE, slot: lease.slot };
                 self.enis.insert(eni.clone(), lease);
+                self.eni_is_up(&eni);
                 Ok(link)
             }
             Err(e) => {
@@ -511,6 +540,7 @@ impl Node {
 
     fn dismantle(&mut self, eni: &str, mac: Mac) {
         self.slots.remove(eni);
+        self.repair.leave(&Part::Eni(eni.to_owned()));
         let lease = self.enis.remove(eni);
         let undone = match (self.kernel.link_by_mac(mac), lease) {
             (Ok(Some(link)), Some(lease)) => {

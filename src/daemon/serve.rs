@@ -14,6 +14,7 @@ use smol::{LocalExecutor, future};
 
 use super::node::Input;
 use crate::error::{Context, Error};
+use crate::pod::Attachment;
 use crate::rpc::{MAX_LINE, Refusal, Reply, Request};
 
 /// A client says its line within this time, or is not served.
@@ -84,15 +85,33 @@ async fn exchange(stream: &mut Stream, inputs: Sender<Input>) -> io::Result<()> 
     };
     let reply = match line {
         Line::Text(text) => match serde_json::from_slice::<Request>(&text) {
-            Ok(request) => ask(stream, request, inputs).await?,
+            Ok(request) => ask(stream, request, &inputs).await?,
             Err(e) => Some(refuse(format!("not a request we know: {e}"))),
         },
         Line::TooLong => Some(refuse(format!("a request has at most {MAX_LINE} bytes"))),
         Line::Nothing => None,
     };
-    match reply {
-        Some(reply) => answer(stream, &reply).await,
-        None => Ok(()),
+    let Some(reply) = reply else { return Ok(()) };
+    answer(stream, &reply).await?;
+    if let Reply::Lease(lease) = reply {
+        wiring(stream, lease.sandbox.attachment, &inputs).await;
+    }
+    Ok(())
+}
+
+/// Who got a lease hangs up once the pod is wired, or nothing more is done about it.
+async fn wiring(stream: &mut Stream, attachment: Attachment, inputs: &Sender<Input>) {
+    let over = async {
+        let mut rest = [0; 64];
+        while stream.read(&mut rest).await.is_ok_and(|n| n != 0) {}
+        true
+    };
+    let late = async {
+        Timer::after(PATIENCE).await;
+        false
+    };
+    if future::or(over, late).await {
+        let _ = inputs.send(Input::Wired { attachment }).await;
     }
 }
 
@@ -123,7 +142,7 @@ async fn read_line(stream: &mut Stream) -> io::Result<Line> {
 }
 
 /// Hands the request to the node loop and waits for its answer, or for the client to hang up.
-async fn ask(stream: &mut Stream, request: Request, inputs: Sender<Input>) -> io::Result<Option<Reply>> {
+async fn ask(stream: &mut Stream, request: Request, inputs: &Sender<Input>) -> io::Result<Option<Reply>> {
     let (answer, answered) = bounded(1);
     if inputs.send(Input::Ask { request, answer }).await.is_err() {
         return Ok(Some(Reply::Refused { why: Refusal::Starting, reason: "terwayd is ending".into() }));

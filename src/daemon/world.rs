@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use smol::channel::Sender;
 
 use super::calls::{self, Place};
 use super::eni::{self, Job};
 use super::news;
-use super::node::Input;
+use super::node::{Compared, Input};
 use super::terms::Terms;
 use crate::datapath::{self, EniSetup, Setup};
 use crate::eni::VSwitch;
@@ -19,6 +19,7 @@ use crate::kernel::{Kernel, LinkSeen};
 use crate::object::{self, Pod};
 use crate::pod::PodName;
 use crate::pool::{Call, CallId, Notice};
+use crate::repair::Part;
 use crate::rpc::{EniLease, Lease, Marker};
 use crate::{cloud, kube, ours};
 
@@ -111,6 +112,11 @@ impl World {
         });
     }
 
+    /// Compares plans with the kernel, and names the parts whose plans it does not match.
+    pub fn compare(&self, plans: Vec<Compared>) {
+        self.start(move || Input::Compared(differing(plans)));
+    }
+
     /// Sees to it that answers of pods to node ports go back as they came; kube-proxy and people change netfilter too.
     pub fn guard_answers(&self) {
         thread::spawn(|| {
@@ -134,6 +140,29 @@ impl World {
     pub fn eni_setup<'a>(&'a self, eni: &'a EniLease, link: &'a str) -> EniSetup<'a> {
         EniSetup { eni, link, mtu: self.mtu, node: &self.node }
     }
+}
+
+fn differing(plans: Vec<Compared>) -> Vec<Part> {
+    let (start, count) = (Instant::now(), plans.len());
+    let mut kernel = match Kernel::host() {
+        Ok(kernel) => kernel,
+        Err(e) => {
+            log::warn!("comparison of all pods: {e}");
+            return Vec::new();
+        }
+    };
+    let mut differs = |compared: &Compared| match kernel.survey(&compared.plan, compared.netns.as_deref()) {
+        Ok(found) => !found.is_empty(),
+        // Its namespace is gone: DEL is on its way.
+        Err(e) if e.is_absent() => false,
+        Err(e) => {
+            log::warn!("comparison of {:?}: {e}", compared.part);
+            false
+        }
+    };
+    let hurt = plans.into_iter().filter_map(|compared| differs(&compared).then_some(compared.part)).collect();
+    log::debug!("{count} pods compared with the kernel in {:?}", start.elapsed());
+    hurt
 }
 
 /// The last thing an ADD writes on the node's side is whose the link is: before that it is not ours to touch.

@@ -55,6 +55,11 @@ impl Kernel {
         Ok(pair)
     }
 
+    pub fn addrs(&mut self) -> Result<Vec<AddrSeen>, Error> {
+        self.host.forget();
+        Ok(self.host.addrs()?.to_vec())
+    }
+
     /// The rules that might be ours: those that say nothing which ours never say.
     pub fn rules(&mut self) -> Result<Vec<Rule>, Error> {
         self.host.forget();
@@ -70,6 +75,11 @@ impl Kernel {
     pub fn routes(&mut self, table: u32) -> Result<Vec<RouteSeen>, Error> {
         self.host.forget();
         Ok(self.host.routes()?.iter().filter(|route| route.table == table).cloned().collect())
+    }
+
+    pub fn delete_route(&mut self, route: &RouteSeen) -> Result<(), Error> {
+        let removed = self.host.act(super::route::remove(route.to, route.table, route.via, route.oif));
+        absent_is_fine(removed).context(|| format!("delete the route to {}", route.to))
     }
 
     /// Deletes a link. One is slow (the kernel waits for all CPUs): see [`Kernel::delete_doomed`].

@@ -6,6 +6,7 @@
 mod addr;
 mod bpf;
 mod card;
+mod events;
 mod iptables;
 mod link;
 mod look;
@@ -14,6 +15,7 @@ mod message;
 mod neigh;
 pub mod netns;
 mod place;
+mod restore;
 mod route;
 mod rule;
 mod socket;
@@ -26,13 +28,14 @@ use std::path::Path;
 
 pub use addr::AddrSeen;
 pub use card::{Away, away};
+pub use events::Watch;
 pub use link::LinkSeen;
 pub use place::Difference;
 pub use route::RouteSeen;
 pub use unwire::unwire;
 
 use self::netns::Netns;
-use self::place::{Place, link_of};
+use self::place::Place;
 use self::veth::Age;
 use crate::error::{Context, Error, Errors};
 use crate::plan::{Card, Object, Plan, Veth};
@@ -132,7 +135,7 @@ impl Kernel {
                     let pod = self.pod.as_mut().ok_or_else(|| no_pod(&card.home))?;
                     card::ensure(&mut self.host, pod, card)?;
                 }
-                _ => match fresh.iter_mut().find(|(veth, _)| link_of(object) == Some(&veth.name)) {
+                _ => match fresh.iter_mut().find(|(veth, _)| object.link() == Some(&veth.name)) {
                     Some((_, objects)) => objects.push(object),
                     None => rest.push(object),
                 },
@@ -170,7 +173,7 @@ impl Kernel {
     fn apply_inside(&mut self, objects: &[Object], fresh: &[(&Veth, Vec<&Object>)]) -> Result<(), Error> {
         let Some(first) = objects.first() else { return Ok(()) };
         let pod = self.pod.as_mut().ok_or_else(|| no_pod(&first.to_string()))?;
-        let is_fresh = |object: &&Object| fresh.iter().any(|(veth, _)| link_of(object) == Some(&veth.peer));
+        let is_fresh = |object: &&Object| fresh.iter().any(|(veth, _)| object.link() == Some(&veth.peer));
         let (fresh, rest): (Vec<_>, Vec<_>) = objects.iter().partition(is_fresh);
         let doing = || format!("in {}", pod.netns.path().display());
         pod.place.correct_fresh(None, &fresh).context(doing)?;
@@ -214,7 +217,7 @@ impl Kernel {
             let ends = veths.iter().map(|veth| veth.peer.as_str());
             let ends: Vec<&str> =
                 ends.chain(plan.host.iter().filter_map(as_card).map(|card| card.name.as_str())).collect();
-            let goes_along = |object: &&Object| link_of(object).is_some_and(|link| ends.contains(&link));
+            let goes_along = |object: &&Object| object.link().is_some_and(|link| ends.contains(&link));
             for object in plan.pod.iter().rev().filter(|object| !goes_along(object)) {
                 errors.note(pod.remove(object));
             }
@@ -224,7 +227,7 @@ impl Kernel {
                 errors.note(veth::remove(&mut self.host, self.pod.as_mut(), veth));
             } else if let Object::Card(card) = object {
                 errors.note(card::remove(&mut self.host, self.pod.as_mut(), card));
-            } else if !veths.iter().any(|veth| link_of(object) == Some(&veth.name)) {
+            } else if !veths.iter().any(|veth| object.link() == Some(&veth.name)) {
                 errors.note(self.host.remove(object));
             }
         }

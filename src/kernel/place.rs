@@ -221,8 +221,8 @@ impl Place {
         })
     }
 
-    /// Makes an object that is absent or different.
-    fn make(&mut self, object: &Object) -> Result<(), Error> {
+    /// Makes an object that is absent or different. What was seen stays.
+    pub fn make(&mut self, object: &Object) -> Result<(), Error> {
         match object {
             Object::Veth(_) | Object::Card(_) => Ok(()),
             Object::Link(want) => {
@@ -313,7 +313,7 @@ impl Place {
             Object::Iptables(want) => return iptables::remove(want),
             _ => {}
         }
-        let Some(link) = link_of(object) else { return Ok(()) };
+        let Some(link) = object.link() else { return Ok(()) };
         let Some(ifindex) = self.find(link)? else { return Ok(()) };
         match object {
             Object::Addr(a) => absent_is_fine(self.act(addr::remove(a.net, ifindex))),
@@ -449,21 +449,6 @@ impl Place {
     /// Requests that change something, in one send.
     pub fn change(&mut self, messages: Vec<Message>) -> Result<Vec<Outcome>, Error> {
         self.socket.batch(messages)
-    }
-}
-
-/// The link that the object is on, or is.
-pub(super) fn link_of(object: &Object) -> Option<&str> {
-    match object {
-        Object::Veth(v) => Some(&v.name),
-        Object::Card(c) => Some(&c.home),
-        Object::Link(l) => Some(&l.name),
-        Object::Addr(a) => Some(&a.link),
-        Object::Route(r) => Some(&r.link),
-        Object::Neigh(n) => Some(&n.link),
-        Object::Filter(f) => Some(&f.link),
-        Object::Tbf(t) => Some(&t.link),
-        Object::Rule(_) | Object::Sysctl(_) | Object::Iptables(_) => None,
     }
 }
 

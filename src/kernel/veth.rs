@@ -119,6 +119,22 @@ fn repair(host: &mut Place, pod: &mut Pod, veth: &Veth) -> Result<(), Error> {
     Ok(())
 }
 
+/// Makes the outer end right where others have changed it. One that bears the name of another attachment is left alone.
+pub fn mend(host: &mut Place, veth: &Veth) -> Result<(), Error> {
+    let doing = || format!("mend link {}", veth.name);
+    let Some(seen) = host.link(&veth.name)? else { return Ok(()) };
+    if !seen.is_veth() {
+        return Err(Error::refused("it is not a veth")).context(doing);
+    }
+    if seen.alias.as_ref() != Some(&veth.alias) {
+        if let Some(other) = seen.alias.as_deref().and_then(ours::attachment) {
+            return Err(Error::refused(format!("it belongs to {other}"))).context(doing);
+        }
+        host.act(link::set_alias(seen.ifindex, &veth.alias)).context(doing)?;
+    }
+    host.act(link::set_up(seen.ifindex, Some(veth.mtu), Some(veth.mac))).context(doing)
+}
+
 /// The request that says whose the veth is. The first after its creation: one without it was cut off in between.
 pub fn sign(host: &mut Place, veth: &Veth) -> Result<Option<Message>, Error> {
     Ok(host.link(&veth.name)?.map(|seen| link::set_alias(seen.ifindex, &veth.alias)))
@@ -158,7 +174,7 @@ fn inner_difference(outer: &LinkSeen, pod: &mut Pod, veth: &Veth) -> Result<Opti
     Ok((inner.mac != Some(veth.peer_mac)).then(|| mac_difference(&inner, veth.peer_mac)))
 }
 
-fn mac_difference(seen: &LinkSeen, want: Mac) -> Difference {
+pub fn mac_difference(seen: &LinkSeen, want: Mac) -> Difference {
     let mac = seen.mac.map_or("none".to_string(), |mac| mac.to_string());
     Difference::of(format!("mac of {}", seen.name), mac, want)
 }

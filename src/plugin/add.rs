@@ -5,6 +5,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::{daemon, del};
+use crate::client::Question;
 use crate::cni::{Code, Failure, NetConf, Reply, ReplyIp, VirtualType};
 use crate::datapath::{self, Setup};
 use crate::kernel::Kernel;
@@ -23,7 +24,10 @@ pub fn add(pod: PodName, sandbox: Sandbox, conf: &NetConf) -> Result<Reply, Fail
     del::revive(&sandbox.attachment);
     let veth = datapath::veth(&pod, &sandbox.attachment, conf.mtu);
     let request = Request::Allocate { pod, sandbox: sandbox.clone(), limits: conf.runtime.limits };
-    let lease = lease(&request, &sandbox, &mut kernel, &veth)
+    // Open until we end: by that the daemon knows that the pod is wired, and from then on keeps it so.
+    let mut question =
+        daemon::put(&request, PATIENCE).map_err(|f| Failure { msg: format!("add {name}: {}", f.msg), ..f })?;
+    let lease = lease(&mut question, &sandbox, &mut kernel, &veth)
         .map_err(|f| Failure { msg: format!("add {name}: {}", f.msg), ..f })?;
     let plan = datapath::pod(&setup(&lease, conf));
     if conf.virtual_type != VirtualType::Veth {
@@ -47,8 +51,7 @@ pub fn open(sandbox: &Sandbox) -> Result<Kernel, Failure> {
 }
 
 /// The veth, which takes the kernel longest and does not depend on the lease, is made while the daemon works.
-fn lease(request: &Request, sandbox: &Sandbox, kernel: &mut Kernel, veth: &Veth) -> Result<Lease, Failure> {
-    let question = daemon::put(request, PATIENCE)?;
+fn lease(question: &mut Question, sandbox: &Sandbox, kernel: &mut Kernel, veth: &Veth) -> Result<Lease, Failure> {
     kernel.begin(veth);
     let lease = daemon::answer(question).and_then(|reply| match reply {
         rpc::Reply::Lease(lease) => daemon::sound(*lease, &sandbox.attachment),

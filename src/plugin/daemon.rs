@@ -23,7 +23,7 @@ pub fn put(request: &Request, patience: Duration) -> Result<client::Question, Fa
     client::put(request, patience).map_err(unanswered)
 }
 
-pub fn answer(question: client::Question) -> Result<Reply, Failure> {
+pub fn answer(question: &mut client::Question) -> Result<Reply, Failure> {
     question.answer().map_err(unanswered)
 }
 

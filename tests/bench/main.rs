@@ -1,12 +1,13 @@
 //! `make bench`: our numbers beside those of a peer, in one run, as a table and as `target/bench.json`.
 //!
-//! With `--strict` a missed goal is a failure; `ordinary` or `large` measures that part only.
+//! With `--strict` a missed goal is a failure; `ordinary`, `large` or `repair` measures that part only.
 
 mod burst;
 mod churn;
 mod exec;
 mod idle;
 mod peer;
+mod repair;
 mod rtt;
 #[path = "../sim/mod.rs"]
 #[allow(dead_code, unused_imports)]
@@ -91,6 +92,11 @@ fn measure(table: &mut Table) {
     }
     if is_asked("large") {
         large(table);
+    }
+    if is_asked("repair") {
+        let mut cluster = Cluster::new(config(), 1, "ecs.sim.250");
+        let _pods = populate(&mut cluster, 0, FULL_PODS, 0);
+        repair::measure(&cluster, 0, table);
     }
 }
 

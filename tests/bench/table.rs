@@ -153,7 +153,7 @@ impl Times {
         self.percentile(50)
     }
 
-    fn percentile(&self, percent: usize) -> Duration {
+    pub fn percentile(&self, percent: usize) -> Duration {
         assert!(!self.0.is_empty(), "nothing was measured");
         self.0[(self.0.len() * percent / 100).min(self.0.len() - 1)]
     }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::left::{self, Finding, Kernel};
 use crate::orders::Orders;
 use crate::paths::{self, PORT, Spot};
+use crate::repairs;
 use crate::screen::{Cell, Screen, Table, Tone, millis, seconds};
 use crate::settings;
 use crate::sim::cloud::{Config, Delays, EniView, InstanceSpec, InstanceType};
@@ -91,8 +92,10 @@ impl Story {
         self.show_pods();
         self.screen.title("Pods talk");
         self.faults += self.talk(keep)?;
-        self.screen.title("The configuration changes while they do");
+        self.screen.title("The configuration changes while they run");
         self.reconfigure();
+        self.screen.title("Somebody flushes what makes their network");
+        self.repair();
         self.screen.title("Pods go");
         let had: Vec<BTreeSet<String>> = (0..LETTERS.len()).map(|n| self.addresses(n)).collect();
         for n in 0..LETTERS.len() {
@@ -372,6 +375,14 @@ impl Story {
         times.sort();
         step.done(&format!("median {}", millis(times[times.len() / 2])));
         Ok(())
+    }
+
+    // Repair
+
+    fn repair(&mut self) {
+        let faults = repairs::show(self.screen, self.cluster(), 0, &self.guests[0].member.pod);
+        self.faults += faults.len();
+        self.explain(faults);
     }
 
     // What is left

@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod cni;
 pub mod containerd;
 pub mod cri;
+pub mod damage;
 pub mod fabric;
 pub mod flood;
 pub mod grpc;

@@ -102,6 +102,12 @@ impl World {
         self.nodes.last().expect("it was just put there")
     }
 
+    /// Puts an ENI that [`Fabric::unplug`] has pulled out behind the cloud's back into its node again.
+    pub fn replug(&self, n: usize, eni: &str) {
+        let eni = self.cloud.eni(eni).expect("the cloud has it");
+        self.fabric.plug(&card(&eni), self.nodes[n].ns().name());
+    }
+
     /// Takes an instance away, with all that runs on it.
     pub fn remove_node(&mut self, id: &str) {
         self.cloud.remove_instance(id);

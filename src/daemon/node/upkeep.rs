@@ -2,22 +2,21 @@
 //! sets right what others have changed there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
+use super::repair::WIRED_IN;
 use super::{Node, Standing};
-use crate::datapath;
-use crate::error::{Error, Errors};
+use crate::error::Error;
 use crate::kernel::LinkSeen;
 use crate::ours;
-use crate::plan::{Plan, Rule, RuleAction};
+use crate::plan::{Rule, RuleAction};
 use crate::pod::{Attachment, PodName};
-use crate::pool::{Event, Now};
+use crate::pool::Now;
 use crate::rpc::Reply;
 
 /// Leftovers of every kind are looked for this often, or as often as the configuration gives up leases of pods that are gone.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
-/// No plugin takes longer from its lease to its link.
-const WIRED_IN: Duration = Duration::from_secs(10);
 
 impl Node {
     pub(super) fn keep_up(&mut self, now: Now) {
@@ -33,6 +32,10 @@ impl Node {
             let mended = self.mend();
             self.noted("mend", mended);
             self.world.guard_answers();
+        }
+        if self.compare <= now {
+            self.compare = now + self.compare_every();
+            self.compare();
         }
     }
 
@@ -72,7 +75,16 @@ impl Node {
     fn sweep_kernel(&mut self, now: Now) -> Result<(), Error> {
         let links = self.sweep_links()?;
         self.give_up_the_superseded(&links, now);
+        self.sweep_routes()?;
         self.sweep_rules(&links)
+    }
+
+    /// Deletes routes of ours to addresses that no lease holds. A lease is recorded before its route is made.
+    fn sweep_routes(&mut self) -> Result<(), Error> {
+        let mut stale = self.kernel.routes(ours::PODS_TABLE)?;
+        let leased: BTreeSet<IpAddr> = self.leases.values().flat_map(|lease| lease.ip.iter()).collect();
+        stale.retain(|route| route.protocol == ours::PROTOCOL && !leased.contains(&route.to.addr()));
+        stale.iter().try_for_each(|route| self.kernel.delete_route(route))
     }
 
     /// Deletes every link of ours whose attachment holds no lease. Links are listed before leases are looked at, and a lease is
@@ -156,7 +168,7 @@ impl Node {
 
     /// Deletes veths of ours that still bear no alias since the last time, and that no ADD which waits here has made: theirs
     /// was cut off before it could write one.
-    fn sweep_unsigned(&mut self, links: &[LinkSeen]) {
+    pub(super) fn sweep_unsigned(&mut self, links: &[LinkSeen]) {
         let waiting = self.waiting.values().chain(self.unknown.values().flatten()).chain(&self.returning);
         let awaited: BTreeSet<String> =
             waiting.map(|w| ours::host_veth(&w.pod, &w.sandbox.attachment.ifname)).collect();
@@ -169,35 +181,5 @@ impl Node {
         if !stale.is_empty() {
             self.world.delete_links(stale);
         }
-    }
-
-    /// Sets right what somebody else has changed: network managers take away rules and routes that they do not know. An ENI
-    /// whose link is gone, or is another one by now, serves no more until it is set up again.
-    fn mend(&mut self) -> Result<(), Error> {
-        let links = self.kernel.links()?;
-        self.sweep_unsigned(&links);
-        let mut errors = Errors::default();
-        errors.note(self.set_right(&datapath::node()));
-        for (id, eni) in self.enis.clone() {
-            match links.iter().find(|link| link.is_eni(eni.mac)) {
-                Some(link) if ours::eni_table(link.ifindex) == eni.table => {
-                    let plan = datapath::eni(&self.world.eni_setup(&eni, &link.name));
-                    errors.note(self.set_right(&plan));
-                }
-                _ => {
-                    self.enis.remove(&id);
-                    self.feed(Event::LinkGone { eni: id });
-                }
-            }
-        }
-        errors.result()
-    }
-
-    fn set_right(&mut self, plan: &Plan) -> Result<(), Error> {
-        if let Some(difference) = self.kernel.check(plan)? {
-            log::warn!("set right what somebody else has changed: {difference}");
-            self.kernel.apply(plan)?;
-        }
-        Ok(())
     }
 }

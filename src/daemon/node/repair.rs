@@ -1,0 +1,452 @@
+//! What others do to node, ENIs and pods is put right as soon as the kernel tells of it; every few minutes all is compared.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{Node, Standing};
+use crate::daemon::clock;
+use crate::datapath::{self, Setup};
+use crate::error::Error;
+use crate::happening::Happening;
+use crate::kernel::{Difference, LinkSeen};
+use crate::ours;
+use crate::plan::Plan;
+use crate::pod::{Attachment, PodName};
+use crate::pool::{Event, Notice, Now};
+use crate::repair::{Depth, Part};
+use crate::rpc::{EniLease, Lease, Wiring};
+
+/// The insides of pods tell nobody what happens in them: they are looked at this often, with all the rest.
+const COMPARE_EVERY: Duration = Duration::from_secs(300);
+/// What an ADD brings about in the kernel has been heard of by then.
+const SETTLED_IN: Duration = Duration::from_millis(20);
+/// No plugin takes longer from its lease to its link.
+pub(super) const WIRED_IN: Duration = Duration::from_secs(10);
+/// More pods than this, hurt at once, are one event about the node; the log names each.
+const MANY: usize = 16;
+/// So many differences of one part are told.
+const TOLD: usize = 8;
+
+/// The reason that users of the old Terway know for what is wrong with a pod's network, and the one for the node's.
+const POD_REASON: &str = "ConfigCheck";
+const NODE_REASON: &str = "ResourceInvalid";
+
+/// A plan to be compared with the kernel away from the loop: its own, and the namespace that it reaches into.
+pub struct Compared {
+    pub part: Part,
+    pub plan: Plan,
+    pub netns: Option<PathBuf>,
+}
+
+/// What the loop keeps for repairs beside the mind that decides on them.
+#[derive(Default)]
+pub(super) struct Wires {
+    /// Pods that are not known to be wired, and since when they have a lease.
+    unwired: BTreeMap<Attachment, Now>,
+    /// The MTU with which each pod was wired: the plugin's own configuration says it, and no lease.
+    mtus: BTreeMap<Attachment, u32>,
+    /// Addresses on ENIs that are not ours, which were told.
+    told: BTreeSet<(String, String)>,
+    comparing: bool,
+}
+
+impl Node {
+    /// The first look, before anything is heard: what an earlier life had wired is guarded from now on.
+    pub(super) fn begin_repairs(&mut self) {
+        let now = clock::now();
+        let leases: Vec<Attachment> = self.leases.keys().cloned().collect();
+        for attachment in leases {
+            let age = self.ledger.age(&attachment).unwrap_or_default();
+            self.wires.unwired.insert(attachment, now.saturating_sub(age));
+        }
+        self.repair.guard(Part::Node, &datapath::node(), now);
+        let known = self.know_links();
+        self.noted("links", known);
+    }
+
+    fn know_links(&mut self) -> Result<(), Error> {
+        let links = self.kernel.links()?;
+        self.guard_the_wired(&links);
+        self.repair.know_links(links.into_iter().map(|link| (link.ifindex, link.name)));
+        Ok(())
+    }
+
+    // Who is guarded
+
+    /// A lease was given: its pod will be wired.
+    pub(super) fn will_be_wired(&mut self, attachment: &Attachment) {
+        if !self.repair.guards(&Part::Pod(attachment.clone())) {
+            self.wires.unwired.insert(attachment.clone(), clock::now());
+        }
+    }
+
+    /// The plugin is done. Whether with success, the link tells.
+    pub(super) fn wired(&mut self, attachment: &Attachment) {
+        let Some(lease) = self.leases.get(attachment) else { return };
+        if !self.wires.unwired.contains_key(attachment) {
+            return;
+        }
+        match self.kernel.link(&ours::host_veth(&lease.pod, &attachment.ifname)) {
+            Ok(Some(link)) => self.guard_pod(attachment, &link, clock::now() + SETTLED_IN),
+            Ok(None) => {}
+            Err(e) => log::warn!("look at the link of {attachment}: {e}"),
+        }
+    }
+
+    /// Pods whose plugin must be done by now, although nobody said so.
+    fn guard_the_wired(&mut self, links: &[LinkSeen]) {
+        if self.wires.unwired.is_empty() {
+            return;
+        }
+        let now = clock::now();
+        let by_name: BTreeMap<&str, &LinkSeen> = links.iter().map(|link| (link.name.as_str(), link)).collect();
+        let old = self.wires.unwired.iter().filter(|(_, since)| **since + WIRED_IN <= now);
+        let old: Vec<Attachment> = old.map(|(attachment, _)| attachment.clone()).collect();
+        for attachment in old {
+            let Some(lease) = self.leases.get(&attachment) else { continue };
+            let veth = ours::host_veth(&lease.pod, &attachment.ifname);
+            match by_name.get(veth.as_str()) {
+                Some(link) => self.guard_pod(&attachment, link, now),
+                None => self.guard_unlinked(&attachment, now),
+            }
+        }
+    }
+
+    /// Guards the pod whose link this is, if it is this attachment's.
+    fn guard_pod(&mut self, attachment: &Attachment, link: &LinkSeen, from: Now) {
+        if link.alias.as_deref().and_then(ours::attachment).as_ref() != Some(attachment) {
+            return;
+        }
+        self.wires.unwired.remove(attachment);
+        self.wires.mtus.insert(attachment.clone(), link.mtu);
+        if let Some(plan) = self.pod_plan(attachment) {
+            self.repair.guard(Part::Pod(attachment.clone()), &plan, from);
+        }
+    }
+
+    /// A pod without a link whose namespace is there lost it while nobody looked, and gets it back. One that has the whole of its
+    /// ENI may have none.
+    fn guard_unlinked(&mut self, attachment: &Attachment, now: Now) {
+        let Some(lease) = self.leases.get(attachment).filter(|lease| lease.wiring == Wiring::Shared) else { return };
+        let present = self.pods.standing(&lease.pod) == Standing::Present;
+        if !present || self.awaited(attachment) || !netns_of(&lease.sandbox.netns).is_some_and(Path::exists) {
+            return;
+        }
+        self.wires.unwired.remove(attachment);
+        self.wires.mtus.insert(attachment.clone(), self.world.mtu);
+        if let Some(plan) = self.pod_plan(attachment) {
+            let part = Part::Pod(attachment.clone());
+            self.repair.guard(part.clone(), &plan, now);
+            self.repair.look_at(now, part, Depth::Outside);
+        }
+    }
+
+    /// The lease is over: what goes with it is no damage.
+    pub(super) fn unguard_pod(&mut self, attachment: &Attachment) {
+        self.wires.unwired.remove(attachment);
+        self.wires.mtus.remove(attachment);
+        self.repair.leave(&Part::Pod(attachment.clone()));
+    }
+
+    pub(super) fn guard_eni(&mut self, id: &str, link: &str, from: Now) {
+        let Some(eni) = self.enis.get(id) else { return };
+        let plan = datapath::eni(&self.world.eni_setup(eni, link));
+        let mac = eni.mac;
+        self.repair.guard(Part::Eni(id.to_owned()), &plan, from);
+        self.repair.expect_mac(link, mac);
+    }
+
+    /// The ENI was set up a moment ago, by another thread.
+    pub(super) fn eni_is_up(&mut self, id: &str) {
+        let Some(table) = self.enis.get(id).map(|eni| eni.table) else { return };
+        let links = self.kernel.links().unwrap_or_default();
+        if let Some(link) = links.iter().find(|link| ours::eni_table(link.ifindex) == table) {
+            self.guard_eni(id, &link.name, clock::now() + SETTLED_IN);
+        }
+    }
+
+    /// The plan of a pod as it was wired, over the ENI as it is now.
+    fn pod_plan(&self, attachment: &Attachment) -> Option<Plan> {
+        let lease = self.leases.get(attachment)?;
+        let mtu = *self.wires.mtus.get(attachment)?;
+        let eni = self.enis.get(&lease.eni.id).unwrap_or(&lease.eni).clone();
+        Some(datapath::pod(&Setup::new(&Lease { eni, ..lease.clone() }, mtu)))
+    }
+
+    // What happens
+
+    pub(super) fn happened(&mut self, heard: Vec<Happening>) {
+        let now = clock::now();
+        for happening in heard {
+            log::debug!("{happening:?}");
+            if happening == Happening::Lost {
+                log::warn!("the kernel had more to tell than we could hear: everything is looked at");
+                let known = self.know_links();
+                self.noted("links", known);
+            }
+            self.repair.hear(now, &happening);
+            if let Happening::LinkGone { ifindex } = happening {
+                self.link_gone(ifindex);
+            }
+        }
+    }
+
+    /// An ENI's link that goes although nobody has asked for it takes the network of its pods along.
+    fn link_gone(&mut self, ifindex: u32) {
+        let gone = self
+            .enis
+            .iter()
+            .filter(|(id, _)| !self.is_lent(id))
+            .find(|(_, eni)| eni.table == ours::eni_table(ifindex))
+            .map(|(id, _)| id.clone());
+        if let Some(id) = gone {
+            self.eni_gone(&id);
+        }
+    }
+
+    /// A pod has the link, whose ENI is its own.
+    fn is_lent(&self, id: &str) -> bool {
+        self.leases.values().any(|lease| lease.eni.id == id && lease.wiring != Wiring::Shared)
+    }
+
+    /// The pool learns of it and looks at the cloud at once.
+    pub(super) fn eni_gone(&mut self, id: &str) {
+        self.enis.remove(id);
+        self.repair.leave(&Part::Eni(id.to_owned()));
+        let message = format!("the link of {id} is gone although nobody here has detached it");
+        self.tell(Notice { pod: None, warning: true, reason: NODE_REASON, message });
+        let pods: Vec<PodName> = self.leases.values().filter(|l| l.eni.id == id).map(|l| l.pod.clone()).collect();
+        for pod in pods {
+            let message =
+                format!("the link of the pod's ENI {id} is gone: until it is back, the pod reaches this node alone");
+            self.tell(Notice { pod: Some(pod), warning: true, reason: POD_REASON, message });
+        }
+        self.feed(Event::LinkGone { eni: id.to_owned() });
+    }
+
+    // What is done about it
+
+    pub(super) fn repair_what_is_due(&mut self, now: Now) {
+        let due = self.repair.take_due(now);
+        if due.is_empty() {
+            return;
+        }
+        self.kernel.look_again();
+        let links = match self.links_if_asked(&due) {
+            Ok(links) => links,
+            Err(e) => return log::error!("repair: {e}"),
+        };
+        let mut repaired = Vec::new();
+        for (part, depth) in due {
+            match self.repair_part(&part, depth, &links) {
+                Ok(found) if found.is_empty() => {}
+                Ok(found) => repaired.push((part, said(&found))),
+                // The link or the namespace went away meanwhile, with a pod most often.
+                Err(e) if e.is_absent() => log::debug!("repair of {part:?}: {e}"),
+                Err(e) => self.cannot_repair(&part, &e),
+            }
+        }
+        self.tell_of_repairs(repaired);
+    }
+
+    /// All links, where a part has to find its own among them.
+    fn links_if_asked(&mut self, due: &[(Part, Depth)]) -> Result<Vec<LinkSeen>, Error> {
+        if due.iter().any(|(part, _)| matches!(part, Part::Eni(_))) { self.kernel.links() } else { Ok(Vec::new()) }
+    }
+
+    fn repair_part(&mut self, part: &Part, depth: Depth, links: &[LinkSeen]) -> Result<Vec<Difference>, Error> {
+        match part {
+            Part::Node => self.kernel.restore(&datapath::node(), None, false),
+            Part::Eni(id) => self.repair_eni(id, links),
+            Part::Pod(attachment) => self.repair_pod(attachment, depth),
+        }
+    }
+
+    fn repair_pod(&mut self, attachment: &Attachment, depth: Depth) -> Result<Vec<Difference>, Error> {
+        // A pod whose bandwidth is being changed is not as any plan has it.
+        let Some(plan) = self.pod_plan(attachment).filter(|_| !self.shaping.contains(attachment)) else {
+            return Ok(Vec::new());
+        };
+        let lease = &self.leases[attachment];
+        let same = |other: &&Lease| other.pod == lease.pod && other.sandbox.attachment.ifname == attachment.ifname;
+        if self.leases.values().filter(same).count() > 1 {
+            // A newer sandbox of the pod takes the link over, or has.
+            let link = self.kernel.link(&ours::host_veth(&lease.pod, &attachment.ifname))?;
+            let owner = link.and_then(|link| ours::attachment(link.alias.as_deref()?));
+            if owner.as_ref() != Some(attachment) {
+                return Ok(Vec::new());
+            }
+        }
+        let netns = lease.sandbox.netns.clone();
+        self.kernel.restore(&plan, netns_of(&netns), depth == Depth::Inside)
+    }
+
+    fn repair_eni(&mut self, id: &str, links: &[LinkSeen]) -> Result<Vec<Difference>, Error> {
+        let Some(eni) = self.enis.get(id).cloned() else { return Ok(Vec::new()) };
+        let Some((link, mut found)) = self.eni_link(&eni, links)? else {
+            if !self.is_lent(id) {
+                self.eni_gone(id);
+            }
+            return Ok(Vec::new());
+        };
+        let plan = datapath::eni(&self.world.eni_setup(&eni, &link));
+        found.extend(self.kernel.restore(&plan, None, false)?);
+        // It may have another name now.
+        self.guard_eni(id, &link, Now::ZERO);
+        Ok(found)
+    }
+
+    /// The name of the ENI's link, which gets its MAC back should it have another.
+    fn eni_link(&mut self, eni: &EniLease, links: &[LinkSeen]) -> Result<Option<(String, Vec<Difference>)>, Error> {
+        let Some(link) = links.iter().find(|link| ours::eni_table(link.ifindex) == eni.table) else {
+            return Ok(None);
+        };
+        if link.is_eni(eni.mac) {
+            return Ok(Some((link.name.clone(), Vec::new())));
+        }
+        self.kernel.set_mac(link.ifindex, eni.mac)?;
+        self.kernel.look_again();
+        let seen = link.mac.map(|mac| mac.to_string());
+        let difference = Difference { what: format!("mac of {}", link.name), seen, want: eni.mac.to_string() };
+        Ok(Some((link.name.clone(), vec![difference])))
+    }
+
+    fn cannot_repair(&mut self, part: &Part, e: &Error) {
+        let message = format!("cannot be put right: {e}");
+        self.tell_about(part, message);
+    }
+
+    fn tell_of_repairs(&mut self, repaired: Vec<(Part, String)>) {
+        let now = clock::now();
+        let many = repaired.iter().filter(|(part, _)| matches!(part, Part::Pod(_))).count() > MANY;
+        if many {
+            let count = repaired.len();
+            let example = repaired.iter().find(|(part, _)| matches!(part, Part::Pod(_))).map(|(_, said)| said.as_str());
+            let message = format!(
+                "put right what somebody else changed, for {count} pods at once; of one: {}",
+                example.unwrap_or_default()
+            );
+            self.tell(Notice { pod: None, warning: true, reason: NODE_REASON, message });
+        }
+        for (part, said) in repaired {
+            let message = format!("put right what somebody else changed: {said}");
+            if many && matches!(part, Part::Pod(_)) {
+                log::warn!("{}: {message}", self.called(&part));
+            } else {
+                self.tell_about(&part, message);
+            }
+            if self.repair.repaired(now, &part) {
+                let message = format!(
+                    "somebody keeps undoing what Terway sets up; it is put right less and less often, down to once a minute: {said}"
+                );
+                self.tell_about(&part, message);
+            }
+        }
+    }
+
+    fn tell_about(&self, part: &Part, message: String) {
+        let notice = match part {
+            Part::Node => Notice { pod: None, warning: true, reason: NODE_REASON, message },
+            Part::Eni(id) => {
+                Notice { pod: None, warning: true, reason: NODE_REASON, message: format!("{id}: {message}") }
+            }
+            Part::Pod(attachment) => match self.leases.get(attachment) {
+                Some(lease) => Notice { pod: Some(lease.pod.clone()), warning: true, reason: POD_REASON, message },
+                None => return log::warn!("{attachment}: {message}"),
+            },
+        };
+        self.tell(notice);
+    }
+
+    fn called(&self, part: &Part) -> String {
+        match part {
+            Part::Node => "node".into(),
+            Part::Eni(id) => id.clone(),
+            Part::Pod(attachment) => {
+                self.leases.get(attachment).map_or_else(|| attachment.to_string(), |lease| lease.pod.to_string())
+            }
+        }
+    }
+
+    // The comparison of everything
+
+    /// Node and ENIs are looked at here and now, whatever was heard or not.
+    pub(super) fn mend(&mut self) -> Result<(), Error> {
+        let links = self.kernel.links()?;
+        self.sweep_unsigned(&links);
+        self.guard_the_wired(&links);
+        let now = clock::now();
+        self.repair.look_at(now, Part::Node, Depth::Outside);
+        for id in self.enis.keys().cloned().collect::<Vec<_>>() {
+            self.repair.look_at(now, Part::Eni(id), Depth::Outside);
+        }
+        self.tell_of_strangers(&links)
+    }
+
+    /// Compares every pod's plan with the kernel, inside and outside, on another thread: it takes some milliseconds, and
+    /// nothing depends on it but what is wrong.
+    pub(super) fn compare(&mut self) {
+        if self.wires.comparing {
+            return;
+        }
+        let pods = self.leases.values().filter_map(|lease| {
+            let attachment = &lease.sandbox.attachment;
+            let part = Part::Pod(attachment.clone());
+            let plan = self.pod_plan(attachment).filter(|_| self.repair.guards(&part))?;
+            Some(Compared { part, plan, netns: netns_of(&lease.sandbox.netns).map(Path::to_owned) })
+        });
+        let pods: Vec<Compared> = pods.collect();
+        if !pods.is_empty() {
+            self.wires.comparing = true;
+            self.world.compare(pods);
+        }
+    }
+
+    /// These parts are not as they should be. They are looked at again before anything is done.
+    pub(super) fn compared(&mut self, hurt: Vec<Part>) {
+        self.wires.comparing = false;
+        let now = clock::now();
+        for part in hurt.into_iter().filter(|part| self.repair.guards(part)).collect::<Vec<_>>() {
+            self.repair.look_at(now, part, Depth::Inside);
+        }
+    }
+
+    /// An address that somebody else has put onto an ENI is theirs and stays; people learn of it, since it draws the node's
+    /// own traffic to that ENI.
+    fn tell_of_strangers(&mut self, links: &[LinkSeen]) -> Result<(), Error> {
+        let mut found = BTreeSet::new();
+        let addrs = self.kernel.addrs()?;
+        for (id, eni) in &self.enis {
+            let Some(link) = links.iter().find(|link| ours::eni_table(link.ifindex) == eni.table) else { continue };
+            let on_link = addrs.iter().filter(|a| a.ifindex == link.ifindex && a.scope == 0);
+            let foreign = on_link.filter(|a| !self.world.node.iter().any(|own| own == a.net.addr()));
+            found.extend(foreign.map(|a| (id.clone(), format!("{} on {}", a.net, link.name))));
+        }
+        for (id, what) in found.difference(&self.wires.told) {
+            let message = format!(
+                "{id}: the address {what} is not ours and is left alone; keep DHCP clients and network managers from the links of ENIs"
+            );
+            self.tell(Notice { pod: None, warning: true, reason: NODE_REASON, message });
+        }
+        self.wires.told = found;
+        Ok(())
+    }
+
+    pub(super) fn compare_every(&self) -> Duration {
+        COMPARE_EVERY.min(self.world.orphan * 5)
+    }
+}
+
+/// Where the pod's namespace is, if the path can still mean no other: one below /proc leads to whoever has the number now.
+fn netns_of(path: &Path) -> Option<&Path> {
+    (!path.as_os_str().is_empty() && !path.starts_with("/proc")).then_some(path)
+}
+
+fn said(found: &[Difference]) -> String {
+    let mut said: Vec<String> = found.iter().take(TOLD).map(Difference::to_string).collect();
+    if found.len() > TOLD {
+        said.push(format!("and {} more", found.len() - TOLD));
+    }
+    said.join("; ")
+}
