@@ -59,6 +59,8 @@ pub struct Config {
     pub rate_limit: BTreeMap<String, u32>,
     /// Requests a second to the API server, and how many may come at once.
     pub kube_pace: Option<Pace>,
+    /// IPv4 addresses come in prefixes of 16 where the vSwitch has them; at most so many an ENI.
+    pub prefixes: Option<u32>,
     /// Routes for every pod, through its gateway.
     pub extra_routes: Vec<IpNet>,
     pub kubeconfig: Option<PathBuf>,
@@ -190,7 +192,6 @@ pub struct NodeFacts {
 }
 
 const NO_EIP: &str = "elastic IPs are the business of another controller since v1.6";
-const ONE_BY_ONE: &str = "addresses are taken one by one";
 const NO_TRUNK: &str = "there are no trunk ENIs";
 
 /// Keys of the old Terway for modes and add-ons that are not here, and for what needs no setting any more.
@@ -207,9 +208,7 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("eni_cap_ratio", "it is for nodes of one ENI per pod"),
     ("eni_cap_shift", "it is for nodes of one ENI per pod"),
     ("ipam_type", "there is no central controller: the node looks after its own addresses"),
-    ("enable_ip_prefix", ONE_BY_ONE),
-    ("ipv4_prefix_count", ONE_BY_ONE),
-    ("ipv6_prefix_count", ONE_BY_ONE),
+    ("ipv6_prefix_count", "IPv6 addresses are taken one by one"),
     ("prefix", "the old Terway does not use it either"),
 ];
 
@@ -267,6 +266,7 @@ impl Config {
             warm_up: keys.number("ip_warm_up_size", 0..=MOST_IDLE)?.unwrap_or(0) as u32,
             rate_limit: map(keys, "rate_limit", "calls a minute, a whole number from 1 on", per_minute)?,
             kube_pace: kube_pace(keys)?,
+            prefixes: prefixes(keys)?,
             extra_routes: keys.list(
                 "extra_routes",
                 "an object whose dst is a CIDR such as 10.1.0.0/16",
@@ -415,6 +415,20 @@ fn kube_pace(keys: &mut Reader) -> Result<Option<Pace>, Wrong> {
 fn extra_route(value: &Value) -> Option<IpNet> {
     let net: IpNet = value.get("dst")?.as_str()?.parse().ok()?;
     (net.prefix_len() > 0 && net.trunc() == net).then_some(net)
+}
+
+/// No number, or zero, leaves it to what the ENI can hold.
+fn prefixes(keys: &mut Reader) -> Result<Option<u32>, Error> {
+    let most = keys.number("ipv4_prefix_count", 0..=1000)?.unwrap_or(0) as u32;
+    if !keys.flag("enable_ip_prefix")?.unwrap_or(false) {
+        return Ok(None);
+    }
+    match keys.word("ip_stack", STACKS)?.unwrap_or_default() {
+        Stack::V4 => Ok(Some(if most == 0 { u32::MAX } else { most })),
+        stack => Err(Error::malformed(format!(
+            "enable_ip_prefix is true and ip_stack is {stack}; prefixes need ip_stack ipv4"
+        ))),
+    }
 }
 
 // ---- networks ----

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ipnet::Ipv4Net;
 use serde_json::Value;
 
 use crate::eni::{Eni, EniKind, EniState, Fault, FaultKind, Limits, VSwitch};
@@ -247,6 +248,19 @@ impl Client {
             ("ClientToken", token),
         ]);
         self.ecs("AssignPrivateIpAddresses", params, |root| reply::assigned_v4(root, eni))
+    }
+
+    /// Gives the ENI so many more prefixes of 16 addresses.
+    pub fn assign_prefixes(&self, eni: &str, count: u32, token: &str) -> Result<Vec<Ipv4Net>, Fault> {
+        let count = count.to_string();
+        let params = self.with(&[("NetworkInterfaceId", eni), ("Ipv4PrefixCount", &count), ("ClientToken", token)]);
+        self.ecs("AssignPrivateIpAddresses", params, |root| reply::assigned_prefixes(root, eni))
+    }
+
+    pub fn unassign_prefixes(&self, eni: &str, prefixes: &[Ipv4Net]) -> Result<(), Fault> {
+        let mut params = self.with(&[("NetworkInterfaceId", eni)]);
+        number(&mut params, "Ipv4Prefix", prefixes);
+        self.ecs("UnassignPrivateIpAddresses", params, nothing)
     }
 
     pub fn unassign_v4(&self, eni: &str, addresses: &[Ipv4Addr]) -> Result<(), Fault> {

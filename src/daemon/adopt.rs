@@ -75,7 +75,7 @@ pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result
 
 /// The ENI that has the address, if its link and its rule are in the kernel.
 fn eni_lease(ip: Ipv4Addr, known: &Known, links: &[LinkSeen]) -> Option<EniLease> {
-    let eni = known.enis.iter().find(|eni| eni.v4.contains(&ip))?;
+    let eni = known.enis.iter().find(|eni| eni.addresses().any(|own| own == IpAddr::V4(ip)))?;
     let cidr = known.vswitches.iter().find(|v| v.id == eni.vswitch).map(|v| v.cidr).unwrap_or_default();
     Some(EniLease {
         id: eni.id.clone(),

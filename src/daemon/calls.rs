@@ -31,6 +31,10 @@ pub fn perform(cloud: &Client, place: &Place, call: Call) -> Result<Outcome, Fau
         Call::Delete { eni } => cloud.delete_eni(&eni).map(|()| Outcome::Deleted),
         Call::Assign { eni, family, count, token } => assign(cloud, &eni, family, count, &token).map(Outcome::Assigned),
         Call::Unassign { eni, addresses } => unassign(cloud, &eni, &addresses).map(|()| Outcome::Unassigned),
+        Call::AssignPrefixes { eni, count, token } => cloud.assign_prefixes(&eni, count, &token).map(Outcome::Prefixes),
+        Call::UnassignPrefixes { eni, prefixes } => {
+            cloud.unassign_prefixes(&eni, &prefixes).map(|()| Outcome::Unassigned)
+        }
         Call::Look { eni } => {
             let found = cloud.describe_enis(&Filter { ids: vec![eni], ..Filter::default() })?;
             Ok(Outcome::Seen(found.into_iter().next().map(Box::new)))
@@ -103,6 +107,7 @@ pub fn summary(outcome: &Outcome) -> String {
         Outcome::Detached => "detaching".into(),
         Outcome::Deleted => "deleted".into(),
         Outcome::Assigned(addresses) => format!("assigned {addresses:?}"),
+        Outcome::Prefixes(prefixes) => format!("assigned {prefixes:?}"),
         Outcome::Unassigned => "unassigned".into(),
         Outcome::Seen(Some(eni)) => format!("{} is {:?} with {} addresses", eni.id, eni.state, eni.addresses().count()),
         Outcome::Seen(None) => "no such ENI".into(),

@@ -61,6 +61,7 @@ impl Terms {
             tag_filter: config.eni_tag_filter.clone(),
             tag_block: config.eni_tag_block.clone(),
             warm_up: config.warm_up,
+            prefixes: config.prefixes,
             reclaim: config.reclaim,
             rate_limit: config.rate_limit.clone(),
             cooldown: config.cooldown,

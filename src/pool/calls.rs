@@ -21,7 +21,7 @@ const MAX_REJECTED: u32 = 3;
 /// From an accepted attach or detach to the first look.
 const SETTLE: Duration = Duration::from_secs(2);
 /// How long a full or unfit ENI is not asked for addresses.
-const NO_ASSIGN: Duration = Duration::from_secs(600);
+pub(super) const NO_ASSIGN: Duration = Duration::from_secs(600);
 
 /// What is asked; a refusal of one does not stop the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,6 +47,8 @@ pub(super) fn verb(call: &Call) -> Verb {
         Call::Detach { .. } => Verb::Detach,
         Call::Delete { .. } => Verb::Delete,
         Call::Assign { family, .. } => Verb::Assign(*family),
+        Call::AssignPrefixes { .. } => Verb::Assign(Family::V4),
+        Call::UnassignPrefixes { .. } => Verb::Unassign(Family::V4),
         Call::Unassign { addresses, .. } => Verb::Unassign(addresses.first().map(Family::of).unwrap_or_default()),
         Call::Look { .. } => Verb::Look,
         Call::LookAll => Verb::LookAll,
@@ -67,6 +69,7 @@ pub(super) fn eni_of(call: &Call) -> Option<&str> {
         | Call::Assign { eni, .. }
         | Call::Unassign { eni, .. } => Some(eni),
         Call::Regroup { eni, .. } | Call::Tag { eni, .. } | Call::Untag { eni, .. } => Some(eni),
+        Call::AssignPrefixes { eni, .. } | Call::UnassignPrefixes { eni, .. } => Some(eni),
         Call::Create { .. } | Call::LookAll | Call::VSwitches => None,
     }
 }
@@ -106,7 +109,7 @@ impl Create {
         }
     }
 
-    fn vswitch(&self) -> &str {
+    pub fn vswitch(&self) -> &str {
         match &self.intent.call {
             Call::Create { vswitch, .. } => vswitch,
             _ => "",
@@ -279,6 +282,9 @@ impl State {
 
     /// Unassigns the addresses that are marked as leaving, one family at a time.
     pub fn unassign(&mut self, id: &str) {
+        if let Some(call) = self.leaving_prefixes(id) {
+            return self.step_call(Verb::Unassign(Family::V4), Some(call));
+        }
         for family in [Family::V4, Family::V6] {
             let leaving = self.nics[id].addresses.iter().filter(|(ip, a)| a.leaving && Family::of(ip) == family);
             let addresses: Vec<IpAddr> = leaving.map(|(ip, _)| *ip).collect();
@@ -319,6 +325,12 @@ impl State {
                 self.assigned(&eni, family, count, &ips);
             }
             (Call::Unassign { eni, addresses }, Outcome::Unassigned) => self.unassigned(&eni, &addresses),
+            (Call::AssignPrefixes { eni, count, .. }, Outcome::Prefixes(nets)) => {
+                self.assigned_prefixes(&eni, count, &nets);
+            }
+            (Call::UnassignPrefixes { eni, prefixes }, Outcome::Unassigned) => {
+                self.unassigned_prefixes(&eni, &prefixes)
+            }
             (Call::Look { eni }, Outcome::Seen(seen)) => self.seen(&eni, seen.as_deref()),
             (Call::LookAll, Outcome::SeenAll(enis)) => self.seen_all(id, &enis),
             (Call::VSwitches, Outcome::VSwitches(list)) => self.vswitches.counted(self.now, id, list, &mut self.rng),
@@ -397,7 +409,7 @@ impl State {
     }
 
     /// The intent's call has ended; if in doubt, what it did is looked up.
-    fn settle_assign(&mut self, id: &str, doubt: bool) {
+    pub fn settle_assign(&mut self, id: &str, doubt: bool) {
         let Some(nic) = self.nics.get_mut(id) else { return };
         let Some(assign) = nic.assign.take() else { return };
         nic.stale |= doubt || assign.doubt;
@@ -459,7 +471,8 @@ impl State {
         match call {
             Call::Create { token, .. } => self.create_failed(&token, &fault),
             Call::Assign { eni, family, .. } => self.assign_failed(&eni, family, &fault),
-            Call::Unassign { .. } => self.unassign_failed(&call, &fault),
+            Call::AssignPrefixes { eni, .. } => self.assign_failed(&eni, Family::V4, &fault),
+            Call::Unassign { .. } | Call::UnassignPrefixes { .. } => self.unassign_failed(&call, &fault),
             Call::Attach { eni } => self.attach_failed(&eni, &fault),
             Call::Detach { eni } => self.removal_failed(&eni, Verb::Detach, &fault),
             Call::Delete { eni } if fault.kind == FaultKind::Gone => self.lose(&eni),
@@ -511,8 +524,10 @@ impl State {
             return nic.retry.fail(self.now, &SOON, &mut self.rng);
         }
         let vswitch = nic.vswitch.clone();
+        let whole = matches!(assign.intent.call, Call::AssignPrefixes { .. });
         self.settle_assign(id, true);
         match fault.kind {
+            FaultKind::VSwitchEmpty | FaultKind::Invalid if whole => self.no_prefixes(&vswitch, fault),
             FaultKind::VSwitchEmpty => self.set_aside(&vswitch, family, fault),
             FaultKind::Forbidden | FaultKind::Quota => self.block(Verb::Assign(family), fault),
             FaultKind::EniFull | FaultKind::Invalid => self.ask_no_more(id, family, fault),

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
+use ipnet::Ipv4Net;
+
 use super::dress::Dress;
 use super::retry::Backoff;
-use super::{CallId, Intent, Link, Now, Refused, Settings};
-use crate::eni::{Eni, EniKind, EniState, Limits};
+use super::{Call, CallId, Intent, Link, Now, Refused, Settings};
+use crate::eni::{Eni, EniKind, EniState, Limits, PER_PREFIX};
 use crate::ip::{Family, Mac};
 use crate::ours;
 
@@ -29,6 +31,8 @@ pub(super) struct Nic {
     pub complaint: Option<String>,
     /// Those of both families; what pairs them up is the lease.
     pub addresses: BTreeMap<IpAddr, Address>,
+    /// Prefixes, whose addresses are among these.
+    pub prefixes: BTreeSet<Ipv4Net>,
     /// Addresses that the cloud has on it and that cannot be right.
     pub suspect: BTreeSet<IpAddr>,
     /// An AssignPrivateIpAddresses or AssignIpv6Addresses whose end we do not know yet.
@@ -109,6 +113,7 @@ impl Nic {
             wiring: Backoff::default(),
             complaint: None,
             addresses: BTreeMap::new(),
+            prefixes: BTreeSet::new(),
             suspect: BTreeSet::new(),
             assign: None,
             busy: None,
@@ -181,8 +186,22 @@ impl Nic {
 
     /// Addresses that it could still get, were none of them leaving.
     pub fn room(&self, limits: &Limits, family: Family) -> u32 {
-        let there = self.addresses.keys().chain(&self.suspect).filter(|ip| Family::of(ip) == family).count() as u32;
-        limits.per_adapter(family).saturating_sub(there + self.coming(family))
+        let alone = self.addresses.keys().filter(|ip| !self.in_prefix(ip)).chain(&self.suspect);
+        let there = alone.filter(|ip| Family::of(ip) == family).count() as u32;
+        let prefixes = if family == Family::V4 { self.prefixes.len() as u32 } else { 0 };
+        limits.per_adapter(family).saturating_sub(there + prefixes + self.places_coming(family))
+    }
+
+    /// The address is one of a prefix.
+    pub fn in_prefix(&self, ip: &IpAddr) -> bool {
+        matches!(ip, IpAddr::V4(ip) if self.prefixes.iter().any(|prefix| prefix.contains(ip)))
+    }
+
+    /// A prefix takes one place.
+    fn places_coming(&self, family: Family) -> u32 {
+        let whole = |assign: &&Assign| matches!(assign.intent.call, Call::AssignPrefixes { .. });
+        let per_place = if self.assign.as_ref().filter(whole).is_some() { PER_PREFIX } else { 1 };
+        self.coming(family) / per_place
     }
 
     /// Addresses that are being unassigned.

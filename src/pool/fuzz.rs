@@ -10,10 +10,10 @@ use std::time::Duration;
 use fastrand::Rng;
 
 use super::calls::eni_of;
-use super::world::{Asked, Cloud, Flight, HERE, Ills, Ledger, attachment, pod, sandbox, settings};
+use super::world::{Asked, Cloud, Flight, HERE, Ills, Ledger, attachment, places, pod, sandbox, settings};
 use super::{Call, Effect, EniChoice, Event, Held, Link, Now, Outcome, Pool, Settings, VSwitchChoice};
 use crate::config::Reclaim;
-use crate::eni::{Eni, EniKind, EniState};
+use crate::eni::{Eni, EniKind, EniState, of_prefix};
 use crate::ip::{Family, Stack};
 use crate::ours;
 use crate::rpc::Refusal;
@@ -334,7 +334,7 @@ impl Run {
 
     /// What becomes of a call whose caller died: done, not done, or done later.
     fn strand(&mut self, call: Call) {
-        let late = matches!(call, Call::Create { .. } | Call::Assign { .. });
+        let late = matches!(call, Call::Create { .. } | Call::Assign { .. } | Call::AssignPrefixes { .. });
         match self.rng.u8(..3) {
             0 => drop(self.cloud.act(self.now, &call)),
             1 if late => self.later(Due::Straggler(call), 3000),
@@ -447,6 +447,17 @@ impl Run {
                 let first = self.ledger.intents[token].call == *call && !self.cloud.knows(token);
                 let most = self.cloud.limits.per_adapter(*family);
                 assert!(self.foul || !first || there + count <= most, "{eni} overflows");
+            }
+            Call::AssignPrefixes { eni, count, token } => {
+                assert!(self.ledger.intents.contains_key(token), "an assignment that is not written down");
+                let there = self.cloud.enis.get(eni).map_or(0, |e| places(e, Family::V4));
+                let first = self.ledger.intents[token].call == *call && !self.cloud.knows(token);
+                assert!(self.foul || !first || there + count <= self.cloud.limits.v4_per_adapter, "{eni} overflows");
+            }
+            Call::UnassignPrefixes { prefixes, .. } => {
+                for ip in prefixes.iter().flat_map(of_prefix) {
+                    assert!(!self.ledger.holds(ip), "{ip} is unassigned with its prefix while it is leased or rests");
+                }
             }
             Call::Unassign { addresses, .. } => {
                 for ip in addresses {
@@ -611,13 +622,16 @@ impl Run {
         let s = &self.settings;
         let most = self.places() as u32;
         assert!(enis <= most, "{enis} ENIs stay");
-        assert!(idle <= s.max_idle.max(s.min_idle).max(enis).max(s.warm_up), "{idle} idle addresses stay");
+        // What is left of a prefix stays with it.
+        let whole = if self.cloud.enis.values().any(|e| !e.prefixes.is_empty()) { 15 } else { 0 };
+        let most_idle = s.max_idle.max(s.min_idle).max(enis).max(s.warm_up) + whole;
+        assert!(idle <= most_idle, "{idle} idle addresses stay");
         let scarce = |family| match family {
             Family::V4 => self.cloud.free.values().any(|free| free.len() < 16),
             Family::V6 => self.cloud.free6.values().any(|free| free.len() < 16),
         };
         let empty = scarce(Family::V4) || s.stack.has(Family::V6) && scarce(Family::V6);
-        let full = self.per_eni() == 0 || enis == most && idle == most * self.per_eni() as u32;
+        let full = self.per_eni() == 0 || enis == most && idle >= most * self.per_eni() as u32;
         assert!(idle >= s.min_idle || full || empty, "only {idle} idle addresses stay: {:#}", self.pool.show());
     }
 }
@@ -640,6 +654,7 @@ fn random_settings(rng: &mut Rng, old: Settings) -> Settings {
     new.tags = tags[rng.usize(..3)].iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
     let reclaim = Reclaim { after: Duration::from_secs(60), interval: Duration::from_secs(30), batch: 2, jitter: 0.1 };
     new.reclaim = (rng.u8(..3) == 0).then_some(reclaim);
+    new.prefixes = [None, None, Some(rng.u32(1..4)), Some(u32::MAX)][rng.usize(..4)];
     new.warm_up = [0, 0, rng.u32(..20)][rng.usize(..3)];
     new.eni_choice = [EniChoice::MostIps, EniChoice::LeastIps][rng.usize(..2)];
     new
@@ -650,7 +665,7 @@ fn random_stack(rng: &mut Rng) -> Stack {
 }
 
 fn count_of(eni: &Eni, family: Family) -> usize {
-    eni.addresses().filter(|ip| Family::of(ip) == family).count()
+    places(eni, family) as usize
 }
 
 fn is_ours(eni: &Eni) -> bool {

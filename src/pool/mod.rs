@@ -7,6 +7,7 @@
 mod calls;
 mod dress;
 mod eni;
+mod prefix;
 mod queue;
 mod rate;
 mod reclaim;
@@ -27,6 +28,8 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
+
+use ipnet::Ipv4Net;
 
 use crate::config::Reclaim;
 use crate::eni::{Eni, Fault, Limits, VSwitch};
@@ -116,6 +119,8 @@ pub struct Settings {
     /// Only ENIs that bear all of these tags are used, and none that bears one of those.
     pub tag_filter: BTreeMap<String, String>,
     pub tag_block: Vec<(String, String)>,
+    /// IPv4 addresses are asked for in prefixes, at most so many an ENI; only where leases need no IPv6 address.
+    pub prefixes: Option<u32>,
     /// Addresses to have once after the start, those in use included.
     pub warm_up: u32,
     pub reclaim: Option<Reclaim>,
@@ -228,6 +233,16 @@ pub enum Call {
         eni: String,
         addresses: Vec<IpAddr>,
     },
+    /// AssignPrivateIpAddresses for prefixes of 16 addresses.
+    AssignPrefixes {
+        eni: String,
+        count: u32,
+        token: String,
+    },
+    UnassignPrefixes {
+        eni: String,
+        prefixes: Vec<Ipv4Net>,
+    },
     /// DescribeNetworkInterfaces for one ENI, to see how far the cloud has come with it.
     Look {
         eni: String,
@@ -262,6 +277,7 @@ pub enum Outcome {
     Detached,
     Deleted,
     Assigned(Vec<IpAddr>),
+    Prefixes(Vec<Ipv4Net>),
     Unassigned,
     /// `None`: the cloud does not know the ENI.
     Seen(Option<Box<Eni>>),

@@ -54,6 +54,7 @@ impl State {
             "vswitch": nic.vswitch,
             "security_groups": nic.dress.groups(),
             "tags": nic.dress.tags,
+            "prefixes": nic.prefixes,
             "state": state(nic),
             "link": match &nic.kernel {
                 Kernel::Ready(link) => json!({"ifindex": link.ifindex, "slot": link.slot}),

@@ -8,6 +8,7 @@ use super::calls::{Create, Verb};
 use super::eni::{Assign, Goal, Kernel, Nic};
 use super::state::State;
 use super::{Call, Effect, EniChoice, Intent};
+use crate::eni::PER_PREFIX;
 use crate::ip::Family;
 
 /// Addresses asked for in one call. AssignPrivateIpAddresses lists at most ten addresses, and the old Terway asks CreateNetworkInterface
@@ -126,12 +127,20 @@ impl State {
 
     /// Asks for what the ENI lacks to serve so many pods more.
     fn assign(&mut self, eni: &str, more: u32) -> bool {
-        let Some((family, count)) = self.lacking(&self.nics[eni], more.min(MAX_PER_CALL)) else { return false };
+        let nic = &self.nics[eni];
+        let Some((family, lack)) = self.lacking(nic, more) else { return false };
+        let prefixes = self.prefixes_to_ask(nic, family, lack);
         if !self.may(Verb::Assign(family)) {
             return false;
         }
         let (eni, token) = (eni.to_owned(), self.token());
-        let call = Call::Assign { eni: eni.clone(), family, count, token: token.clone() };
+        let (call, count) = match prefixes {
+            0 => {
+                let count = lack.min(MAX_PER_CALL);
+                (Call::Assign { eni: eni.clone(), family, count, token: token.clone() }, count)
+            }
+            count => (Call::AssignPrefixes { eni: eni.clone(), count, token: token.clone() }, count * PER_PREFIX),
+        };
         let intent = Intent { token, call };
         self.out.push(Effect::Intend(intent.clone()));
         let nic = self.nics.get_mut(&eni).expect("just chosen");
@@ -175,6 +184,8 @@ impl State {
     /// Every ENI has its primary IPv4 address, also where no pod has one.
     fn create(&mut self, more: u32) -> bool {
         let Some(vswitch) = self.vswitches.choose(self.now, &self.settings, &mut self.rng) else { return false };
+        // Its prefixes are asked for once it is there.
+        let more = if self.uses_prefixes(&vswitch) { 1 } else { more.min(self.settings.limits.v4_per_adapter) };
         let token = self.token();
         let call = Call::Create {
             vswitch,
@@ -203,7 +214,13 @@ impl State {
         let refusals = self.nics.values().flat_map(|n| n.no_assign.values().map(|(until, _)| *until));
         let blocks = self.blocks.values().map(|b| b.until);
         let aside = self.vswitches.next_end(self.now);
-        let next = retries.chain(refusals).chain(blocks).chain(aside).filter(|t| *t > self.now).min();
+        let next = retries
+            .chain(refusals)
+            .chain(blocks)
+            .chain(aside)
+            .chain(self.next_prefixes())
+            .filter(|t| *t > self.now)
+            .min();
         if let Some(at) = next {
             self.at(at);
         }
@@ -249,7 +266,7 @@ impl State {
     fn trim(&mut self) {
         let above = self.idle().saturating_sub(self.most_idle());
         let due = if above == 0 { self.reclaimable() } else { 0 };
-        let Some((eni, leaving)) = self.left_over().or_else(|| self.surplus(above.max(due))) else {
+        let Some((eni, leaving)) = self.left_over().or_else(|| self.surplus(above.max(due), above == 0)) else {
             self.surplus_since = None;
             return;
         };
@@ -282,7 +299,13 @@ impl State {
     }
 
     /// So many free addresses, or fewer, on the emptiest ENI.
-    fn surplus(&self, surplus: u32) -> Option<(String, Vec<IpAddr>)> {
+    fn surplus(&self, surplus: u32, reclaiming: bool) -> Option<(String, Vec<IpAddr>)> {
+        // A batch to reclaim may be smaller than a prefix.
+        let spare =
+            if reclaiming && surplus > 0 { self.idle().saturating_sub(self.settings.min_idle) } else { surplus };
+        if let Some(whole) = self.surplus_prefix(spare) {
+            return Some(whole);
+        }
         let open = self.nics.iter().filter(|(_, n)| surplus > 0 && n.serves() && n.free_for(self.now));
         let open = open.map(|(id, n)| (id, n, self.least(|family| self.removable(n, family).len() as u32)));
         let (id, nic, most) = open.filter(|(_, _, most)| *most > 0).min_by_key(|(id, n, _)| (self.held_on(n), *id))?;

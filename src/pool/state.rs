@@ -14,7 +14,7 @@ use super::reclaim::Reclaiming;
 use super::retry::{Gate, SOON};
 use super::vswitch::VSwitches;
 use super::{Boot, Call, CallId, Effect, Event, Held, Intent, Link, Notice, Now, Settings};
-use crate::eni::{Eni, EniState};
+use crate::eni::{Eni, EniState, PER_PREFIX, of_prefix};
 use crate::ip::{Family, IpPair};
 use crate::pod::{Attachment, PodName};
 use crate::rpc::Refusal;
@@ -42,6 +42,8 @@ pub(super) struct State {
     pub survey: Survey,
     pub calls: BTreeMap<CallId, Call>,
     pub last_call: CallId,
+    /// vSwitches that give no prefixes, until then.
+    pub prefixless: BTreeMap<String, Now>,
     pub gate: Gate,
     pub rates: Rates,
     pub reclaiming: Reclaiming,
@@ -113,6 +115,7 @@ impl State {
             vswitches: VSwitches::new(now, boot.vswitches, &mut rng),
             calls: BTreeMap::new(),
             last_call: 0,
+            prefixless: BTreeMap::new(),
             gate: Gate::new(),
             rates: Rates::default(),
             reclaiming: Reclaiming::new(now),
@@ -252,7 +255,7 @@ impl State {
     }
 
     /// Nobody holds the address, it does not rest, and it is not on its way back to the cloud.
-    fn is_idle(&self, ip: &IpAddr, address: &Address) -> bool {
+    pub fn is_idle(&self, ip: &IpAddr, address: &Address) -> bool {
         !address.leaving && !self.taken.has(ip) && !self.resting.contains_key(ip)
     }
 
@@ -323,8 +326,12 @@ impl State {
         let token = intent.token.clone();
         match &intent.call {
             Call::Create { .. } => return self.creates.push(Create::again(intent)),
-            Call::Assign { eni, family, count, .. } => {
-                let (family, count) = (*family, *count);
+            Call::Assign { eni, .. } | Call::AssignPrefixes { eni, .. } => {
+                let (family, count) = match &intent.call {
+                    Call::Assign { family, count, .. } => (*family, *count),
+                    Call::AssignPrefixes { count, .. } => (Family::V4, count * PER_PREFIX),
+                    _ => return,
+                };
                 if let Some(nic) = self.nics.get_mut(eni).filter(|n| n.kept() && n.assign.is_none()) {
                     nic.assign = Some(Assign { intent, family, count, tries: 0, doubt: true });
                     return;
@@ -352,6 +359,7 @@ impl State {
         nic.stale = false;
         nic.suspect = suspect;
         nic.dress.see(eni);
+        nic.prefixes = eni.prefixes.iter().filter(|p| of_prefix(p).all(|ip| accepted.contains(&ip))).copied().collect();
         nic.addresses.retain(|ip, _| accepted.contains(ip));
         for ip in accepted {
             nic.addresses.entry(ip).or_insert(Address { free_since: now, leaving: false });

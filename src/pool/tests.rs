@@ -191,6 +191,8 @@ fn kind(call: &Call) -> &'static str {
         Call::Regroup { .. } => "regroup",
         Call::Tag { .. } => "tag",
         Call::Untag { .. } => "untag",
+        Call::AssignPrefixes { .. } => "assign prefixes",
+        Call::UnassignPrefixes { .. } => "unassign prefixes",
     }
 }
 
@@ -1029,6 +1031,69 @@ fn an_action_is_called_no_more_often_than_the_operator_allows() {
     let times: Vec<Now> = rig.calls.iter().filter(|(_, c)| kind(c) == "assign").map(|(at, _)| *at).collect();
     assert!(times.windows(3).all(|w| w[2] >= w[0] + secs(60)), "{times:?}");
     assert!(rig.replies.values().all(|(_, reply)| reply.is_ok()), "late, and served");
+}
+
+// -- prefixes --
+
+#[test]
+fn a_prefix_takes_one_place_and_its_addresses_are_leased_and_rest_one_by_one() {
+    let limits = Limits { adapters: 2, v4_per_adapter: 3, ..settings().limits };
+    let settings =
+        Settings { limits, max_enis: 1, prefixes: Some(u32::MAX), max_idle: 0, cooldown: secs(30), ..settings() };
+    let mut rig = Rig::new(settings.clone());
+    assert_eq!(rig.pool.show()["capacity"], 33, "the primary address and two prefixes");
+    for n in 1..=34 {
+        rig.add(n, secs(60));
+    }
+    rig.run(secs(30));
+    assert_eq!((rig.count("create"), rig.count("assign prefixes"), rig.count("assign")), (1, 1, 0));
+    let full = rig.replies.values().filter(|(_, r)| r.as_ref().is_err_and(|r| r.why == Refusal::NodeFull)).count();
+    assert_eq!((rig.replies.len(), full), (34, 1));
+    let ips: std::collections::BTreeSet<String> = (1..=33).map(|n| rig.ip(n)).collect();
+    assert_eq!(ips.len(), 33);
+    // One address of a prefix that is still in use keeps all of it.
+    let in_prefix = (1..=33).find(|n| rig.cloud.enis["eni-000"].prefixes[0].contains(&v4(&rig.ip(*n)))).unwrap();
+    (1..=33).filter(|n| *n != in_prefix).for_each(|n| rig.del(n));
+    rig.run(secs(20));
+    assert_eq!(rig.count("unassign prefixes"), 0, "they rest");
+    rig.run(secs(60));
+    let eni = &rig.cloud.enis["eni-000"];
+    assert_eq!((eni.prefixes.len(), rig.count("unassign prefixes")), (1, 1));
+    // Another life knows them.
+    let boot = rig.ledger.boot(settings, &rig.cloud);
+    rig.pool = Pool::new(8);
+    rig.hear(Event::Boot(Box::new(boot)));
+    rig.run(secs(5));
+    assert_eq!((rig.told("ResourceInvalid"), rig.pool.show()["leased"].as_u64()), (0, Some(1)));
+    rig.add(40, secs(10));
+    rig.run(secs(1));
+    assert_ne!(rig.ip(40), rig.ip(in_prefix));
+}
+
+#[test]
+fn a_vswitch_without_a_free_block_gives_single_addresses_and_that_is_said_once() {
+    let mut rig = Rig::with(Settings { prefixes: Some(2), ..settings() }, |cloud, _| {
+        // Every sixteenth address is somebody else's.
+        cloud.free.get_mut("vsw-1").unwrap().retain(|ip| ip.octets()[3] % 16 != 5);
+    });
+    for n in 1..=5 {
+        rig.add(n, secs(60));
+    }
+    rig.run(secs(60));
+    assert!(rig.replies.values().all(|(_, reply)| reply.is_ok()), "{:?}", rig.replies);
+    assert_eq!((rig.count("assign prefixes"), rig.told("ResourceInvalid")), (1, 1));
+    let told = rig.notices.iter().find(|n| n.reason == "ResourceInvalid").unwrap();
+    assert!(told.message.contains("vSwitch vsw-1 has no free block of 16 addresses"), "{}", told.message);
+}
+
+#[test]
+fn no_eni_has_more_prefixes_than_the_operator_allows() {
+    let settings = Settings { prefixes: Some(1), max_enis: 1, min_idle: 18, max_idle: 18, ..settings() };
+    let mut rig = Rig::new(settings);
+    rig.run(secs(60));
+    let eni = rig.cloud.enis.values().next().unwrap();
+    assert_eq!((eni.prefixes.len(), eni.v4.len()), (1, 2), "the rest is single");
+    assert_eq!(rig.pool.show()["idle"], 18);
 }
 
 // -- security groups and tags --

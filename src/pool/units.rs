@@ -19,7 +19,10 @@ impl State {
 
     /// The most pods that an ENI can serve.
     pub fn per_eni(&self) -> u32 {
-        self.least(|family| self.settings.limits.per_adapter(family))
+        self.least(|family| {
+            let on = |vswitch: &String| self.most_on(vswitch, family);
+            self.settings.vswitches.iter().map(on).max().unwrap_or(self.settings.limits.per_adapter(family))
+        })
     }
 
     /// Pods that the free addresses of the ENI are enough for.
@@ -40,7 +43,7 @@ impl State {
     fn reach(&self, nic: &Nic) -> u32 {
         self.least(|family| {
             let open = self.no_assign(nic, family, self.now).is_none();
-            let room = if open { nic.room(&self.settings.limits, family) } else { 0 };
+            let room = if open { self.gain(nic, family) } else { 0 };
             self.idle_of(nic, family) + nic.coming(family) + room
         })
     }
@@ -48,7 +51,7 @@ impl State {
     /// The same if nothing but the ENI's limits stood in the way.
     pub fn limit(&self, nic: &Nic) -> u32 {
         self.least(|family| {
-            let more = nic.room(&self.settings.limits, family) + nic.leaving(family);
+            let more = self.gain(nic, family) + nic.leaving(family);
             self.idle_of(nic, family) + nic.coming(family) + more
         })
     }
@@ -87,7 +90,8 @@ impl State {
 
     /// Pods that an ENI will serve which is being made.
     pub fn to_be_made(&self, create: &Create) -> u32 {
-        self.least(|family| create.addresses(family))
+        let whole = self.uses_prefixes(create.vswitch());
+        self.least(|family| if whole { self.most_on(create.vswitch(), family) } else { create.addresses(family) })
     }
 
     /// Pods that could be served from this ENI by that time; `cloud`: it may be asked by then.
@@ -95,7 +99,7 @@ impl State {
         self.least(|family| {
             let coming = if cloud || nic.busy.is_some() { nic.coming(family) } else { 0 };
             let open = cloud && self.no_assign(nic, family, by).is_none();
-            let room = if open { nic.room(&self.settings.limits, family) + nic.leaving(family) } else { 0 };
+            let room = if open { self.gain(nic, family) + nic.leaving(family) } else { 0 };
             self.free_by(nic, family, by) + coming + room
         })
     }
@@ -115,7 +119,8 @@ impl State {
 
     /// Free addresses that can be unassigned, those that were free last first.
     pub fn removable(&self, nic: &Nic, family: Family) -> Vec<IpAddr> {
-        let idle = self.idle_addresses(nic, family).filter(|(ip, _)| *ip != IpAddr::V4(nic.primary));
+        let idle = self.idle_addresses(nic, family);
+        let idle = idle.filter(|(ip, _)| *ip != IpAddr::V4(nic.primary) && !nic.in_prefix(ip));
         let mut idle: Vec<_> = idle.map(|(ip, a)| (a.free_since, ip)).collect();
         idle.sort_by(|(a, ip), (b, other)| b.cmp(a).then(ip.cmp(other)));
         idle.into_iter().map(|(_, ip)| ip).collect()

@@ -5,11 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use fastrand::Rng;
+use ipnet::Ipv4Net;
 
 use super::calls::eni_of;
 use super::dress::with_our_tags;
 use super::{Boot, Call, CallId, Effect, EniChoice, Held, Intent, Now, Outcome, Settings, Ticket, VSwitchChoice};
-use crate::eni::{Eni, EniKind, EniState, Fault, FaultKind, Limits, VSwitch};
+use crate::eni::{Eni, EniKind, EniState, Fault, FaultKind, Limits, VSwitch, of_prefix};
 use crate::ip::{Family, IpPair, Mac, Pair, Stack};
 use crate::ours;
 use crate::pod::{Attachment, PodName, Sandbox};
@@ -35,6 +36,7 @@ pub fn settings() -> Settings {
         tags: BTreeMap::from([("team".into(), "net".into())]),
         tag_filter: BTreeMap::new(),
         tag_block: vec![("excluded".into(), "true".into())],
+        prefixes: None,
         warm_up: 0,
         reclaim: None,
         rate_limit: BTreeMap::new(),
@@ -80,6 +82,7 @@ pub fn eni(id: &str, state: EniState, vswitch: &str, v4: &[&str]) -> Eni {
         primary: v4[0],
         v4,
         v6: vec![],
+        prefixes: vec![],
         security_groups: vec!["sg-1".into()],
         tags,
         description: ours::ENI_DESCRIPTION.into(),
@@ -186,7 +189,10 @@ impl Cloud {
 
     pub fn act(&mut self, now: Now, call: &Call) -> Result<Outcome, Fault> {
         match call {
-            Call::Create { token, .. } | Call::Assign { token, .. } => self.once(token, call),
+            Call::Create { token, .. } | Call::Assign { token, .. } | Call::AssignPrefixes { token, .. } => {
+                self.once(token, call)
+            }
+            Call::UnassignPrefixes { eni, prefixes } => self.unassign_prefixes(eni, prefixes),
             Call::Attach { eni } => self.attach(now, eni),
             Call::Detach { eni } => self.begin(now, eni, EniState::InUse, EniState::Detaching, Outcome::Detached),
             Call::Delete { eni } => self.delete(eni),
@@ -246,6 +252,7 @@ impl Cloud {
                 self.wear(outcome, security_groups)
             }
             Call::Assign { eni, family, count, .. } => self.assign(eni, *family, *count)?,
+            Call::AssignPrefixes { eni, count, .. } => self.assign_prefixes(eni, *count)?,
             _ => unreachable!("only these have tokens"),
         };
         self.tokens.insert(token.into(), (call.clone(), outcome.clone()));
@@ -308,7 +315,7 @@ impl Cloud {
         if !matches!(eni.state, EniState::InUse | EniState::Available) {
             return Err(fault(FaultKind::Busy));
         }
-        let there = eni.addresses().filter(|ip| Family::of(ip) == family).count() as u32;
+        let there = places(&eni, family);
         if there + count > self.limits.per_adapter(family) {
             return Err(fault(FaultKind::EniFull));
         }
@@ -334,6 +341,41 @@ impl Cloud {
                 given.into_iter().map(IpAddr::V6).collect()
             }
         })
+    }
+
+    fn assign_prefixes(&mut self, id: &str, count: u32) -> Result<Outcome, Fault> {
+        assert!((1..=10).contains(&count), "{count} prefixes are asked for in one call");
+        self.assigns += 1;
+        let eni = self.enis.get(id).ok_or(fault(FaultKind::Gone))?.clone();
+        if !matches!(eni.state, EniState::InUse | EniState::Available) {
+            return Err(fault(FaultKind::Busy));
+        }
+        if places(&eni, Family::V4) + count > self.limits.v4_per_adapter {
+            return Err(fault(FaultKind::EniFull));
+        }
+        let net = self.cidrs[&eni.vswitch].cidr.v4.unwrap();
+        let free: BTreeSet<Ipv4Addr> = self.free[&eni.vswitch].iter().copied().collect();
+        let whole = |p: &Ipv4Net| of_prefix(p).all(|ip| matches!(ip, IpAddr::V4(ip) if free.contains(&ip)));
+        let given: Vec<Ipv4Net> = net.subnets(28).unwrap().filter(whole).take(count as usize).collect();
+        if given.len() < count as usize {
+            return Err(fault(FaultKind::VSwitchEmpty));
+        }
+        self.free.get_mut(&eni.vswitch).unwrap().retain(|ip| !given.iter().any(|p| p.contains(ip)));
+        self.enis.get_mut(id).unwrap().prefixes.extend(&given);
+        Ok(Outcome::Prefixes(given))
+    }
+
+    fn unassign_prefixes(&mut self, id: &str, prefixes: &[Ipv4Net]) -> Result<Outcome, Fault> {
+        let eni = self.enis.get_mut(id).ok_or(fault(FaultKind::Gone))?;
+        if eni.state != EniState::InUse {
+            return Err(fault(FaultKind::Busy));
+        }
+        if !prefixes.iter().all(|p| eni.prefixes.contains(p)) {
+            return Err(fault(FaultKind::Gone));
+        }
+        eni.prefixes.retain(|p| !prefixes.contains(p));
+        self.free.get_mut(&eni.vswitch.clone()).unwrap().extend(prefixes.iter().flat_map(hosts));
+        Ok(Outcome::Unassigned)
     }
 
     /// Names an address that lies outside the vSwitch, or is somewhere else.
@@ -379,7 +421,7 @@ impl Cloud {
     pub fn remove(&mut self, id: &str) {
         let eni = self.enis.remove(id).unwrap();
         self.moves.remove(id);
-        self.free.get_mut(&eni.vswitch).unwrap().extend(eni.v4);
+        self.free.get_mut(&eni.vswitch).unwrap().extend(eni.prefixes.iter().flat_map(hosts).chain(eni.v4));
         self.free6.get_mut(&eni.vswitch).unwrap().extend(eni.v6);
     }
 
@@ -410,6 +452,18 @@ impl Cloud {
     pub fn this_nodes(&self) -> Vec<Eni> {
         self.enis.values().cloned().collect()
     }
+}
+
+/// Places of the ENI that are taken.
+pub fn places(eni: &Eni, family: Family) -> u32 {
+    match family {
+        Family::V4 => (eni.v4.len() + eni.prefixes.len()) as u32,
+        Family::V6 => eni.v6.len() as u32,
+    }
+}
+
+fn hosts(prefix: &Ipv4Net) -> Vec<Ipv4Addr> {
+    of_prefix(prefix).filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None }).collect()
 }
 
 /// What is on disk.
