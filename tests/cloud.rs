@@ -289,7 +289,7 @@ fn text(outcome: Result<impl fmt::Debug, Fault>) -> Result<String, Fault> {
 type Call = fn(&Client) -> Result<String, Fault>;
 
 /// Every call there is, and its action.
-const CALLS: [(&str, Call); 15] = [
+const CALLS: [(&str, Call); 16] = [
     ("CreateNetworkInterface", |c| text(c.create_eni(&creation()))),
     ("DescribeNetworkInterfaces", |c| text(c.describe_enis(&Filter::default()))),
     ("AttachNetworkInterface", |c| text(c.attach_eni("eni-1", "i-1"))),
@@ -304,6 +304,7 @@ const CALLS: [(&str, Call); 15] = [
     ("TagResources", |c| text(c.tag_eni("eni-1", &creation().tags))),
     ("UntagResources", |c| text(c.untag_eni("eni-1", &["name".into(), "team".into()]))),
     ("AssignIpv6Addresses", |c| text(c.assign_v6("eni-1", 2, "tok-1"))),
+    ("UnassignPrivateIpAddresses", |c| text(c.unassign_prefixes("eni-1", &["10.0.0.16/28".parse().unwrap()]))),
     ("UnassignIpv6Addresses", |c| text(c.unassign_v6("eni-1", &["fd00::8".parse().unwrap()]))),
 ];
 
@@ -374,7 +375,8 @@ fn every_call_says_what_the_cloud_expects_and_signs_it() {
         );
         expect(12, "ResourceId.1=eni-1 | ResourceType=eni | TagKey.1=name | TagKey.2=team");
         expect(13, "ClientToken=tok-1 | Ipv6AddressCount=2 | NetworkInterfaceId=eni-1");
-        expect(14, "Ipv6Address.1=fd00::8 | NetworkInterfaceId=eni-1");
+        expect(14, "Ipv4Prefix.1=10.0.0.16/28 | NetworkInterfaceId=eni-1");
+        expect(15, "Ipv6Address.1=fd00::8 | NetworkInterfaceId=eni-1");
     }
 }
 
@@ -470,6 +472,23 @@ fn good_replies_are_understood() {
             ("DescribeVSwitches", 1),
         ]
     );
+}
+
+#[test]
+fn prefixes_are_asked_for_by_their_number_and_believed_if_they_are_such() {
+    let reply = |prefix: &str| {
+        json!({"AssignedPrivateIpAddressesSet": {
+        "NetworkInterfaceId": "eni-1", "Ipv4PrefixSet": {"Ipv4Prefixes": [prefix]}}})
+    };
+    let server = Server::start(move |n, _| ok(reply(["10.0.0.16/28", "10.0.0.16/27", "10.0.0.17/28"][n])));
+    let client = client(&server, Signature::Acs3);
+    assert_eq!(client.assign_prefixes("eni-1", 1, "t").unwrap(), ["10.0.0.16/28".parse().unwrap()]);
+    let asked = verified(&server.seen()[0], "testsecret");
+    assert_eq!((asked["Ipv4PrefixCount"].as_str(), asked.contains_key("SecondaryPrivateIpAddressCount")), ("1", false));
+    for _ in 0..2 {
+        let fault = client.assign_prefixes("eni-1", 1, "t").unwrap_err();
+        assert!(fault.message.contains("Ipv4Prefixes[0] is not a prefix of 28 bits"), "{fault}");
+    }
 }
 
 #[test]

@@ -894,10 +894,11 @@ fn the_keys_of_the_pool_and_its_clients_are_read() {
         r#"{"idle_ip_reclaim_after": "1h", "idle_ip_reclaim_batch_size": 3, "idle_ip_reclaim_interval": "5m",
             "idle_ip_reclaim_jitter_factor": "0.2", "ip_warm_up_size": 12, "kube_client_burst": 7,
             "extra_routes": [{"dst": "10.1.0.0/16"}, {"dst": "fd01::/64"}],
-            "enable_erdma": false, "ipam_type": ""}"#,
+            "enable_ip_prefix": true, "enable_erdma": false, "ipam_type": ""}"#,
     )
     .unwrap();
     assert_eq!(config.reclaim, Some(Reclaim { after: secs(3600), interval: secs(300), batch: 3, jitter: 0.2 }));
+    assert_eq!(config.prefixes, Some(u32::MAX));
     assert_eq!((config.warm_up, config.kube_pace), (12, Some(Pace { per_second: 5.0, burst: 7 })));
     assert_eq!(config.extra_routes.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.1.0.0/16", "fd01::/64"]);
     assert_eq!(warnings, []);
@@ -936,6 +937,8 @@ fn a_wrong_configuration_is_named_with_key_value_and_what_is_allowed() {
         (r#"{"kube_client_qps": -1}"#, "kube_client_qps is -1; it must be a number of requests"),
         (r#"{"extra_routes": ["10.1.0.0/16"]}"#, r#"extra_routes[] is "10.1.0.0/16"; it must be an object whose dst"#),
         (r#"{"extra_routes": [{"dst": "10.1.0.1/16"}]}"#, "extra_routes[] is"),
+        (r#"{"enable_ip_prefix": "yes"}"#, r#"enable_ip_prefix is "yes"; it must be true or false"#),
+        (r#"{"enable_ip_prefix": true, "ip_stack": "dual"}"#, "ip_stack is"),
         (r#"{"eni_tags": {"a": 1}}"#, "eni_tags.a is 1; it must be a text"),
         (r#"{"eni_tags": {"a": "1"}, "eni_tag_filter": {"a": "2"}}"#, "asks for a=2 and eni_tags sets a=1"),
         (

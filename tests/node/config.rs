@@ -263,3 +263,47 @@ fn keys_of_pods_and_of_clients_are_taken_up_by_what_comes_after() {
     }
     assert!(start.elapsed() >= Duration::from_millis(900), "after {:?}", start.elapsed());
 }
+
+#[test]
+fn addresses_come_in_prefixes_where_the_configuration_wants_them() {
+    let over =
+        json!({"enable_ip_prefix": true, "min_pool_size": 0, "max_pool_size": 0, "ip_cooldown": "1s", "max_eni": 1});
+    let mut cluster = idle_node(LARGE, &over);
+    cluster.start_ready(0);
+    assert_eq!(shown(&cluster, "/pool/capacity"), 1 + 9 * 16);
+    let pods: Vec<_> = (0..20).map(|n| cluster.add(0, &format!("web-{n}"))).collect();
+    let eni = cluster.world.cloud.enis_of("i-1").into_iter().find(|eni| eni.kind == EniKind::Secondary).unwrap();
+    assert_eq!((eni.v4.len(), eni.prefixes.len()), (1, 2), "{:?}", eni.prefixes);
+    assert!(cluster.world.cloud.calls("AssignPrivateIpAddresses") <= 3);
+    let own: Vec<String> = eni.all_v4().map(|ip| ip.to_string()).collect();
+    assert!(pods.iter().all(|pod| own.contains(&pod.ip)));
+    // The VPC takes packets from each of the sixteen, in and out of the node.
+    let node = cluster.node(0).addr.to_string();
+    for pod in &pods[1..] {
+        soon("it speaks", || pod.pod.ping(&node).is_some() && pod.pod.ping(&pods[0].ip).is_some());
+    }
+    cluster.kill(0);
+    cluster.start_ready(0);
+    cluster.call_for(&pods[19], "CHECK").ok();
+    assert!(!cluster.log(0).contains("re-create the pod"), "{}", cluster.log(0));
+    for pod in pods {
+        cluster.del(pod);
+    }
+    let prefixes = |cluster: &Cluster| cluster.world.cloud.eni(&eni.id).map_or(0, |eni| eni.prefixes.len());
+    soon("whole prefixes are given back once they have rested", || prefixes(&cluster) == 0);
+}
+
+#[test]
+fn a_fragmented_vswitch_gives_single_addresses() {
+    let over = json!({"enable_ip_prefix": true, "min_pool_size": 0, "max_pool_size": 0});
+    let mut cluster = idle_node(LARGE, &over);
+    cluster.world.cloud.crowd("vsw-pod", 12);
+    cluster.start_ready(0);
+    for n in 0..3 {
+        cluster.add(0, &format!("web-{n}"));
+    }
+    soon("the node is told", || {
+        let events = events_about(&cluster, &node_name(0)).into_iter();
+        events.filter(|(_, said)| said.contains("vsw-pod has no free block of 16 addresses")).count() == 1
+    });
+}

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
 use super::model::{Addresses, EniView, Instance, InstanceType, Kind, Model, NewEni, Status, VSwitch};
@@ -71,6 +72,7 @@ fn create(world: &World, params: &Params) -> Answer {
         trunk,
         primary: params.parsed("PrimaryIpAddress")?,
         secondary: wanted(params.parsed_list("PrivateIpAddress")?, count, "SecondaryPrivateIpAddressCount")?,
+        prefixes: params.number("Ipv4PrefixCount", 1..=10)?.unwrap_or(0),
         v6: wanted(params.parsed_list("Ipv6Address")?, params.number("Ipv6AddressCount", 1..=10)?, "Ipv6AddressCount")?,
         tags: params.tags()?.into_iter().map(|(k, v)| (k, v.unwrap_or_default())).collect(),
         name: params.text("NetworkInterfaceName").into(),
@@ -95,6 +97,14 @@ fn assign_v4(world: &World, params: &Params) -> Answer {
     let id = params.text("NetworkInterfaceId");
     let count = params.number("SecondaryPrivateIpAddressCount", 1..=49)?;
     let wanted = wanted(params.parsed_list("PrivateIpAddress")?, count, "SecondaryPrivateIpAddressCount")?;
+    if let Some(count) = params.number("Ipv4PrefixCount", 1..=10)? {
+        if wanted != Addresses::Any(0) {
+            return Err(ApiError::invalid("Ipv4PrefixCount", "prefixes or addresses, not both in one call"));
+        }
+        let fresh = world.change(id, |model| model.assign_prefixes(id, count))?;
+        let set = json!({ "NetworkInterfaceId": id, "Ipv4PrefixSet": { "Ipv4Prefixes": fresh } });
+        return Ok(json!({ "AssignedPrivateIpAddressesSet": set }));
+    }
     if wanted == Addresses::Any(0) {
         return Err(ApiError::missing("SecondaryPrivateIpAddressCount"));
     }
@@ -109,6 +119,14 @@ fn assign_v4(world: &World, params: &Params) -> Answer {
 
 fn unassign_v4(world: &World, params: &Params) -> Answer {
     let id = params.text("NetworkInterfaceId");
+    let prefixes: Vec<Ipv4Net> = params.parsed_list("Ipv4Prefix")?;
+    if !prefixes.is_empty() {
+        if prefixes.len() > 10 || !params.list("PrivateIpAddress")?.is_empty() {
+            return Err(ApiError::invalid("Ipv4Prefix", "at most 10 prefixes, and no addresses beside them"));
+        }
+        world.change(id, |model| model.unassign_prefixes(id, &prefixes))?;
+        return Ok(json!({}));
+    }
     let gone: Vec<Ipv4Addr> = named(params, "PrivateIpAddress", 32)?;
     world.change(id, |model| model.unassign_v4(id, &gone))?;
     Ok(json!({}))
@@ -341,6 +359,7 @@ fn eni_json(e: &EniView, region: &str) -> Value {
     let v4: Vec<Value> = e.v4.iter().map(|a| json!({ "PrivateIpAddress": a, "Primary": *a == e.v4[0] })).collect();
     let v6: Vec<Value> = e.v6.iter().map(|a| json!({ "Ipv6Address": a })).collect();
     let tags: Vec<Value> = e.tags.iter().map(|(k, v)| json!({ "TagKey": k, "TagValue": v })).collect();
+    let prefixes: Vec<Value> = e.prefixes.iter().map(|p| json!({ "Ipv4Prefix": p })).collect();
     let mut answer = json!({
         "NetworkInterfaceId": e.id,
         "NetworkInterfaceName": e.name,
@@ -356,7 +375,7 @@ fn eni_json(e: &EniView, region: &str) -> Value {
         "PrivateIpAddress": e.v4[0],
         "PrivateIpSets": { "PrivateIpSet": v4 },
         "Ipv6Sets": { "Ipv6Set": v6 },
-        "Ipv4PrefixSets": { "Ipv4PrefixSet": [] },
+        "Ipv4PrefixSets": { "Ipv4PrefixSet": prefixes },
         "Ipv6PrefixSets": { "Ipv6PrefixSet": [] },
         "SecurityGroupIds": { "SecurityGroupId": e.security_groups },
         "Tags": { "Tag": tags },

@@ -241,7 +241,7 @@ impl Cloud {
     /// The addresses of an instance's secondary ENIs.
     pub fn pod_addresses(&self, instance: &str) -> BTreeSet<Ipv4Addr> {
         let enis = self.enis_of(instance).into_iter().filter(|e| e.kind != EniKind::Primary);
-        enis.flat_map(|e| e.v4).collect()
+        enis.flat_map(|e| e.all_v4().collect::<Vec<_>>()).collect()
     }
 
     /// How many addresses of a vSwitch nobody has.

@@ -649,6 +649,38 @@ fn an_eni_is_in_one_to_ten_different_groups_of_its_vpc() {
 }
 
 #[test]
+fn a_prefix_is_a_free_aligned_block_and_takes_one_place() {
+    let b = Bench::new(Config::default());
+    let eni = b.attached();
+    let assign =
+        |n: &str| b.call("AssignPrivateIpAddresses", &[("NetworkInterfaceId", &eni), ("Ipv4PrefixCount", n)]).1;
+    let got = assign("2");
+    let list = &got["AssignedPrivateIpAddressesSet"]["Ipv4PrefixSet"]["Ipv4Prefixes"];
+    // The first block holds the network's own address, and the ENI's primary one.
+    assert_eq!(*list, json!(["10.0.8.16/28", "10.0.8.32/28"]));
+    assert_eq!(b.cloud.eni(&eni).unwrap().all_v4().count(), 33);
+    assert_eq!(assign("1")["Code"], "InvalidOperation.Ipv4CountExceeded", "three places, all taken");
+    let about = |prefix: &'static str| {
+        [("NetworkInterfaceId", eni.as_str()), ("Ipv4Prefix.1", prefix)].map(|(k, v)| (k, v.to_owned()))
+    };
+    let unassign = |prefix: &'static str| {
+        let params = about(prefix);
+        let params: Vec<(&str, &str)> = params.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        b.call("UnassignPrivateIpAddresses", &params).1["Code"].as_str().unwrap_or("OK").to_string()
+    };
+    assert_eq!(unassign("10.0.8.48/28"), "InvalidIp.IpUnassigned");
+    assert_eq!(unassign("10.0.8.16/28"), "OK");
+    b.cloud.crowd("vsw-pod", 30);
+    assert_eq!(assign("1")["AssignedPrivateIpAddressesSet"]["Ipv4PrefixSet"]["Ipv4Prefixes"], json!(["10.0.8.16/28"]));
+    assert_eq!(unassign("10.0.8.32/28"), "OK");
+    b.cloud.crowd("vsw-pod", 15);
+    assert_eq!(assign("1")["Code"], "InvalidVSwitchId.IpNotEnough", "fifteen are no block");
+    let both =
+        [("NetworkInterfaceId", eni.as_str()), ("Ipv4PrefixCount", "1"), ("SecondaryPrivateIpAddressCount", "1")];
+    assert_eq!(b.refused("AssignPrivateIpAddresses", &both), (400, "InvalidParameter".into()));
+}
+
+#[test]
 fn the_primary_eni_stays() {
     let b = Bench::new(Config::default());
     let primary = b.cloud.enis_of(NODE)[0].id.clone();
