@@ -11,10 +11,15 @@ mod repair;
 mod semantics;
 mod socket;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    apply_filter,
+};
 use serde_json::{Value, json};
 
 use crate::sim::cluster::{Cluster, soon};
@@ -33,6 +38,28 @@ fn idle_node(instance_type: &str, over: &Value) -> Cluster {
     let cluster = Cluster::new(world::config(), 1, instance_type);
     cluster.configure(0, over);
     cluster
+}
+
+/// Runs the closure where no process that it starts can hear what happens in the kernel, as on one that refuses to tell.
+fn deaf<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+    let is = |argument, value: i32| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value as u64).expect("an argument")
+    };
+    let listens =
+        SeccompRule::new(vec![is(1, libc::SOL_SOCKET), is(2, libc::SO_ATTACH_FILTER)]).expect("two conditions");
+    let rules = BTreeMap::from([(libc::SYS_setsockopt, vec![listens])]);
+    let arch = std::env::consts::ARCH.try_into().expect("seccompiler knows this machine");
+    let refusal = SeccompAction::Errno(libc::EPERM as u32);
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refusal, arch).expect("a filter");
+    let filter: BpfProgram = filter.try_into().expect("a program");
+    let inside = || {
+        apply_filter(&filter).expect("install a seccomp filter");
+        f()
+    };
+    match thread::scope(|scope| scope.spawn(inside).join()) {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
 }
 
 /// Pings all the while the closure runs, and tells how many were lost of how many.

@@ -115,7 +115,7 @@ fn run(args: &Args) -> Result<(), Error> {
         log::info!("serving on {}", ours::SOCKET);
         match watch {
             Ok(watch) => executor.spawn(listen(watch, inputs.clone())).detach(),
-            Err(e) => log::warn!("what others change is seen once a minute only: {e}"),
+            Err(e) => log::warn!("what others change is seen by comparison only: {e}"),
         }
         node.run(arriving).await;
         Ok(())

@@ -57,7 +57,8 @@ impl Watch {
     fn start() -> Result<Watch, Error> {
         let nl = NlSocket::connect(NlFamily::Route, None, Groups::empty())?;
         nl.nonblock()?;
-        set(&nl, libc::SO_RCVBUFFORCE, &BACKLOG)?;
+        // Beyond the limit of the machine, where we may.
+        set(&nl, libc::SO_RCVBUFFORCE, &BACKLOG).or_else(|_| set(&nl, libc::SO_RCVBUF, &BACKLOG))?;
         let filter = filter();
         let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
         set(&nl, libc::SO_ATTACH_FILTER, &program)?;

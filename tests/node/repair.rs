@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{events_about, nothing, pings_during, shown};
+use super::{deaf, events_about, idle_node, nothing, pings_during, shown};
 use crate::sim::cluster::{Cluster, Member, soon, within};
 use crate::sim::fabric::OUTSIDE;
 use crate::sim::traffic::Place;
@@ -292,6 +292,18 @@ fn pods_that_come_and_go_are_no_damage() {
     let repairs: Vec<&str> =
         log.lines().filter(|line| line.contains("put right") || line.contains("repair of")).collect();
     assert!(repairs.is_empty(), "{repairs:?}");
+}
+
+#[test]
+fn a_daemon_that_hears_nothing_compares_all_the_same() {
+    let mut cluster = idle_node("ecs.sim.large", &json!({"orphan_release_after": "1s"}));
+    deaf(|| cluster.start(0));
+    cluster.wait_ready(0);
+    let (a, b) = (cluster.add(0, "a"), cluster.add(0, "b"));
+    let site = Site { cluster, a, b };
+    assert!(site.cluster.log(0).contains("seen by comparison only: listen to what happens in the kernel"));
+    site.is_repaired("ip rule del priority 512", "node-1", "rule priority 512");
+    site.is_repaired("ip route flush table 1000", "a", "route");
 }
 
 /// How often any of the daemon's threads has gone to sleep.

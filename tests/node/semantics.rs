@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{idle_node, is_bare, node, nothing, pings_during, shown};
+use super::{deaf, idle_node, is_bare, node, nothing, pings_during, shown};
 use crate::sim::cluster::{Cluster, Member, conf, soon};
 use crate::sim::traffic::Place;
 
@@ -137,7 +137,10 @@ fn a_late_del_of_an_older_sandbox_leaves_the_newer_one_alone() {
 
 #[test]
 fn check_names_the_first_thing_that_is_not_as_it_was_made() {
-    let cluster = node(&nothing());
+    let mut cluster = idle_node("ecs.sim.large", &nothing());
+    // A daemon that hears of it puts it right before anybody can ask.
+    deaf(|| cluster.start(0));
+    cluster.wait_ready(0);
     let mut member = cluster.schedule(0, "web");
     let result = cluster.wire(&mut member);
     let (ip, host) = (&member.ip, result["interfaces"][1]["name"].as_str().unwrap().to_owned());

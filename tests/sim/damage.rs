@@ -4,6 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use terway::datapath::{self, EniSetup, Setup};
+use terway::ip::Mac;
 use terway::kernel::Kernel;
 use terway::ours;
 use terway::plan::Plan;
@@ -28,6 +29,8 @@ enum Back {
     Plans(Vec<Plan>),
     /// So many pods have their route.
     Routes(usize),
+    /// The link has this MAC.
+    Mac(String, Mac),
 }
 
 /// The node as its daemon shows it.
@@ -68,6 +71,7 @@ fn is_back(kernel: &mut Kernel, back: &Back) -> bool {
     kernel.look_again();
     match back {
         Back::Plans(plans) => plans.iter().all(|plan| kernel.survey(plan, None).is_ok_and(|found| found.is_empty())),
+        Back::Mac(link, mac) => kernel.link(link).is_ok_and(|link| link.is_some_and(|link| link.is_eni(*mac))),
         Back::Routes(count) => kernel.routes(ours::PODS_TABLE).is_ok_and(|routes| routes.len() == *count),
     }
 }
@@ -88,7 +92,11 @@ pub const KINDS: &[(&str, Make)] = &[
     ("address of an ENI", |seen, i| seen.hurt_eni(i, "ip addr flush dev LINK")),
     ("ENI set down", |seen, i| seen.hurt_eni(i, "ip link set LINK down")),
     ("MTU of an ENI", |seen, i| seen.hurt_eni(i, "ip link set LINK mtu 1400")),
-    ("MAC of an ENI", |seen, i| seen.hurt_eni(i, "ip link set LINK address 02:00:00:00:00:77")),
+    ("MAC of an ENI", |seen, i| {
+        let (eni, link) = &seen.enis[i % seen.enis.len()];
+        let line = format!("ip link set {link} address 02:00:00:00:00:77");
+        Damage { line, back: Back::Mac(link.clone(), eni.mac) }
+    }),
     ("rp_filter of an ENI", |seen, i| seen.hurt_eni(i, "sysctl -qw net.ipv4.conf.LINK.rp_filter=1")),
     ("ip_forward", |_, _| Damage {
         line: "sysctl -qw net.ipv4.ip_forward=0".into(),
