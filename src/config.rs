@@ -1,6 +1,6 @@
 //! The daemon's configuration and the facts of its node, parsed once into values that cannot be wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -47,6 +47,10 @@ pub struct Config {
     pub sync_period: Duration,
     /// How long an address rests after its pod has gone.
     pub cooldown: Duration,
+    /// How long an address is kept for a pod that shall have it again; zero: not at all.
+    pub reservation: Duration,
+    /// Kinds whose pods shall have their addresses again, lower case.
+    pub stateful_kinds: BTreeSet<String>,
     /// How long an ENI must have held no lease before it is given back.
     pub eni_idle: Duration,
     /// How long a pod must have been gone before its address is freed though no DEL came.
@@ -198,7 +202,6 @@ const NO_TRUNK: &str = "there are no trunk ENIs";
 const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("allow_eip_rob", NO_EIP),
     ("backoff_override", "waiting follows from what the cloud answers"),
-    ("custom_stateful_workload_kinds", "a pod does not keep its address"),
     ("disable_device_plugin", "resources are written to the node's status"),
     ("enable_eip_pool", NO_EIP),
     ("enable_eni_trunking", NO_TRUNK),
@@ -260,6 +263,8 @@ impl Config {
             max_enis,
             sync_period: duration(keys, "ip_pool_sync_period", 120, 10)?,
             cooldown: duration(keys, "ip_cooldown", 130, 0)?,
+            reservation: duration(keys, "ip_reservation_time", 300, 0)?,
+            stateful_kinds: stateful_kinds(keys)?,
             eni_idle: duration(keys, "eni_idle_release_after", 600, 10)?,
             orphan: duration(keys, "orphan_release_after", 60, 1)?,
             reclaim: reclaim(keys)?,
@@ -510,6 +515,15 @@ fn vswitches(keys: &mut Reader) -> Result<BTreeMap<String, Vec<String>>, Wrong> 
     let ids =
         |value: &Value| value.as_array()?.iter().map(|v| v.as_str().filter(|t| is_id(t)).map(str::to_owned)).collect();
     map(keys, "vswitches", "a list of vSwitch ids", ids)
+}
+
+/// Those of StatefulSets always; operators that make pods themselves have kinds of their own.
+fn stateful_kinds(keys: &mut Reader) -> Result<BTreeSet<String>, Error> {
+    let kind = |value: &Value| value.as_str().filter(|kind| !kind.is_empty()).map(str::to_lowercase);
+    let mut kinds: BTreeSet<String> =
+        keys.list("custom_stateful_workload_kinds", "a kind", kind)?.into_iter().collect();
+    kinds.insert("statefulset".into());
+    Ok(kinds)
 }
 
 fn security_groups(keys: &mut Reader) -> Result<Vec<String>, Error> {

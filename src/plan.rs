@@ -30,6 +30,8 @@ pub enum Object {
     Neigh(Neigh),
     Filter(Filter),
     Tbf(Tbf),
+    Ifb(Ifb),
+    Redirect(Redirect),
     Sysctl(Sysctl),
     Iptables(Iptables),
 }
@@ -138,6 +140,28 @@ pub struct Tbf {
     pub limit: u32,
 }
 
+/// A link through which packets of other links are led, to wait at its qdisc and go on from where they were taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ifb {
+    pub name: String,
+}
+
+/// Leads everything that arrives at a link, or leaves by it, through another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redirect {
+    pub link: String,
+    pub side: Side,
+    pub priority: u16,
+    /// An [`Ifb`].
+    pub through: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Ingress,
+    Egress,
+}
+
 /// A kernel parameter, its path below `/proc/sys`. Where the kernel does not have it there is nothing to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sysctl {
@@ -166,6 +190,8 @@ impl Object {
             Object::Neigh(n) => Some(&n.link),
             Object::Filter(f) => Some(&f.link),
             Object::Tbf(t) => Some(&t.link),
+            Object::Ifb(i) => Some(&i.name),
+            Object::Redirect(r) => Some(&r.link),
             Object::Rule(_) | Object::Sysctl(_) | Object::Iptables(_) => None,
         }
     }
@@ -195,6 +221,8 @@ impl fmt::Display for Object {
             Object::Neigh(n) => write!(f, "ip neigh replace {} lladdr {} dev {} nud permanent", n.addr, n.mac, n.link),
             Object::Filter(l) => l.fmt(f),
             Object::Tbf(t) => t.fmt(f),
+            Object::Ifb(i) => write!(f, "ip link add {} type ifb", i.name),
+            Object::Redirect(r) => r.fmt(f),
             Object::Sysctl(s) => write!(f, "sysctl -w {}={}", s.path.replace('/', "."), s.value),
             Object::Iptables(i) => i.fmt(f),
         }
@@ -296,5 +324,17 @@ impl fmt::Display for Tbf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (major, Tbf { link, rate, burst, limit }) = (ours::TBF_HANDLE >> 16, self);
         write!(f, "tc qdisc replace dev {link} root handle {major:x}: tbf rate {rate} burst {burst} limit {limit}")
+    }
+}
+
+impl fmt::Display for Redirect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Redirect { link, side, priority, through } = self;
+        let side = match side {
+            Side::Ingress => "ingress",
+            Side::Egress => "egress",
+        };
+        write!(f, "tc filter replace dev {link} {side} priority {priority} u32 match u32 0 0 ")?;
+        write!(f, "action mirred egress redirect dev {through}")
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::thread;
 
 use terway::datapath::{self, EniSetup, Setup};
 use terway::ip::{IpPair, Mac, NetPair};
@@ -9,10 +10,12 @@ use terway::kernel::{self, Kernel, unwire};
 use terway::ours;
 use terway::plan::Plan;
 use terway::pod::{Attachment, PodName, Sandbox};
-use terway::rpc::{Answers, EniLease, Lease, Marker, Whole, Wiring};
+use terway::rate::{Both, Limit, Limits, Rate};
+use terway::rpc::{Answers, EniLease, Lease, Marker, Shaper, Whole, Wiring};
 
 use crate::sim::cluster::soon;
 use crate::sim::fabric::{Card, Drops, Fabric, OUTSIDE, OUTSIDE_V6};
+use crate::sim::flood::flood;
 use crate::sim::node::{Node, Pod};
 use crate::sim::traffic::{Place, TcpEcho};
 
@@ -92,7 +95,7 @@ impl World {
         let eni = self.plug(n);
         let home = self.node.ifname(&eni.mac.to_string()).unwrap();
         let services = NetPair { v6: Some(SERVICES_V6.parse().unwrap()), ..NetPair::v4(SERVICES.parse().unwrap()) };
-        let wiring = Wiring::Whole(Whole { home, services, answers: self.answers });
+        let wiring = Wiring::Whole(Whole { home, services, answers: self.answers, shaper: Shaper::Ifb });
         self.pod(name, n, eni, wiring)
     }
 
@@ -122,6 +125,8 @@ impl World {
             eni,
             node: node_ips(),
             marker: self.marker,
+            sticky: false,
+            heritage: None,
             bandwidth: Default::default(),
             wiring,
             routes: Vec::new(),
@@ -536,4 +541,93 @@ fn a_namespace_that_dies_gives_the_eni_back() {
     world.kernel(|kernel| kernel.settle(mac, None)).unwrap();
     assert_eq!(world.node.ifname(&text).as_deref(), Some("eth1"));
     soon("the veth is gone", || !world.links().contains("cali"));
+}
+
+/// Two floods at once, each with more than the limit, get it between them.
+fn share(limit: u64, floods: [&(dyn Fn() -> Vec<u64> + Sync); 2]) {
+    let seen = thread::scope(|scope| floods.map(|flood| scope.spawn(flood)).map(|flood| flood.join().unwrap()));
+    let sums: Vec<u64> = seen.iter().map(|seconds| seconds.iter().sum()).collect();
+    let sum: u64 = sums.iter().sum();
+    // Two seconds, which need not begin at once.
+    assert!(sum * 100 <= 2 * limit * 105 && sum * 10 >= 2 * limit * 6, "limit {limit}: {seen:?}");
+    assert!(sums.iter().all(|one| one * 20 > limit), "both get some: {seen:?}");
+}
+
+#[test]
+fn one_bandwidth_holds_for_the_eni_and_the_second_link_together() {
+    let world = World::new();
+    let mut x = world.guest("x", 5);
+    let limit = 8_000_000;
+    let set = |x: &mut Guest, limits: Limits| {
+        x.lease.bandwidth = Both::<Limit>::default().ask(limits);
+        x.plan = datapath::pod(&Setup::new(&x.lease, MTU));
+    };
+    let rate = Rate::from_bits(limit);
+    set(&mut x, Limits { ingress: rate, egress: rate });
+    x.apply();
+    reaches(&world.remote, "from another node", &x.pod, x.ips()[1]);
+    reaches(&world.node, "from its node", &x.pod, x.ips()[0]);
+    let ip = x.ip();
+    share(
+        limit,
+        [&|| flood(&world.remote, &x.pod, &ip, limit * 3 / 2, 2), &|| {
+            flood(&world.node, &x.pod, &ip, limit * 3 / 2, 2)
+        }],
+    );
+    share(
+        limit,
+        [&|| flood(&x.pod, &world.remote, REMOTE, limit * 3 / 2, 2), &|| {
+            flood(&x.pod, &world.node, NODE, limit * 3 / 2, 2)
+        }],
+    );
+
+    // Another limit for a pod that runs, and none.
+    let shown = |x: &Guest| x.pod.sh("ip -o link | grep -c shape-; tc qdisc | grep -o 'tbf.*rate [^ ]*' || true");
+    for (limits, links) in
+        [(Limits { ingress: Rate::from_bits(2_000_000), egress: None }, "1\n"), (Limits::default(), "0\n")]
+    {
+        set(&mut x, limits);
+        let (make, undo) = datapath::shape(&Setup::new(&x.lease, MTU));
+        x.kernel(|kernel| kernel.undo(&undo).and_then(|()| kernel.apply(&make))).unwrap();
+        assert_eq!(x.check(), "clean");
+        assert!(shown(&x).starts_with(links), "{}", shown(&x));
+        assert_eq!(
+            shown(&x).contains("dev shape-in root refcnt 2 rate 2Mbit"),
+            limits.ingress.is_some(),
+            "{}",
+            shown(&x)
+        );
+    }
+    assert!(!x.pod.sh("tc filter show dev eth0 ingress; tc filter show dev eth0 egress; tc qdisc").contains("mirred"));
+    reaches(&x.pod, "to another node", &world.remote, addr(REMOTE));
+
+    // An ENI comes home without what led its packets astray.
+    set(&mut x, Limits { ingress: rate, egress: rate });
+    x.apply();
+    let Wiring::Whole(whole) = &x.lease.wiring else { unreachable!() };
+    x.undo();
+    x.is_home_as(&whole.home);
+    assert_eq!(world.fabric.drops(), Drops::default());
+}
+
+#[test]
+fn without_ifb_each_link_has_a_bucket_of_its_own() {
+    let world = World::new();
+    let mut x = world.guest("x", 5);
+    let limit = 8_000_000;
+    if let Wiring::Whole(whole) = &mut x.lease.wiring {
+        whole.shaper = Shaper::Links;
+    }
+    x.lease.bandwidth =
+        Both::<Limit>::default().ask(Limits { ingress: Rate::from_bits(limit), egress: Rate::from_bits(limit) });
+    x.plan = datapath::pod(&Setup::new(&x.lease, MTU));
+    x.apply();
+    let ip = x.ip();
+    for seconds in [
+        flood(&x.pod, &world.remote, REMOTE, limit * 3 / 2, 2),
+        flood(&x.pod, &world.node, NODE, limit * 3 / 2, 2),
+        flood(&world.node, &x.pod, &ip, limit * 3 / 2, 2),
+    ] {
+        assert!(seconds.iter().all(|bits| bits * 100 <= limit * 105 && bits * 10 >= limit * 6), "{seconds:?}");
+    }
 }

@@ -8,10 +8,11 @@ use terway::kernel::Kernel;
 use terway::kernel::netns::Netns;
 use terway::ours;
 use terway::plan::{
-    Addr, Family, Filter, FilterAction, Link, Neigh, Object, Plan, Route, Rule, RuleAction, Sysctl, Tbf,
+    Addr, Family, Filter, FilterAction, Ifb, Link, Neigh, Object, Plan, Redirect, Route, Rule, RuleAction, Side,
+    Sysctl, Tbf,
 };
 use terway::rate::Rate;
-use terway::rpc::Marker;
+use terway::rpc::{Marker, Shaper};
 
 use crate::sim::ns::Ns;
 
@@ -274,6 +275,62 @@ fn a_token_bucket_that_differs_is_corrected_and_one_that_is_not_ours_stays() {
     // A limit that is not known any more is undone all the same.
     kernel.undo(&fast).unwrap();
     assert!(ns.sh("tc qdisc show dev a0 root").contains("noqueue"));
+}
+
+fn redirect(side: Side) -> Object {
+    Object::Redirect(Redirect { link: "a0".into(), side, priority: 2050, through: "shape-in".into() })
+}
+
+#[test]
+fn links_to_wait_at_and_the_filters_that_lead_there_come_and_go() {
+    let ns = one_link("ifb");
+    comes_and_goes(
+        &ns,
+        Object::Ifb(Ifb { name: "shape-in".into() }),
+        "ip -o link | sed 's/^[0-9]*//'",
+        ": shape-in: <",
+    );
+    ns.sh("ip link add shape-in type ifb; ip link set shape-in up");
+    for (side, name) in [(Side::Ingress, "ingress"), (Side::Egress, "egress")] {
+        let list = format!("tc qdisc; tc filter show dev a0 {name}");
+        comes_and_goes(&ns, redirect(side), &list, "mirred (Egress Redirect to device shape-in) stolen");
+        // Not with what is on the other side of the qdisc that both share.
+        let action = FilterAction::BpfMark(0x20, 0x7e0);
+        let mark =
+            Plan { host: vec![Object::Filter(Filter { link: "a0".into(), priority: 2049, action })], pod: Vec::new() };
+        ns.run(|| Kernel::host().unwrap().apply(&mark).unwrap());
+        comes_and_goes(&ns, redirect(side), &list, "mirred (Egress Redirect to device shape-in) stolen");
+        ns.run(|| Kernel::host().unwrap().undo(&mark).unwrap());
+    }
+    // What bears the name and is something else stays.
+    ns.sh("ip link del shape-in; ip link add shape-in type veth peer name other");
+    let plan = Plan { host: vec![Object::Ifb(Ifb { name: "shape-in".into() })], pod: Vec::new() };
+    let mut kernel = ns.run(|| Kernel::host().unwrap());
+    assert_eq!(kernel.check(&plan).unwrap().unwrap().to_string(), "kind of shape-in: veth, not ifb");
+    assert!(kernel.apply(&plan).is_err());
+    kernel.undo(&plan).unwrap();
+    assert!(ns.sh("ip link").contains("shape-in@other"));
+}
+
+#[test]
+fn a_redirect_leads_to_the_link_that_has_the_name_by_now() {
+    let ns = one_link("ifb");
+    ns.sh("ip link add shape-in type ifb; ip link add other type ifb; ip link set shape-in up");
+    ns.sh("tc qdisc add dev a0 clsact; tc filter add dev a0 ingress prio 2050 protocol all u32 match u32 0 0 action mirred egress redirect dev other");
+    let plan = Plan { host: vec![redirect(Side::Ingress)], pod: Vec::new() };
+    let mut kernel = ns.run(|| Kernel::host().unwrap());
+    assert!(kernel.check(&plan).unwrap().is_some());
+    kernel.apply(&plan).unwrap();
+    assert_eq!(kernel.check(&plan).unwrap(), None);
+    assert!(ns.sh("tc filter show dev a0 ingress").contains("to device shape-in"));
+}
+
+#[test]
+fn what_holds_two_links_to_one_bandwidth_is_tried_out() {
+    let ns = Ns::new("shaper");
+    let (shaper, why) = ns.run(|| Kernel::host().unwrap().shaper());
+    assert_eq!((shaper, why.as_str()), (Shaper::Ifb, "ifb works"));
+    assert_eq!(ns.sh("ip -o link | wc -l").trim(), "1");
 }
 
 #[test]

@@ -65,6 +65,7 @@ impl Terms {
             reclaim: config.reclaim,
             rate_limit: config.rate_limit.clone(),
             cooldown: config.cooldown,
+            reservation: config.reservation,
             eni_idle: config.eni_idle,
             sync_period: config.sync_period,
         }

@@ -1,31 +1,28 @@
 //! What the node loop reaches for outside itself: each job runs on a thread of its own and comes back as an input.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use smol::channel::Sender;
 
+use super::bandwidth;
 use super::calls::{self, Place};
 use super::eni::{self, Job};
 use super::news;
 use super::node::{Compared, Input};
 use super::terms::Terms;
-use crate::datapath::{self, EniSetup, Setup};
+use crate::datapath::{self, EniSetup};
 use crate::eni::VSwitch;
-use crate::error::{Cause, Context, Error};
+use crate::error::{Context, Error};
 use crate::ip::IpPair;
-use crate::kernel::{Kernel, LinkSeen};
+use crate::kernel::Kernel;
 use crate::object::{self, Pod};
 use crate::pod::PodName;
 use crate::pool::{Call, CallId, Notice};
 use crate::repair::Part;
 use crate::rpc::{EniLease, Lease, Marker};
-use crate::{cloud, kube, ours};
-
-/// A bandwidth that cannot be set is tried again so often.
-const SHAPE_TRIES: u32 = 20;
-const SHAPE_PAUSE: Duration = Duration::from_millis(500);
+use crate::{cloud, kube};
 
 pub struct World {
     pub inputs: Sender<Input>,
@@ -40,6 +37,8 @@ pub struct World {
     pub mtu: u32,
     /// A lease whose pod has been gone this long is given up though no DEL came.
     pub orphan: Duration,
+    /// Kinds whose pods shall have their addresses again.
+    pub stateful_kinds: BTreeSet<String>,
     pub place: Place,
     /// Every vSwitch that was ever described to us.
     pub vswitches: BTreeMap<String, VSwitch>,
@@ -82,17 +81,9 @@ impl World {
         });
     }
 
-    /// Holds an attachment to the bandwidth of its lease. Its ADD may be under way, and is let finish.
     pub fn shape(&self, lease: Lease) {
         self.start(move || {
-            let mut result = shape(&lease);
-            for _ in 0..SHAPE_TRIES {
-                if result.is_ok() {
-                    break;
-                }
-                thread::sleep(SHAPE_PAUSE);
-                result = shape(&lease);
-            }
+            let result = bandwidth::hold(&lease);
             Input::Shaped { attachment: lease.sandbox.attachment, bandwidth: lease.bandwidth, result }
         });
     }
@@ -163,25 +154,6 @@ fn differing(plans: Vec<Compared>) -> Vec<Part> {
     let hurt = plans.into_iter().filter_map(|compared| differs(&compared).then_some(compared.part)).collect();
     log::debug!("{count} pods compared with the kernel in {:?}", start.elapsed());
     hurt
-}
-
-/// The last thing an ADD writes on the node's side is whose the link is: before that it is not ours to touch.
-fn shape(lease: &Lease) -> Result<(), Error> {
-    let attachment = &lease.sandbox.attachment;
-    let mut kernel = Kernel::host()?;
-    let veth = ours::host_veth(&lease.pod, &attachment.ifname);
-    let is_its = |link: &LinkSeen| link.alias.as_deref().and_then(ours::attachment).as_ref() == Some(attachment);
-    let link = kernel.link(&veth)?.filter(is_its);
-    let link = link.ok_or_else(|| Error::new(Cause::Absent).within(format!("link {veth} of {attachment}")))?;
-    let (mut make, mut undo) = datapath::shape(&Setup::new(lease, link.mtu));
-    if lease.sandbox.netns.as_os_str().is_empty() {
-        log::warn!("where {attachment} has its namespace is not known any more: its egress bandwidth stays as it is");
-        (make.pod, undo.pod) = Default::default();
-    } else {
-        kernel.enter(&lease.sandbox.netns)?;
-    }
-    kernel.undo(&undo)?;
-    kernel.apply(&make)
 }
 
 fn delete(links: &[u32]) -> Result<(), Error> {

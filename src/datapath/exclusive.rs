@@ -7,14 +7,16 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::shape::bucket;
 use super::{Setup, default_route, family, pod_gateway};
 use crate::ip::host_net;
 use crate::ours;
 use crate::plan::{
-    Addr, Card, Family, Filter, FilterAction, Iptables, Link, Neigh, Object, Plan, Route, Rule, RuleAction, Sysctl,
-    Veth,
+    Addr, Card, Family, Filter, FilterAction, Ifb, Iptables, Link, Neigh, Object, Plan, Redirect, Route, Rule,
+    RuleAction, Side, Sysctl, Veth,
 };
-use crate::rpc::{Answers, Lease, Marker, Whole};
+use crate::rate::{Both, Rate};
+use crate::rpc::{Answers, Lease, Marker, Shaper, Whole};
 
 pub fn pod(setup: &Setup, whole: &Whole) -> Plan {
     let lease = setup.lease;
@@ -24,6 +26,7 @@ pub fn pod(setup: &Setup, whole: &Whole) -> Plan {
         plan.host.push(Object::Veth(veth(setup)));
     }
     plan.host.push(Object::Card(card(lease, whole)));
+    shape(&mut plan, setup, whole.shaper);
     card_inside(&mut plan.pod, setup);
     if has_peer(setup) {
         outside(&mut plan.host, setup);
@@ -60,7 +63,7 @@ fn outside(host: &mut Vec<Object>, setup: &Setup) {
     mark(host, lease, &veth);
     host.push(Object::Link(Link { name: veth.clone(), mtu: Some(setup.mtu) }));
     for addr in lease.ip.iter() {
-        super::policy_route::outside(host, addr, &veth);
+        super::policy_route::outside(host, addr, &veth, ours::pod_mac(&veth));
     }
 }
 
@@ -85,6 +88,40 @@ fn filter(marker: Marker, link: &str) -> Option<Object> {
         Marker::Rule => return None,
     };
     Some(Object::Filter(Filter { link: link.into(), priority: ours::MARK_FILTER_PRIORITY, action }))
+}
+
+/// One bucket a direction for all links of the pod, before any of them is up.
+fn shape(plan: &mut Plan, setup: &Setup, how: Shaper) {
+    let lease = setup.lease;
+    let card = lease.sandbox.attachment.ifname.as_str();
+    let links = if has_peer(setup) { &[card, ours::PEER_LINK][..] } else { &[card][..] };
+    let Both { ingress, egress } = lease.bandwidth.rates();
+    match how {
+        Shaper::Ifb => {
+            plan.pod.extend(ingress.iter().flat_map(|rate| lead_through(links, Side::Ingress, *rate, setup.mtu)));
+            plan.pod.extend(egress.iter().flat_map(|rate| lead_through(links, Side::Egress, *rate, setup.mtu)));
+        }
+        Shaper::Links => {
+            let veth = ours::host_veth(&lease.pod, card);
+            plan.host.extend(ingress.filter(|_| has_peer(setup)).map(|rate| bucket(&veth, rate, setup.mtu)));
+            plan.pod.extend(egress.iter().flat_map(|rate| links.iter().map(|link| bucket(link, *rate, setup.mtu))));
+        }
+    }
+}
+
+fn lead_through(links: &[&str], side: Side, rate: Rate, mtu: u32) -> Vec<Object> {
+    let (through, priority) = match side {
+        Side::Ingress => (ours::SHAPE_LINKS.ingress, ours::SHAPE_FILTER_PRIORITIES.ingress),
+        Side::Egress => (ours::SHAPE_LINKS.egress, ours::SHAPE_FILTER_PRIORITIES.egress),
+    };
+    let mut objects = vec![
+        Object::Ifb(Ifb { name: through.into() }),
+        bucket(through, rate, mtu),
+        Object::Link(Link { name: through.into(), mtu: Some(mtu) }),
+    ];
+    let redirect = |link: &&str| Redirect { link: link.to_string(), side, priority, through: through.into() };
+    objects.extend(links.iter().map(redirect).map(Object::Redirect));
+    objects
 }
 
 /// The ENI as the pod's own interface: the VPC is its neighbour.
@@ -204,6 +241,7 @@ mod tests {
     use super::*;
     use crate::datapath;
     use crate::ip::IpPair;
+    use crate::rate::{Limit, Limits};
     use crate::rpc::{Wiring, example_whole};
 
     const VETH: &str = "cali0d7763386da";
@@ -343,6 +381,52 @@ mod tests {
                 "pod: ip rule add priority 512 from all fwmark 0x7e0/0x7e0 lookup 1000",
             ]
         );
+    }
+
+    fn limited(lease: &Lease) -> Lease {
+        let limits = Limits { ingress: Rate::from_bits(10_000_000), egress: Rate::from_bits(1_000_000) };
+        Lease { bandwidth: Both::<Limit>::default().ask(limits), ..lease.clone() }
+    }
+
+    #[test]
+    fn a_limit_holds_for_both_links_together() {
+        let lease = example_whole();
+        let before = lines(&Setup::new(&lease, 1500));
+        let limited = limited(&lease);
+        let setup = Setup::new(&limited, 1500);
+        let added: Vec<String> = lines(&setup).into_iter().filter(|line| !before.contains(line)).collect();
+        let through = [
+            "pod: ip link add shape-in type ifb",
+            "pod: tc qdisc replace dev shape-in root handle 7e4: tbf rate 10000000bit burst 12500 limit 43750",
+            "pod: ip link set shape-in up mtu 1500",
+            "pod: tc filter replace dev eth0 ingress priority 2050 u32 match u32 0 0 action mirred egress redirect dev shape-in",
+            "pod: tc filter replace dev veth1 ingress priority 2050 u32 match u32 0 0 action mirred egress redirect dev shape-in",
+            "pod: ip link add shape-out type ifb",
+            "pod: tc qdisc replace dev shape-out root handle 7e4: tbf rate 1000000bit burst 2018 limit 14162",
+            "pod: ip link set shape-out up mtu 1500",
+            "pod: tc filter replace dev eth0 egress priority 2051 u32 match u32 0 0 action mirred egress redirect dev shape-out",
+            "pod: tc filter replace dev veth1 egress priority 2051 u32 match u32 0 0 action mirred egress redirect dev shape-out",
+        ];
+        assert_eq!(added, through);
+        let (make, undo) = datapath::shape(&setup);
+        assert_eq!((make.to_string().lines().collect::<Vec<_>>(), undo), (through.to_vec(), Plan::default()));
+        let (make, undo) = datapath::shape(&Setup::new(&lease, 1500));
+        assert_eq!((make, undo.pod.len()), (Plan::default(), 10));
+    }
+
+    #[test]
+    fn where_nothing_leads_two_links_through_one_bucket_each_has_its_own() {
+        let lease = with(&example_whole(), |whole| whole.shaper = Shaper::Links);
+        let before = lines(&Setup::new(&lease, 1500));
+        let limited = limited(&lease);
+        let added = |setup: &Setup| lines(setup).into_iter().filter(|line| !before.contains(line)).collect::<Vec<_>>();
+        let buckets = [
+            "tc qdisc replace dev cali0d7763386da root handle 7e4: tbf rate 10000000bit burst 12500 limit 43750",
+            "pod: tc qdisc replace dev eth0 root handle 7e4: tbf rate 1000000bit burst 2018 limit 14162",
+            "pod: tc qdisc replace dev veth1 root handle 7e4: tbf rate 1000000bit burst 2018 limit 14162",
+        ];
+        assert_eq!(added(&Setup::new(&limited, 1500)), buckets);
+        assert_eq!(added(&Setup { host_peer: false, ..Setup::new(&limited, 1500) }), buckets[1..2]);
     }
 
     #[test]

@@ -38,9 +38,10 @@ pub fn veth(pod: &PodName, attachment: &Attachment, mtu: u32) -> Veth {
     policy_route::veth(pod, attachment, mtu)
 }
 
-/// The plan of one attachment.
+/// The plan of one attachment; nothing for one that runs on as the old Terway has wired it.
 pub fn pod(setup: &Setup) -> Plan {
     let mut plan = match &setup.lease.wiring {
+        _ if setup.lease.untouched().is_some() => Plan::default(),
         Wiring::Shared => policy_route::pod(setup),
         Wiring::Whole(whole) => exclusive::pod(setup, whole),
     };
@@ -63,18 +64,27 @@ fn extra_routes(plan: &Plan, nets: &[IpNet]) -> Vec<Object> {
 
 /// What holds an attachment to its bandwidth, to be made once it is wired; and what must not be there, to be undone.
 pub fn shape(setup: &Setup) -> (Plan, Plan) {
-    let buckets = |lease: &Lease| {
+    let of = |lease: &Lease| {
         let mut plan = pod(&Setup { lease, ..*setup });
-        plan.host.retain(|object| matches!(object, Object::Tbf(_)));
-        plan.pod.retain(|object| matches!(object, Object::Tbf(_)));
+        plan.host.retain(shapes);
+        plan.pod.retain(shapes);
         plan
     };
     let Both { ingress, egress } = setup.lease.bandwidth.rates();
-    // Whatever its rate, it is the bucket in the same place.
+    // Whatever its rate, it is in the same place.
     let superfluous = |rate: Option<Rate>| if rate.is_some() { None } else { Some(Rate::MIN) };
     let others = Limits { ingress: superfluous(ingress), egress: superfluous(egress) };
     let bandwidth = Both::<Limit>::default().ask(others);
-    (buckets(setup.lease), buckets(&Lease { bandwidth, ..setup.lease.clone() }))
+    (of(setup.lease), of(&Lease { bandwidth, ..setup.lease.clone() }))
+}
+
+fn shapes(object: &Object) -> bool {
+    let Both { ingress, egress } = ours::SHAPE_LINKS;
+    match object {
+        Object::Tbf(_) | Object::Ifb(_) | Object::Redirect(_) => true,
+        Object::Link(link) => [ingress, egress].contains(&link.name.as_str()),
+        _ => false,
+    }
 }
 
 /// What of a pod's plan does not go with its link, or must go before it: undone first when the pod is gone.

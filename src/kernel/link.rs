@@ -53,6 +53,10 @@ pub struct LinkSeen {
 }
 
 impl LinkSeen {
+    pub fn is_ifb(&self) -> bool {
+        self.kind.as_deref() == Some("ifb")
+    }
+
     pub fn is_veth(&self) -> bool {
         self.kind.as_deref() == Some("veth")
     }
@@ -129,6 +133,14 @@ pub fn create_veth(veth: &Veth, netns: RawFd) -> Message {
             })
         })
     })
+}
+
+pub fn create_ifb(name: &str) -> Message {
+    Message::new(libc::RTM_NEWLINK, CREATE | EXCL, &ifinfo(0, 0, 0))
+        .text(IFLA_IFNAME, name)
+        .u32(IFLA_NUM_TX_QUEUES, 1)
+        .u32(IFLA_NUM_RX_QUEUES, 1)
+        .nest(IFLA_LINKINFO, |m| m.text(IFLA_INFO_KIND, "ifb"))
 }
 
 /// One end of a veth. It uses one queue each way; the kernel would make one for every CPU, which takes a fifth longer

@@ -5,19 +5,28 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::link;
+use super::neigh::NeighSeen;
 use super::place::{Place, absent_is_fine};
 use super::route::{MAIN, RouteSeen};
 use super::{AddrSeen, Kernel, LinkSeen};
 use crate::error::{Context, Error, Errors};
 use crate::ip::{IpPair, Mac};
 use crate::ours;
-use crate::plan::{Filter, FilterAction, Object, Rule};
+use crate::plan::{Filter, FilterAction, Ifb, Object, Redirect, Rule, Side};
 use crate::pod::Attachment;
-use crate::rpc::Marker;
+use crate::rate::Both;
+use crate::rpc::{Marker, Shaper};
 
 impl Kernel {
     pub fn links(&mut self) -> Result<Vec<LinkSeen>, Error> {
         self.host.links()
+    }
+
+    /// A link in the pod's namespace.
+    pub fn link_inside(&mut self, name: &str) -> Result<Option<LinkSeen>, Error> {
+        let Some(pod) = &mut self.pod else { return Ok(None) };
+        pod.place.forget();
+        pod.place.link(name)
     }
 
     pub fn link(&mut self, name: &str) -> Result<Option<LinkSeen>, Error> {
@@ -77,6 +86,12 @@ impl Kernel {
         Ok(self.host.routes()?.iter().filter(|route| route.table == table).cloned().collect())
     }
 
+    /// The MAC that a permanent neighbour on this link has.
+    pub fn neighbour(&mut self, ifindex: u32, addr: IpAddr) -> Result<Option<Mac>, Error> {
+        let is_it = |n: &&NeighSeen| n.ifindex == ifindex && n.addr == addr && n.permanent;
+        Ok(self.host.neighs()?.iter().find(is_it).and_then(|n| n.mac))
+    }
+
     pub fn delete_route(&mut self, route: &RouteSeen) -> Result<(), Error> {
         let removed = self.host.act(super::route::remove(route.to, route.table, route.via, route.oif));
         absent_is_fine(removed).context(|| format!("delete the route to {}", route.to))
@@ -109,6 +124,17 @@ impl Kernel {
         errors.result()
     }
 
+    /// How this kernel can hold two links to one bandwidth, and why not better.
+    pub fn shaper(&mut self) -> (Shaper, String) {
+        let why = match std::thread::Builder::new().spawn(shaper_of_a_new_namespace).map(|thread| thread.join()) {
+            Ok(Ok(Ok(()))) => return (Shaper::Ifb, "ifb works".into()),
+            Ok(Ok(Err(e))) => e,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(e) => e.into(),
+        };
+        (Shaper::Links, format!("{why}; what a pod with an ENI of its own receives by it has no limit"))
+    }
+
     /// How this kernel can mark packets, and why not better. Tried out in a namespace that lives no longer than that.
     pub fn marker(&mut self) -> (Marker, String) {
         let trial = std::thread::Builder::new().spawn(marker_of_a_new_namespace).map(|thread| thread.join());
@@ -119,6 +145,21 @@ impl Kernel {
             Err(e) => (Marker::Rule, format!("no thread to try markers in: {e}")),
         }
     }
+}
+
+/// Runs on a thread of its own, which takes the namespace with it when it ends.
+fn shaper_of_a_new_namespace() -> Result<(), Error> {
+    // SAFETY: only the network namespace of this thread changes; no descriptor or memory is shared differently.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
+    let mut place = Place::here()?;
+    let through = String::from("probe");
+    place.correct(&Object::Ifb(Ifb { name: through.clone() }))?;
+    let Both { ingress, egress } = ours::SHAPE_FILTER_PRIORITIES;
+    for (side, priority) in [(Side::Ingress, ingress), (Side::Egress, egress)] {
+        let redirect = Redirect { link: "lo".into(), side, priority, through: through.clone() };
+        place.correct(&Object::Redirect(redirect))?;
+    }
+    Ok(())
 }
 
 /// What a packet for elsewhere would bear: the route's own choice, else the link's address beside the gateway, else the

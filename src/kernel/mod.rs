@@ -14,6 +14,7 @@ pub mod memory;
 mod message;
 mod neigh;
 pub mod netns;
+mod old;
 mod place;
 mod restore;
 mod route;
@@ -30,8 +31,9 @@ pub use addr::AddrSeen;
 pub use card::{Away, away};
 pub use events::Watch;
 pub use link::LinkSeen;
+pub use old::OldPod;
 pub use place::Difference;
-pub use route::RouteSeen;
+pub use route::{MAIN, RouteSeen};
 pub use unwire::unwire;
 
 use self::netns::Netns;
@@ -173,7 +175,11 @@ impl Kernel {
     fn apply_inside(&mut self, objects: &[Object], fresh: &[(&Veth, Vec<&Object>)]) -> Result<(), Error> {
         let Some(first) = objects.first() else { return Ok(()) };
         let pod = self.pod.as_mut().ok_or_else(|| no_pod(&first.to_string()))?;
-        let is_fresh = |object: &&Object| fresh.iter().any(|(veth, _)| object.link() == Some(&veth.peer));
+        // A redirect is of two links, and the other was not made just now.
+        let is_fresh = |object: &&Object| {
+            let is_on_it = fresh.iter().any(|(veth, _)| object.link() == Some(&veth.peer));
+            is_on_it && !matches!(object, Object::Redirect(_))
+        };
         let (fresh, rest): (Vec<_>, Vec<_>) = objects.iter().partition(is_fresh);
         let doing = || format!("in {}", pod.netns.path().display());
         pod.place.correct_fresh(None, &fresh).context(doing)?;

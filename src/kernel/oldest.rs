@@ -27,6 +27,8 @@ const fn flat(name: &'static str, last: u16) -> Set {
 /// if_link.h: IFLA_CARRIER; IFLA_INFO_XSTATS. veth.h: VETH_INFO_PEER.
 static LINK: Set = Set { holds: &[(18, 0, &INFO)], ..flat("link", 33) };
 static INFO: Set = Set { holds: &[(2, 0, &VETH)], kind: Some((1, "veth")), ..flat("info", 3) };
+static IFB_LINK: Set = Set { holds: &[(18, 0, &IFB)], ..flat("link", 33) };
+static IFB: Set = Set { kind: Some((1, "ifb")), ..flat("info", 3) };
 static VETH: Set = Set { holds: &[(1, 16, &LINK)], ..flat("veth", 1) };
 /// if_addr.h: IFA_MULTICAST. neighbour.h: NDA_IFINDEX. rtnetlink.h: RTA_MFC_STATS. fib_rules.h: FRA_OIFNAME.
 static ADDR: Set = flat("addr", 7);
@@ -42,6 +44,12 @@ static FILTER: Set = Set { holds: &[(2, 0, &U32)], kind: Some((1, "u32")), ..fla
 static U32: Set = Set { holds: &[(7, 0, &ACTIONS)], ..flat("u32", 10) };
 static ACTIONS: Set = Set { holds: &[(1, 0, &ACTION)], ..flat("actions", 32) };
 static ACTION: Set = Set { holds: &[(2, 0, &SKBEDIT)], kind: Some((1, "skbedit")), ..flat("action", 4) };
+static REDIRECT: Set = Set { holds: &[(2, 0, &REDIRECT_U32)], kind: Some((1, "u32")), ..flat("filter", 8) };
+static REDIRECT_U32: Set = Set { holds: &[(7, 0, &REDIRECT_ACTIONS)], ..flat("u32", 10) };
+static REDIRECT_ACTIONS: Set = Set { holds: &[(1, 0, &REDIRECT_ACTION)], ..flat("actions", 32) };
+static REDIRECT_ACTION: Set = Set { holds: &[(2, 0, &MIRRED)], kind: Some((1, "mirred")), ..flat("action", 4) };
+/// tc_mirred.h: TCA_MIRRED_PARMS.
+static MIRRED: Set = flat("mirred", 2);
 static SKBEDIT: Set = flat("skbedit", 5);
 /// There is no such classifier.
 static BPF_FILTER: Set = Set { holds: &[(2, 0, &BPF)], kind: Some((1, "u32")), ..flat("filter", 8) };
@@ -80,6 +88,7 @@ fn requests() -> Vec<(&'static str, Message, usize, &'static Set)> {
         ("link::get", link::get("eth0"), 16, &LINK),
         ("link::list", link::list(), 16, &LINK),
         ("link::create_veth", link::create_veth(&veth, 3), 16, &LINK),
+        ("link::create_ifb", link::create_ifb("shape-in"), 16, &IFB_LINK),
         ("link::set_up", link::set_up(1, Some(1500), Some(mac)), 16, &LINK),
         ("link::set_down", link::set_down(1), 16, &LINK),
         ("link::rename", link::rename(1, "eth0"), 16, &LINK),
@@ -96,13 +105,15 @@ fn requests() -> Vec<(&'static str, Message, usize, &'static Set)> {
         ("route::remove", route::remove(to, 1003, via, Some(1)), 12, &ROUTE),
         ("rule::add", rule::add(&wide), 12, &RULE),
         ("rule::remove", rule::remove(&wide), 12, &RULE),
+        ("rule::remove_with_to", rule::remove_with_to(&wide, Some(net)), 12, &RULE),
         ("tc::add_qdisc", tc::add_qdisc(1, "clsact"), 20, &QDISC),
         ("tc::remove_qdisc", tc::remove_qdisc(1), 20, &QDISC),
         ("tc::add_bpf", tc::add_bpf(1, 2049, 3, "bpf mark"), 20, &BPF_FILTER),
         ("tc::add_skbedit", tc::add_skbedit(1, 2049, 0x20, 0x7e0), 20, &FILTER),
         ("tc::set_tbf", tc::set_tbf(1, &tbf), 20, &TBF_QDISC),
         ("tc::remove_tbf", tc::remove_tbf(1), 20, &TBF_QDISC),
-        ("tc::remove_filter", tc::remove_filter(1, 2049), 20, &FILTER),
+        ("tc::add_redirect", tc::add_redirect(1, tc::EGRESS, 2050, 2), 20, &REDIRECT),
+        ("tc::remove_filter", tc::remove_filter(1, tc::INGRESS, 2049), 20, &FILTER),
     ]
 }
 

@@ -16,7 +16,7 @@ use super::tc::QdiscSeen;
 use super::{iptables, rule, sysctl, tc};
 use crate::error::{Cause, Context, Error};
 use crate::ours;
-use crate::plan::{Addr, Filter, FilterAction, Link, Neigh, Object, Route, Rule, Sysctl, Tbf};
+use crate::plan::{Addr, Filter, FilterAction, Ifb, Link, Neigh, Object, Redirect, Route, Rule, Side, Sysctl, Tbf};
 
 /// The first thing in which the kernel is not as a plan wants it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,6 +123,8 @@ impl Place {
                 vec![tc::add_qdisc(ifindex, "clsact"), self.filter(f, ifindex)?]
             }
             Object::Tbf(t) => vec![tc::set_tbf(self.index(&t.link)?, t)],
+            // They are for links that are made on the way, and the ENI may have been anybody's.
+            Object::Ifb(_) | Object::Redirect(_) => Vec::new(),
             Object::Veth(_) | Object::Card(_) | Object::Rule(_) | Object::Sysctl(_) | Object::Iptables(_) => Vec::new(),
         })
     }
@@ -141,6 +143,8 @@ impl Place {
             Object::Neigh(want) => self.neigh_difference(want),
             Object::Filter(want) => self.filter_difference(want),
             Object::Tbf(want) => self.tbf_difference(want),
+            Object::Ifb(want) => self.ifb_difference(want),
+            Object::Redirect(want) => self.redirect_difference(want),
             Object::Sysctl(want) => sysctl_difference(want),
             Object::Iptables(want) => Ok((!iptables::is_there(want)?).then(|| Difference::absent(object))),
         }
@@ -193,19 +197,50 @@ impl Place {
         })
     }
 
+    fn ifb_difference(&mut self, want: &Ifb) -> Result<Option<Difference>, Error> {
+        let what = || format!("link {}", want.name);
+        Ok(match self.link(&want.name)? {
+            None => Some(Difference::absent(what())),
+            Some(seen) if seen.is_ifb() => None,
+            Some(seen) => {
+                let kind = seen.kind.unwrap_or_default();
+                Some(Difference::of(format!("kind of {}", want.name), kind, "ifb"))
+            }
+        })
+    }
+
+    fn redirect_difference(&mut self, want: &Redirect) -> Result<Option<Difference>, Error> {
+        let what = || format!("filter priority {} dev {}", want.priority, want.link);
+        let (Some(ifindex), Some(through)) = (self.find(&want.link)?, self.find(&want.through)?) else {
+            return Ok(Some(Difference::absent(what())));
+        };
+        self.only_filter(ifindex, side(want.side), want.priority, what(), &[tc::redirect_name(through)])
+    }
+
     fn filter_difference(&mut self, want: &Filter) -> Result<Option<Difference>, Error> {
         let what = || format!("filter priority {} dev {}", want.priority, want.link);
         let Some(ifindex) = self.find(&want.link)? else {
             return Ok(Some(Difference::absent(what())));
         };
-        let mut seen = self.filters(ifindex, tc::INGRESS)?;
-        seen.retain(|f| f.priority == want.priority);
-        let acceptable = acceptable(want.action);
+        self.only_filter(ifindex, tc::INGRESS, want.priority, what(), &acceptable(want.action))
+    }
+
+    /// There is one filter of this priority, and it does one of these things.
+    fn only_filter(
+        &mut self,
+        ifindex: u32,
+        side: u32,
+        priority: u16,
+        what: String,
+        acceptable: &[String],
+    ) -> Result<Option<Difference>, Error> {
+        let mut seen = self.filters(ifindex, side)?;
+        seen.retain(|f| f.priority == priority);
         Ok(match seen.iter().find(|f| !acceptable.contains(&f.what)) {
-            None if seen.is_empty() => Some(Difference::absent(what())),
-            None if seen.len() > 1 => Some(Difference::of(what(), "several", &acceptable[0])),
+            None if seen.is_empty() => Some(Difference::absent(what)),
+            None if seen.len() > 1 => Some(Difference::of(what, "several", &acceptable[0])),
             None => None,
-            Some(other) => Some(Difference::of(what(), &other.what, &acceptable[0])),
+            Some(other) => Some(Difference::of(what, &other.what, &acceptable[0])),
         })
     }
 
@@ -241,6 +276,8 @@ impl Place {
                 let message = tc::set_tbf(self.index(&want.link)?, want);
                 self.act(message)
             }
+            Object::Ifb(want) => self.act(link::create_ifb(&want.name)),
+            Object::Redirect(want) => self.make_redirect(want),
             Object::Sysctl(want) => sysctl::ensure(want),
             Object::Iptables(want) => iptables::add(want),
         }
@@ -270,12 +307,24 @@ impl Place {
 
     fn make_filter(&mut self, want: &Filter) -> Result<(), Error> {
         let ifindex = self.index(&want.link)?;
-        self.make_qdisc(ifindex)?;
-        if self.filters(ifindex, tc::INGRESS)?.iter().any(|f| f.priority == want.priority) {
-            absent_is_fine(self.act(tc::remove_filter(ifindex, want.priority)))?;
-        }
+        self.make_place(ifindex, tc::INGRESS, want.priority)?;
         let message = self.filter(want, ifindex)?;
         self.act(message)
+    }
+
+    fn make_redirect(&mut self, want: &Redirect) -> Result<(), Error> {
+        let (ifindex, through) = (self.index(&want.link)?, self.index(&want.through)?);
+        self.make_place(ifindex, side(want.side), want.priority)?;
+        self.act(tc::add_redirect(ifindex, side(want.side), want.priority, through))
+    }
+
+    /// A filter has its qdisc, and nobody is in its place.
+    fn make_place(&mut self, ifindex: u32, side: u32, priority: u16) -> Result<(), Error> {
+        self.make_qdisc(ifindex)?;
+        if self.filters(ifindex, side)?.iter().any(|f| f.priority == priority) {
+            absent_is_fine(self.act(tc::remove_filter(ifindex, side, priority)))?;
+        }
+        Ok(())
     }
 
     fn make_qdisc(&mut self, ifindex: u32) -> Result<(), Error> {
@@ -322,7 +371,11 @@ impl Place {
                 absent_is_fine(self.act(route::remove(r.to, table, r.via, Some(ifindex))))
             }
             Object::Neigh(n) => absent_is_fine(self.act(neigh::remove(n.addr, ifindex))),
-            Object::Filter(f) => self.remove_filter(f.priority, ifindex),
+            Object::Filter(f) => self.remove_filter(ifindex, tc::INGRESS, f.priority),
+            Object::Redirect(r) => self.remove_filter(ifindex, side(r.side), r.priority),
+            Object::Ifb(i) if self.link(&i.name)?.is_some_and(|seen| seen.is_ifb()) => {
+                absent_is_fine(self.act(link::delete(ifindex)))
+            }
             Object::Tbf(_) => self.remove_tbf(ifindex),
             _ => Ok(()),
         }
@@ -339,11 +392,10 @@ impl Place {
     }
 
     /// Takes the qdisc along if nothing else is left on it.
-    fn remove_filter(&mut self, priority: u16, ifindex: u32) -> Result<(), Error> {
-        let mut left = self.filters(ifindex, tc::INGRESS)?;
-        if left.iter().any(|f| f.priority == priority) {
-            absent_is_fine(self.act(tc::remove_filter(ifindex, priority)))?;
-            left.retain(|f| f.priority != priority);
+    fn remove_filter(&mut self, ifindex: u32, side: u32, priority: u16) -> Result<(), Error> {
+        if self.filters(ifindex, side)?.iter().any(|f| f.priority == priority) {
+            absent_is_fine(self.act(tc::remove_filter(ifindex, side, priority)))?;
+            let mut left = self.filters(ifindex, tc::INGRESS)?;
             left.extend(self.filters(ifindex, tc::EGRESS)?);
             if left.is_empty() {
                 absent_is_fine(self.act(tc::remove_qdisc(ifindex)))?;
@@ -409,13 +461,18 @@ impl Place {
 
     pub fn rules(&mut self) -> Result<&[Rule], Error> {
         if self.seen.rules.is_none() {
-            let bodies = self.socket.dump(libc::RTM_GETRULE, &[0; 12]).context(|| "list rules")?;
+            let bodies = self.list_rules()?;
             self.seen.rules = Some(bodies.iter().filter_map(|body| rule::parse(body)).collect());
         }
         Ok(self.seen.rules.as_deref().unwrap_or_default())
     }
 
-    fn neighs(&mut self) -> Result<&[NeighSeen], Error> {
+    /// Rules as the kernel tells them, those too that say more than ours.
+    pub fn list_rules(&mut self) -> Result<Vec<Vec<u8>>, Error> {
+        self.socket.dump(libc::RTM_GETRULE, &[0; 12]).context(|| "list rules")
+    }
+
+    pub fn neighs(&mut self) -> Result<&[NeighSeen], Error> {
         if self.seen.neighs.is_none() {
             let bodies = self.socket.dump(libc::RTM_GETNEIGH, &[0; 12]).context(|| "list neighbours")?;
             self.seen.neighs = Some(bodies.iter().filter_map(|body| NeighSeen::parse(body)).collect());
@@ -464,6 +521,13 @@ pub(super) fn shape_difference(seen: &LinkSeen, mtu: Option<u32>) -> Option<Diff
 fn sysctl_difference(want: &Sysctl) -> Result<Option<Difference>, Error> {
     let seen = sysctl::read(&want.path)?.filter(|value| *value != want.value);
     Ok(seen.map(|seen| Difference::of(format!("sysctl {}", want.path), seen, &want.value)))
+}
+
+fn side(side: Side) -> u32 {
+    match side {
+        Side::Ingress => tc::INGRESS,
+        Side::Egress => tc::EGRESS,
+    }
 }
 
 /// What the kernel may say of a filter that does this.

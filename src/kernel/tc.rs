@@ -20,10 +20,14 @@ const TCA_ACT_OPTIONS: u16 = 2;
 const TCA_SKBEDIT_PARMS: u16 = 2;
 const TCA_SKBEDIT_MARK: u16 = 5;
 const TCA_SKBEDIT_MASK: u16 = 8;
+const TCA_MIRRED_PARMS: u16 = 2;
+const TCA_EGRESS_REDIR: u32 = 1;
 const TCA_TBF_PARMS: u16 = 1;
 const TCA_TBF_RTAB: u16 = 2;
 const TCA_TBF_RATE64: u16 = 4;
 const TCA_TBF_BURST: u16 = 6;
+/// The packet is somebody else's now.
+const TC_ACT_STOLEN: i32 = 4;
 /// Go on with the next filter, as if this one had not matched.
 const TC_ACT_UNSPEC: i32 = -1;
 
@@ -44,7 +48,7 @@ const ALL_PROTOCOLS: u16 = 3_u16.to_be();
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FilterSeen {
     pub priority: u16,
-    /// What it does, in the words of [`bpf_name`] and [`Skbedit`] where it is one of ours.
+    /// What it does, in the words of [`bpf_name`], [`Skbedit`] and [`redirect_name`] where it is one of ours.
     pub what: String,
 }
 
@@ -56,7 +60,7 @@ impl FilterSeen {
         let options = attr(attributes, TCA_OPTIONS)?;
         let what = match text(attr(attributes, TCA_KIND)?).as_str() {
             "u32" if attr(options, TCA_U32_SEL).is_none() => return None,
-            "u32" => skbedit(options).map_or("u32".into(), |edit| edit.to_string()),
+            "u32" => action(options).unwrap_or("u32".into()),
             "bpf" if attr(options, TCA_BPF_FLAGS).and_then(|f| u32_at(f, 0)) == Some(TCA_BPF_FLAG_ACT_DIRECT) => {
                 attr(options, TCA_BPF_NAME).map_or("bpf".into(), text)
             }
@@ -82,12 +86,28 @@ impl fmt::Display for Skbedit {
     }
 }
 
-fn skbedit(options: &[u8]) -> Option<Skbedit> {
+/// What a filter of this kind does first.
+fn action(options: &[u8]) -> Option<String> {
     let (_, action) = attrs(attr(options, TCA_U32_ACT)?).next()?;
-    if text(attr(action, TCA_ACT_KIND)?) != "skbedit" {
-        return None;
+    let options = attr(action, TCA_ACT_OPTIONS)?;
+    match text(attr(action, TCA_ACT_KIND)?).as_str() {
+        "skbedit" => skbedit(options).map(|edit| edit.to_string()),
+        "mirred" => redirect(options),
+        _ => None,
     }
-    let edit = attr(action, TCA_ACT_OPTIONS)?;
+}
+
+fn redirect(options: &[u8]) -> Option<String> {
+    let parameters = attr(options, TCA_MIRRED_PARMS)?;
+    (u32_at(parameters, 20)? == TCA_EGRESS_REDIR).then_some(redirect_name(u32_at(parameters, 24)?))
+}
+
+/// What a filter does that leads to the link of this index.
+pub fn redirect_name(ifindex: u32) -> String {
+    format!("redirect to link {ifindex}")
+}
+
+fn skbedit(edit: &[u8]) -> Option<Skbedit> {
     let mask = attr(edit, TCA_SKBEDIT_MASK).and_then(|mask| u32_at(mask, 0));
     Some(Skbedit { mark: u32_at(attr(edit, TCA_SKBEDIT_MARK)?, 0)?, mask })
 }
@@ -120,14 +140,14 @@ pub fn filters_of(ifindex: u32, side: u32) -> [u8; 20] {
     tcmsg(ifindex, 0, side, 0)
 }
 
-fn filter(kind: u16, flags: u16, ifindex: u32, handle: u32, priority: u16) -> Message {
+fn filter(kind: u16, flags: u16, at: (u32, u32), handle: u32, priority: u16) -> Message {
     let info = (u32::from(priority) << 16) | u32::from(ALL_PROTOCOLS);
-    Message::new(kind, flags, &tcmsg(ifindex, handle, INGRESS, info))
+    Message::new(kind, flags, &tcmsg(at.0, handle, at.1, info))
 }
 
 /// Runs the program of this descriptor, and takes what it returns as the verdict.
 pub fn add_bpf(ifindex: u32, priority: u16, program: RawFd, name: &str) -> Message {
-    filter(libc::RTM_NEWTFILTER, CREATE | EXCL, ifindex, FILTER_HANDLE, priority)
+    filter(libc::RTM_NEWTFILTER, CREATE | EXCL, (ifindex, INGRESS), FILTER_HANDLE, priority)
         .text(TCA_KIND, "bpf")
         .nest(TCA_OPTIONS, |m| {
             m.u32(TCA_BPF_FD, program as u32).text(TCA_BPF_NAME, name).u32(TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT)
@@ -136,26 +156,38 @@ pub fn add_bpf(ifindex: u32, priority: u16, program: RawFd, name: &str) -> Messa
 
 /// Matches everything and edits it.
 pub fn add_skbedit(ifindex: u32, priority: u16, value: u32, mask: u32) -> Message {
-    // struct tc_u32_sel with flags TC_U32_TERMINAL and one struct tc_u32_key of zeros: any word masked by 0 is 0.
-    let mut selector = [0; 32];
-    (selector[0], selector[2]) = (1, 1);
     // struct tc_skbedit: index, capabilities, action, two counters.
     let mut parameters = [0; 20];
     parameters[8..12].copy_from_slice(&TC_ACT_UNSPEC.to_ne_bytes());
-    filter(libc::RTM_NEWTFILTER, CREATE | EXCL, ifindex, 0, priority).text(TCA_KIND, "u32").nest(TCA_OPTIONS, |m| {
-        m.attr(TCA_U32_SEL, &selector).nest(TCA_U32_ACT, |m| {
-            m.nest(1, |m| {
-                m.text(TCA_ACT_KIND, "skbedit").nest(TCA_ACT_OPTIONS, |m| {
-                    m.attr(TCA_SKBEDIT_PARMS, &parameters).u32(TCA_SKBEDIT_MARK, value).u32(TCA_SKBEDIT_MASK, mask)
-                })
-            })
-        })
+    add_u32((ifindex, INGRESS), priority, "skbedit", |m| {
+        m.attr(TCA_SKBEDIT_PARMS, &parameters).u32(TCA_SKBEDIT_MARK, value).u32(TCA_SKBEDIT_MASK, mask)
+    })
+}
+
+/// Matches everything on one side of a link and leads it through another link.
+pub fn add_redirect(ifindex: u32, side: u32, priority: u16, through: u32) -> Message {
+    // struct tc_mirred: index, capabilities, action, two counters, what it does, where.
+    let mut parameters = [0; 28];
+    parameters[8..12].copy_from_slice(&TC_ACT_STOLEN.to_ne_bytes());
+    parameters[20..24].copy_from_slice(&TCA_EGRESS_REDIR.to_ne_bytes());
+    parameters[24..28].copy_from_slice(&through.to_ne_bytes());
+    add_u32((ifindex, side), priority, "mirred", |m| m.attr(TCA_MIRRED_PARMS, &parameters))
+}
+
+/// A filter that matches everything and has one action.
+fn add_u32(at: (u32, u32), priority: u16, kind: &str, action: impl FnOnce(Message) -> Message) -> Message {
+    // struct tc_u32_sel with flags TC_U32_TERMINAL and one struct tc_u32_key of zeros: any word masked by 0 is 0.
+    let mut selector = [0; 32];
+    (selector[0], selector[2]) = (1, 1);
+    filter(libc::RTM_NEWTFILTER, CREATE | EXCL, at, 0, priority).text(TCA_KIND, "u32").nest(TCA_OPTIONS, |m| {
+        m.attr(TCA_U32_SEL, &selector)
+            .nest(TCA_U32_ACT, |m| m.nest(1, |m| m.text(TCA_ACT_KIND, kind).nest(TCA_ACT_OPTIONS, action)))
     })
 }
 
 /// Removes whatever filters have this priority.
-pub fn remove_filter(ifindex: u32, priority: u16) -> Message {
-    filter(libc::RTM_DELTFILTER, 0, ifindex, 0, priority)
+pub fn remove_filter(ifindex: u32, side: u32, priority: u16) -> Message {
+    filter(libc::RTM_DELTFILTER, 0, (ifindex, side), 0, priority)
 }
 
 /// A qdisc as the kernel has it.

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{daemon, del};
 use crate::client::Question;
-use crate::cni::{Code, Failure, NetConf, Reply, ReplyIp, VirtualType};
+use crate::cni::{BandwidthMode, Code, Failure, NetConf, Reply, ReplyIp, VirtualType};
 use crate::datapath::{self, Setup};
 use crate::kernel::Kernel;
 use crate::plan::{Object, Plan, Veth};
@@ -32,6 +32,9 @@ pub fn add(pod: PodName, sandbox: Sandbox, conf: &NetConf) -> Result<Reply, Fail
     let plan = datapath::pod(&setup(&lease, conf));
     if conf.virtual_type != VirtualType::Veth {
         log::warn!("add {name}: {:?} is not available, a veth is used", conf.virtual_type);
+    }
+    if conf.bandwidth_mode != BandwidthMode::Tc {
+        log::warn!("add {name}: bandwidth_mode edt is not available, a token bucket holds the pod to its limit");
     }
     log::debug!("add {name}: {lease:?}\n{plan}");
     kernel.apply(&plan).map_err(|e| Failure::new(Code::Node, e.within(format!("add {name}"))))?;

@@ -14,7 +14,7 @@ use super::world::{Asked, Cloud, Flight, HERE, Ills, Ledger, attachment, places,
 use super::{Call, Effect, EniChoice, Event, Held, Link, Now, Outcome, Pool, Settings, VSwitchChoice};
 use crate::config::Reclaim;
 use crate::eni::{Eni, EniKind, EniState, of_prefix};
-use crate::ip::{Family, Stack};
+use crate::ip::{Family, IpPair, Stack};
 use crate::ours;
 use crate::rpc::Refusal;
 
@@ -196,7 +196,10 @@ impl Run {
         let n = self.ledger.leases.len();
         if n > 0 {
             let attachment = self.ledger.leases.keys().nth(self.rng.usize(..n)).unwrap().clone();
-            self.step(Event::Release { attachment });
+            match self.rng.u8(..3) {
+                0 => self.step(Event::Reserve { attachment }),
+                _ => self.step(Event::Release { attachment }),
+            }
         } else if let Some(asked) = self.asked.first() {
             let attachment = asked.attachment.clone();
             self.step(Event::Release { attachment });
@@ -389,6 +392,7 @@ impl Run {
             && !again(held)
         {
             self.check_whole(held);
+            self.check_reserved(held);
         }
         self.ledger.write(self.now, effect);
         match effect {
@@ -483,6 +487,23 @@ impl Run {
     fn check_whole(&self, held: &Held) {
         let families: Vec<Family> = held.ip.iter().map(|ip| Family::of(&ip)).collect();
         assert_eq!(families, self.settings.stack.families(), "{} is leased, no pair", held.ip);
+    }
+
+    /// A pod has the addresses that were kept for it, if nothing has happened to them.
+    fn check_reserved(&self, held: &Held) {
+        let there = |eni: &String, pair: &IpPair| {
+            let has = |e: &Eni| e.state == EniState::InUse && pair.iter().all(|ip| e.addresses().any(|a| a == ip));
+            self.cloud.enis.get(eni).is_some_and(has) && self.links.contains(eni)
+        };
+        let whole =
+            |pair: &IpPair| pair.iter().map(|ip| Family::of(&ip)).eq(self.settings.stack.families().iter().copied());
+        let free =
+            |pair: &IpPair| !self.ledger.leases.values().any(|h| h.ip.iter().any(|ip| pair.iter().any(|p| p == ip)));
+        let kept = self.ledger.cooling.keys().filter(|(_, pair)| self.ledger.reserved.get(pair) == Some(&held.pod));
+        let kept: Vec<&IpPair> =
+            kept.filter(|(eni, pair)| there(eni, pair) && whole(pair) && free(pair)).map(|(_, p)| p).collect();
+        let fine = kept.is_empty() || kept.contains(&&held.ip) || self.foul || self.unseen || !self.steady;
+        assert!(fine, "{} gets {} though {kept:?} is kept for it", held.pod, held.ip);
     }
 
     fn check_lease(&self, held: &Held) {
@@ -644,6 +665,7 @@ fn random_settings(rng: &mut Rng, old: Settings) -> Settings {
     new.max_enis = rng.u32(1..6).min(new.limits.adapters - 1);
     new.min_enis = rng.u32(..=new.max_enis) * u32::from(rng.u8(..4) == 0);
     new.cooldown = Duration::from_secs([0, 5, 30, 130][rng.usize(..4)]);
+    new.reservation = Duration::from_secs([0, 60, 300][rng.usize(..3)]);
     new.eni_idle = Duration::from_secs([1, 60, 300][rng.usize(..3)]);
     new.vswitches =
         [vec!["vsw-1"], vec!["vsw-2"], vec!["vsw-1", "vsw-2"]][rng.usize(..3)].iter().map(|v| v.to_string()).collect();

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::calls::{Block, Verb};
 use super::eni::Nic;
-use super::state::State;
+use super::state::{Ends, State};
 use super::vswitch;
 use super::{Effect, EniChoice, Held, Now, Refused, Settings, Ticket};
 use crate::ip::{Family, IpPair, Stack};
@@ -24,13 +24,13 @@ pub(super) struct Waiting {
 impl State {
     pub fn allocate(&mut self, waiting: Waiting) {
         if self.lost.contains(&waiting.sandbox.attachment) {
-            self.retire(&waiting.sandbox.attachment);
+            self.retire(&waiting.sandbox.attachment, Ends::Freed);
         }
         self.waiting.push(waiting);
     }
 
-    pub fn release(&mut self, attachment: &Attachment) {
-        self.retire(attachment);
+    pub fn release(&mut self, attachment: &Attachment, ends: Ends) {
+        self.retire(attachment, ends);
         let (gone, stay) =
             std::mem::take(&mut self.waiting).into_iter().partition(|w| w.sandbox.attachment == *attachment);
         self.waiting = stay;
@@ -57,6 +57,10 @@ impl State {
         if self.leases.contains_key(&w.sandbox.attachment) {
             return self.same_lease(w);
         }
+        if let Some((ip, eni)) = self.reserved_for(&w.pod) {
+            let eni = eni.to_owned();
+            return self.nics[&eni].serves().then(|| self.lease_reserved(w, eni, ip));
+        }
         if *dry {
             return None;
         }
@@ -69,6 +73,15 @@ impl State {
         self.hold(held.clone());
         self.reclaiming.leased = self.now;
         Some(held)
+    }
+
+    /// Written down before the reservation ends: whoever dies in between finds the lease.
+    fn lease_reserved(&mut self, w: &Waiting, eni: String, ip: IpPair) -> Held {
+        let held = Held { pod: w.pod.clone(), sandbox: w.sandbox.clone(), eni, ip };
+        self.out.push(Effect::Record(held.clone()));
+        self.wake_up(ip);
+        self.hold(held.clone());
+        held
     }
 
     /// The attachment asked before: the same lease, once its ENI serves.
@@ -106,14 +119,19 @@ impl State {
 
     /// Those who wait for an address, and not only for their ENI to serve.
     pub fn hungry(&self) -> impl Iterator<Item = &Waiting> {
-        self.waiting.iter().filter(|w| !self.leases.contains_key(&w.sandbox.attachment))
+        self.waiting.iter().filter(|w| !self.is_provided(w))
+    }
+
+    /// It has a lease already, or addresses are kept for it.
+    fn is_provided(&self, w: &Waiting) -> bool {
+        self.leases.contains_key(&w.sandbox.attachment) || self.reserved_for(&w.pod).is_some()
     }
 
     /// Refuses those whose deadline has come, and those for whom nothing can come in time.
     pub fn refuse(&mut self) {
         let mut before = 0;
         for w in std::mem::take(&mut self.waiting) {
-            let again = self.leases.contains_key(&w.sandbox.attachment);
+            let again = self.is_provided(&w);
             let hope = again || self.could_come(w.deadline) > before;
             if w.deadline > self.now && hope {
                 before += u32::from(!again);
@@ -215,9 +233,13 @@ impl State {
     }
 
     fn node_full(&self) -> Refused {
-        let (held, resting) = (self.leases.len(), self.rests.len());
+        let reserved = self.rests.values().filter(|r| r.reserved.is_some()).count();
+        let (held, resting) = (self.leases.len(), self.rests.len() - reserved);
         let mut reason =
             format!("all addresses that this node can hold are taken: {held} in use, {resting} cooling down");
+        if reserved > 0 {
+            reason += &format!(", {reserved} kept for pods that shall have them again (ip_reservation_time)");
+        }
         if let Some(first) = self.rests.values().map(|r| r.until).min() {
             reason += &format!(", the first for another {} s", (first.saturating_sub(self.now)).as_secs());
         }

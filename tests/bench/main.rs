@@ -1,6 +1,6 @@
 //! `make bench`: our numbers beside those of a peer, in one run, as a table and as `target/bench.json`.
 //!
-//! With `--strict` a missed goal is a failure; `ordinary`, `large` or `repair` measures that part only.
+//! With `--strict` a missed goal is a failure; `ordinary`, `shape`, `large` or `repair` measures that part only.
 
 mod burst;
 mod churn;
@@ -9,6 +9,7 @@ mod idle;
 mod peer;
 mod repair;
 mod rtt;
+mod shape;
 #[path = "../sim/mod.rs"]
 #[allow(dead_code, unused_imports)]
 mod sim;
@@ -90,6 +91,9 @@ fn measure(table: &mut Table) {
     if is_asked("ordinary") {
         ordinary(table);
     }
+    if is_asked("shape") {
+        bandwidth(table);
+    }
     if is_asked("large") {
         large(table);
     }
@@ -117,6 +121,16 @@ fn ordinary(table: &mut Table) {
     rtt::measure(&rtt::Pods { few: &few, full: &full, rules: &rules, remote: &remote }, table);
     idle::measure(&mut cluster, table);
     start::measure(&mut cluster, FULL, table);
+}
+
+/// Two nodes with pods that have limits.
+fn bandwidth(table: &mut Table) {
+    let (ours, theirs) = (0, 1);
+    let mut cluster = Cluster::new(config(), 2, "ecs.sim.large");
+    peer::install(&cluster, theirs);
+    cluster.start_with(ours, &[]);
+    cluster.wait_ready(ours);
+    shape::measure(&cluster, ours, theirs, table);
 }
 
 /// A node with a thousand pods beside the peer's, and one that a hundred pods meet at once.

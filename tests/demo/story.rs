@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
+use crate::bandwidth;
 use crate::left::{self, Finding, Kernel};
 use crate::orders::Orders;
 use crate::paths::{self, PORT, Spot};
@@ -90,6 +91,8 @@ impl Story {
             self.add(n)?;
         }
         self.show_pods();
+        self.screen.title("A pod is limited");
+        self.limit()?;
         self.screen.title("Pods talk");
         self.faults += self.talk(keep)?;
         self.screen.title("The configuration changes while they run");
@@ -258,6 +261,18 @@ impl Story {
         if faults.len() > ENOUGH {
             self.screen.line(&format!("    and {} more", faults.len() - ENOUGH));
         }
+    }
+
+    // Bandwidth
+
+    fn limit(&mut self) -> Result<(), End> {
+        let pods: Vec<&Member> =
+            self.of(0).filter(|guest| guest.complaint.is_none()).map(|guest| &guest.member).collect();
+        let [pod, other, ..] = pods[..] else {
+            return Err(End::Failed("there are no two pods to flood each other".into()));
+        };
+        self.faults += bandwidth::show(&self.screen, self.cluster(), pod, other)?;
+        Ok(())
     }
 
     // Traffic
