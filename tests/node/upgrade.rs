@@ -348,3 +348,37 @@ fn records_of_an_earlier_release_are_read_and_no_packet_is_lost() {
         cluster.call_for(member, "CHECK").ok();
     }
 }
+
+#[test]
+fn a_lease_without_a_container_ends_with_its_own_sandbox_and_no_other() {
+    let mut old = Inherited::new(Generation::First);
+    old.cluster.start_ready(0);
+    let earlier = old.cluster.sandbox(0, old.a.sandbox.pod.clone());
+    old.cluster.call_for(&earlier, "DEL").ok();
+    assert_eq!(shown(&old.cluster, "/pool/leased"), 2);
+    assert!(old.a.pod.ping(&old.b.ip).is_some());
+    // A DEL that finds no daemon is heard of later.
+    old.cluster.kill(0);
+    old.cluster.call_for(&old.a, "DEL").ok();
+    old.cluster.start_ready(0);
+    soon("its lease is over", || shown(&old.cluster, "/pool/leased") == 1);
+    assert!(old.cluster.ledger(0, "resting").contains(&format!("{}.json", old.a.ip)));
+    assert!(old.b.pod.ping(OUTSIDE).is_some());
+}
+
+#[test]
+fn an_address_that_the_old_terway_kept_for_a_pod_is_kept_on() {
+    let mut old = Inherited::new(Generation::Second);
+    let mut web = old.cluster.schedule(0, "web-0");
+    web.ip = old.eni.ips[3].to_string();
+    let mut records: Vec<Record> = [&old.a, &old.b].map(|m| Record::of(m, &old.eni, Generation::Second)).into();
+    records.push(Record::of(&web, &old.eni, Generation::Second).sticky());
+    old.cluster.old_store(0, &records, 8);
+    let ip = web.ip.clone();
+    drop(web);
+    old.cluster.start_ready(0);
+    assert_eq!((shown(&old.cluster, "/pool/leased"), shown(&old.cluster, "/pool/reserved")), (2.into(), 1.into()));
+    let others: Vec<Member> = (0..4).map(|n| old.cluster.add(0, &format!("new-{n}"))).collect();
+    assert!(others.iter().all(|other| other.ip != ip));
+    assert_eq!(old.cluster.add(0, "web-0").ip, ip);
+}
