@@ -69,6 +69,7 @@ pub struct Config {
     pub extra_routes: Vec<IpNet>,
     pub kubeconfig: Option<PathBuf>,
     pub node_name: Option<String>,
+    pub publish: Publish,
     pub mtu: u32,
     pub conflist: PathBuf,
     pub cloud: CloudAccess,
@@ -88,6 +89,15 @@ pub struct Reclaim {
 pub struct Pace {
     pub per_second: f64,
     pub burst: u32,
+}
+
+/// What the API server is told beyond condition and events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Publish {
+    /// Extended resources on the node; without, ours are taken away.
+    pub resources: bool,
+    /// Addresses as an annotation on pods.
+    pub pod_ips: bool,
 }
 
 /// Where the cloud's APIs are and how they are spoken to; `None` follows from the region.
@@ -202,11 +212,9 @@ const NO_TRUNK: &str = "there are no trunk ENIs";
 const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("allow_eip_rob", NO_EIP),
     ("backoff_override", "waiting follows from what the cloud answers"),
-    ("disable_device_plugin", "resources are written to the node's status"),
     ("enable_eip_pool", NO_EIP),
     ("enable_eni_trunking", NO_TRUNK),
     ("enable_erdma", "eRDMA is not supported"),
-    ("enable_patch_pod_ips", "no pod is annotated"),
     ("eni_cap_policy", NO_TRUNK),
     ("eni_cap_ratio", "it is for nodes of one ENI per pod"),
     ("eni_cap_shift", "it is for nodes of one ENI per pod"),
@@ -279,6 +287,10 @@ impl Config {
             )?,
             kubeconfig: path(keys, "kubeconfig")?,
             node_name: keys.parsed("node_name", "a DNS name", node_name)?,
+            publish: Publish {
+                resources: !keys.flag("disable_device_plugin")?.unwrap_or(false),
+                pod_ips: keys.flag("enable_patch_pod_ips")?.unwrap_or(false),
+            },
             mtu: keys.number("mtu", crate::cni::MTU)?.unwrap_or(DEFAULT_MTU) as u32,
             conflist: path(keys, "conflist")?.unwrap_or_else(|| ours::CONFLIST.into()),
             cloud: CloudAccess::read(keys)?,

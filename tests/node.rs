@@ -4,6 +4,7 @@ mod bandwidth;
 mod config;
 mod connectivity;
 mod daemon;
+mod outage;
 mod own_node;
 mod pool;
 mod ports;

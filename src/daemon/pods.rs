@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::object::Pod;
+use crate::object::{self, Pod};
 use crate::pod::{PodName, nameless};
 use crate::pool::Now;
 use crate::rate::{Both, Told};
@@ -39,6 +39,8 @@ pub struct Seen {
     pub keeps_ip: bool,
     /// Events name it, or `kubectl describe` does not show them.
     pub uid: String,
+    /// What its annotation says of its addresses.
+    pub ips: Option<String>,
     /// The bandwidth that its annotations ask for.
     pub bandwidth: Both<Told>,
 }
@@ -80,7 +82,8 @@ fn seen(pod: &Pod) -> Seen {
     let owners = pod.meta.owner_references.iter().map(|owner| owner.kind.to_lowercase()).collect();
     let keeps_ip = pod.meta.annotations.get(KEEPS_IP).is_some_and(|value| value == "true");
     let bandwidth = Both::read(&pod.meta.annotations);
-    Seen { presence: presence(pod), owners, keeps_ip, uid: pod.meta.uid.clone(), bandwidth }
+    let ips = pod.meta.annotations.get(object::POD_IPS).cloned();
+    Seen { presence: presence(pod), owners, keeps_ip, uid: pod.meta.uid.clone(), ips, bandwidth }
 }
 
 fn presence(pod: &Pod) -> Presence {
@@ -169,6 +172,18 @@ impl Pods {
         self.known.get(name).map(|seen| seen.uid.as_str())
     }
 
+    /// A pod that runs here and whose annotation does not say this of its addresses.
+    pub fn lacks_ips(&self, name: &PodName, ips: &str) -> bool {
+        let seen = self.known.get(name).filter(|seen| seen.presence == Presence::Ours);
+        seen.is_some_and(|seen| seen.ips.as_deref() != Some(ips))
+    }
+
+    /// Pods that need no address of ours, once all are known.
+    pub fn without_address(&self) -> Option<u64> {
+        self.synced?;
+        Some(self.known.values().filter(|seen| seen.presence == Presence::NotOurs).count() as u64)
+    }
+
     /// What the pod's annotations ask for, where it is known.
     pub fn bandwidth(&self, name: &PodName) -> Option<&Both<Told>> {
         self.known.get(name).map(|seen| &seen.bandwidth)
@@ -205,7 +220,14 @@ mod tests {
     const T: fn(u64) -> Now = Duration::from_secs;
 
     fn ours(presence: Presence) -> Seen {
-        Seen { presence, owners: Vec::new(), keeps_ip: false, uid: String::new(), bandwidth: Both::default() }
+        Seen {
+            presence,
+            owners: Vec::new(),
+            keeps_ip: false,
+            uid: String::new(),
+            ips: None,
+            bandwidth: Both::default(),
+        }
     }
 
     fn web(n: u32) -> PodName {
