@@ -604,7 +604,9 @@ impl State {
         let refused = Refused { why: refusal(fault.kind), reason: fault.to_string() };
         let removal = matches!(verb, Verb::Detach | Verb::Delete | Verb::Unassign(_));
         let reason = if removal { "DisposeResourceFailed" } else { "AllocResourceFailed" };
-        if old.is_none() {
+        // What an ENI should bear is told with its name.
+        let told_there = matches!(verb, Verb::Regroup | Verb::Tag | Verb::Untag);
+        if old.is_none() && !told_there {
             self.tell(None, true, reason, refused.reason.clone());
         }
         self.blocks.insert(verb, Block { until: backoff.next, refused, fails: backoff.fails });
