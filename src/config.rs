@@ -252,7 +252,7 @@ impl Config {
         let (min_enis, max_enis) = eni_bounds(keys)?;
         let (eni_tags, eni_tag_filter, eni_tag_block) = all_tags(keys)?;
         Ok(Config {
-            stack: ip_stack(keys)?,
+            stack: keys.word("ip_stack", STACKS)?.unwrap_or_default(),
             access: access(keys)?,
             credential_path: path(keys, "credential_path")?,
             region: id(keys, "region_id")?,
@@ -347,13 +347,6 @@ fn says_something(value: &Value) -> bool {
 
 fn version(keys: &mut Reader) -> Result<(), Wrong> {
     keys.parsed("version", "\"1\"", |t| (t == "1").then_some(())).map(|_| ())
-}
-
-fn ip_stack(keys: &mut Reader) -> Result<Stack, Error> {
-    match keys.word("ip_stack", STACKS)?.unwrap_or_default() {
-        Stack::V4 => Ok(Stack::V4),
-        other => Err(Error::refused(format!("ip_stack is \"{other}\", which is not supported yet; use \"ipv4\""))),
-    }
 }
 
 const STACKS: &[(&str, Stack)] = &[("ipv4", Stack::V4), ("dual", Stack::Dual), ("ipv6", Stack::V6)];

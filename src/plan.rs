@@ -178,6 +178,14 @@ pub struct Iptables {
     pub rule: Vec<String>,
 }
 
+impl Sysctl {
+    /// The link that the parameter is of, if it is of one.
+    pub fn link(&self) -> Option<&str> {
+        let rest = self.path.strip_prefix("net/ipv6/conf/").or_else(|| self.path.strip_prefix("net/ipv4/conf/"))?;
+        rest.split_once('/').map(|(link, _)| link).filter(|link| !["all", "default"].contains(link))
+    }
+}
+
 impl Object {
     /// The link that the object is on, or is.
     pub fn link(&self) -> Option<&str> {
@@ -192,7 +200,8 @@ impl Object {
             Object::Tbf(t) => Some(&t.link),
             Object::Ifb(i) => Some(&i.name),
             Object::Redirect(r) => Some(&r.link),
-            Object::Rule(_) | Object::Sysctl(_) | Object::Iptables(_) => None,
+            Object::Sysctl(s) => s.link(),
+            Object::Rule(_) | Object::Iptables(_) => None,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use terway::datapath::{self, EniSetup, Setup};
+use terway::datapath::{self, EniSetup, NodeSetup, Setup};
 use terway::ip::{IpPair, Mac};
 use terway::kernel::{Kernel, unwire};
 use terway::ours;
@@ -44,7 +44,7 @@ impl World {
         node.sh(&format!("ip link add eth0 type veth peer name nowhere; ip addr add {NODE_IP}/24 dev eth0; ip link set eth0 up; ip link set nowhere up; ip route add default via 192.0.2.253"));
         router.sh(&format!("ip link set vpc up; ip addr add {GATEWAY}/24 dev vpc; ip addr add {FAR}/32 dev lo"));
         let world = World { node, router, marker };
-        world.node.run(|| Kernel::host().unwrap().apply(&datapath::node()).unwrap());
+        world.node.run(|| Kernel::host().unwrap().apply(&datapath::node(&NodeSetup::default())).unwrap());
         world.node.run(|| Kernel::host().unwrap().apply(&world.eni_plan()).unwrap());
         world
     }
@@ -392,7 +392,7 @@ fn what_is_applied_twice_changes_nothing() {
     pod.apply();
     world.node.run(|| {
         let mut kernel = Kernel::host().unwrap();
-        kernel.apply(&datapath::node()).unwrap();
+        kernel.apply(&datapath::node(&NodeSetup::default())).unwrap();
         kernel.apply(&world.eni_plan()).unwrap();
     });
     sign(signs());

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::thread;
 
-use terway::datapath::{self, EniSetup, Setup};
-use terway::ip::{IpPair, Mac, NetPair};
+use terway::datapath::{self, EniSetup, NodeSetup, Setup};
+use terway::ip::{IpPair, Mac, NetPair, Stack};
 use terway::kernel::{self, Kernel, unwire};
 use terway::ours;
 use terway::plan::Plan;
@@ -48,10 +48,10 @@ impl World {
         let world = World { node: Node::new("node"), remote: Node::new("remote"), fabric, marker, answers };
         world.boot(&world.node, "eni-n", "00:16:3e:00:00:0a", [NODE, NODE_V6]);
         world.boot(&world.remote, "eni-r", "00:16:3e:00:00:0b", [REMOTE, REMOTE_V6]);
-        world.node.sh("sysctl -qw net.ipv6.conf.all.forwarding=1; ip -6 rule add priority 512 lookup 1000");
-        world.kernel(|kernel| kernel.apply(&datapath::node()).unwrap());
+        let setup = NodeSetup { stack: Stack::Dual, advertised: Vec::new() };
+        world.kernel(|kernel| kernel.apply(&datapath::node(&setup)).unwrap());
         world.kernel(|kernel| kernel.apply(&datapath::masquerade(&node_ips())).unwrap());
-        world.kernel(|kernel| kernel.apply(&datapath::answers()).unwrap());
+        world.kernel(|kernel| kernel.apply(&datapath::answers(Stack::Dual)).unwrap());
         world
     }
 
@@ -59,7 +59,7 @@ impl World {
         let gateway: std::net::Ipv6Addr = "fd00:0:0:1:ffff:ffff:ffff:fffd".parse().unwrap();
         let card = Card { gateway_v6: Some(gateway), ..Card::new(id, mac, &[v4, v6]) };
         self.fabric.plug(&card, node.ns().name());
-        node.sh("sysctl -qw net.ipv6.conf.eth0.accept_ra=0");
+        node.sh("sysctl -qw net.ipv6.conf.eth0.accept_ra=0 net.ipv6.conf.eth0.accept_dad=0");
         node.dhcp(format!("{v4}/19").parse().unwrap(), "192.168.31.253".parse().unwrap());
         node.sh(&format!("ip addr add {v6}/128 dev eth0 nodad; ip route add {gateway}/128 dev eth0"));
         node.sh(&format!("ip route add default via {gateway} dev eth0"));

@@ -11,6 +11,7 @@ mod ports;
 mod repair;
 mod semantics;
 mod socket;
+mod stacks;
 mod sticky;
 mod upgrade;
 

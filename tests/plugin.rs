@@ -923,7 +923,6 @@ fn a_wrong_configuration_is_named_with_key_value_and_what_is_allowed() {
         (r#"{"max_pool_size": -1}"#, "max_pool_size is -1"),
         (r#"{"min_pool_size": 6, "max_pool_size": 5}"#, "min_pool_size is 6 and max_pool_size is 5"),
         (r#"{"min_eni": 3, "max_eni": 2}"#, "min_eni is 3 and max_eni is 2"),
-        (r#"{"ip_stack": "dual"}"#, r#"ip_stack is "dual", which is not supported yet"#),
         (r#"{"ip_stack": "ipx"}"#, r#"ip_stack is "ipx"; it must be one of ipv4, dual, ipv6"#),
         (r#"{"vswitch_selection_policy": "least"}"#, r#"is "least"; it must be one of random, ordered, most, listed"#),
         (r#"{"vswitches": ["vsw-1"]}"#, r#"vswitches is ["vsw-1"]; it must be an object"#),

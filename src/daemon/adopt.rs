@@ -1,14 +1,14 @@
 //! What the kernel alone tells of ENIs and pods: the slot that each ENI has, and, should the ledger have lost some, leases.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+use super::eni::prefixes;
 use super::ledger::Contents;
 use super::old;
 use crate::eni::{Eni, VSwitch};
 use crate::error::Error;
-use crate::ip::IpPair;
+use crate::ip::{IpPair, Stack};
 use crate::kernel::{Kernel, LinkSeen};
 use crate::plan::RuleAction;
 use crate::pod::Sandbox;
@@ -21,6 +21,7 @@ pub struct Known<'a> {
     pub enis: &'a [Eni],
     pub vswitches: &'a [VSwitch],
     pub slots: &'a BTreeMap<String, u32>,
+    pub stack: Stack,
     pub node: IpPair,
     pub marker: Marker,
 }
@@ -53,39 +54,42 @@ pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result
     let routes = kernel.routes(ours::PODS_TABLE)?;
     let mut found = Vec::new();
     for (attachment, veth) in kernel.pod_links()? {
-        let ip = routes.iter().find(|route| route.oif == Some(veth.ifindex)).map(|route| route.to.addr());
-        let Some(IpAddr::V4(ip)) = ip else { continue };
-        if contents.knows(&attachment, &IpPair::v4(ip)) {
+        let through = routes.iter().filter(|route| route.oif == Some(veth.ifindex));
+        let ip: IpPair = through.map(|route| route.to.addr()).collect();
+        if ip.is_empty() || contents.knows(&attachment, &ip) {
             continue;
         }
-        let Some(eni) = eni_lease(ip, known, &links) else {
+        let Some(eni) = eni_lease(&ip, known, &links) else {
             log::warn!("{} is wired with {ip}, which no ENI serves here: re-create its pod", veth.name);
             continue;
         };
         let pod = veth.alias.as_deref().and_then(ours::pod).unwrap_or_else(pod::nameless);
         log::info!("{attachment} of pod {pod} holds {ip}: found in the kernel");
         let sandbox = Sandbox { attachment, netns: PathBuf::new() };
-        let heritage = heritage(kernel, &veth, ip.into())?;
+        let heritage = heritage(kernel, &veth, &ip)?;
         let marker = if heritage.is_some() { old::MARKER } else { known.marker };
         // What its annotations ask for is heard from the watch.
         let bandwidth = Both::default();
-        let (node, ip, wiring, routes) = (known.node, IpPair::v4(ip), Wiring::Shared, Vec::new());
+        let (node, wiring, routes) = (known.node, Wiring::Shared, Vec::new());
         found.push(Lease { pod, sandbox, ip, eni, node, marker, bandwidth, sticky: false, heritage, wiring, routes });
     }
     Ok(found)
 }
 
 /// A veth that the old Terway made has other MACs than ours; that of its inner end we wrote down as a neighbour.
-fn heritage(kernel: &mut Kernel, veth: &LinkSeen, ip: IpAddr) -> Result<Option<Heritage>, Error> {
+fn heritage(kernel: &mut Kernel, veth: &LinkSeen, ip: &IpPair) -> Result<Option<Heritage>, Error> {
     let Some(host_mac) = veth.mac.filter(|mac| *mac != ours::host_mac(&veth.name)) else { return Ok(None) };
+    let Some(ip) = ip.iter().next() else { return Ok(None) };
     let pod_mac = kernel.neighbour(veth.ifindex, ip)?;
     Ok(pod_mac.map(|pod_mac| Heritage::Adopted { host_mac, pod_mac }))
 }
 
-/// The ENI that has the address, if its link and its rule are in the kernel.
-fn eni_lease(ip: Ipv4Addr, known: &Known, links: &[LinkSeen]) -> Option<EniLease> {
-    let eni = known.enis.iter().find(|eni| eni.addresses().any(|own| own == IpAddr::V4(ip)))?;
-    let cidr = known.vswitches.iter().find(|v| v.id == eni.vswitch).map(|v| v.cidr).unwrap_or_default();
+/// The ENI that has the addresses, if its link and its rule are in the kernel.
+fn eni_lease(ip: &IpPair, known: &Known, links: &[LinkSeen]) -> Option<EniLease> {
+    let has_all = |eni: &&Eni| ip.iter().all(|ip| eni.addresses().any(|there| there == ip));
+    let eni = known.enis.iter().find(has_all)?;
+    let vswitch = known.vswitches.iter().find(|v| v.id == eni.vswitch);
+    let cidr = vswitch.map(|v| prefixes(v, known.stack)).unwrap_or_default();
     Some(EniLease {
         id: eni.id.clone(),
         mac: eni.mac,

@@ -20,10 +20,11 @@ use super::world::World;
 use super::{adopt, calls, clock, file, news, old};
 use crate::cloud::{self, Credentials, Endpoint, Key, Metadata, Sources};
 use crate::config::{AccessKey, Config, NodeFacts, Scheme, Signature};
-use crate::eni::{Eni, VSwitch};
+use crate::datapath::NodeSetup;
+use crate::eni::{Eni, EniKind, VSwitch};
 use crate::error::{Cause, Context, Error};
 use crate::herald::Herald;
-use crate::ip::IpPair;
+use crate::ip::{Family, IpPair, Stack};
 use crate::kernel::Kernel;
 use crate::pool::{Boot, Held, Notice, Reserved};
 use crate::rpc::{Lease, Marker};
@@ -49,6 +50,7 @@ pub struct Start {
 struct Gathered {
     kernel: Kernel,
     node: IpPair,
+    setup: NodeSetup,
     marker: Marker,
     cloud: cloud::Client,
     kube: kube::Client,
@@ -146,22 +148,24 @@ pub async fn boot(mut start: Start, inputs: Sender<Input>, trouble: &RefCell<Str
 
 fn attempt(start: &Start, machine: &mut Option<String>) -> Result<Gathered, Error> {
     let mut kernel = Kernel::host()?;
-    let node = node_address(&mut kernel)?;
-    kernel.apply(&datapath::node()).context(|| "set up the node")?;
     let (marker, why) = kernel.marker();
     log::info!("packets of pods are marked by {marker:?}: {why}");
     let layers = start.layers_of_node();
     let (facts, layers) = fitting(layers, &start.layers)?;
     *machine = Some(facts.instance.clone());
     let cloud = cloud::Client::new(endpoint(layers.config(), &facts), credentials(layers.config())?)?;
+    let stack = layers.config().stack;
+    let node = node_address(&mut kernel, stack)?;
     let terms = Terms::ask(&cloud, facts)?;
+    terms.check(stack)?;
     let place = terms.place(layers.config());
     let (vswitches, enis) = (calls::vswitches(&cloud, &place)?, calls::look_all(&cloud, &place)?);
+    let setup = set_up(&mut kernel, stack, &enis)?;
     let kube = start.kube(kube::Limits::default())?;
     kube.pace(layers.config().kube_pace);
     let mut slots = adopt::slots(&mut kernel, &enis)?;
     let (ledger, mut contents) = Ledger::open(ours::LEDGER.as_ref(), &boot_id()?)?;
-    let known = adopt::Known { enis: &enis, vswitches: &vswitches, slots: &slots, node, marker };
+    let known = adopt::Known { enis: &enis, vswitches: &vswitches, slots: &slots, stack, node, marker };
     let adopted = adopt::leases(&mut kernel, &known, &contents)?;
     adopted.iter().try_for_each(|lease| ledger.record(lease))?;
     contents.leases.extend(adopted);
@@ -173,6 +177,7 @@ fn attempt(start: &Start, machine: &mut Option<String>) -> Result<Gathered, Erro
         ledger: &ledger,
         enis: &enis,
         vswitches: &vswitches,
+        stack,
         node,
         mtu: layers.config().mtu,
         slots: &mut slots,
@@ -184,6 +189,7 @@ fn attempt(start: &Start, machine: &mut Option<String>) -> Result<Gathered, Erro
     Ok(Gathered {
         kernel,
         node,
+        setup,
         marker,
         cloud,
         kube,
@@ -200,13 +206,27 @@ fn attempt(start: &Start, machine: &mut Option<String>) -> Result<Gathered, Erro
     })
 }
 
-/// The IPv4 address that the node is known by; ENIs bear it to speak ARP.
-fn node_address(kernel: &mut Kernel) -> Result<IpPair, Error> {
-    let source = kernel.default_source().context(|| "the node's own address")?;
-    match source.v4 {
-        Some(v4) => Ok(IpPair::v4(v4)),
-        None => Err(Error::new(Cause::Absent).within("the source address of the node's IPv4 default route")),
+/// The addresses that the node is known by. ENIs bear that of IPv4 to speak ARP; of IPv6 the node need not have one.
+fn node_address(kernel: &mut Kernel, stack: Stack) -> Result<IpPair, Error> {
+    let mut source = kernel.default_source().context(|| "the node's own address")?;
+    source.v6 = source.v6.filter(|_| stack.has(Family::V6));
+    if source.v4.is_none() && stack.has(Family::V4) {
+        return Err(Error::new(Cause::Absent).within("the source address of the node's IPv4 default route"));
     }
+    Ok(source)
+}
+
+/// Makes the node forward to pods. Its own links go on learning routes as they did; those of our ENIs learn none.
+fn set_up(kernel: &mut Kernel, stack: Stack, enis: &[Eni]) -> Result<NodeSetup, Error> {
+    if stack.has(Family::V6) && !kernel.has_v6() {
+        let why = "this kernel has no IPv6 (is ipv6.disable=1 on its command line?)";
+        return Err(Error::refused(format!("ip_stack is {stack}, and {why}; choose ip_stack ipv4 or switch it on")));
+    }
+    let mut links = kernel.advertised_links()?;
+    links.retain(|link| !enis.iter().any(|eni| eni.kind != EniKind::Primary && link.is_eni(eni.mac)));
+    let setup = NodeSetup { stack, advertised: links.into_iter().map(|link| link.name).collect() };
+    kernel.apply(&datapath::node(&setup)).context(|| "set up the node")?;
+    Ok(setup)
 }
 
 fn boot_id() -> Result<String, Error> {
@@ -284,6 +304,7 @@ fn assemble(start: &Start, g: Gathered, mut herald: Herald, inputs: Sender<Input
         terms: g.terms,
         node_name: start.node_name(),
         node: g.node,
+        setup: g.setup,
         marker: g.marker,
         mtu: config.mtu,
         orphan: config.orphan,

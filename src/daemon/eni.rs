@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::datapath;
 use crate::eni::VSwitch;
 use crate::error::{Cause, Context, Error};
-use crate::ip::{IpPair, Mac};
+use crate::ip::{Family, IpPair, Mac, NetPair, Stack};
 use crate::kernel::{Kernel, LinkSeen};
 use crate::ours;
 use crate::rpc::EniLease;
@@ -26,15 +26,23 @@ pub struct Job {
 }
 
 /// Blocks until the ENI's link is there and set up.
-pub fn prepare(job: &Job, slot: u32, vswitch: &VSwitch, node: &IpPair, mtu: u32) -> Result<EniLease, Error> {
+pub fn prepare(
+    job: &Job,
+    slot: u32,
+    vswitch: &VSwitch,
+    stack: Stack,
+    node: &IpPair,
+    mtu: u32,
+) -> Result<EniLease, Error> {
     let mut kernel = Kernel::host()?;
     let link = wait_for_link(&mut kernel, job.mac)?;
+    let cidr = prefixes(vswitch, stack);
     let lease = EniLease {
         id: job.eni.clone(),
         mac: job.mac,
         vswitch: vswitch.id.clone(),
-        cidr: vswitch.cidr,
-        gateway: vswitch.cidr.gateway(),
+        cidr,
+        gateway: cidr.gateway(),
         slot,
         table: ours::eni_table(link.ifindex),
     };
@@ -43,6 +51,11 @@ pub fn prepare(job: &Job, slot: u32, vswitch: &VSwitch, node: &IpPair, mtu: u32)
     wait_for_carrier(&mut kernel, &link.name)?;
     log::info!("ENI {} is {} in slot {slot}", job.eni, link.name);
     Ok(lease)
+}
+
+/// What an ENI of the vSwitch carries: IPv4 always, as no ENI is without; IPv6 where pods have it.
+pub fn prefixes(vswitch: &VSwitch, stack: Stack) -> NetPair {
+    NetPair { v6: vswitch.cidr.v6.filter(|_| stack.has(Family::V6)), ..vswitch.cidr }
 }
 
 fn wait_for_link(kernel: &mut Kernel, mac: Mac) -> Result<LinkSeen, Error> {

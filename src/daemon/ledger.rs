@@ -59,8 +59,9 @@ pub fn node_config(root: &Path) -> Option<Option<NodeConfig>> {
 impl Contents {
     /// The attachment is known, or the address is: it is leased, or its pod has gone and it rests.
     pub fn knows(&self, attachment: &Attachment, ip: &IpPair) -> bool {
-        self.leases.iter().any(|lease| lease.sandbox.attachment == *attachment || lease.ip == *ip)
-            || self.resting.iter().any(|resting| resting.ip == *ip)
+        let one_of = |pair: &IpPair| pair.iter().any(|known| ip.iter().any(|ip| ip == known));
+        self.leases.iter().any(|lease| lease.sandbox.attachment == *attachment || one_of(&lease.ip))
+            || self.resting.iter().any(|resting| one_of(&resting.ip))
     }
 }
 

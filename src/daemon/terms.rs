@@ -4,6 +4,8 @@ use super::calls::Place;
 use crate::cloud::Client;
 use crate::config::{Config, NodeFacts};
 use crate::eni::{Fault, Limits};
+use crate::error::Error;
+use crate::ip::{Family, Stack};
 use crate::ours;
 use crate::pool::Settings;
 
@@ -20,6 +22,19 @@ impl Terms {
         let limits = cloud.instance_limits(&facts.instance_type)?;
         let groups = cloud.security_groups(&facts.instance)?;
         Ok(Terms { facts, limits, groups })
+    }
+
+    /// A stack that an ENI of this machine can never serve is a mistake of the operator.
+    pub fn check(&self, stack: Stack) -> Result<(), Error> {
+        if !stack.has(Family::V6) || self.limits.v6_per_adapter > 0 {
+            return Ok(());
+        }
+        let kind = &self.facts.instance_type;
+        let text = format!(
+            "ip_stack is {stack}, and an ENI of instance type {kind} can hold no IPv6 address: choose another instance type, \
+             or ip_stack ipv4"
+        );
+        Err(Error::refused(text).within("configuration"))
     }
 
     pub fn place(&self, config: &Config) -> Place {

@@ -13,7 +13,7 @@ use super::news;
 use super::node::{Compared, Input};
 use super::terms::Terms;
 use crate::config::Publish;
-use crate::datapath::{self, EniSetup};
+use crate::datapath::{self, EniSetup, NodeSetup};
 use crate::eni::VSwitch;
 use crate::error::{Context, Error};
 use crate::ip::IpPair;
@@ -34,6 +34,7 @@ pub struct World {
     pub node_name: String,
     /// The node's own addresses.
     pub node: IpPair,
+    pub setup: NodeSetup,
     pub marker: Marker,
     pub mtu: u32,
     /// A lease whose pod has been gone this long is given up though no DEL came.
@@ -60,10 +61,10 @@ impl World {
 
     pub fn prepare(&self, job: Job, slot: u32) {
         let known = self.vswitches.get(&job.vswitch).cloned();
-        let (cloud, node, mtu) = (self.cloud.clone(), self.node, self.mtu);
+        let (cloud, stack, node, mtu) = (self.cloud.clone(), self.setup.stack, self.node, self.mtu);
         self.start(move || {
             let vswitch = known.map_or_else(|| cloud.vswitch(&job.vswitch).map_err(Error::from), Ok);
-            let result = vswitch.and_then(|vswitch| eni::prepare(&job, slot, &vswitch, &node, mtu));
+            let result = vswitch.and_then(|vswitch| eni::prepare(&job, slot, &vswitch, stack, &node, mtu));
             Input::Prepared { eni: job.eni, result }
         });
     }
@@ -110,8 +111,9 @@ impl World {
 
     /// Sees to it that answers of pods to node ports go back as they came; kube-proxy and people change netfilter too.
     pub fn guard_answers(&self) {
-        thread::spawn(|| {
-            if let Err(e) = Kernel::host().and_then(|mut kernel| kernel.apply(&datapath::answers())) {
+        let plan = datapath::answers(self.setup.stack);
+        thread::spawn(move || {
+            if let Err(e) = Kernel::host().and_then(|mut kernel| kernel.apply(&plan)) {
                 log::warn!("node ports will not answer other nodes for pods of this node: {e}");
             }
         });

@@ -7,13 +7,14 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::policy_route::{asking, deaf, heard, link_local};
 use super::shape::bucket;
-use super::{Setup, default_route, family, pod_gateway};
-use crate::ip::host_net;
+use super::{Setup, default_route, pod_gateway, sysctl};
+use crate::ip::{Family, host_net};
 use crate::ours;
 use crate::plan::{
-    Addr, Card, Family, Filter, FilterAction, Ifb, Iptables, Link, Neigh, Object, Plan, Redirect, Route, Rule,
-    RuleAction, Side, Sysctl, Veth,
+    Addr, Card, Filter, FilterAction, Ifb, Iptables, Link, Neigh, Object, Plan, Redirect, Route, Rule, RuleAction,
+    Side, Veth,
 };
 use crate::rate::{Both, Rate};
 use crate::rpc::{Answers, Lease, Marker, Shaper, Whole};
@@ -60,6 +61,8 @@ fn card(lease: &Lease, whole: &Whole) -> Card {
 fn outside(host: &mut Vec<Object>, setup: &Setup) {
     let lease = setup.lease;
     let veth = ours::host_veth(&lease.pod, &lease.sandbox.attachment.ifname);
+    deaf(host, &veth);
+    heard(host, lease, &veth);
     mark(host, lease, &veth);
     host.push(Object::Link(Link { name: veth.clone(), mtu: Some(setup.mtu) }));
     for addr in lease.ip.iter() {
@@ -131,7 +134,13 @@ fn card_inside(pod: &mut Vec<Object>, setup: &Setup) {
     pod.push(sysctl(format!("net/ipv4/conf/{name}/rp_filter"), "0"));
     // The VPC's routers advertise themselves; addresses and routes are ours to give.
     pod.push(sysctl(format!("net/ipv6/conf/{name}/accept_ra"), "0"));
+    if lease.ip.v6.is_some() {
+        asking(pod, name);
+    }
     pod.push(Object::Link(Link { name: name.clone(), mtu: Some(setup.mtu) }));
+    if lease.ip.v6.is_some() {
+        pod.push(link_local(lease.eni.mac, name));
+    }
     for addr in lease.ip.iter() {
         pod.push(Object::Addr(Addr { net: host_net(addr), link: name.clone() }));
     }
@@ -199,7 +208,7 @@ fn answers(pod: &mut Vec<Object>, lease: &Lease, how: Answers) {
         pod.push(default_route(pod_gateway(&addr), link, Some(ours::ANSWER_TABLE)));
         pod.push(Object::Rule(Rule {
             priority: ours::ANSWER_PRIORITY,
-            family: family(&addr),
+            family: Family::of(&addr),
             from: None,
             mark: Some((ours::NODE_MARK, ours::MARK_MASK)),
             iif: None,
@@ -217,15 +226,11 @@ pub fn masquerade(family: Family) -> Object {
 }
 
 fn mangle(addr: &IpAddr, chain: &'static str, rule: Vec<String>) -> Object {
-    Object::Iptables(Iptables { family: family(addr), table: "mangle", chain, rule })
+    Object::Iptables(Iptables { family: Family::of(addr), table: "mangle", chain, rule })
 }
 
 fn words(rule: &[&str]) -> Vec<String> {
     rule.iter().map(|word| word.to_string()).collect()
-}
-
-fn sysctl(path: String, value: &str) -> Object {
-    Object::Sysctl(Sysctl { path, value: value.into() })
 }
 
 fn route(to: IpNet, via: Option<IpAddr>, link: &str) -> Object {
@@ -269,6 +274,7 @@ mod tests {
                  type veth peer name veth1 netns pod address 4a:ef:c7:bc:3a:c8 mtu 1500",
                 "ip link set eth1 alias 'terway-eni eth1 0123456789abcdef/eth0 default/web-0' netns pod name eth0 \
                  # 00:16:3e:00:00:01",
+                "sysctl -w net.ipv6.conf.cali0d7763386da.accept_ra=0",
                 "tc filter replace dev cali0d7763386da ingress priority 2049 bpf direct-action mark 0x7e0/0x7e0",
                 "ip link set cali0d7763386da up mtu 1500",
                 "ip neigh replace 192.168.32.5 lladdr 4a:ef:c7:bc:3a:c8 dev cali0d7763386da nud permanent",
@@ -307,8 +313,13 @@ mod tests {
         assert_eq!(
             added,
             [
+                "sysctl -w net.ipv6.conf.cali0d7763386da.disable_ipv6=0",
                 "ip neigh replace 2001:db8::5 lladdr 4a:ef:c7:bc:3a:c8 dev cali0d7763386da nud permanent",
                 "ip route replace 2001:db8::5/128 dev cali0d7763386da table 1000 scope link",
+                "ip addr replace fe80::1/128 dev cali0d7763386da",
+                "pod: sysctl -w net.ipv6.conf.eth0.disable_ipv6=0",
+                "pod: sysctl -w net.ipv6.conf.eth0.accept_dad=0",
+                "pod: ip addr replace fe80::216:3eff:fe00:1/64 dev eth0",
                 "pod: ip addr replace 2001:db8::5/128 dev eth0",
                 "pod: ip route replace 2001:db8::fffd/128 dev eth0 scope link",
                 "pod: ip -6 route replace default via 2001:db8::fffd dev eth0 onlink",
@@ -360,7 +371,7 @@ mod tests {
     fn what_a_kernel_lacks_has_another_way() {
         let rule = Lease { marker: Marker::Rule, ..example_whole() };
         assert_eq!(
-            lines(&Setup::new(&rule, 1500))[2],
+            lines(&Setup::new(&rule, 1500))[3],
             "iptables -t mangle -A PREROUTING -i cali0d7763386da -j MARK --set-xmark 0x7e0/0x7e0"
         );
         assert_eq!(
@@ -372,7 +383,7 @@ mod tests {
         );
         let sockets = with(&example_whole(), |whole| whole.answers = Answers::Sockets);
         assert_eq!(
-            lines(&Setup::new(&sockets, 1500))[19..],
+            lines(&Setup::new(&sockets, 1500))[20..],
             [
                 "pod: tc filter replace dev veth1 ingress priority 2049 bpf direct-action mark 0x7e0/0x7e0",
                 "pod: sysctl -w net.ipv4.tcp_fwmark_accept=1",

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::ip::IpPair;
-use crate::plan::{Family, Iptables, Object, Plan, Rule, RuleAction, Sysctl, Veth};
+use crate::ip::{Family, IpPair, Stack};
+use crate::plan::{Iptables, Object, Plan, Rule, RuleAction, Sysctl, Veth};
 use crate::pod::{Attachment, PodName};
 use crate::rate::{Both, Limit, Limits, Rate};
 use crate::rpc::{EniLease, Lease, Wiring};
@@ -57,7 +57,7 @@ fn extra_routes(plan: &Plan, nets: &[IpNet]) -> Vec<Object> {
         _ => None,
     };
     let defaults: Vec<plan::Route> = plan.pod.iter().filter_map(route).collect();
-    let of_family = |net: &IpNet, route: &plan::Route| family(&net.addr()) == family(&route.to.addr());
+    let of_family = |net: &IpNet, route: &plan::Route| net.addr().is_ipv4() == route.to.addr().is_ipv4();
     let through = |net: &IpNet| defaults.iter().find(|route| of_family(net, route)).cloned();
     nets.iter().filter_map(|net| Some(Object::Route(plan::Route { to: *net, ..through(net)? }))).collect()
 }
@@ -102,7 +102,7 @@ pub struct EniSetup<'a> {
     /// The ENI's link on this node.
     pub link: &'a str,
     pub mtu: u32,
-    /// The node's own addresses; the ENI bears them so that it can speak ARP.
+    /// The node's own addresses; the ENI bears that of IPv4 so that it can speak ARP.
     pub node: &'a crate::ip::IpPair,
 }
 
@@ -111,43 +111,59 @@ pub fn eni(setup: &EniSetup) -> Plan {
     policy_route::eni(setup)
 }
 
-/// What the node needs once, whatever pods and ENIs there are.
-pub fn node() -> Plan {
-    let sysctl = |path: &str, value: &str| Object::Sysctl(Sysctl { path: path.into(), value: value.into() });
-    Plan {
-        host: vec![
-            sysctl("net/ipv4/ip_forward", "1"),
-            sysctl("net/ipv4/conf/all/rp_filter", "0"),
-            sysctl("net/ipv4/conf/default/rp_filter", "0"),
-            Object::Rule(Rule {
-                priority: ours::TO_POD_PRIORITY,
-                family: Family::V4,
-                from: None,
-                mark: None,
-                iif: None,
-                action: RuleAction::Lookup(ours::PODS_TABLE),
-            }),
-        ],
-        pod: Vec::new(),
+/// What the node's own plan depends on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeSetup {
+    pub stack: Stack,
+    /// Links of the node that learn their IPv6 default route from router advertisements.
+    pub advertised: Vec<String>,
+}
+
+/// What the node needs once, whatever pods and ENIs there are. IPv4 is always there: every ENI has an IPv4 address, and pods
+/// of before may have one too.
+pub fn node(setup: &NodeSetup) -> Plan {
+    let mut host = vec![
+        sysctl("net/ipv4/ip_forward".into(), "1"),
+        sysctl("net/ipv4/conf/all/rp_filter".into(), "0"),
+        sysctl("net/ipv4/conf/default/rp_filter".into(), "0"),
+        to_pods(Family::V4),
+    ];
+    if setup.stack.has(Family::V6) {
+        // A kernel that forwards listens to advertisements no more, and forgets what it has learnt, unless told so before.
+        host.extend(setup.advertised.iter().map(|link| sysctl(format!("net/ipv6/conf/{link}/accept_ra"), "2")));
+        host.push(sysctl("net/ipv6/conf/all/forwarding".into(), "1"));
+        host.push(to_pods(Family::V6));
     }
+    Plan { host, pod: Vec::new() }
+}
+
+fn to_pods(family: Family) -> Object {
+    let action = RuleAction::Lookup(ours::PODS_TABLE);
+    Object::Rule(Rule { priority: ours::TO_POD_PRIORITY, family, from: None, mark: None, iif: None, action })
+}
+
+fn sysctl(path: String, value: &str) -> Object {
+    Object::Sysctl(Sysctl { path, value: value.into() })
 }
 
 /// What answers a connection that netfilter led to a pod (a node port, a host port) goes back as it came.
 ///
 /// Such an answer is routed while it still bears the pod's address and mark, and gets the node's address only on its way
 /// out: by the ENI, where the VPC would take it for forged. Without the mark it takes the node's own way.
-pub fn answers() -> Plan {
+pub fn answers(stack: Stack) -> Plan {
     let unmarked = format!("0x0/{:#x}", ours::MARK_MASK);
     let rule = ["-i", "cali+", "-m", "conntrack", "--ctdir", "REPLY", "--ctstate", "DNAT", "-j", "MARK", "--set-xmark"];
-    let rule = rule.into_iter().map(String::from).chain([unmarked]).collect();
-    let family = Family::V4;
-    let rule = Iptables { family, table: "mangle", chain: "PREROUTING", rule };
-    Plan { host: vec![Object::Iptables(rule)], pod: Vec::new() }
+    let rule: Vec<String> = rule.into_iter().map(String::from).chain([unmarked]).collect();
+    let of = |family: &Family| {
+        let (table, chain) = ("mangle", "PREROUTING");
+        Object::Iptables(Iptables { family: *family, table, chain, rule: rule.clone() })
+    };
+    Plan { host: stack.families().iter().map(of).collect(), pod: Vec::new() }
 }
 
 /// What pods with an ENI of their own send through the node to backends elsewhere leaves as the node's, in its families.
 pub fn masquerade(node: &IpPair) -> Plan {
-    Plan { host: node.iter().map(|addr| exclusive::masquerade(family(&addr))).collect(), pod: Vec::new() }
+    Plan { host: node.iter().map(|addr| exclusive::masquerade(Family::of(&addr))).collect(), pod: Vec::new() }
 }
 
 /// The one neighbour that a pod sees of its node.
@@ -155,13 +171,6 @@ fn pod_gateway(addr: &IpAddr) -> IpAddr {
     match addr {
         IpAddr::V4(_) => IpAddr::V4(ours::POD_GATEWAY),
         IpAddr::V6(_) => IpAddr::V6(ours::POD_GATEWAY_V6),
-    }
-}
-
-fn family(addr: &IpAddr) -> Family {
-    match addr {
-        IpAddr::V4(_) => Family::V4,
-        IpAddr::V6(_) => Family::V6,
     }
 }
 

@@ -4,11 +4,13 @@
 
 use std::net::IpAddr;
 
+use ipnet::Ipv6Net;
+
 use super::shape::bucket;
-use super::{EniSetup, Setup, default_route, family, pod_gateway};
-use crate::ip::{Mac, host_net};
+use super::{EniSetup, Setup, default_route, pod_gateway, sysctl};
+use crate::ip::{Family, Mac, host_net};
 use crate::ours;
-use crate::plan::{Addr, Filter, FilterAction, Link, Neigh, Object, Plan, Route, Rule, RuleAction, Sysctl, Veth};
+use crate::plan::{Addr, Filter, FilterAction, Link, Neigh, Object, Plan, Route, Rule, RuleAction, Veth};
 use crate::pod::{Attachment, PodName};
 use crate::rate::Both;
 use crate::rpc::{Heritage, Lease, Marker};
@@ -19,6 +21,11 @@ pub fn pod(setup: &Setup) -> Plan {
     let veth = leased_veth(lease, setup.mtu);
     let mut plan = Plan::default();
     plan.host.push(Object::Veth(veth.clone()));
+    deaf(&mut plan.host, &veth.name);
+    heard(&mut plan.host, lease, &veth.name);
+    if lease.ip.v6.is_some() {
+        speak_v6(&mut plan.pod, ifname);
+    }
     mark(&mut plan.host, setup, &veth.name);
     let Both { ingress, egress } = lease.bandwidth.rates();
     plan.host.extend(ingress.map(|rate| bucket(&veth.name, rate, setup.mtu)));
@@ -43,6 +50,24 @@ pub fn veth(pod: &PodName, attachment: &Attachment, mtu: u32) -> Veth {
         peer_mac: ours::pod_mac(&name),
         name,
     }
+}
+
+/// No router speaks on this link: whoever advertises himself as one is not believed. Said before the link comes up.
+pub(super) fn deaf(objects: &mut Vec<Object>, link: &str) {
+    objects.push(sysctl(format!("net/ipv6/conf/{link}/accept_ra"), "0"));
+}
+
+/// The node may have switched IPv6 off for links of which it knows no use.
+pub(super) fn heard(host: &mut Vec<Object>, lease: &Lease, veth: &str) {
+    if lease.ip.v6.is_some() {
+        host.push(sysctl(format!("net/ipv6/conf/{veth}/disable_ipv6"), "0"));
+    }
+}
+
+/// Some runtimes switch IPv6 off where they know of no use for it.
+fn speak_v6(pod: &mut Vec<Object>, ifname: &str) {
+    deaf(pod, ifname);
+    pod.extend(["lo", ifname].map(|link| sysctl(format!("net/ipv6/conf/{link}/disable_ipv6"), "0")));
 }
 
 /// One that the old Terway has made keeps its MACs: the pod knows them.
@@ -72,6 +97,11 @@ pub fn outside(host: &mut Vec<Object>, addr: IpAddr, veth: &str, pod_mac: Mac) {
         table: Some(ours::PODS_TABLE),
         onlink: false,
     }));
+    // What the node sends from here bears this address where the node has no IPv6 address of its own, and the pod knows the
+    // way to it.
+    if addr.is_ipv6() {
+        host.push(Object::Addr(Addr { net: host_net(ours::POD_GATEWAY_V6.into()), link: veth.into() }));
+    }
 }
 
 /// What makes the pod's packets leave by its ENI.
@@ -89,7 +119,7 @@ fn mark(host: &mut Vec<Object>, setup: &Setup, veth: &str) {
 fn from_rule(setup: &Setup, addr: IpAddr) -> Object {
     Object::Rule(Rule {
         priority: ours::FROM_POD_PRIORITY,
-        family: family(&addr),
+        family: Family::of(&addr),
         from: Some(host_net(addr)),
         mark: None,
         iif: None,
@@ -97,19 +127,35 @@ fn from_rule(setup: &Setup, addr: IpAddr) -> Object {
     })
 }
 
+/// Makes a link ready to ask for its IPv6 gateway at once: no wait until nobody else is known to have its own address.
+pub(super) fn asking(objects: &mut Vec<Object>, link: &str) {
+    objects.extend(["disable_ipv6", "accept_dad"].map(|name| sysctl(format!("net/ipv6/conf/{link}/{name}"), "0")));
+}
+
+/// The address that the link asks from. It gives itself one, and a flush would take it away for good.
+pub(super) fn link_local(mac: Mac, link: &str) -> Object {
+    let net = Ipv6Net::new_assert(mac.link_local(), 64);
+    Object::Addr(Addr { net: net.into(), link: link.into() })
+}
+
 pub fn eni(setup: &EniSetup) -> Plan {
     let table = setup.eni.table;
-    let mut host = vec![
-        Object::Sysctl(Sysctl { path: format!("net/ipv4/conf/{}/rp_filter", setup.link), value: "0".into() }),
-        Object::Link(Link { name: setup.link.into(), mtu: Some(setup.mtu) }),
-    ];
-    for addr in setup.node.iter() {
-        host.push(Object::Addr(Addr { net: host_net(addr), link: setup.link.into() }));
+    let mut host = vec![sysctl(format!("net/ipv4/conf/{}/rp_filter", setup.link), "0")];
+    deaf(&mut host, setup.link);
+    if setup.eni.gateway.v6.is_some() {
+        asking(&mut host, setup.link);
+    }
+    host.push(Object::Link(Link { name: setup.link.into(), mtu: Some(setup.mtu) }));
+    if let Some(addr) = setup.node.v4 {
+        host.push(Object::Addr(Addr { net: host_net(addr.into()), link: setup.link.into() }));
+    }
+    if setup.eni.gateway.v6.is_some() {
+        host.push(link_local(setup.eni.mac, setup.link));
     }
     for gateway in setup.eni.gateway.iter() {
         let rule = Rule {
             priority: ours::FROM_POD_PRIORITY,
-            family: family(&gateway),
+            family: Family::of(&gateway),
             from: None,
             mark: Some((ours::mark(setup.eni.slot), ours::MARK_MASK)),
             iif: None,
@@ -134,8 +180,8 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::datapath;
-    use crate::ip::IpPair;
+    use crate::datapath::{self, NodeSetup};
+    use crate::ip::{IpPair, Stack};
     use crate::rate::{Limit, Limits, Rate};
     use crate::rpc::example_lease;
 
@@ -151,6 +197,7 @@ mod tests {
                 "ip link add cali0d7763386da address 4a:f6:c8:c6:ad:15 mtu 1500 \
                  alias 'terway 0123456789abcdef/eth0 default/web-0' \
                  type veth peer name eth0 netns pod address 4a:ef:c7:bc:3a:c8 mtu 1500",
+                "sysctl -w net.ipv6.conf.cali0d7763386da.accept_ra=0",
                 "tc filter replace dev cali0d7763386da ingress priority 2049 bpf direct-action mark 0x20/0x7e0",
                 "ip link set cali0d7763386da up mtu 1500",
                 "ip neigh replace 192.168.32.5 lladdr 4a:ef:c7:bc:3a:c8 dev cali0d7763386da nud permanent",
@@ -172,8 +219,13 @@ mod tests {
         assert_eq!(
             added,
             [
+                "sysctl -w net.ipv6.conf.cali0d7763386da.disable_ipv6=0",
                 "ip neigh replace 2001:db8::5 lladdr 4a:ef:c7:bc:3a:c8 dev cali0d7763386da nud permanent",
                 "ip route replace 2001:db8::5/128 dev cali0d7763386da table 1000 scope link",
+                "ip addr replace fe80::1/128 dev cali0d7763386da",
+                "pod: sysctl -w net.ipv6.conf.eth0.accept_ra=0",
+                "pod: sysctl -w net.ipv6.conf.lo.disable_ipv6=0",
+                "pod: sysctl -w net.ipv6.conf.eth0.disable_ipv6=0",
                 "pod: ip addr replace 2001:db8::5/128 dev eth0",
                 "pod: ip neigh replace fe80::1 lladdr 4a:f6:c8:c6:ad:15 dev eth0 nud permanent",
                 "pod: ip -6 route replace default via fe80::1 dev eth0 onlink",
@@ -209,7 +261,7 @@ mod tests {
 
     #[test]
     fn the_way_of_marking_changes_one_line() {
-        let line = |marker| printed(&Lease { marker, ..example_lease() })[1].clone();
+        let line = |marker| printed(&Lease { marker, ..example_lease() })[2].clone();
         let filter = "tc filter replace dev cali0d7763386da ingress priority 2049";
         assert_eq!(line(Marker::Bpf), format!("{filter} bpf direct-action mark 0x20/0x7e0"));
         assert_eq!(line(Marker::Skbedit), format!("{filter} u32 match u32 0 0 action skbedit mark 0x20/0x7e0"));
@@ -253,6 +305,7 @@ mod tests {
             plan.to_string().lines().collect::<Vec<_>>(),
             [
                 "sysctl -w net.ipv4.conf.eth1.rp_filter=0",
+                "sysctl -w net.ipv6.conf.eth1.accept_ra=0",
                 "ip link set eth1 up mtu 1500",
                 "ip addr replace 192.168.0.10/32 dev eth1",
                 "ip route replace default via 192.168.63.253 dev eth1 table 1003 onlink",
@@ -263,9 +316,48 @@ mod tests {
     }
 
     #[test]
+    fn an_eni_with_ipv6_has_a_second_set_and_asks_for_its_gateway_at_once() {
+        let mut lease = example_lease();
+        let node = IpPair { v6: Some("2001:db8::10".parse().unwrap()), ..IpPair::default() };
+        let lines =
+            |lease: &Lease| eni(&EniSetup { eni: &lease.eni, link: "eth1", mtu: 1500, node: &node }).to_string();
+        let before = lines(&lease);
+        lease.eni.gateway.v6 = Some("2001:db8::fffd".parse().unwrap());
+        let after = lines(&lease);
+        assert_eq!(
+            after.lines().filter(|line| !before.lines().any(|old| old == *line)).collect::<Vec<_>>(),
+            [
+                "sysctl -w net.ipv6.conf.eth1.disable_ipv6=0",
+                "sysctl -w net.ipv6.conf.eth1.accept_dad=0",
+                "ip addr replace fe80::216:3eff:fe00:1/64 dev eth1",
+                "ip -6 route replace default via 2001:db8::fffd dev eth1 table 1003 onlink",
+                "ip -6 rule add priority 2048 from all fwmark 0x20/0x7e0 lookup 1003",
+                "ip -6 rule add priority 2049 from all iif eth1 blackhole",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_node_with_ipv6_pods_forwards_both_and_keeps_its_advertised_route() {
+        let setup = NodeSetup { stack: Stack::Dual, advertised: vec!["eth0".into()] };
+        let plan = datapath::node(&setup).to_string();
+        assert_eq!(
+            plan.lines().skip(4).collect::<Vec<_>>(),
+            [
+                "sysctl -w net.ipv6.conf.eth0.accept_ra=2",
+                "sysctl -w net.ipv6.conf.all.forwarding=1",
+                "ip -6 rule add priority 512 from all lookup 1000",
+            ]
+        );
+        let answers = datapath::answers(Stack::Dual).to_string();
+        let programs: Vec<&str> = answers.lines().filter_map(|line| line.split(' ').next()).collect();
+        assert_eq!(programs, ["iptables", "ip6tables"]);
+    }
+
+    #[test]
     fn a_node_forwards_and_looks_for_pods_first() {
         assert_eq!(
-            datapath::node().to_string().lines().collect::<Vec<_>>(),
+            datapath::node(&NodeSetup::default()).to_string().lines().collect::<Vec<_>>(),
             [
                 "sysctl -w net.ipv4.ip_forward=1",
                 "sysctl -w net.ipv4.conf.all.rp_filter=0",

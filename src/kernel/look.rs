@@ -8,7 +8,7 @@ use super::link;
 use super::neigh::NeighSeen;
 use super::place::{Place, absent_is_fine};
 use super::route::{MAIN, RouteSeen};
-use super::{AddrSeen, Kernel, LinkSeen};
+use super::{AddrSeen, Kernel, LinkSeen, sysctl};
 use crate::error::{Context, Error, Errors};
 use crate::ip::{IpPair, Mac};
 use crate::ours;
@@ -62,6 +62,24 @@ impl Kernel {
             }
         }
         Ok(pair)
+    }
+
+    /// Links whose IPv6 default route comes from router advertisements that the kernel reads.
+    pub fn advertised_links(&mut self) -> Result<Vec<LinkSeen>, Error> {
+        let default = |route: &RouteSeen| route.to.prefix_len() == 0 && route.to.addr().is_ipv6();
+        let routes = self.routes(MAIN)?;
+        let by_default = |link: &LinkSeen| routes.iter().any(|r| default(r) && r.oif == Some(link.ifindex));
+        let mut links = self.links()?;
+        links.retain(|link| {
+            let listens = sysctl::read(&format!("net/ipv6/conf/{}/accept_ra", link.name));
+            by_default(link) && matches!(listens.ok().flatten().as_deref(), Some("1" | "2"))
+        });
+        Ok(links)
+    }
+
+    /// Whether this kernel speaks IPv6 at all.
+    pub fn has_v6(&self) -> bool {
+        sysctl::read("net/ipv6/conf/all/forwarding").is_ok_and(|value| value.is_some())
     }
 
     pub fn addrs(&mut self) -> Result<Vec<AddrSeen>, Error> {

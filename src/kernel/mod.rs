@@ -40,7 +40,7 @@ use self::netns::Netns;
 use self::place::Place;
 use self::veth::Age;
 use crate::error::{Context, Error, Errors};
-use crate::plan::{Card, Object, Plan, Veth};
+use crate::plan::{Addr, Card, Object, Plan, Veth};
 
 /// The namespace of the node, and that of a pod where there is one to wire.
 pub struct Kernel {
@@ -147,12 +147,20 @@ impl Kernel {
         // network locked. Before, the pod could send nothing that is not marked.
         self.apply_inside(&plan.pod, &fresh)?;
         for (veth, objects) in &fresh {
+            place::set(objects).context(|| format!("wire link {}", veth.name))?;
             let signature = veth::sign(&mut self.host, veth)?;
             self.host.correct_fresh(signature, objects).context(|| format!("wire link {}", veth.name))?;
         }
         rest.into_iter().try_for_each(|object| self.host.correct(object))?;
         fresh.iter().filter(|(veth, _)| comes_up(veth, plan)).try_for_each(|(veth, _)| self.await_carrier(veth))?;
-        plan.host.iter().filter_map(as_card).try_for_each(|card| self.await_inside(&card.name))
+        plan.host.iter().filter_map(as_card).try_for_each(|card| self.await_inside(&card.name))?;
+        self.await_addresses(plan)
+    }
+
+    fn await_addresses(&mut self, plan: &Plan) -> Result<(), Error> {
+        plan.host.iter().filter_map(as_v6).try_for_each(|addr| place::await_local(&mut self.host, addr))?;
+        let Some(pod) = self.pod.as_mut() else { return Ok(()) };
+        plan.pod.iter().filter_map(as_v6).try_for_each(|addr| place::await_local(&mut pod.place, addr))
     }
 
     fn await_inside(&mut self, link: &str) -> Result<(), Error> {
@@ -182,6 +190,9 @@ impl Kernel {
         };
         let (fresh, rest): (Vec<_>, Vec<_>) = objects.iter().partition(is_fresh);
         let doing = || format!("in {}", pod.netns.path().display());
+        if fresh.iter().any(|object| matches!(object, Object::Sysctl(_))) {
+            pod.netns.run(|| place::set(&fresh)).context(doing)?;
+        }
         pod.place.correct_fresh(None, &fresh).context(doing)?;
         for object in rest {
             let corrected = pod.correct(object);
@@ -245,6 +256,13 @@ impl Kernel {
         if let Some(pod) = &mut self.pod {
             pod.place.forget();
         }
+    }
+}
+
+fn as_v6(object: &Object) -> Option<&Addr> {
+    match object {
+        Object::Addr(addr) if addr.net.addr().is_ipv6() => Some(addr),
+        _ => None,
     }
 }
 

@@ -524,6 +524,12 @@ impl Place {
     }
 }
 
+/// Sets the kernel parameters among the objects, in the namespace of the calling thread.
+pub(super) fn set(objects: &[&Object]) -> Result<(), Error> {
+    let sysctls = objects.iter().filter_map(|object| if let Object::Sysctl(s) = object { Some(s) } else { None });
+    sysctls.into_iter().try_for_each(sysctl::ensure)
+}
+
 /// What a link should be besides being there.
 pub(super) fn shape_difference(seen: &LinkSeen, mtu: Option<u32>) -> Option<Difference> {
     let name = &seen.name;
@@ -570,6 +576,21 @@ pub fn await_carrier(place: &mut Place, link: &str) -> Result<(), Error> {
         place.forget();
         let running = place.link(link)?.is_none_or(|link| link.running);
         if running || start.elapsed() > CARRIER_WAIT {
+            return Ok(());
+        }
+        thread::sleep(CARRIER_POLL);
+    }
+}
+
+/// Waits until the address takes packets. The kernel has a thread make an IPv6 address local that was added without a check
+/// for duplicates; until then it sends from it, and takes what is sent to it for something to forward.
+pub fn await_local(place: &mut Place, want: &Addr) -> Result<(), Error> {
+    let (addr, start) = (want.net.addr(), Instant::now());
+    let ifindex = place.index(&want.link)?;
+    loop {
+        // Before, there may be no route at all.
+        let local = place.socket.act(route::get(addr, ifindex)).is_ok_and(|answer| route::is_local(&answer));
+        if local || start.elapsed() > CARRIER_WAIT {
             return Ok(());
         }
         thread::sleep(CARRIER_POLL);

@@ -134,6 +134,19 @@ pub fn replace(want: &Route, oif: u32) -> Message {
         .u32(libc::RTA_OIF, oif)
 }
 
+/// Asks where packets to this address go that belong to this link.
+pub fn get(to: IpAddr, oif: u32) -> Message {
+    let length = if to.is_ipv4() { 32 } else { 128 };
+    Message::new(libc::RTM_GETROUTE, 0, &[family(&to), length, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+        .attr(libc::RTA_DST, &ip_bytes(to))
+        .u32(libc::RTA_OIF, oif)
+}
+
+/// Whether the answer says that they stay here.
+pub fn is_local(answer: &[u8]) -> bool {
+    answer.get(7) == Some(&libc::RTN_LOCAL)
+}
+
 /// Removes the first route to this destination in this table, or the one through this link.
 pub fn remove(to: IpNet, table: u32, via: Option<IpAddr>, oif: Option<u32>) -> Message {
     request(libc::RTM_DELROUTE, 0, to, table, [0, libc::RT_SCOPE_NOWHERE, 0], false)

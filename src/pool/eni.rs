@@ -1,5 +1,6 @@
 //! One ENI's life: what we want of it, where cloud and kernel have it, and the one step that comes next.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -7,8 +8,9 @@ use ipnet::Ipv4Net;
 
 use super::dress::Dress;
 use super::retry::Backoff;
+use super::units::Supply;
 use super::{Call, CallId, Intent, Link, Now, Refused, Settings};
-use crate::eni::{Eni, EniKind, EniState, Limits, PER_PREFIX};
+use crate::eni::{Eni, EniKind, EniState, PER_PREFIX};
 use crate::ip::{Family, Mac};
 use crate::ours;
 
@@ -33,6 +35,8 @@ pub(super) struct Nic {
     pub addresses: BTreeMap<IpAddr, Address>,
     /// Prefixes, whose addresses are among these.
     pub prefixes: BTreeSet<Ipv4Net>,
+    /// What was counted last, and at which edition of the state.
+    pub supply: Cell<Option<(u64, Supply)>>,
     /// Addresses that the cloud has on it and that cannot be right.
     pub suspect: BTreeSet<IpAddr>,
     /// An AssignPrivateIpAddresses or AssignIpv6Addresses whose end we do not know yet.
@@ -114,6 +118,7 @@ impl Nic {
             complaint: None,
             addresses: BTreeMap::new(),
             prefixes: BTreeSet::new(),
+            supply: Cell::new(None),
             suspect: BTreeSet::new(),
             assign: None,
             busy: None,
@@ -184,29 +189,16 @@ impl Nic {
         self.next() == Next::Nothing && self.busy.is_none() && self.retry.next <= now
     }
 
-    /// Addresses that it could still get, were none of them leaving.
-    pub fn room(&self, limits: &Limits, family: Family) -> u32 {
-        let alone = self.addresses.keys().filter(|ip| !self.in_prefix(ip)).chain(&self.suspect);
-        let there = alone.filter(|ip| Family::of(ip) == family).count() as u32;
-        let prefixes = if family == Family::V4 { self.prefixes.len() as u32 } else { 0 };
-        limits.per_adapter(family).saturating_sub(there + prefixes + self.places_coming(family))
-    }
-
     /// The address is one of a prefix.
     pub fn in_prefix(&self, ip: &IpAddr) -> bool {
         matches!(ip, IpAddr::V4(ip) if self.prefixes.iter().any(|prefix| prefix.contains(ip)))
     }
 
-    /// A prefix takes one place.
-    fn places_coming(&self, family: Family) -> u32 {
+    /// Places that have been asked for: a prefix takes one.
+    pub fn places_coming(&self, family: Family) -> u32 {
         let whole = |assign: &&Assign| matches!(assign.intent.call, Call::AssignPrefixes { .. });
         let per_place = if self.assign.as_ref().filter(whole).is_some() { PER_PREFIX } else { 1 };
         self.coming(family) / per_place
-    }
-
-    /// Addresses that are being unassigned.
-    pub fn leaving(&self, family: Family) -> u32 {
-        self.addresses.iter().filter(|(ip, a)| a.leaving && Family::of(ip) == family).count() as u32
     }
 
     /// Addresses that have been asked for.

@@ -24,13 +24,13 @@ impl State {
     /// Prefixes that could be asked for on this ENI.
     pub fn prefixes_for(&self, nic: &Nic) -> u32 {
         let more = self.most_prefixes(&nic.vswitch).saturating_sub(nic.prefixes.len() as u32);
-        more.min(nic.room(&self.settings.limits, Family::V4))
+        more.min(self.free_room(nic, Family::V4))
     }
 
     /// Addresses of a family that the ENI's free places come to.
     pub fn gain(&self, nic: &Nic, family: Family) -> u32 {
         let prefixes = if family == Family::V4 { self.prefixes_for(nic) } else { 0 };
-        nic.room(&self.settings.limits, family) + prefixes * (PER_PREFIX - 1)
+        self.free_room(nic, family) + prefixes * (PER_PREFIX - 1)
     }
 
     /// Addresses that an ENI of this vSwitch comes to: its primary one is always alone.
@@ -52,6 +52,7 @@ impl State {
 
     /// New prefixes, each taken only if it can be right.
     pub fn assigned_prefixes(&mut self, id: &str, count: u32, prefixes: &[Ipv4Net]) {
+        self.recount();
         self.settle_assign(id, prefixes.len() != count as usize);
         let Some(nic) = self.nics.get_mut(id) else { return };
         match prefixes.len() < count as usize {
@@ -109,6 +110,7 @@ impl State {
     }
 
     pub fn unassigned_prefixes(&mut self, id: &str, prefixes: &[Ipv4Net]) {
+        self.recount();
         let Some(nic) = self.nics.get_mut(id) else { return };
         nic.retry.restart(self.now);
         for prefix in prefixes {

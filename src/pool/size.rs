@@ -279,6 +279,7 @@ impl State {
             for ip in &leaving {
                 nic.addresses.get_mut(ip).expect("just listed").leaving = true;
             }
+            self.recount();
             self.unassign(&eni);
             if due > 0 {
                 self.reclaimed();

@@ -56,6 +56,8 @@ pub(super) struct State {
     /// The trouble that the node was told of, and what it was told of its stack.
     pub told: Option<Refusal>,
     pub told_of_stack: String,
+    /// Counts the changes after which the ENIs' addresses are counted anew.
+    pub edition: u64,
     pub out: Vec<Effect>,
     pub wake: Option<Now>,
 }
@@ -135,6 +137,7 @@ impl State {
             turned_away: false,
             told: None,
             told_of_stack: String::new(),
+            edition: 0,
             out: Vec::new(),
             wake: None,
             rng,
@@ -157,6 +160,7 @@ impl State {
     }
 
     pub fn hear(&mut self, event: Event) {
+        self.recount();
         match event {
             Event::Boot(_) | Event::Tick => {}
             Event::Settings(settings) => {
@@ -182,6 +186,7 @@ impl State {
     /// Everything that follows from what is known now.
     pub fn decide(&mut self) -> Vec<Effect> {
         self.end_rests();
+        self.recount();
         self.serve();
         self.refuse();
         self.look_around();
@@ -211,6 +216,7 @@ impl State {
     // -- leases and rests --
 
     pub fn hold(&mut self, held: Held) {
+        self.recount();
         self.taken.add(&held.ip);
         self.leases.insert(held.sandbox.attachment.clone(), held);
     }
@@ -218,6 +224,7 @@ impl State {
     /// Ends a lease: its addresses rest, for anybody or for a pod of its name.
     pub fn retire(&mut self, attachment: &Attachment, ends: Ends) -> bool {
         let Some(held) = self.leases.remove(attachment) else { return false };
+        self.recount();
         self.lost.remove(attachment);
         let (time, reserved) = match ends {
             Ends::Reserved if !self.settings.reservation.is_zero() => {
@@ -393,6 +400,7 @@ impl State {
 
     /// Takes up what the cloud says of an ENI that we know.
     pub fn see(&mut self, eni: &Eni) {
+        self.recount();
         let (accepted, suspect) = self.sort(eni);
         let now = self.now;
         let nic = self.nics.get_mut(&eni.id).expect("the caller knows the ENI");
@@ -452,6 +460,7 @@ impl State {
 
     /// The cloud does not know the ENI any more. While a lease names it the kernel is left as it is: the cloud may be wrong.
     pub fn lose(&mut self, eni: &str) {
+        self.recount();
         let Some(nic) = self.nics.get_mut(eni) else { return };
         nic.missing = true;
         nic.stale = false;

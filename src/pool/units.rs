@@ -11,7 +11,50 @@ use super::state::State;
 use super::{Now, Refused};
 use crate::ip::Family;
 
+/// The addresses of an ENI, counted per family.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Supply {
+    /// Places that they take, those that cannot be right too; a prefix takes one.
+    there: [u32; 2],
+    idle: [u32; 2],
+    leaving: [u32; 2],
+}
+
 impl State {
+    /// Something was changed by which addresses are there, idle or leaving: they are counted anew.
+    pub fn recount(&mut self) {
+        self.edition += 1;
+    }
+
+    fn supply(&self, nic: &Nic) -> Supply {
+        if let Some((_, supply)) = nic.supply.get().filter(|(edition, _)| *edition == self.edition) {
+            return supply;
+        }
+        let mut supply = Supply::default();
+        for ip in &nic.suspect {
+            supply.there[Family::of(ip) as usize] += 1;
+        }
+        for (ip, address) in &nic.addresses {
+            let family = Family::of(ip) as usize;
+            supply.there[family] += u32::from(!nic.in_prefix(ip));
+            supply.leaving[family] += u32::from(address.leaving);
+            supply.idle[family] += u32::from(self.is_idle(ip, address));
+        }
+        supply.there[Family::V4 as usize] += nic.prefixes.len() as u32;
+        nic.supply.set(Some((self.edition, supply)));
+        supply
+    }
+
+    /// Places of the ENI that are free, were none of its addresses leaving.
+    pub fn free_room(&self, nic: &Nic, family: Family) -> u32 {
+        let there = self.supply(nic).there[family as usize] + nic.places_coming(family);
+        self.settings.limits.per_adapter(family).saturating_sub(there)
+    }
+
+    fn leaving(&self, nic: &Nic, family: Family) -> u32 {
+        self.supply(nic).leaving[family as usize]
+    }
+
     /// The least of a number per family: a pod needs one address of each.
     pub fn least(&self, number: impl Fn(Family) -> u32) -> u32 {
         self.settings.stack.families().iter().map(|family| number(*family)).min().unwrap_or(0)
@@ -31,7 +74,7 @@ impl State {
     }
 
     pub fn idle_of(&self, nic: &Nic, family: Family) -> u32 {
-        self.idle_addresses(nic, family).count() as u32
+        self.supply(nic).idle[family as usize]
     }
 
     /// The same with the addresses that have been asked for.
@@ -51,7 +94,7 @@ impl State {
     /// The same if nothing but the ENI's limits stood in the way.
     pub fn limit(&self, nic: &Nic) -> u32 {
         self.least(|family| {
-            let more = self.gain(nic, family) + nic.leaving(family);
+            let more = self.gain(nic, family) + self.leaving(nic, family);
             self.idle_of(nic, family) + nic.coming(family) + more
         })
     }
@@ -99,7 +142,7 @@ impl State {
         self.least(|family| {
             let coming = if cloud || nic.busy.is_some() { nic.coming(family) } else { 0 };
             let open = cloud && self.no_assign(nic, family, by).is_none();
-            let room = if open { self.gain(nic, family) + nic.leaving(family) } else { 0 };
+            let room = if open { self.gain(nic, family) + self.leaving(nic, family) } else { 0 };
             self.free_by(nic, family, by) + coming + room
         })
     }

@@ -285,7 +285,7 @@ fn parameter_of(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::{self, EniSetup, Setup};
+    use crate::datapath::{self, EniSetup, NodeSetup, Setup};
     use crate::rpc::{Lease, example_lease};
 
     const T: fn(u64) -> Now = Duration::from_millis;
@@ -307,7 +307,7 @@ mod tests {
     /// A node with one ENI and one pod, guarded since the beginning.
     fn guarded() -> Repair {
         let mut repair = Repair::default();
-        repair.guard(Part::Node, &datapath::node(), T(0));
+        repair.guard(Part::Node, &datapath::node(&NodeSetup::default()), T(0));
         let lease = lease();
         let setup = EniSetup { eni: &lease.eni, link: "eth1", mtu: 1500, node: &lease.node };
         repair.guard(Part::Eni("eni-1".into()), &datapath::eni(&setup), T(0));
@@ -358,7 +358,10 @@ mod tests {
         let setup = EniSetup { eni: &lease.eni, link: "eth1", mtu: 1500, node: &lease.node };
         let addr = "192.168.32.5".parse().unwrap();
         for (happening, hurt) in [
-            (Happening::RuleGone(rules(&datapath::node())[0].clone()), vec![(Part::Node, Depth::Outside)]),
+            (
+                Happening::RuleGone(rules(&datapath::node(&NodeSetup::default()))[0].clone()),
+                vec![(Part::Node, Depth::Outside)],
+            ),
             (Happening::Parameter(Scope::All), vec![(Part::Node, Depth::Outside)]),
             (Happening::Parameter(Scope::Default), vec![(Part::Node, Depth::Outside)]),
             (Happening::Parameter(Scope::Link(ENI)), eni()),
@@ -385,7 +388,8 @@ mod tests {
 
     #[test]
     fn what_is_not_ours_or_as_it_should_be_hurts_nobody() {
-        let (addr, mut rule) = ("192.168.32.6".parse().unwrap(), rules(&datapath::node())[0].clone());
+        let (addr, mut rule) =
+            ("192.168.32.6".parse().unwrap(), rules(&datapath::node(&NodeSetup::default()))[0].clone());
         rule.priority = 100;
         for happening in [
             Happening::RuleGone(rule),

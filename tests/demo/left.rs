@@ -13,7 +13,10 @@ use crate::sim::traffic::Place;
 const KERNEL: [(&str, &str); 6] = [
     ("links", "ip -o link"),
     ("addresses", "ip -o -4 addr | sed 's/ valid_lft.*//'"),
-    ("routes, all tables", "ip -4 route show table all"),
+    (
+        "routes, all tables",
+        "ip -4 route show table all; ip -6 route show table 1000 2>&1 | grep -v 'does not exist'; true",
+    ),
     ("rules", "ip rule; ip -6 rule"),
     ("permanent neighbours", "ip neigh show nud permanent"),
     ("qdiscs", "tc qdisc"),
@@ -36,11 +39,11 @@ pub struct Finding {
     pub wrong: Vec<String>,
 }
 
-/// Looks at everything of a node; `pods` are the addresses that its pods had.
+/// Looks at everything of a node; `pods` are the pairs of addresses that its pods had.
 pub fn look(cluster: &Cluster, n: usize, before: &Kernel, pods: &BTreeSet<String>) -> Vec<Finding> {
     let mut findings = kernel(before, &Kernel::of(cluster.node(n)));
     findings.extend(ledger(cluster.node(n), pods));
-    findings.extend(cloud(&cluster.world.cloud, &cluster.node(n).id, &cluster.show(n)["pool"], pods));
+    findings.extend(cloud(&cluster.world.cloud, &cluster.node(n).id, &cluster.show(n)["pool"]));
     findings.push(log(&cluster.log(n)));
     findings
 }
@@ -80,19 +83,20 @@ fn ledger(node: &Node, pods: &BTreeSet<String>) -> Vec<Finding> {
         Finding {
             what: "cooling addresses",
             says: format!("{}, the pods'", resting.len()),
-            wrong: apart(&resting, pods),
+            wrong: apart(&resting, &pods.iter().map(|pair| pair.replace(':', "-")).collect()),
         },
     ]
 }
 
 /// The cloud holds what the pool knows, no more: addresses that cool down and the warm pool.
-fn cloud(cloud: &Cloud, instance: &str, pool: &Value, pods: &BTreeSet<String>) -> Vec<Finding> {
+fn cloud(cloud: &Cloud, instance: &str, pool: &Value) -> Vec<Finding> {
     let mut enis = cloud.enis_of(instance);
     enis.retain(|eni| eni.kind != EniKind::Primary);
     let (known, states) = known(pool);
     let ids = enis.iter().map(|eni| eni.id.clone()).collect();
-    let addresses: BTreeSet<String> = enis.iter().flat_map(|eni| &eni.v4).map(ToString::to_string).collect();
-    let idle = known.difference(pods).count() as u64;
+    let v4 = enis.iter().flat_map(|eni| &eni.v4).map(ToString::to_string);
+    let addresses: BTreeSet<String> = v4.chain(enis.iter().flat_map(|eni| &eni.v6).map(ToString::to_string)).collect();
+    let (idle, cool) = (pool["idle"].as_u64().unwrap_or_default(), pool["cooling"].as_u64().unwrap_or_default());
     let mut wrong = apart(&addresses, &known);
     wrong.extend(
         states
@@ -101,7 +105,7 @@ fn cloud(cloud: &Cloud, instance: &str, pool: &Value, pods: &BTreeSet<String>) -
             .map(|(ip, state)| format!("{ip} is {state}")),
     );
     if idle > pool["max_idle"].as_u64().unwrap_or_default() {
-        wrong.push(format!("{idle} idle addresses are more than the warm pool"));
+        wrong.push(format!("{idle} idle pairs are more than the warm pool"));
     }
     vec![
         Finding {
@@ -109,7 +113,7 @@ fn cloud(cloud: &Cloud, instance: &str, pool: &Value, pods: &BTreeSet<String>) -
             says: format!("{}, the warm pool", enis.len()),
             wrong: apart(&ids, &strings(&pool["enis"], "id")),
         },
-        Finding { what: "their addresses", says: format!("{} cool, {idle} idle", known.len() as u64 - idle), wrong },
+        Finding { what: "their addresses", says: format!("{cool} pairs cool, {idle} idle"), wrong },
     ]
 }
 

@@ -1,6 +1,6 @@
 //! Every path between pods, nodes and the outside, tried with real packets: ICMP echo, and TCP to a server that sends back.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::screen::{Cell, Table};
@@ -85,8 +85,9 @@ impl<'a> Spot<'a> {
     }
 
     fn new(name: &str, addr: &str, kind: Kind, at: At<'a>) -> Spot<'a> {
-        let echo = at.tcp_echo(&format!("0.0.0.0:{PORT}"));
-        Spot { name: name.into(), addr: addr.parse().expect("an address"), kind, at, echo }
+        let addr: IpAddr = addr.parse().expect("an address");
+        let echo = at.tcp_echo(&SocketAddr::new(addr, PORT).to_string());
+        Spot { name: name.into(), addr, kind, at, echo }
     }
 
     fn home(&self) -> Option<usize> {
@@ -188,7 +189,7 @@ impl Pair<'_> {
 
     /// Connect, say a word, hear it again; and the server must have seen who it really was.
     fn tcp(&self) -> Result<Duration, String> {
-        let took = self.from.at.tcp(&format!("{}:{PORT}", self.addr)).map_err(|e| e.to_string())?;
+        let took = self.from.at.tcp(&SocketAddr::new(self.addr, PORT).to_string()).map_err(|e| e.to_string())?;
         let seen = self.to.echo.peers().last().map(|peer| peer.ip());
         // A pod that met itself would not know the answer for one: there the node speaks in its place.
         if self.path != Path::Hairpin && seen != Some(self.from.addr) {
@@ -256,7 +257,7 @@ fn figure(results: Vec<&Result<Duration, String>>) -> Cell {
     }
 }
 
-/// What kube-proxy would write on every node, in one table of nftables: ClusterIP to endpoint, and a pod that comes back to
+/// What kube-proxy would write on every node, in one table of nftables per family: ClusterIP to endpoint, and a pod that comes back to
 /// itself goes as the node.
 pub fn services(spots: &[Spot]) -> String {
     let pods = || {
@@ -267,14 +268,18 @@ pub fn services(spots: &[Spot]) -> String {
     };
     let endpoints: Vec<String> = pods().map(|(service, pod)| format!("{service} : {pod}")).collect();
     let hairpins: Vec<String> = pods().map(|(service, pod)| format!("{pod} . {service}")).collect();
+    let (ip, addr) = match spots.first().map(|spot| spot.addr) {
+        Some(IpAddr::V6(_)) => ("ip6", "ipv6_addr"),
+        _ => ("ip", "ipv4_addr"),
+    };
     format!(
-        "table ip services {{
-    map endpoints {{ type ipv4_addr : ipv4_addr; elements = {{ {} }}; }}
-    set hairpins {{ type ipv4_addr . ipv4_addr; elements = {{ {} }}; }}
+        "table {ip} services {{
+    map endpoints {{ type {addr} : {addr}; elements = {{ {} }}; }}
+    set hairpins {{ type {addr} . {addr}; elements = {{ {} }}; }}
     chain prerouting {{
         type nat hook prerouting priority dstnat;
-        ip saddr . ip daddr @hairpins meta mark set meta mark or 0x4000
-        dnat to ip daddr map @endpoints
+        {ip} saddr . {ip} daddr @hairpins meta mark set meta mark or 0x4000
+        dnat to {ip} daddr map @endpoints
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat;

@@ -1,15 +1,17 @@
 //! The story that the demo tells: a world, two daemons, pods that come, talk and go, and what is left of them.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::bandwidth;
 use crate::heirs;
+use terway::ip::Family;
+
 use crate::left::{self, Finding, Kernel};
 use crate::orders::Orders;
 use crate::outage;
@@ -19,7 +21,7 @@ use crate::screen::{Cell, Screen, Table, Tone, millis, seconds};
 use crate::settings;
 use crate::sim::cloud::{Config, Delays, EniView, InstanceSpec, InstanceType};
 use crate::sim::cluster::{Cluster, Member, SOON, node_name};
-use crate::sim::fabric::{Drops, OUTSIDE};
+use crate::sim::fabric::{Drops, OUTSIDE, OUTSIDE_V6};
 use crate::sim::traffic::Place;
 use crate::sim::world::{self, MORE_PODS, NODES, SERVICE_CIDR, World};
 
@@ -30,6 +32,9 @@ const PODS_PER_NODE: usize = 8;
 const SETTLE: Duration = Duration::from_secs(5);
 /// Pods of the first node are a1, a2 and so on.
 const LETTERS: [&str; 2] = ["a", "b"];
+/// The Services' prefix in each family.
+const SERVICES: [&str; 2] = [SERVICE_CIDR, "fd21::/112"];
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const LOG_TAIL: usize = 25;
 /// Faults of one kind that are worth reading.
 const ENOUGH: usize = 8;
@@ -65,7 +70,7 @@ impl Guest {
             Some((eni, link)) => (eni.id.as_str(), link.as_str(), eni.vswitch.as_str()),
             None => Default::default(),
         };
-        let mut row: Vec<Cell> = [&self.name, &self.member.ip, eni, link, vswitch].map(Cell::left).into();
+        let mut row: Vec<Cell> = [&self.name, &self.member.ips.join(" "), eni, link, vswitch].map(Cell::left).into();
         row.push(Cell::figure(self.complaint.is_none(), &millis(self.member.took)));
         row
     }
@@ -151,6 +156,7 @@ impl Story {
             self.go_on()?;
             let step = self.screen.step(format!("{} boots: {INSTANCE_TYPE}", node_name(n)));
             let addr = world.add_node(instance(n)).addr;
+            world.speak_v6(n);
             step.done(&addr.to_string());
         }
         let step = self.screen.step("Kubernetes API, binaries, configuration");
@@ -158,7 +164,8 @@ impl Story {
         for n in 0..LETTERS.len() {
             cluster.configure(
                 n,
-                &json!({"min_pool_size": 2, "max_pool_size": 6, "min_eni": 2, "eni_selection_policy": "least_ips"}),
+                &json!({"ip_stack": "dual", "service_cidr": SERVICES.join(","), "min_pool_size": 2, "max_pool_size": 6,
+                    "min_eni": 2, "eni_selection_policy": "least_ips"}),
             );
         }
         step.done("");
@@ -189,7 +196,7 @@ impl Story {
             enis += pool["enis"].as_array().map_or(0, Vec::len);
             idle += pool["idle"].as_u64().unwrap_or_default();
         }
-        step.done(&format!("{enis} ENIs, {idle} addresses"));
+        step.done(&format!("{enis} ENIs, {idle} pairs"));
         self.before = (0..LETTERS.len()).map(|n| Kernel::of(self.cluster().node(n))).collect();
         Ok(())
     }
@@ -221,18 +228,21 @@ impl Story {
             return Guest { name, member, eni: None, complaint: Some(complaint) };
         }
         let result = answer.json();
-        let address = result["ips"][0]["address"].as_str().unwrap_or_default();
-        member.ip = address.split('/').next().unwrap_or_default().into();
-        let eni = self.owner(n, &member.ip);
-        let complaint = eni.is_none().then(|| format!("no ENI of {} has the address {address}", node_name(n)));
+        let addresses = result["ips"].as_array().into_iter().flatten().filter_map(|ip| ip["address"].as_str());
+        member.ips = addresses.filter_map(|a| a.split('/').next().map(String::from)).collect();
+        member.ip = member.ips.first().cloned().unwrap_or_default();
+        let eni = self.owner(n, &member.ips);
+        let pair = member.ips.join(",");
+        let complaint = eni.is_none().then(|| format!("no ENI of {} has the pair {pair}", node_name(n)));
         Guest { name, member, eni, complaint }
     }
 
-    /// The ENI of this node that has the address according to the cloud, and its link.
-    fn owner(&self, n: usize, ip: &str) -> Option<(EniView, String)> {
-        let ip: Ipv4Addr = ip.parse().ok()?;
+    /// The ENI of this node that has the pair according to the cloud, and its link.
+    fn owner(&self, n: usize, ips: &[String]) -> Option<(EniView, String)> {
+        let [v4, v6] = ips else { return None };
+        let (v4, v6) = (v4.parse().ok()?, v6.parse().ok()?);
         let enis = self.cluster().world.cloud.enis_of(&self.cluster().node(n).id);
-        let eni = enis.into_iter().find(|eni| eni.v4.contains(&ip))?;
+        let eni = enis.into_iter().find(|eni| eni.v4.contains(&v4) && eni.v6.contains(&v6))?;
         let link = self.cluster().node(n).ifname(&eni.mac.to_string())?;
         Some((eni, link))
     }
@@ -242,13 +252,13 @@ impl Story {
     }
 
     fn addresses(&self, n: usize) -> BTreeSet<String> {
-        self.of(n).filter(|guest| !guest.member.ip.is_empty()).map(|guest| guest.member.ip.clone()).collect()
+        self.of(n).filter(|guest| !guest.member.ip.is_empty()).map(|guest| guest.member.ips.join(",")).collect()
     }
 
     fn show_pods(&self) {
         let mut table = Table::new([
             Cell::left("pod"),
-            Cell::left("address"),
+            Cell::left("addresses"),
             Cell::left("ENI"),
             Cell::left("link"),
             Cell::left("vSwitch"),
@@ -292,14 +302,38 @@ impl Story {
     /// Tries every path and shows the matrix; how many pairs failed. With `keep`, servers and Services stay for the person too.
     fn talk(&self, keep: bool) -> Result<usize, End> {
         let step = self.screen.step("a TCP server everywhere, a Service per pod");
-        let spots = self.spots();
-        let services = paths::services(&spots);
-        for node in &self.cluster().world.nodes {
-            node.sh(&format!("nft -f - <<'END'\n{services}END"));
+        let families = FAMILIES.map(|family| self.spots(family));
+        for spots in &families {
+            let services = paths::services(spots);
+            for node in &self.cluster().world.nodes {
+                node.sh(&format!("nft -f - <<'END'\n{services}END"));
+            }
         }
-        step.done(&format!("Services {SERVICE_CIDR}"));
-        let pairs = paths::pairs(&spots);
-        let step = self.screen.step("ICMP and TCP on every path");
+        step.done(&format!("Services {}", SERVICES.join(", ")));
+        let mut count = 0;
+        for (spots, name) in families.iter().zip(["IPv4", "IPv6"]) {
+            count += self.try_paths(spots, name)?;
+        }
+        for note in [
+            "Medians of the pairs that start on the node.",
+            "TCP: connect, send a word, hear it again; the server sees the true sender.",
+            "Services: rules of nftables stand in for kube-proxy.",
+        ] {
+            self.screen.line(&self.screen.paint(Tone::Faint, &format!("  {note}")));
+        }
+        let refused = self.refused();
+        count += usize::from(refused.is_some());
+        self.explain(refused.into_iter().collect());
+        if keep {
+            self.stay();
+        }
+        Ok(count)
+    }
+
+    /// Every path in one family; how many pairs failed.
+    fn try_paths(&self, spots: &[Spot], family: &str) -> Result<usize, End> {
+        let pairs = paths::pairs(spots);
+        let step = self.screen.step(format!("ICMP and TCP on every path, {family}"));
         let mut trials = Vec::new();
         for (i, pair) in pairs.iter().enumerate() {
             self.go_on()?;
@@ -313,38 +347,31 @@ impl Story {
         } else {
             step.failed(&detail)
         }
-        let refused = self.refused();
         self.screen.line("");
         self.screen.table(&paths::table(&trials));
-        for note in [
-            "Medians of the pairs that start on the node.",
-            "TCP: connect, send a word, hear it again; the server sees the true sender.",
-            "Services: rules of nftables stand in for kube-proxy.",
-        ] {
-            self.screen.line(&self.screen.paint(Tone::Faint, &format!("  {note}")));
-        }
-        let count = faults.len() + usize::from(refused.is_some());
-        self.explain(faults.into_iter().chain(refused).collect());
-        if keep {
-            self.stay();
-        }
+        let count = faults.len();
+        self.explain(faults);
         Ok(count)
     }
 
-    /// Everyone who can be talked to: pods that got an address, nodes, a host beyond the VPC.
-    fn spots(&self) -> Vec<Spot<'_>> {
-        let services: Ipv4Net = SERVICE_CIDR.parse().expect("a literal");
+    /// Everyone who can be talked to in this family: pods that got their addresses, nodes, a host beyond the VPC.
+    fn spots(&self, family: Family) -> Vec<Spot<'_>> {
+        let at = family as usize;
+        let services: IpNet = SERVICES[at].parse().expect("a literal");
         // The lowest belong to the API server and to DNS.
         let pods = self.guests.iter().zip(services.hosts().skip(10)).filter_map(|(guest, service)| {
             let (eni, _) = guest.eni.as_ref()?;
-            let Member { node, ip, pod, .. } = &guest.member;
-            Some(Spot::pod(&guest.name, ip, *node, &eni.id, IpAddr::V4(service), pod))
+            let Member { node, ips, pod, .. } = &guest.member;
+            Some(Spot::pod(&guest.name, ips.get(at)?, *node, &eni.id, service, pod))
         });
         let mut spots: Vec<Spot> = pods.collect();
         for (n, ecs) in self.cluster().world.nodes.iter().enumerate() {
-            spots.push(Spot::node(&node_name(n), &ecs.addr.to_string(), n, &ecs.node));
+            let v6 = ecs.addr6.map(IpAddr::V6).expect("it speaks IPv6");
+            let addr = if family == Family::V4 { IpAddr::V4(ecs.addr) } else { v6 };
+            spots.push(Spot::node(&node_name(n), &addr.to_string(), n, &ecs.node));
         }
-        spots.push(Spot::outside(OUTSIDE, self.cluster().world.fabric.outside()));
+        let outside = [OUTSIDE, OUTSIDE_V6][at];
+        spots.push(Spot::outside(outside, self.cluster().world.fabric.outside()));
         spots
     }
 

@@ -1,6 +1,6 @@
 //! Who reaches whom: pods, nodes, the world beyond the VPC, and Services as kube-proxy makes them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use serde_json::json;
@@ -9,22 +9,26 @@ use super::wait_for_enis;
 use crate::sim::cluster::{Cluster, Member};
 use crate::sim::fabric::{Drops, OUTSIDE};
 use crate::sim::traffic::{Place, TcpEcho};
-use crate::sim::world;
+use crate::sim::world::{self, World};
 
 /// Two nodes; `a` and `c` on one ENI of the first, `b` on its other one, `d` on the second node.
-struct Town {
-    cluster: Cluster,
-    a: Member,
-    b: Member,
-    c: Member,
-    d: Member,
+pub(super) struct Town {
+    pub cluster: Cluster,
+    pub a: Member,
+    pub b: Member,
+    pub c: Member,
+    pub d: Member,
 }
 
 impl Town {
     fn new() -> Town {
-        let mut cluster = Cluster::new(world::config(), 2, "ecs.sim.large");
+        Town::of(World::with_nodes(world::config(), 2, "ecs.sim.large"), "ipv4")
+    }
+
+    pub fn of(world: World, stack: &str) -> Town {
+        let mut cluster = Cluster::over(world);
         for n in [0, 1] {
-            cluster.configure(n, &json!({"eni_selection_policy": "least_ips", "min_eni": 2}));
+            cluster.configure(n, &json!({"eni_selection_policy": "least_ips", "min_eni": 2, "ip_stack": stack}));
             cluster.start(n);
         }
         cluster.wait_ready(0);
@@ -48,23 +52,26 @@ impl Town {
         self.cluster.node(n).addr.to_string()
     }
 
-    fn drops(&self) -> Drops {
+    pub fn drops(&self) -> Drops {
         self.cluster.world.fabric.drops()
     }
 }
 
 fn eni_of(cluster: &Cluster, member: &Member) -> String {
-    let ip = member.ip.parse().expect("an address");
+    let ip: IpAddr = member.ip.parse().expect("an address");
     let mut enis = cluster.world.cloud.enis_of("i-1").into_iter();
-    enis.find(|eni| eni.v4.contains(&ip)).expect("it is on an ENI of the node").id
+    enis.find(|eni| eni.v4.iter().map(|a| IpAddr::V4(*a)).chain(eni.v6.iter().map(|a| IpAddr::V6(*a))).any(|a| a == ip))
+        .expect("it is on an ENI of the node")
+        .id
 }
 
 /// Ping, TCP and UDP.
-fn reaches(from: &impl Place, what: &str, to: &impl Place, ip: &str) {
+pub(super) fn reaches(from: &impl Place, what: &str, to: &impl Place, ip: &str) {
     assert!(from.ping(ip).is_some(), "no ping {what} ({ip})");
     // A port is free only once every child that a test beside us has just forked has let go of its copies.
     static PORT: AtomicU16 = AtomicU16::new(7000);
-    let [tcp, udp] = [(); 2].map(|()| format!("{ip}:{}", PORT.fetch_add(1, Ordering::Relaxed)));
+    let ip: IpAddr = ip.parse().expect("an address");
+    let [tcp, udp] = [(); 2].map(|()| SocketAddr::new(ip, PORT.fetch_add(1, Ordering::Relaxed)).to_string());
     let _echo = to.tcp_echo(&tcp);
     from.tcp(&tcp).unwrap_or_else(|e| panic!("no TCP {what} ({ip}): {e}"));
     let _echo = to.udp_echo(&udp);
@@ -121,7 +128,7 @@ fn services(town: &Town, n: usize) {
 }
 
 /// Connects to the Service, and tells as whom the backend saw it.
-fn seen_as(from: &impl Place, service: &str, backend: &TcpEcho) -> String {
+pub(super) fn seen_as(from: &impl Place, service: &str, backend: &TcpEcho) -> String {
     let before = backend.peers().len();
     from.tcp(service).unwrap_or_else(|e| panic!("no TCP to {service}: {e}"));
     let peers: Vec<IpAddr> = backend.peers()[before..].iter().map(|peer| peer.ip()).collect();

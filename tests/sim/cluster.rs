@@ -40,8 +40,9 @@ pub struct Member {
     pub node: usize,
     pub pod: Pod,
     pub sandbox: Sandbox,
-    /// The address of a successful ADD.
+    /// The first address of a successful ADD, and all of them.
     pub ip: String,
+    pub ips: Vec<String>,
     pub took: Duration,
 }
 
@@ -188,7 +189,7 @@ impl Cluster {
             pod,
             conf: conf(&Value::Null).to_string(),
         };
-        Member { node: n, pod: made, sandbox, ip: String::new(), took: Duration::ZERO }
+        Member { node: n, pod: made, sandbox, ip: String::new(), ips: Vec::new(), took: Duration::ZERO }
     }
 
     /// Schedules a pod and adds it, which must succeed.
@@ -203,8 +204,10 @@ impl Cluster {
         let answer = self.call_for(member, "ADD");
         assert_eq!(answer.code, Some(0), "ADD {}: {answer:?}\n{}", member.sandbox.pod, self.log(member.node));
         let result = answer.json();
-        let address = result["ips"][0]["address"].as_str().expect("an address");
-        member.ip = address.split('/').next().expect("it has a prefix length").into();
+        let addresses = result["ips"].as_array().expect("a list").iter();
+        let address = |ip: &Value| ip["address"].as_str().and_then(|a| a.split('/').next().map(String::from));
+        member.ips = addresses.map(|ip| address(ip).expect("an address with its length")).collect();
+        member.ip = member.ips[0].clone();
         member.took = answer.took;
         result
     }

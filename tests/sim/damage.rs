@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use terway::datapath::{self, EniSetup, Setup};
+use terway::datapath::{self, EniSetup, NodeSetup, Setup};
 use terway::ip::Mac;
 use terway::kernel::Kernel;
 use terway::ours;
@@ -82,7 +82,9 @@ pub type Make = fn(&Seen, usize) -> Damage;
 pub const KINDS: &[(&str, Make)] = &[
     ("rules", |seen, _| Damage {
         line: "ip rule flush; ip rule add priority 32766 lookup main; ip rule add priority 32767 lookup default".into(),
-        back: Back::Plans((0..seen.enis.len()).map(|i| seen.eni(i)).chain([datapath::node()]).collect()),
+        back: Back::Plans(
+            (0..seen.enis.len()).map(|i| seen.eni(i)).chain([datapath::node(&NodeSetup::default())]).collect(),
+        ),
     }),
     ("routes of all pods", |seen, _| Damage {
         line: format!("ip route flush table {}", ours::PODS_TABLE),
@@ -100,7 +102,7 @@ pub const KINDS: &[(&str, Make)] = &[
     ("rp_filter of an ENI", |seen, i| seen.hurt_eni(i, "sysctl -qw net.ipv4.conf.LINK.rp_filter=1")),
     ("ip_forward", |_, _| Damage {
         line: "sysctl -qw net.ipv4.ip_forward=0".into(),
-        back: Back::Plans(vec![datapath::node()]),
+        back: Back::Plans(vec![datapath::node(&NodeSetup::default())]),
     }),
     ("neighbour of a pod", |seen, i| seen.hurt_pod(i, "ip neigh flush dev LINK nud permanent")),
     ("qdisc of a pod", |seen, i| seen.hurt_pod(i, "tc qdisc del dev LINK clsact")),

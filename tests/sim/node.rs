@@ -269,6 +269,8 @@ fn boot_sysctls() {
         ("ipv4/conf/default/rp_filter", "1"),
         ("ipv4/conf/all/arp_ignore", "0"),
         ("ipv4/conf/all/arp_announce", "0"),
+        ("ipv6/conf/all/forwarding", "0"),
+        ("ipv6/conf/default/accept_ra", "1"),
     ] {
         fs::write(format!("/proc/sys/net/{name}"), value).unwrap_or_else(|e| panic!("sysctl {name}: {e}"));
     }

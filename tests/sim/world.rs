@@ -1,7 +1,7 @@
 //! A small world: a VPC, its cloud, and ECS nodes whose ENIs are real links that come and go as the cloud says.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -11,6 +11,7 @@ use ipnet::{IpNet, Ipv4Net};
 use super::cloud::{self, Cloud, Config, EniView, InstanceSpec, VSwitch};
 use super::fabric::{Card, Fabric};
 use super::node::Node;
+use super::traffic::Place;
 
 /// The metadata service, as every ECS instance knows it.
 pub const METADATA: &str = "100.100.100.200:80";
@@ -36,6 +37,8 @@ pub struct World {
 pub struct Ecs {
     pub id: String,
     pub addr: Ipv4Addr,
+    /// See [`World::speak_v6`].
+    pub addr6: Option<Ipv6Addr>,
     pub node: Node,
 }
 
@@ -98,8 +101,22 @@ impl World {
         let eni = self.cloud.add_instance(spec);
         let addr = Ipv4Net::new(eni.v4[0], eni.cidr.prefix_len()).expect("the vSwitch's own length");
         node.dhcp(addr.into(), eni.gateway.into());
-        self.nodes.push(Ecs { id, addr: eni.v4[0], node });
+        self.nodes.push(Ecs { id, addr: eni.v4[0], addr6: None, node });
         self.nodes.last().expect("it was just put there")
+    }
+
+    /// Gives the primary ENI of a node an IPv6 address, and does what its distribution then does.
+    pub fn speak_v6(&mut self, n: usize) {
+        let ecs = &mut self.nodes[n];
+        let primary = |eni: &EniView| eni.v4[0] == ecs.addr;
+        let eni = self.cloud.enis_of(&ecs.id).into_iter().find(primary).expect("every instance has one");
+        let params = [("NetworkInterfaceId", eni.id.as_str()), ("Ipv6AddressCount", "1")];
+        self.cloud.operate("AssignIpv6Addresses", &params).expect("the vSwitch speaks IPv6");
+        let addr = self.cloud.eni(&eni.id).expect("it is there").v6[0];
+        ecs.addr6 = Some(addr);
+        let gateway = eni.gateway6.expect("the vSwitch speaks IPv6");
+        let route = format!("ip -6 route add default via {gateway} dev eth0 onlink");
+        ecs.node.sh(&format!("ip addr add {addr}/128 dev eth0 nodad; {route}"));
     }
 
     /// Puts an ENI that [`Fabric::unplug`] has pulled out behind the cloud's back into its node again.

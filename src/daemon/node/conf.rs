@@ -7,7 +7,7 @@ use crate::daemon::{boot, news};
 use crate::error::{Context, Error};
 use crate::kube::Stop;
 use crate::object::{CONFIG_LABEL, ConfigMap};
-use crate::pool::{Event, Notice};
+use crate::pool::{Event, Notice, Settings};
 
 /// The configuration in force, and where the part for this node comes from.
 pub struct Conf {
@@ -120,7 +120,7 @@ impl Node {
         self.world.orphan = config.orphan;
         self.world.publish = config.publish;
         self.world.stateful_kinds = config.stateful_kinds.clone();
-        let settings = self.world.terms.settings(config);
+        let settings = Settings { stack: self.world.setup.stack, ..self.world.terms.settings(config) };
         report(&fresh, &self.conf.layers);
         if fresh.node_config() != self.conf.layers.node_config() {
             self.note(fresh.node_config());

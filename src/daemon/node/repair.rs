@@ -60,7 +60,7 @@ impl Node {
             let age = self.ledger.age(&attachment).unwrap_or_default();
             self.wires.unwired.insert(attachment, now.saturating_sub(age));
         }
-        self.repair.guard(Part::Node, &datapath::node(), now);
+        self.repair.guard(Part::Node, &datapath::node(&self.world.setup), now);
         let known = self.know_links();
         self.noted("links", known);
     }
@@ -264,7 +264,7 @@ impl Node {
 
     fn repair_part(&mut self, part: &Part, depth: Depth, links: &[LinkSeen]) -> Result<Vec<Difference>, Error> {
         match part {
-            Part::Node => self.kernel.restore(&datapath::node(), None, false),
+            Part::Node => self.kernel.restore(&datapath::node(&self.world.setup), None, false),
             Part::Eni(id) => self.repair_eni(id, links),
             Part::Pod(attachment) => self.repair_pod(attachment, depth),
         }

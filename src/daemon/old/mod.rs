@@ -20,7 +20,7 @@ use crate::cloud::Client;
 use crate::datapath::{self, Setup};
 use crate::eni::{Eni, VSwitch};
 use crate::error::{Error, Errors};
-use crate::ip::{IpPair, Mac, NetPair, host_net};
+use crate::ip::{IpPair, Mac, NetPair, Stack, host_net};
 use crate::kernel::{self, Kernel, LinkSeen, MAIN, RouteSeen};
 use crate::ours;
 use crate::plan::Plan;
@@ -47,6 +47,7 @@ pub struct Ground<'a> {
     pub ledger: &'a Ledger,
     pub enis: &'a [Eni],
     pub vswitches: &'a [VSwitch],
+    pub stack: Stack,
     pub node: IpPair,
     pub mtu: u32,
     pub slots: &'a mut BTreeMap<String, u32>,
@@ -271,7 +272,7 @@ impl Heir<'_> {
             None => ground.cloud.vswitch(&eni.vswitch)?,
         };
         let job = Job { eni: eni.id.clone(), mac: eni.mac, vswitch: eni.vswitch.clone() };
-        let lease = eni::prepare(&job, slot, &vswitch, &ground.node, ground.mtu)?;
+        let lease = eni::prepare(&job, slot, &vswitch, ground.stack, &ground.node, ground.mtu)?;
         ground.slots.insert(eni.id.clone(), slot);
         self.enis.insert(eni.id.clone(), lease.clone());
         Ok(lease)
