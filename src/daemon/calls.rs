@@ -35,10 +35,7 @@ pub fn perform(cloud: &Client, place: &Place, call: Call) -> Result<Outcome, Fau
         Call::UnassignPrefixes { eni, prefixes } => {
             cloud.unassign_prefixes(&eni, &prefixes).map(|()| Outcome::Unassigned)
         }
-        Call::Look { eni } => {
-            let found = cloud.describe_enis(&Filter { ids: vec![eni], ..Filter::default() })?;
-            Ok(Outcome::Seen(found.into_iter().next().map(Box::new)))
-        }
+        Call::Look { enis } => cloud.describe_enis(&Filter { ids: enis, ..Filter::default() }).map(Outcome::Seen),
         Call::LookAll => look_all(cloud, place).map(Outcome::SeenAll),
         Call::VSwitches => vswitches(cloud, place).map(Outcome::VSwitches),
         Call::Regroup { eni, security_groups } => {
@@ -109,8 +106,11 @@ pub fn summary(outcome: &Outcome) -> String {
         Outcome::Assigned(addresses) => format!("assigned {addresses:?}"),
         Outcome::Prefixes(prefixes) => format!("assigned {prefixes:?}"),
         Outcome::Unassigned => "unassigned".into(),
-        Outcome::Seen(Some(eni)) => format!("{} is {:?} with {} addresses", eni.id, eni.state, eni.addresses().count()),
-        Outcome::Seen(None) => "no such ENI".into(),
+        Outcome::Seen(enis) => {
+            let each = |eni: &Eni| format!("{} is {:?} with {} addresses", eni.id, eni.state, eni.addresses().count());
+            let seen: Vec<String> = enis.iter().map(each).collect();
+            if seen.is_empty() { "no such ENI".into() } else { seen.join(", ") }
+        }
         Outcome::SeenAll(enis) => format!("{} ENIs", enis.len()),
         Outcome::VSwitches(seen) => format!("{} vSwitches", seen.len()),
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::calls::{eni_of, may_say_again, verb};
+use super::calls::{enis_of, may_say_again, verb};
 use super::eni::{self, Goal, Next};
 use super::rate::action;
 use super::retry::{Backoff, LATE};
@@ -145,7 +145,7 @@ impl State {
 
     /// The call was carried out.
     pub fn dressed(&mut self, call: &Call) {
-        let Some(nic) = eni_of(call).and_then(|id| self.nics.get_mut(id)) else { return };
+        let Some(nic) = enis_of(call).first().and_then(|id| self.nics.get_mut(id)) else { return };
         let dress = &mut nic.dress;
         match call {
             Call::Regroup { security_groups, .. } => dress.groups = security_groups.clone(),

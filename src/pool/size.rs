@@ -11,13 +11,20 @@ use super::{Call, Effect, EniChoice, Intent};
 use crate::eni::PER_PREFIX;
 use crate::ip::Family;
 
-/// Addresses asked for in one call. AssignPrivateIpAddresses lists at most ten addresses, and the old Terway asks CreateNetworkInterface
-/// for no more either.
+/// Addresses given back in one call, which lists them.
 pub(super) const MAX_PER_CALL: u32 = 10;
 /// How long the first who is short waits for others to be short with it.
 const GATHER: Duration = Duration::from_millis(100);
 /// How long there must be too many idle addresses before some go.
 const SURPLUS: Duration = Duration::from_secs(5);
+
+/// Addresses asked for in one call. The cloud counts secondary IPv4 addresses up to 49, and IPv6 addresses up to ten.
+pub(super) fn max_per_call(family: Family) -> u32 {
+    match family {
+        Family::V4 => 49,
+        Family::V6 => 10,
+    }
+}
 
 impl State {
     /// The bound on ENIs; those of others on the node take their places.
@@ -103,7 +110,7 @@ impl State {
 
     fn gathered(&mut self, short: u32) -> bool {
         let due = *self.short_since.get_or_insert(self.now) + GATHER;
-        if short < MAX_PER_CALL && due > self.now {
+        if short < self.per_eni().min(max_per_call(Family::V4)) && due > self.now {
             self.at(due);
             return false;
         }
@@ -130,13 +137,14 @@ impl State {
         let nic = &self.nics[eni];
         let Some((family, lack)) = self.lacking(nic, more) else { return false };
         let prefixes = self.prefixes_to_ask(nic, family, lack);
+        let left = self.vswitches.left(&nic.vswitch, family);
         if !self.may(Verb::Assign(family)) {
             return false;
         }
         let (eni, token) = (eni.to_owned(), self.token());
         let (call, count) = match prefixes {
             0 => {
-                let count = lack.min(MAX_PER_CALL);
+                let count = lack.min(max_per_call(family)).min(left);
                 (Call::Assign { eni: eni.clone(), family, count, token: token.clone() }, count)
             }
             count => (Call::AssignPrefixes { eni: eni.clone(), count, token: token.clone() }, count * PER_PREFIX),
@@ -177,7 +185,8 @@ impl State {
         {
             return false;
         }
-        let more = self.ask().saturating_sub(self.half_there() + room).clamp(1, MAX_PER_CALL.min(self.per_eni()));
+        let more = self.ask().saturating_sub(self.half_there() + room).clamp(1, self.per_eni());
+        let more = more.min(self.least(max_per_call));
         self.can_attach() && self.may(Verb::Create) && self.create(more)
     }
 
@@ -186,6 +195,7 @@ impl State {
         let Some(vswitch) = self.vswitches.choose(self.now, &self.settings, &mut self.rng) else { return false };
         // Its prefixes are asked for once it is there.
         let more = if self.uses_prefixes(&vswitch) { 1 } else { more.min(self.settings.limits.v4_per_adapter) };
+        let more = more.min(self.vswitches.left(&vswitch, Family::V4));
         let token = self.token();
         let call = Call::Create {
             vswitch,

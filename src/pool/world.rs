@@ -7,7 +7,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use ipnet::Ipv4Net;
 
-use super::calls::eni_of;
+use super::calls::enis_of;
 use super::dress::with_our_tags;
 use super::{
     Boot, Call, CallId, Effect, EniChoice, Held, Intent, Now, Outcome, Reserved, Settings, Ticket, VSwitchChoice,
@@ -200,7 +200,9 @@ impl Cloud {
             Call::Detach { eni } => self.begin(now, eni, EniState::InUse, EniState::Detaching, Outcome::Detached),
             Call::Delete { eni } => self.delete(eni),
             Call::Unassign { eni, addresses } => self.unassign(eni, addresses),
-            Call::Look { eni } => Ok(Outcome::Seen(self.enis.get(eni).cloned().map(Box::new))),
+            Call::Look { enis } => {
+                Ok(Outcome::Seen(enis.iter().filter_map(|eni| self.enis.get(eni).cloned()).collect()))
+            }
             Call::LookAll => Ok(Outcome::SeenAll(self.enis.values().cloned().collect())),
             Call::VSwitches => Ok(Outcome::VSwitches(self.vswitches())),
             Call::Regroup { .. } | Call::Tag { .. } | Call::Untag { .. } => self.dress(call),
@@ -208,7 +210,7 @@ impl Cloud {
     }
 
     fn dress(&mut self, call: &Call) -> Result<Outcome, Fault> {
-        let id = eni_of(call).unwrap();
+        let id = &enis_of(call)[0];
         let eni = self.enis.get_mut(id).ok_or(fault(FaultKind::Gone))?;
         if !matches!(eni.state, EniState::InUse | EniState::Available) {
             return Err(fault(FaultKind::Busy));
@@ -312,7 +314,8 @@ impl Cloud {
     }
 
     fn assign(&mut self, id: &str, family: Family, count: u32) -> Result<Outcome, Fault> {
-        assert!((1..=10).contains(&count), "{count} addresses are asked for in one call");
+        let most = if family == Family::V4 { 49 } else { 10 };
+        assert!((1..=most).contains(&count), "{count} addresses of {family:?} are asked for in one call");
         self.assigns += 1;
         let eni = self.enis.get(id).ok_or(fault(FaultKind::Gone))?.clone();
         if !matches!(eni.state, EniState::InUse | EniState::Available) {
