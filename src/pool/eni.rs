@@ -25,6 +25,8 @@ pub(super) struct Nic {
     /// The cloud does not know it any more, but leases say that it was here.
     pub missing: bool,
     pub kernel: Kernel,
+    /// A lease has the whole of it: its link is in the pod, or is going there.
+    pub lent: bool,
     /// We took it out of the kernel in this life, and have not set it up since.
     pub dismantled: bool,
     /// When to set its link up, after failures.
@@ -113,6 +115,7 @@ impl Nic {
             state: eni.state,
             missing: false,
             kernel: Kernel::Absent,
+            lent: false,
             dismantled: false,
             wiring: Backoff::default(),
             complaint: None,
@@ -145,7 +148,7 @@ impl Nic {
         match (self.goal, self.state) {
             (Goal::Keep, EniState::Available) => Next::Attach,
             (Goal::Keep, EniState::InUse) => self.next_in_use(),
-            (Goal::Leave, EniState::InUse) if self.kernel == Kernel::Absent => Next::Prepare,
+            (Goal::Leave, EniState::InUse) if self.kernel == Kernel::Absent && !self.lent => Next::Prepare,
             (Goal::Leave, _) => Next::Nothing,
             (Goal::GiveBack, EniState::InUse) => Next::Detach,
             (Goal::GiveBack, EniState::Available) => Next::Delete,
@@ -156,7 +159,7 @@ impl Nic {
     fn next_in_use(&self) -> Next {
         if self.addresses.values().any(|a| a.leaving) {
             Next::UnassignAgain
-        } else if self.kernel == Kernel::Absent {
+        } else if self.kernel == Kernel::Absent && !self.lent {
             Next::Prepare
         } else {
             Next::Nothing
@@ -172,6 +175,17 @@ impl Nic {
     pub fn carries(&self) -> bool {
         let wired = self.state == EniState::InUse && matches!(self.kernel, Kernel::Ready(_));
         self.serves() || self.goal == Goal::Leave && !self.missing && wired
+    }
+
+    /// The one pod that it is lent to is served.
+    pub fn carries_one(&self) -> bool {
+        let left = self.goal == Goal::Leave && !self.missing && self.state == EniState::InUse && self.lent;
+        self.serves_one() || left
+    }
+
+    /// It is lent, and as far as we know the pod has it.
+    pub fn serves_one(&self) -> bool {
+        self.kept() && self.state == EniState::InUse && self.lent
     }
 
     /// It serves, or is on its way to.
@@ -199,6 +213,14 @@ impl Nic {
         let whole = |assign: &&Assign| matches!(assign.intent.call, Call::AssignPrefixes { .. });
         let per_place = if self.assign.as_ref().filter(whole).is_some() { PER_PREFIX } else { 1 };
         self.coming(family) / per_place
+    }
+
+    /// The address that a pod has which takes the whole of it.
+    pub fn own(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => Some(IpAddr::V4(self.primary)),
+            Family::V6 => self.addresses.keys().copied().find(|ip| Family::of(ip) == Family::V6),
+        }
     }
 
     /// Addresses that have been asked for.

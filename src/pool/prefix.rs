@@ -18,7 +18,8 @@ impl State {
     /// Prefixes that an ENI of this vSwitch may have.
     fn most_prefixes(&self, vswitch: &str) -> u32 {
         let open = self.prefixless.get(vswitch).is_none_or(|until| *until <= self.now);
-        self.settings.prefixes.filter(|_| open && self.settings.stack == Stack::V4).unwrap_or(0)
+        let shared = !self.settings.whole && self.settings.stack == Stack::V4;
+        self.settings.prefixes.filter(|_| open && shared).unwrap_or(0)
     }
 
     /// Prefixes that could be asked for on this ENI.
