@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::calls::Place;
 use crate::cloud::Client;
 use crate::config::{Config, NodeFacts};
-use crate::eni::{Fault, Limits};
-use crate::error::Error;
+use crate::eni::Limits;
+use crate::error::{Context, Error};
 use crate::ip::{Family, Stack};
 use crate::ours;
 use crate::pool::Settings;
@@ -20,8 +20,9 @@ pub struct Terms {
 }
 
 impl Terms {
-    pub fn ask(cloud: &Client, facts: NodeFacts) -> Result<Terms, Fault> {
-        let limits = cloud.instance_limits(&facts.instance_type)?;
+    pub fn ask(cloud: &Client, facts: NodeFacts) -> Result<Terms, Error> {
+        let asked = cloud.instance_limits(&facts.instance_type);
+        let limits = asked.context(|| format!("what an {} can hold", facts.instance_type))?;
         let groups = cloud.security_groups(&facts.instance)?;
         Ok(Terms { facts, limits, groups })
     }
