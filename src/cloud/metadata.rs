@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::{IpNet, Ipv4Net};
@@ -82,17 +83,16 @@ impl Metadata {
 
     /// What the machine is; its prefixes and address are those of the primary ENI.
     pub fn node(&self) -> Result<NodeFacts, Error> {
-        let mac = self.mac()?;
-        Ok(NodeFacts {
-            instance: self.instance_id()?,
-            instance_type: self.instance_type()?,
-            region: self.region()?,
-            zone: self.zone()?,
-            vpc: self.vpc()?,
-            vpc_cidrs: self.vpc_cidrs()?,
-            vswitch: self.vswitch()?,
-            vswitch_cidr: NetPair::v4(self.vswitch_cidr(mac)?),
-            ips: IpPair::v4(self.primary(mac)?),
+        // One token for all; then some questions at a time, for a start waits for the answers.
+        self.token();
+        thread::scope(|scope| {
+            let machine = scope.spawn(|| Ok::<_, Error>((self.instance_id()?, self.instance_type()?, self.region()?)));
+            let place = scope.spawn(|| Ok::<_, Error>((self.zone()?, self.vpc()?, self.vpc_cidrs()?, self.vswitch()?)));
+            let mac = self.mac()?;
+            let (vswitch_cidr, ips) = (NetPair::v4(self.vswitch_cidr(mac)?), IpPair::v4(self.primary(mac)?));
+            let (instance, instance_type, region) = machine.join().expect("a panic ends the process")?;
+            let (zone, vpc, vpc_cidrs, vswitch) = place.join().expect("a panic ends the process")?;
+            Ok(NodeFacts { instance, instance_type, region, zone, vpc, vpc_cidrs, vswitch, vswitch_cidr, ips })
         })
     }
 

@@ -35,10 +35,7 @@ pub fn perform(cloud: &Client, place: &Place, call: Call) -> Result<Outcome, Fau
         Call::Delete { eni } => cloud.delete_eni(&eni).map(|()| Outcome::Deleted),
         Call::Assign { eni, family, count, token } => assign(cloud, &eni, family, count, &token).map(Outcome::Assigned),
         Call::Unassign { eni, addresses } => unassign(cloud, &eni, &addresses).map(|()| Outcome::Unassigned),
-        Call::Look { eni } => {
-            let found = cloud.describe_enis(&Filter { ids: vec![eni], ..Filter::default() })?;
-            Ok(Outcome::Seen(found.into_iter().next().map(Box::new)))
-        }
+        Call::Look { enis } => cloud.describe_enis(&Filter { ids: enis, ..Filter::default() }).map(Outcome::Seen),
         Call::LookAll => look_all(cloud, place).map(Outcome::SeenAll),
         Call::VSwitches => vswitches(cloud, place).map(Outcome::VSwitches),
     }
@@ -102,8 +99,11 @@ pub fn summary(outcome: &Outcome) -> String {
         Outcome::Deleted => "deleted".into(),
         Outcome::Assigned(addresses) => format!("assigned {addresses:?}"),
         Outcome::Unassigned => "unassigned".into(),
-        Outcome::Seen(Some(eni)) => format!("{} is {:?} with {} addresses", eni.id, eni.state, eni.addresses().count()),
-        Outcome::Seen(None) => "no such ENI".into(),
+        Outcome::Seen(enis) => {
+            let each = |eni: &Eni| format!("{} is {:?} with {} addresses", eni.id, eni.state, eni.addresses().count());
+            let seen: Vec<String> = enis.iter().map(each).collect();
+            if seen.is_empty() { "no such ENI".into() } else { seen.join(", ") }
+        }
         Outcome::SeenAll(enis) => format!("{} ENIs", enis.len()),
         Outcome::VSwitches(seen) => format!("{} vSwitches", seen.len()),
     }

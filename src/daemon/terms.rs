@@ -1,6 +1,7 @@
 //! What machine and account allow, and the pool's settings that follow from them and from the configuration.
 
 use std::collections::BTreeMap;
+use std::thread;
 
 use super::calls::Place;
 use crate::cloud::Client;
@@ -21,9 +22,11 @@ pub struct Terms {
 
 impl Terms {
     pub fn ask(cloud: &Client, facts: NodeFacts) -> Result<Terms, Error> {
-        let asked = cloud.instance_limits(&facts.instance_type);
-        let limits = asked.context(|| format!("what an {} can hold", facts.instance_type))?;
-        let groups = cloud.security_groups(&facts.instance)?;
+        let (limits, groups) = thread::scope(|scope| {
+            let groups = scope.spawn(|| cloud.security_groups(&facts.instance));
+            (cloud.instance_limits(&facts.instance_type), groups.join().expect("a panic ends the process"))
+        });
+        let (limits, groups) = (limits.context(|| format!("what an {} can hold", facts.instance_type))?, groups?);
         Ok(Terms { facts, limits, groups })
     }
 
@@ -41,20 +44,7 @@ impl Terms {
     }
 
     pub fn place(&self, config: &Config) -> Place {
-        Place {
-            instance: self.facts.instance.clone(),
-            vswitches: self.vswitches(config),
-            tag_filter: config.eni_tag_filter.clone(),
-            tag_block: config.eni_tag_block.clone(),
-        }
-    }
-
-    /// Those of our zone; the instance's own where the configuration names none for it.
-    fn vswitches(&self, config: &Config) -> Vec<String> {
-        match config.vswitches.get(&self.facts.zone) {
-            Some(ids) if !ids.is_empty() => ids.clone(),
-            _ => vec![self.facts.vswitch.clone()],
-        }
+        place(&self.facts, config)
     }
 
     pub fn settings(&self, config: &Config) -> Settings {
@@ -73,7 +63,7 @@ impl Terms {
             max_idle: config.max_idle,
             min_enis: config.min_enis.min(max_enis),
             max_enis,
-            vswitches: self.vswitches(config),
+            vswitches: vswitches(&self.facts, config),
             vswitch_choice: config.vswitch_choice,
             eni_choice: config.eni_choice,
             security_groups: groups.clone(),
@@ -86,6 +76,23 @@ impl Terms {
             eni_idle: config.eni_idle,
             sync_period: config.sync_period,
         }
+    }
+}
+
+pub fn place(facts: &NodeFacts, config: &Config) -> Place {
+    Place {
+        instance: facts.instance.clone(),
+        vswitches: vswitches(facts, config),
+        tag_filter: config.eni_tag_filter.clone(),
+        tag_block: config.eni_tag_block.clone(),
+    }
+}
+
+/// Those of our zone; the instance's own where the configuration names none for it.
+fn vswitches(facts: &NodeFacts, config: &Config) -> Vec<String> {
+    match config.vswitches.get(&facts.zone) {
+        Some(ids) if !ids.is_empty() => ids.clone(),
+        _ => vec![facts.vswitch.clone()],
     }
 }
 

@@ -15,10 +15,13 @@ const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_GROUP: u16 = 27;
 const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_AF_SPEC: u16 = 26;
 const IFLA_EXT_MASK: u16 = 29;
 const IFLA_NUM_TX_QUEUES: u16 = 31;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
@@ -152,6 +155,13 @@ fn end(message: Message, name: &str, mac: Mac, mtu: u32) -> Message {
         .u32(IFLA_MTU, mtu)
         .u32(IFLA_NUM_TX_QUEUES, 1)
         .u32(IFLA_NUM_RX_QUEUES, 1)
+}
+
+/// Keeps the kernel from giving the link an IPv6 address of its own accord when it comes up.
+pub fn no_own_address(ifindex: u32) -> Message {
+    Message::new(libc::RTM_SETLINK, 0, &ifinfo(ifindex, 0, 0)).nest(IFLA_AF_SPEC, |m| {
+        m.nest(libc::AF_INET6 as u16, |m| m.attr(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]))
+    })
 }
 
 /// Brings a link up, with this MTU and MAC where they are given.

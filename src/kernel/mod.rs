@@ -148,8 +148,8 @@ impl Kernel {
         self.apply_inside(&plan.pod, &fresh)?;
         for (veth, objects) in &fresh {
             place::set(objects).context(|| format!("wire link {}", veth.name))?;
-            let signature = veth::sign(&mut self.host, veth)?;
-            self.host.correct_fresh(signature, objects).context(|| format!("wire link {}", veth.name))?;
+            let signed = veth::sign(&mut self.host, veth)?;
+            self.host.correct_fresh(signed, objects).context(|| format!("wire link {}", veth.name))?;
         }
         rest.into_iter().try_for_each(|object| self.host.correct(object))?;
         fresh.iter().filter(|(veth, _)| comes_up(veth, plan)).try_for_each(|(veth, _)| self.await_carrier(veth))?;
@@ -193,7 +193,7 @@ impl Kernel {
         if fresh.iter().any(|object| matches!(object, Object::Sysctl(_))) {
             pod.netns.run(|| place::set(&fresh)).context(doing)?;
         }
-        pod.place.correct_fresh(None, &fresh).context(doing)?;
+        pod.place.correct_fresh(Vec::new(), &fresh).context(doing)?;
         for object in rest {
             let corrected = pod.correct(object);
             corrected.context(|| format!("in {}", pod.netns.path().display()))?;

@@ -24,9 +24,11 @@ const fn flat(name: &'static str, last: u16) -> Set {
     Set { name, last, holds: &[], kind: None }
 }
 
-/// if_link.h: IFLA_CARRIER; IFLA_INFO_XSTATS. veth.h: VETH_INFO_PEER.
-static LINK: Set = Set { holds: &[(18, 0, &INFO)], ..flat("link", 33) };
+/// if_link.h: IFLA_CARRIER; IFLA_INFO_XSTATS; IFLA_INET6_TOKEN. veth.h: VETH_INFO_PEER. socket.h: AF_NFC.
+static LINK: Set = Set { holds: &[(18, 0, &INFO), (26, 0, &FAMILIES)], ..flat("link", 33) };
 static INFO: Set = Set { holds: &[(2, 0, &VETH)], kind: Some((1, "veth")), ..flat("info", 3) };
+static FAMILIES: Set = Set { holds: &[(10, 0, &INET6)], ..flat("families", 39) };
+static INET6: Set = flat("inet6", 7);
 static IFB_LINK: Set = Set { holds: &[(18, 0, &IFB)], ..flat("link", 33) };
 static IFB: Set = Set { kind: Some((1, "ifb")), ..flat("info", 3) };
 static VETH: Set = Set { holds: &[(1, 16, &LINK)], ..flat("veth", 1) };
@@ -59,6 +61,7 @@ static BPF: Set = flat("bpf", 0);
 const NEWER: &[(&str, &str, &str)] = &[
     ("link 29: bit 3", "4.4", "RTEXT_FILTER_SKIP_STATS: statistics come along and nobody reads them"),
     ("link::delete_group 27", "4.1", "EINVAL, and the links are deleted one by one"),
+    ("inet6 8", "3.17", "IFLA_INET6_ADDR_GEN_MODE: EINVAL, and the link gets a link-local address"),
     ("qdisc clsact", "4.5", "ENOENT, and ingress is taken"),
     ("skbedit 8", "4.10", "TCA_SKBEDIT_MASK: read over, and the whole of a mark that was 0 is set"),
     ("filter bpf", "3.13", "bpf(2) fails before this is sent, and skbedit is taken"),
@@ -88,6 +91,7 @@ fn requests() -> Vec<(&'static str, Message, usize, &'static Set)> {
         ("link::get", link::get("eth0"), 16, &LINK),
         ("link::list", link::list(), 16, &LINK),
         ("link::create_veth", link::create_veth(&veth, 3), 16, &LINK),
+        ("link::no_own_address", link::no_own_address(1), 16, &LINK),
         ("link::create_ifb", link::create_ifb("shape-in"), 16, &IFB_LINK),
         ("link::set_up", link::set_up(1, Some(1500), Some(mac)), 16, &LINK),
         ("link::set_down", link::set_down(1), 16, &LINK),

@@ -90,19 +90,20 @@ impl Place {
     }
 
     /// The same for objects on links that were made just now: without looking first, and all in one send, which the
-    /// request `first` opens.
-    pub fn correct_fresh(&mut self, first: Option<Message>, objects: &[&Object]) -> Result<(), Error> {
-        let mut owners = vec![None; first.iter().len()];
-        let mut messages = Vec::from_iter(first);
+    /// requests `first` open. The first of all must succeed; the others of them may be too new for the kernel.
+    pub fn correct_fresh(&mut self, first: Vec<Message>, objects: &[&Object]) -> Result<(), Error> {
+        let mut owners = vec![None; first.len()];
+        let mut messages = first;
         for object in objects {
             for message in self.optimistic(object)? {
                 messages.push(message);
                 owners.push(Some(*object));
             }
         }
-        for (outcome, owner) in self.change(messages)?.into_iter().zip(owners) {
+        for (n, (outcome, owner)) in self.change(messages)?.into_iter().zip(owners).enumerate() {
             match (outcome, owner) {
                 (Ok(_), _) => {}
+                (Err(_), None) if n > 0 => {}
                 // Whatever stood in the way, the slow way sees it; and if it fails as well, it says why.
                 (Err(_), Some(owner)) => self.correct(owner)?,
                 (Err(e), None) => return Err(e),

@@ -135,9 +135,11 @@ pub fn mend(host: &mut Place, veth: &Veth) -> Result<(), Error> {
     host.act(link::set_up(seen.ifindex, Some(veth.mtu), Some(veth.mac))).context(doing)
 }
 
-/// The request that says whose the veth is. The first after its creation: one without it was cut off in between.
-pub fn sign(host: &mut Place, veth: &Veth) -> Result<Option<Message>, Error> {
-    Ok(host.link(&veth.name)?.map(|seen| link::set_alias(seen.ifindex, &veth.alias)))
+/// The request that says whose the veth is. The first after its creation: one without it was cut off in between. Nobody speaks
+/// to the outer end by a link-local address: without one the kernel has less to do, and to tell, when it comes up.
+pub fn sign(host: &mut Place, veth: &Veth) -> Result<Vec<Message>, Error> {
+    let requests = |index| vec![link::set_alias(index, &veth.alias), link::no_own_address(index)];
+    Ok(host.link(&veth.name)?.map_or_else(Vec::new, |seen| requests(seen.ifindex)))
 }
 
 pub fn difference(host: &mut Place, pod: Option<&mut Pod>, veth: &Veth) -> Result<Option<Difference>, Error> {

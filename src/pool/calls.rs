@@ -18,6 +18,8 @@ use crate::rpc::Refusal;
 const MAX_TRIES: u32 = 8;
 /// Refusals to attach an ENI before it is deleted.
 const MAX_REJECTED: u32 = 3;
+/// ENIs in one look, as many as the cloud takes in one page.
+const MAX_LOOKED_AT: usize = 50;
 /// From an accepted attach or detach to the first look.
 const SETTLE: Duration = Duration::from_secs(2);
 /// How long a full or unfit ENI is not asked for addresses.
@@ -51,16 +53,16 @@ fn verb(call: &Call) -> Verb {
     }
 }
 
-/// The ENI that a call is about.
-pub(super) fn eni_of(call: &Call) -> Option<&str> {
+/// The ENIs that a call is about.
+pub(super) fn enis_of(call: &Call) -> &[String] {
     match call {
         Call::Attach { eni }
         | Call::Detach { eni }
         | Call::Delete { eni }
-        | Call::Look { eni }
         | Call::Assign { eni, .. }
-        | Call::Unassign { eni, .. } => Some(eni),
-        Call::Create { .. } | Call::LookAll | Call::VSwitches => None,
+        | Call::Unassign { eni, .. } => std::slice::from_ref(eni),
+        Call::Look { enis } => enis,
+        Call::Create { .. } | Call::LookAll | Call::VSwitches => &[],
     }
 }
 
@@ -159,8 +161,10 @@ impl State {
         self.last_call += 1;
         let id = self.last_call;
         self.gate.sent(self.now, id, &mut self.rng);
-        if let Some(nic) = eni_of(&call).and_then(|eni| self.nics.get_mut(eni)) {
-            nic.busy = Some(id);
+        for eni in enis_of(&call) {
+            if let Some(nic) = self.nics.get_mut(eni) {
+                nic.busy = Some(id);
+            }
         }
         self.calls.insert(id, call.clone());
         self.out.push(Effect::Call { id, call });
@@ -231,11 +235,21 @@ impl State {
                 self.step_call(Verb::Assign(family), Some(call));
             }
             Next::UnassignAgain => self.unassign(id),
-            Next::Look => self.step_call(Verb::Look, Some(Call::Look { eni })),
+            Next::Look => self.look(id),
             Next::Attach => self.step_call(Verb::Attach, Some(Call::Attach { eni })),
             Next::Detach => self.detach(id),
             Next::Delete => self.step_call(Verb::Delete, Some(Call::Delete { eni })),
         }
+    }
+
+    /// Looks at an ENI that may not be as we believe; one that the cloud is moving shares the call with all others that move.
+    fn look(&mut self, id: &str) {
+        let moving = |n: &Nic| n.next() == Next::Look && !n.stale;
+        let enis = match moving(&self.nics[id]) {
+            true => self.nics.iter().filter(|(_, n)| moving(n)).map(|(id, _)| id.clone()).take(MAX_LOOKED_AT).collect(),
+            false => vec![id.to_owned()],
+        };
+        self.step_call(Verb::Look, Some(Call::Look { enis }));
     }
 
     fn step_call(&mut self, verb: Verb, call: Option<Call>) {
@@ -282,9 +296,11 @@ impl State {
     pub fn done(&mut self, id: CallId, result: Result<Outcome, Fault>) {
         let Some(call) = self.calls.remove(&id) else { return };
         self.gate.heard(self.now, id, result.as_ref().err(), &mut self.rng);
-        if let Some(nic) = eni_of(&call).and_then(|eni| self.nics.get_mut(eni)) {
-            nic.busy = None;
-            nic.touched = self.last_call;
+        for eni in enis_of(&call) {
+            if let Some(nic) = self.nics.get_mut(eni) {
+                nic.busy = None;
+                nic.touched = self.last_call;
+            }
         }
         match result {
             Ok(outcome) => {
@@ -307,7 +323,9 @@ impl State {
                 self.assigned(&eni, family, count, &ips);
             }
             (Call::Unassign { eni, addresses }, Outcome::Unassigned) => self.unassigned(&eni, &addresses),
-            (Call::Look { eni }, Outcome::Seen(seen)) => self.seen(&eni, seen.as_deref()),
+            (Call::Look { enis }, Outcome::Seen(seen)) => {
+                enis.iter().for_each(|id| self.seen(id, seen.iter().find(|eni| eni.id == *id)));
+            }
             (Call::LookAll, Outcome::SeenAll(enis)) => self.seen_all(id, &enis),
             (Call::VSwitches, Outcome::VSwitches(list)) => self.vswitches.counted(self.now, id, list, &mut self.rng),
             (call, outcome) => {
@@ -449,9 +467,10 @@ impl State {
             Call::Detach { eni } => self.removal_failed(&eni, Verb::Detach, &fault),
             Call::Delete { eni } if fault.kind == FaultKind::Gone => self.lose(&eni),
             Call::Delete { eni } => self.removal_failed(&eni, Verb::Delete, &fault),
-            Call::Look { eni } if fault.kind == FaultKind::Gone => self.lose(&eni),
-            Call::Look { eni } => {
-                self.later(&eni, true);
+            Call::Look { enis } if fault.kind == FaultKind::Gone && enis.len() == 1 => self.lose(&enis[0]),
+            Call::Look { enis } => {
+                // Each is looked at alone then: whichever is the cause, it does not hide the others.
+                enis.iter().for_each(|eni| self.later(eni, true));
                 self.block_if_forbidden(Verb::Look, &fault);
             }
             Call::LookAll => {
@@ -511,9 +530,7 @@ impl State {
 
     /// The addresses go on leaving if that may still happen; else a look tells which of them have stayed.
     fn unassign_failed(&mut self, call: &Call, fault: &Fault) {
-        if let Some(eni) = eni_of(call) {
-            self.later(eni, !may_say_again(fault.kind));
-        }
+        enis_of(call).iter().for_each(|eni| self.later(eni, !may_say_again(fault.kind)));
         if matches!(fault.kind, FaultKind::Forbidden | FaultKind::Quota | FaultKind::Invalid) {
             self.block(verb(call), fault);
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::calls::eni_of;
+use super::calls::enis_of;
 use super::world::{Asked, Cloud, Flight, HERE, Ills, Ledger, attachment, pod, sandbox, settings};
 use super::{Call, Effect, EniChoice, Event, Held, Link, Now, Outcome, Pool, Settings, VSwitchChoice};
 use crate::eni::{Eni, EniKind, EniState};
@@ -410,10 +410,9 @@ impl Run {
     fn call(&mut self, id: u64, call: &Call) {
         let flights = self.due.values().filter_map(|d| if let Due::Answer(f) = d { Some(f) } else { None });
         let flights: Vec<&Call> = flights.map(|f| &f.call).collect();
-        let on = |call: &Call| eni_of(call).map(str::to_owned);
-        if let Some(eni) = on(call) {
-            assert!(flights.iter().all(|f| on(f).as_ref() != Some(&eni)), "two calls on {eni} at once");
-            assert!(self.cloud.ever.contains(&eni), "{eni} was never there, or is not ours");
+        for eni in enis_of(call) {
+            assert!(flights.iter().all(|f| !enis_of(f).contains(eni)), "two calls on {eni} at once");
+            assert!(self.cloud.ever.contains(eni), "{eni} was never there, or is not ours");
         }
         let ops = flights.iter().filter(|c| !matches!(c, Call::LookAll | Call::VSwitches)).count();
         assert!(ops < 3 || matches!(call, Call::LookAll | Call::VSwitches), "four ENI operations at once");

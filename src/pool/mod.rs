@@ -252,9 +252,9 @@ pub enum Call {
         eni: String,
         addresses: Vec<IpAddr>,
     },
-    /// DescribeNetworkInterfaces for one ENI, to see how far the cloud has come with it.
+    /// DescribeNetworkInterfaces for some ENIs, to see how far the cloud has come with them.
     Look {
-        eni: String,
+        enis: Vec<String>,
     },
     /// Every ENI of this node, as at boot.
     LookAll,
@@ -270,8 +270,8 @@ pub enum Outcome {
     Deleted,
     Assigned(Vec<IpAddr>),
     Unassigned,
-    /// `None`: the cloud does not know the ENI.
-    Seen(Option<Box<Eni>>),
+    /// Those of the ENIs that the cloud knows.
+    Seen(Vec<Eni>),
     SeenAll(Vec<Eni>),
     VSwitches(Vec<VSwitch>),
 }

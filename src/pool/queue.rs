@@ -98,13 +98,12 @@ impl State {
 
     /// The addresses that have been free longest, on the ENI that the settings prefer.
     fn best_idle(&self) -> Option<(String, IpPair)> {
-        let serving = self.nics.iter().filter(|(_, n)| n.serves());
-        let candidates = serving.filter_map(|(id, nic)| Some((id, nic, self.oldest_idle(nic)?)));
+        let candidates = self.nics.iter().filter(|(_, n)| n.serves() && self.idle_on(n) > 0);
         let best = match self.settings.eni_choice {
-            EniChoice::MostIps => candidates.min_by_key(|(id, nic, _)| (Reverse(self.held_on(nic)), *id)),
-            EniChoice::LeastIps => candidates.min_by_key(|(id, nic, _)| (self.held_on(nic), *id)),
+            EniChoice::MostIps => candidates.min_by_key(|(id, nic)| (Reverse(self.held_on(nic)), *id)),
+            EniChoice::LeastIps => candidates.min_by_key(|(id, nic)| (self.held_on(nic), *id)),
         };
-        best.map(|(id, _, ip)| (id.clone(), ip))
+        best.and_then(|(id, nic)| Some((id.clone(), self.oldest_idle(nic)?)))
     }
 
     /// One address of each family of the stack, or nothing.

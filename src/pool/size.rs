@@ -10,13 +10,20 @@ use super::state::State;
 use super::{Call, Effect, EniChoice, Intent};
 use crate::ip::Family;
 
-/// Addresses asked for in one call. AssignPrivateIpAddresses lists at most ten addresses, and the old Terway asks CreateNetworkInterface
-/// for no more either.
-pub(super) const MAX_PER_CALL: u32 = 10;
+/// Addresses given back in one call, which lists them.
+const MAX_PER_CALL: u32 = 10;
 /// How long the first who is short waits for others to be short with it.
 const GATHER: Duration = Duration::from_millis(100);
 /// How long there must be too many idle addresses before some go.
 const SURPLUS: Duration = Duration::from_secs(5);
+
+/// Addresses asked for in one call. The cloud counts secondary IPv4 addresses up to 49, and IPv6 addresses up to ten.
+pub(super) fn max_per_call(family: Family) -> u32 {
+    match family {
+        Family::V4 => 49,
+        Family::V6 => 10,
+    }
+}
 
 impl State {
     /// The bound on ENIs; those of others on the node take their places.
@@ -101,7 +108,7 @@ impl State {
 
     fn gathered(&mut self, short: u32) -> bool {
         let due = *self.short_since.get_or_insert(self.now) + GATHER;
-        if short < MAX_PER_CALL && due > self.now {
+        if short < self.per_eni().min(max_per_call(Family::V4)) && due > self.now {
             self.at(due);
             return false;
         }
@@ -125,7 +132,9 @@ impl State {
 
     /// Asks for what the ENI lacks to serve so many pods more.
     fn assign(&mut self, eni: &str, more: u32) -> bool {
-        let Some((family, count)) = self.lacking(&self.nics[eni], more.min(MAX_PER_CALL)) else { return false };
+        let Some((family, count)) = self.lacking(&self.nics[eni], more) else { return false };
+        let left = self.vswitches.left(&self.nics[eni].vswitch, family);
+        let count = count.min(max_per_call(family)).min(left);
         if !self.may(Verb::Assign(family)) {
             return false;
         }
@@ -155,13 +164,15 @@ impl State {
         {
             return false;
         }
-        let more = self.ask().saturating_sub(self.half_there() + room).clamp(1, MAX_PER_CALL.min(self.per_eni()));
+        let more = self.ask().saturating_sub(self.half_there() + room).clamp(1, self.per_eni());
+        let more = more.min(self.least(max_per_call));
         self.can_attach() && self.may(Verb::Create) && self.create(more)
     }
 
     /// Every ENI has its primary IPv4 address, also where no pod has one.
     fn create(&mut self, more: u32) -> bool {
         let Some(vswitch) = self.vswitches.choose(self.now, &self.settings, &mut self.rng) else { return false };
+        let more = more.min(self.vswitches.left(&vswitch, Family::V4));
         let token = self.token();
         let call = Call::Create {
             vswitch,

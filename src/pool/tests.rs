@@ -321,7 +321,7 @@ fn the_fullest_eni_is_filled_first_or_the_emptiest() {
 // -- growing --
 
 #[test]
-fn a_hundred_waiting_pods_cost_at_most_ten_assign_calls() {
+fn a_hundred_waiting_pods_cost_a_call_for_each_eni() {
     let limits = Limits { adapters: 8, v4_per_adapter: 30, v6_per_adapter: 0 };
     let big = Settings { limits, max_enis: 7, min_idle: 0, max_idle: 10, ..settings() };
     let ids = ["eni-a", "eni-b", "eni-c", "eni-d"];
@@ -337,8 +337,38 @@ fn a_hundred_waiting_pods_cost_at_most_ten_assign_calls() {
     rig.run(secs(30));
     assert!(rig.replies.values().all(|(_, result)| result.is_ok()));
     assert_eq!(rig.replies.len(), 100);
-    assert!(rig.cloud.assigns <= 10, "{} calls", rig.cloud.assigns);
+    assert!(rig.cloud.assigns <= 5, "{} calls", rig.cloud.assigns);
     assert_eq!(rig.count("create"), 0);
+}
+
+#[test]
+fn a_hundred_pods_on_an_empty_pool_cost_at_most_twelve_calls() {
+    let limits = Limits { adapters: 8, v4_per_adapter: 30, v6_per_adapter: 0 };
+    let mut rig = Rig::new(Settings { limits, max_enis: 7, min_idle: 0, max_idle: 10, ..settings() });
+    rig.run(secs(1));
+    let before = rig.calls.len();
+    for n in 1..=100 {
+        rig.add(n, secs(60));
+        rig.run(Duration::from_millis(2));
+    }
+    rig.run(secs(30));
+    assert!(rig.replies.values().all(|(_, result)| result.is_ok()));
+    assert_eq!(rig.replies.len(), 100);
+    let last = rig.replies.values().map(|(at, _)| *at).max().unwrap();
+    let calls: Vec<_> = rig.calls[before..].iter().filter(|(at, _)| *at <= last).map(|(_, call)| kind(call)).collect();
+    assert!(calls.len() <= 12, "{calls:?}");
+}
+
+#[test]
+fn enis_on_their_way_share_a_look() {
+    let limits = Limits { adapters: 8, v4_per_adapter: 30, v6_per_adapter: 0 };
+    let mut rig = Rig::new(Settings { limits, max_enis: 7, min_idle: 0, max_idle: 10, ..settings() });
+    for n in 1..=60 {
+        rig.add(n, secs(60));
+    }
+    rig.run(secs(30));
+    assert!(rig.calls.iter().any(|(_, call)| matches!(call, Call::Look { enis } if enis.len() > 1)));
+    assert!(rig.replies.values().all(|(_, result)| result.is_ok()));
 }
 
 #[test]

@@ -88,6 +88,14 @@ impl VSwitches {
         }
     }
 
+    /// So many addresses can be asked for in one call without being refused for those that are not there, as far as we know.
+    pub fn left(&self, id: &str, family: Family) -> u32 {
+        match self.known.get(id) {
+            Some(vswitch) if family == Family::V4 && vswitch.free > 0 => vswitch.free,
+            _ => u32::MAX,
+        }
+    }
+
     /// Whether this vSwitch may be asked for such addresses at that time.
     pub fn usable(&self, id: &str, family: Family, at: Now) -> bool {
         self.has(id, family) && self.set_aside_at(id, family, at).is_none()

@@ -186,7 +186,9 @@ impl Cloud {
             Call::Detach { eni } => self.begin(now, eni, EniState::InUse, EniState::Detaching, Outcome::Detached),
             Call::Delete { eni } => self.delete(eni),
             Call::Unassign { eni, addresses } => self.unassign(eni, addresses),
-            Call::Look { eni } => Ok(Outcome::Seen(self.enis.get(eni).cloned().map(Box::new))),
+            Call::Look { enis } => {
+                Ok(Outcome::Seen(enis.iter().filter_map(|eni| self.enis.get(eni).cloned()).collect()))
+            }
             Call::LookAll => Ok(Outcome::SeenAll(self.enis.values().cloned().collect())),
             Call::VSwitches => Ok(Outcome::VSwitches(self.vswitches())),
         }
@@ -258,7 +260,8 @@ impl Cloud {
     }
 
     fn assign(&mut self, id: &str, family: Family, count: u32) -> Result<Outcome, Fault> {
-        assert!((1..=10).contains(&count), "{count} addresses are asked for in one call");
+        let most = if family == Family::V4 { 49 } else { 10 };
+        assert!((1..=most).contains(&count), "{count} addresses of {family:?} are asked for in one call");
         self.assigns += 1;
         let eni = self.enis.get(id).ok_or(fault(FaultKind::Gone))?.clone();
         if !matches!(eni.state, EniState::InUse | EniState::Available) {
