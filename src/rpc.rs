@@ -44,7 +44,11 @@ pub enum Reply {
     /// Nothing is leased to the attachment; all that GC named is gone.
     None {},
     /// The attachment's lease is over; what is left of it in the kernel is the daemon's business.
-    Released {},
+    /// `whole`: an ENI was lent to it, which whoever knows its namespace brings home.
+    Released {
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        whole: bool,
+    },
     /// The daemon serves.
     Ready {},
     /// What was asked cannot be had; the reason is for a person.
@@ -119,6 +123,10 @@ pub enum Heritage {
 }
 
 impl Lease {
+    pub fn is_whole(&self) -> bool {
+        self.wiring != Wiring::Shared
+    }
+
     /// Why we leave the pod's network as it is, where we do.
     pub fn untouched(&self) -> Option<&str> {
         match &self.heritage {

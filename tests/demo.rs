@@ -2,6 +2,8 @@
 
 #[path = "demo/bandwidth.rs"]
 mod bandwidth;
+#[path = "demo/exclusive.rs"]
+mod exclusive;
 #[path = "demo/heirs.rs"]
 mod heirs;
 #[path = "demo/left.rs"]

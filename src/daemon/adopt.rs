@@ -6,15 +6,15 @@ use std::path::PathBuf;
 use super::eni::prefixes;
 use super::ledger::Contents;
 use super::old;
-use crate::eni::{Eni, VSwitch};
+use crate::eni::{Eni, EniKind, EniState, VSwitch};
 use crate::error::Error;
-use crate::ip::{IpPair, Stack};
-use crate::kernel::{Kernel, LinkSeen};
+use crate::ip::{Family, IpPair, NetPair, Stack};
+use crate::kernel::{self, Away, Kernel, LinkSeen};
 use crate::plan::RuleAction;
 use crate::pod::Sandbox;
 use crate::rate::Both;
-use crate::rpc::{EniLease, Heritage, Lease, Marker, Wiring};
-use crate::{ours, pod};
+use crate::rpc::{Answers, EniLease, Heritage, Lease, Marker, Shaper, Whole, Wiring};
+use crate::{datapath, ours, pod};
 
 /// What is known of the node beside the kernel.
 pub struct Known<'a> {
@@ -24,6 +24,7 @@ pub struct Known<'a> {
     pub stack: Stack,
     pub node: IpPair,
     pub marker: Marker,
+    pub services: NetPair,
 }
 
 /// The slot of every ENI whose rule is in the kernel.
@@ -52,8 +53,11 @@ fn eni_link<'a>(links: &'a [LinkSeen], eni: &Eni) -> Option<&'a LinkSeen> {
 pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result<Vec<Lease>, Error> {
     let links = kernel.links()?;
     let routes = kernel.routes(ours::PODS_TABLE)?;
-    let mut found = Vec::new();
+    let mut found = whole_leases(kernel, known, contents, &links);
     for (attachment, veth) in kernel.pod_links()? {
+        if found.iter().any(|lease| lease.sandbox.attachment == attachment) {
+            continue;
+        }
         let through = routes.iter().filter(|route| route.oif == Some(veth.ifindex));
         let ip: IpPair = through.map(|route| route.to.addr()).collect();
         if ip.is_empty() || contents.knows(&attachment, &ip) {
@@ -76,6 +80,55 @@ pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result
     Ok(found)
 }
 
+/// The same of pods that have the whole of an ENI: its link, which is in the pod's namespace, says whose it is.
+fn whole_leases(kernel: &mut Kernel, known: &Known, contents: &Contents, links: &[LinkSeen]) -> Vec<Lease> {
+    let is_away =
+        |eni: &&Eni| eni.state == EniState::InUse && eni.kind == EniKind::Secondary && eni_link(links, eni).is_none();
+    let away: Vec<&Eni> = known.enis.iter().filter(is_away).collect();
+    if away.iter().all(|eni| contents.leases.iter().any(|lease| lease.is_whole() && lease.eni.id == eni.id)) {
+        return Vec::new();
+    }
+    let seen = crate::kernel::away();
+    let seen = seen.iter().filter_map(|card| Some((card, *away.iter().find(|eni| eni.mac == card.mac)?)));
+    let unknown = seen.filter(|(card, eni)| !contents.knows(&card.lent.attachment, &own_addresses(known, eni)));
+    let shaper = kernel.shaper().0;
+    unknown.map(|(card, eni)| whole_lease(known, card, eni, shaper)).collect()
+}
+
+fn own_addresses(known: &Known, eni: &Eni) -> IpPair {
+    let v6 = eni.v6.iter().min().copied().filter(|_| known.stack.has(Family::V6));
+    IpPair { v4: known.stack.has(Family::V4).then_some(eni.primary), v6 }
+}
+
+fn whole_lease(known: &Known, card: &Away, eni: &Eni, shaper: Shaper) -> Lease {
+    let lent = card.lent.clone();
+    let pod = lent.pod.unwrap_or_else(pod::nameless);
+    let ip = own_addresses(known, eni);
+    log::info!(
+        "{} of pod {pod} holds {ip} and the whole of ENI {}: found in {}",
+        lent.attachment,
+        eni.id,
+        card.netns.display()
+    );
+    let answers = match kernel::attempt(&datapath::trial_of_answers(&known.node)) {
+        Ok(()) => Answers::Conntrack,
+        Err(_) => Answers::Sockets,
+    };
+    Lease {
+        pod,
+        sandbox: Sandbox { attachment: lent.attachment, netns: card.netns.clone() },
+        ip,
+        // Neither slot nor table are of any use to it.
+        eni: eni_words(known, eni, 1, ours::PODS_TABLE),
+        node: known.node,
+        marker: known.marker,
+        bandwidth: Both::default(),
+        sticky: false,
+        heritage: None,
+        wiring: Wiring::Whole(Whole { home: lent.home, services: known.services, answers, shaper }),
+    }
+}
+
 /// A veth that the old Terway made has other MACs than ours; that of its inner end we wrote down as a neighbour.
 fn heritage(kernel: &mut Kernel, veth: &LinkSeen, ip: &IpPair) -> Result<Option<Heritage>, Error> {
     let Some(host_mac) = veth.mac.filter(|mac| *mac != ours::host_mac(&veth.name)) else { return Ok(None) };
@@ -88,15 +141,19 @@ fn heritage(kernel: &mut Kernel, veth: &LinkSeen, ip: &IpPair) -> Result<Option<
 fn eni_lease(ip: &IpPair, known: &Known, links: &[LinkSeen]) -> Option<EniLease> {
     let has_all = |eni: &&Eni| ip.iter().all(|ip| eni.addresses().any(|there| there == ip));
     let eni = known.enis.iter().find(has_all)?;
+    Some(eni_words(known, eni, *known.slots.get(&eni.id)?, ours::eni_table(eni_link(links, eni)?.ifindex)))
+}
+
+fn eni_words(known: &Known, eni: &Eni, slot: u32, table: u32) -> EniLease {
     let vswitch = known.vswitches.iter().find(|v| v.id == eni.vswitch);
     let cidr = vswitch.map(|v| prefixes(v, known.stack)).unwrap_or_default();
-    Some(EniLease {
+    EniLease {
         id: eni.id.clone(),
         mac: eni.mac,
         vswitch: eni.vswitch.clone(),
         cidr,
         gateway: cidr.gateway(),
-        slot: *known.slots.get(&eni.id)?,
-        table: ours::eni_table(eni_link(links, eni)?.ifindex),
-    })
+        slot,
+        table,
+    }
 }

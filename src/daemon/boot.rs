@@ -19,7 +19,7 @@ use super::terms::Terms;
 use super::world::World;
 use super::{adopt, calls, clock, file, news, old};
 use crate::cloud::{self, Credentials, Endpoint, Key, Metadata, Sources};
-use crate::config::{AccessKey, Config, NodeFacts, Scheme, Signature};
+use crate::config::{AccessKey, Config, Mode, NodeFacts, Scheme, Signature};
 use crate::datapath::NodeSetup;
 use crate::eni::{Eni, EniKind, VSwitch};
 use crate::error::{Cause, Context, Error};
@@ -28,7 +28,7 @@ use crate::ip::{Family, IpPair, Stack};
 use crate::kernel::Kernel;
 use crate::pool::{Boot, Held, Notice, Reserved};
 use crate::rpc::{Lease, Marker};
-use crate::{datapath, kube, ours};
+use crate::{datapath, kube, object, ours};
 
 /// A start that fails (the cloud is down, the network is not up yet) is tried again after this long, doubling to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(20));
@@ -44,6 +44,8 @@ const OWN_CONFLIST: &str = "/etc/eni/10-terway.conflist";
 pub struct Start {
     kubeconfig: Option<PathBuf>,
     layers: Layers,
+    /// What the command line says.
+    mode: Option<Mode>,
 }
 
 /// All that had to be asked before the loop can run.
@@ -69,10 +71,10 @@ struct Gathered {
 }
 
 impl Start {
-    pub fn read(path: &Path, kubeconfig: Option<&Path>) -> Result<Start, Error> {
+    pub fn read(path: &Path, kubeconfig: Option<&Path>, mode: Option<Mode>) -> Result<Start, Error> {
         let layers = Layers::read(path, file::read(path)?, std::env::vars().collect())?;
         layers.warnings().iter().for_each(|warning| log::warn!("{warning}"));
-        Ok(Start { kubeconfig: kubeconfig.map(Path::to_owned), layers })
+        Ok(Start { kubeconfig: kubeconfig.map(Path::to_owned), layers, mode })
     }
 
     /// Takes up what the file says by now; what cannot be used is said, and the old text stays.
@@ -100,6 +102,25 @@ impl Start {
             None => kube::Source::in_cluster()?,
         };
         kube::Client::with_limits(source, limits).context(|| "Kubernetes API")
+    }
+
+    /// What the operator says of the mode: the command line before the configuration.
+    fn given_mode(&self, config: &Config) -> Option<Mode> {
+        self.mode.or(config.mode)
+    }
+
+    /// What the node's label says of it; with no answer, what it said before.
+    fn labelled_mode(&self) -> Mode {
+        let asked = self.kube(IMPATIENT).and_then(|kube| news::has_whole_enis(&kube, &self.node_name()));
+        match asked {
+            Ok(true) => Mode::Whole,
+            Ok(false) => Mode::Shared,
+            Err(e) => {
+                let mode = ledger::mode(ours::LEDGER.as_ref()).unwrap_or(Mode::Shared);
+                log::warn!("label {} of the node is not known: {e}; the mode is {mode}", object::WHOLE_ENI_LABEL.0);
+                mode
+            }
+        }
     }
 
     /// The layers with what Kubernetes has for this node, or had when it was asked last: the watch will tell what it is now.
@@ -156,7 +177,8 @@ fn attempt(start: &Start, machine: &mut Option<String>) -> Result<Gathered, Erro
     let cloud = cloud::Client::new(endpoint(layers.config(), &facts), credentials(layers.config())?)?;
     let stack = layers.config().stack;
     let node = node_address(&mut kernel, stack)?;
-    let terms = Terms::ask(&cloud, facts)?;
+    let mode = start.given_mode(layers.config()).unwrap_or_else(|| start.labelled_mode());
+    let terms = Terms::ask(&cloud, facts, mode)?;
     terms.check(stack)?;
     let place = terms.place(layers.config());
     let (vswitches, enis) = (calls::vswitches(&cloud, &place)?, calls::look_all(&cloud, &place)?);
@@ -164,11 +186,12 @@ fn attempt(start: &Start, machine: &mut Option<String>) -> Result<Gathered, Erro
     let kube = start.kube(kube::Limits::default())?;
     let mut slots = adopt::slots(&mut kernel, &enis)?;
     let (ledger, mut contents) = Ledger::open(ours::LEDGER.as_ref(), &boot_id()?)?;
-    let known = adopt::Known { enis: &enis, vswitches: &vswitches, slots: &slots, stack, node, marker };
+    let services = layers.config().service_cidr;
+    let known = adopt::Known { enis: &enis, vswitches: &vswitches, slots: &slots, stack, node, marker, services };
     let adopted = adopt::leases(&mut kernel, &known, &contents)?;
     adopted.iter().try_for_each(|lease| ledger.record(lease))?;
     contents.leases.extend(adopted);
-    let wired = contents.leases.iter().filter(|l| l.untouched().is_none());
+    let wired = contents.leases.iter().filter(|l| l.untouched().is_none() && !l.is_whole());
     slots.extend(wired.map(|l| (l.eni.id.clone(), l.eni.slot)));
     let (mut sticky, kept) = Sticky::open(ours::LASTING.as_ref());
     let inherited = old::take_over(old::Ground {
@@ -182,6 +205,8 @@ fn attempt(start: &Start, machine: &mut Option<String>) -> Result<Gathered, Erro
         slots: &mut slots,
         contents: &mut contents,
     })?;
+    fit(mode, layers.config(), &contents.leases)?;
+    ledger.note_mode(mode)?;
     let longest = layers.config().reservation;
     let reserved =
         sticky.reservations(kept.into_iter().chain(inherited.kept).collect(), &mut contents, longest, clock::now());
@@ -203,6 +228,25 @@ fn attempt(start: &Start, machine: &mut Option<String>) -> Result<Gathered, Erro
         reserved,
         notices: inherited.notices,
     })
+}
+
+/// Pods that share their ENI would lose it to others where every pod has one to itself. The other way round nobody is harmed: a pod
+/// that has a whole ENI keeps it.
+fn fit(mode: Mode, config: &Config, leases: &[Lease]) -> Result<(), Error> {
+    let shared: Vec<String> = leases.iter().filter(|l| !l.is_whole()).map(|l| l.pod.to_string()).collect();
+    if mode == Mode::Whole && !shared.is_empty() {
+        return Err(Error::refused(format!(
+            "exclusive eni mode changed: this node is to give each pod an ENI to itself ({mode}), and {} of its pods share theirs ({}); \
+             drain the node before the change, or go back to {}",
+            shared.len(),
+            shared.iter().take(3).cloned().collect::<Vec<_>>().join(", "),
+            Mode::Shared
+        )));
+    }
+    if mode == Mode::Whole && config.service_cidr.is_empty() {
+        log::warn!("service_cidr is not set: pods with an ENI of their own will not reach Services");
+    }
+    Ok(())
 }
 
 /// The addresses that the node is known by. ENIs bear that of IPv4 to speak ARP; of IPv6 the node need not have one.
@@ -300,11 +344,13 @@ fn assemble(start: &Start, g: Gathered, mut herald: Herald, inputs: Sender<Input
         cloud: g.cloud,
         kube: g.kube,
         place: g.terms.place(config),
+        mode_is_given: start.given_mode(config).is_some(),
         terms: g.terms,
         node_name: start.node_name(),
         node: g.node,
         setup: g.setup,
         marker: g.marker,
+        tried: Default::default(),
         mtu: config.mtu,
         orphan: config.orphan,
         stateful_kinds: config.stateful_kinds.clone(),
@@ -326,7 +372,13 @@ fn reserved_by_ledger(resting: Resting) -> Option<Reserved> {
 }
 
 fn held(lease: &Lease) -> Held {
-    Held { pod: lease.pod.clone(), sandbox: lease.sandbox.clone(), eni: lease.eni.id.clone(), ip: lease.ip }
+    Held {
+        pod: lease.pod.clone(),
+        sandbox: lease.sandbox.clone(),
+        eni: lease.eni.id.clone(),
+        ip: lease.ip,
+        whole: lease.is_whole(),
+    }
 }
 
 /// Tells the kubelet that we can serve: the conflist appears whole, and not before.

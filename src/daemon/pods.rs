@@ -39,6 +39,8 @@ pub struct Seen {
     pub keeps_ip: bool,
     /// Events name it, or `kubectl describe` does not show them.
     pub uid: String,
+    /// It wants an ENI to itself.
+    pub whole: bool,
     /// What its annotation says of its addresses.
     pub ips: Option<String>,
     /// The bandwidth that its annotations ask for.
@@ -83,7 +85,8 @@ fn seen(pod: &Pod) -> Seen {
     let keeps_ip = pod.meta.annotations.get(KEEPS_IP).is_some_and(|value| value == "true");
     let bandwidth = Both::read(&pod.meta.annotations);
     let ips = pod.meta.annotations.get(object::POD_IPS).cloned();
-    Seen { presence: presence(pod), owners, keeps_ip, uid: pod.meta.uid.clone(), ips, bandwidth }
+    let (uid, whole) = (pod.meta.uid.clone(), pod.wants_whole_eni());
+    Seen { presence: presence(pod), owners, keeps_ip, uid, whole, ips, bandwidth }
 }
 
 fn presence(pod: &Pod) -> Presence {
@@ -158,6 +161,10 @@ impl Pods {
         self.known.get(name).map(|seen| seen.presence)
     }
 
+    pub fn wants_whole(&self, name: &PodName) -> bool {
+        self.known.get(name).is_some_and(|seen| seen.whole)
+    }
+
     pub fn is_ours(&self, name: &PodName) -> bool {
         self.find(name) == Some(Presence::Ours)
     }
@@ -225,6 +232,7 @@ mod tests {
             owners: Vec::new(),
             keeps_ip: false,
             uid: String::new(),
+            whole: false,
             ips: None,
             bandwidth: Both::default(),
         }

@@ -5,7 +5,7 @@ use std::thread;
 
 use super::calls::Place;
 use crate::cloud::Client;
-use crate::config::{Config, NodeFacts};
+use crate::config::{Config, Mode, NodeFacts};
 use crate::eni::Limits;
 use crate::error::{Context, Error};
 use crate::ip::{Family, Stack};
@@ -15,19 +15,21 @@ use crate::pool::Settings;
 #[derive(Debug, Clone)]
 pub struct Terms {
     pub facts: NodeFacts,
+    /// Whether pods share their ENI, for as long as the daemon lives.
+    pub mode: Mode,
     limits: Limits,
     /// Security groups of the instance, for ENIs when the configuration names none.
     groups: Vec<String>,
 }
 
 impl Terms {
-    pub fn ask(cloud: &Client, facts: NodeFacts) -> Result<Terms, Error> {
+    pub fn ask(cloud: &Client, facts: NodeFacts, mode: Mode) -> Result<Terms, Error> {
         let (limits, groups) = thread::scope(|scope| {
             let groups = scope.spawn(|| cloud.security_groups(&facts.instance));
             (cloud.instance_limits(&facts.instance_type), groups.join().expect("a panic ends the process"))
         });
         let (limits, groups) = (limits.context(|| format!("what an {} can hold", facts.instance_type))?, groups?);
-        Ok(Terms { facts, limits, groups })
+        Ok(Terms { facts, mode, limits, groups })
     }
 
     /// A stack that an ENI of this machine can never serve is a mistake of the operator.
@@ -48,7 +50,9 @@ impl Terms {
     }
 
     pub fn settings(&self, config: &Config) -> Settings {
-        let most = self.limits.adapters.saturating_sub(1).min(ours::MAX_SLOT);
+        let whole = self.mode == Mode::Whole;
+        let most = if whole { config.share.of(self.limits.adapters) } else { self.limits.adapters.saturating_sub(1) };
+        let most = most.min(ours::MAX_SLOT);
         let max_enis = config.max_enis.map_or(most, |max| max.min(most));
         let groups = if config.security_groups.is_empty() { &self.groups } else { &config.security_groups };
         let mut tags = config.eni_tags.clone();
@@ -58,7 +62,8 @@ impl Terms {
         ]);
         Settings {
             stack: config.stack,
-            limits: self.limits,
+            whole,
+            limits: if whole { alone(self.limits) } else { self.limits },
             min_idle: config.min_idle,
             max_idle: config.max_idle,
             min_enis: config.min_enis.min(max_enis),
@@ -77,6 +82,11 @@ impl Terms {
             sync_period: config.sync_period,
         }
     }
+}
+
+/// An ENI that carries one pod needs one address of each family.
+fn alone(limits: Limits) -> Limits {
+    Limits { v4_per_adapter: limits.v4_per_adapter.min(1), v6_per_adapter: limits.v6_per_adapter.min(1), ..limits }
 }
 
 pub fn place(facts: &NodeFacts, config: &Config) -> Place {

@@ -12,7 +12,7 @@ use super::{AddrSeen, Kernel, LinkSeen, sysctl};
 use crate::error::{Context, Error, Errors};
 use crate::ip::{IpPair, Mac};
 use crate::ours;
-use crate::plan::{Filter, FilterAction, Ifb, Object, Redirect, Rule, Side};
+use crate::plan::{Filter, FilterAction, Ifb, Object, Plan, Redirect, Rule, Side};
 use crate::pod::Attachment;
 use crate::rate::Both;
 use crate::rpc::{Marker, Shaper};
@@ -165,11 +165,22 @@ impl Kernel {
     }
 }
 
+/// Makes what the plan has for the node in a namespace that lives no longer than that: whether this kernel can.
+pub fn attempt(plan: &Plan) -> Result<(), Error> {
+    let objects = plan.host.clone();
+    let trial = std::thread::Builder::new().spawn(move || {
+        let mut place = a_new_namespace()?;
+        objects.iter().try_for_each(|object| place.correct(object))
+    });
+    match trial.context(|| "start a thread")?.join() {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
 /// Runs on a thread of its own, which takes the namespace with it when it ends.
 fn shaper_of_a_new_namespace() -> Result<(), Error> {
-    // SAFETY: only the network namespace of this thread changes; no descriptor or memory is shared differently.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
-    let mut place = Place::here()?;
+    let mut place = a_new_namespace()?;
     let through = String::from("probe");
     place.correct(&Object::Ifb(Ifb { name: through.clone() }))?;
     let Both { ingress, egress } = ours::SHAPE_FILTER_PRIORITIES;
@@ -190,11 +201,15 @@ fn source(route: &RouteSeen, addrs: &[AddrSeen]) -> Option<IpAddr> {
     route.source.or_else(|| link().find(beside).or_else(|| link().next()).map(|a| IpNet::addr(&a.net)))
 }
 
-/// Runs on a thread of its own, which takes the namespace with it when it ends.
-fn marker_of_a_new_namespace() -> Result<(Marker, String), Error> {
+/// For a thread of its own, which takes the namespace with it when it ends.
+fn a_new_namespace() -> Result<Place, Error> {
     // SAFETY: only the network namespace of this thread changes; no descriptor or memory is shared differently.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
-    let mut place = Place::here()?;
+    Place::here()
+}
+
+fn marker_of_a_new_namespace() -> Result<(Marker, String), Error> {
+    let mut place = a_new_namespace()?;
     let mut works = |action| {
         let filter = Filter { link: "lo".into(), priority: ours::MARK_FILTER_PRIORITY, action };
         place.correct(&Object::Filter(filter))

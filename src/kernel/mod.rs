@@ -31,6 +31,7 @@ pub use addr::AddrSeen;
 pub use card::{Away, away};
 pub use events::Watch;
 pub use link::LinkSeen;
+pub use look::attempt;
 pub use old::OldPod;
 pub use place::Difference;
 pub use route::{MAIN, RouteSeen};

@@ -17,6 +17,7 @@ use super::eni::{self, Job};
 use super::ledger::{Contents, Ledger};
 use super::sticky::Kept;
 use crate::cloud::Client;
+use crate::config::Mode;
 use crate::datapath::{self, Setup};
 use crate::eni::{Eni, VSwitch};
 use crate::error::{Error, Errors};
@@ -270,8 +271,8 @@ impl Heir<'_> {
             Some(vswitch) => vswitch.clone(),
             None => ground.cloud.vswitch(&eni.vswitch)?,
         };
-        let job = Job { eni: eni.id.clone(), mac: eni.mac, vswitch: eni.vswitch.clone() };
-        let lease = eni::prepare(&job, slot, &vswitch, ground.stack, &ground.node, ground.mtu)?;
+        let job = Job { eni: eni.id.clone(), mac: eni.mac, vswitch: eni.vswitch.clone(), home: None };
+        let lease = eni::prepare(&job, slot, &vswitch, ground.stack, &ground.node, ground.mtu, Mode::Shared)?;
         ground.slots.insert(eni.id.clone(), slot);
         self.enis.insert(eni.id.clone(), lease.clone());
         Ok(lease)

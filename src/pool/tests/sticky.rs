@@ -21,7 +21,13 @@ fn rig() -> Rig {
 impl Rig {
     fn ask(&mut self, n: u64, name: &str) {
         let deadline = self.now + secs(5);
-        self.hear(Event::Allocate { ticket: n, pod: pod(name), sandbox: sandbox(&format!("c{n}")), deadline });
+        self.hear(Event::Allocate {
+            ticket: n,
+            pod: pod(name),
+            sandbox: sandbox(&format!("c{n}")),
+            whole: false,
+            deadline,
+        });
     }
 }
 
@@ -121,8 +127,9 @@ fn of_two_addresses_the_one_that_the_pod_had_last_is_its_own() {
 fn whoever_dies_between_lease_and_reservation_finds_the_lease() {
     let mut rig = rig();
     let deadline = rig.now + secs(5);
-    let effects =
-        rig.pool.step(rig.now, Event::Allocate { ticket: 2, pod: pod("web"), sandbox: sandbox("c2"), deadline });
+    let effects = rig
+        .pool
+        .step(rig.now, Event::Allocate { ticket: 2, pod: pod("web"), sandbox: sandbox("c2"), whole: false, deadline });
     assert!(matches!(&effects[..2], [Effect::Record(_), Effect::Rested { .. }]), "{effects:?}");
     rig.ledger.write(rig.now, &effects[0]);
     let boot = rig.ledger.boot(narrow(), &rig.cloud);
