@@ -2,6 +2,8 @@
 
 #[path = "demo/bandwidth.rs"]
 mod bandwidth;
+#[path = "demo/exclusive.rs"]
+mod exclusive;
 #[path = "demo/left.rs"]
 mod left;
 #[path = "demo/orders.rs"]

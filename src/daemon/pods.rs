@@ -33,6 +33,8 @@ pub struct Seen {
     pub presence: Presence,
     /// Events name it, or `kubectl describe` does not show them.
     pub uid: String,
+    /// It wants an ENI to itself.
+    pub whole: bool,
     /// The bandwidth that its annotations ask for.
     pub bandwidth: Both<Told>,
 }
@@ -72,7 +74,7 @@ impl Known {
 
 fn seen(pod: &Pod) -> Seen {
     let bandwidth = Both::read(&pod.meta.annotations);
-    Seen { presence: presence(pod), uid: pod.meta.uid.clone(), bandwidth }
+    Seen { presence: presence(pod), uid: pod.meta.uid.clone(), whole: pod.wants_whole_eni(), bandwidth }
 }
 
 fn presence(pod: &Pod) -> Presence {
@@ -147,6 +149,10 @@ impl Pods {
         self.known.get(name).map(|seen| seen.presence)
     }
 
+    pub fn wants_whole(&self, name: &PodName) -> bool {
+        self.known.get(name).is_some_and(|seen| seen.whole)
+    }
+
     pub fn is_ours(&self, name: &PodName) -> bool {
         self.find(name) == Some(Presence::Ours)
     }
@@ -192,7 +198,7 @@ mod tests {
     const T: fn(u64) -> Now = Duration::from_secs;
 
     fn ours(presence: Presence) -> Seen {
-        Seen { presence, uid: String::new(), bandwidth: Both::default() }
+        Seen { presence, uid: String::new(), whole: false, bandwidth: Both::default() }
     }
 
     fn web(n: u32) -> PodName {

@@ -46,6 +46,11 @@ pub fn pod(setup: &Setup) -> Plan {
     }
 }
 
+/// Whether this kernel can lead two links through one bucket.
+pub fn trial_of_shaping() -> Plan {
+    exclusive::trial_of_shaping()
+}
+
 /// What holds an attachment to its bandwidth, to be made once it is wired; and what must not be there, to be undone.
 pub fn shape(setup: &Setup) -> (Plan, Plan) {
     let of = |lease: &Lease| {
@@ -132,6 +137,11 @@ pub fn answers() -> Plan {
 /// What pods with an ENI of their own send through the node to backends elsewhere leaves as the node's, in its families.
 pub fn masquerade(node: &IpPair) -> Plan {
     Plan { host: node.iter().map(|addr| exclusive::masquerade(family(&addr))).collect(), pod: Vec::new() }
+}
+
+/// What [`crate::rpc::Answers::Conntrack`] takes, to be tried out in a namespace without anybody.
+pub fn trial_of_answers(node: &IpPair) -> Plan {
+    Plan { host: node.iter().flat_map(|addr| exclusive::tracking(&addr)).collect(), pod: Vec::new() }
 }
 
 /// The one neighbour that a pod sees of its node.

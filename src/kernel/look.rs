@@ -11,10 +11,9 @@ use super::{AddrSeen, Kernel, LinkSeen};
 use crate::error::{Context, Error, Errors};
 use crate::ip::{IpPair, Mac};
 use crate::ours;
-use crate::plan::{Filter, FilterAction, Ifb, Object, Redirect, Rule, Side};
+use crate::plan::{Filter, FilterAction, Object, Plan, Rule};
 use crate::pod::Attachment;
-use crate::rate::Both;
-use crate::rpc::{Marker, Shaper};
+use crate::rpc::Marker;
 
 impl Kernel {
     pub fn links(&mut self) -> Result<Vec<LinkSeen>, Error> {
@@ -117,17 +116,6 @@ impl Kernel {
         errors.result()
     }
 
-    /// How this kernel can hold two links to one bandwidth, and why not better.
-    pub fn shaper(&mut self) -> (Shaper, String) {
-        let why = match std::thread::Builder::new().spawn(shaper_of_a_new_namespace).map(|thread| thread.join()) {
-            Ok(Ok(Ok(()))) => return (Shaper::Ifb, "ifb works".into()),
-            Ok(Ok(Err(e))) => e,
-            Ok(Err(panic)) => std::panic::resume_unwind(panic),
-            Err(e) => e.into(),
-        };
-        (Shaper::Links, format!("{why}; what a pod with an ENI of its own receives by it has no limit"))
-    }
-
     /// How this kernel can mark packets, and why not better. Tried out in a namespace that lives no longer than that.
     pub fn marker(&mut self) -> (Marker, String) {
         let trial = std::thread::Builder::new().spawn(marker_of_a_new_namespace).map(|thread| thread.join());
@@ -140,19 +128,17 @@ impl Kernel {
     }
 }
 
-/// Runs on a thread of its own, which takes the namespace with it when it ends.
-fn shaper_of_a_new_namespace() -> Result<(), Error> {
-    // SAFETY: only the network namespace of this thread changes; no descriptor or memory is shared differently.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
-    let mut place = Place::here()?;
-    let through = String::from("probe");
-    place.correct(&Object::Ifb(Ifb { name: through.clone() }))?;
-    let Both { ingress, egress } = ours::SHAPE_FILTER_PRIORITIES;
-    for (side, priority) in [(Side::Ingress, ingress), (Side::Egress, egress)] {
-        let redirect = Redirect { link: "lo".into(), side, priority, through: through.clone() };
-        place.correct(&Object::Redirect(redirect))?;
+/// Makes what the plan has for the node in a namespace that lives no longer than that: whether this kernel can.
+pub fn attempt(plan: &Plan) -> Result<(), Error> {
+    let objects = plan.host.clone();
+    let trial = std::thread::Builder::new().spawn(move || {
+        let mut place = a_new_namespace()?;
+        objects.iter().try_for_each(|object| place.correct(object))
+    });
+    match trial.context(|| "start a thread")?.join() {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
     }
-    Ok(())
 }
 
 /// What a packet for elsewhere would bear: the route's own choice, else the link's address beside the gateway, else the
@@ -165,11 +151,15 @@ fn source(route: &RouteSeen, addrs: &[AddrSeen]) -> Option<IpAddr> {
     route.source.or_else(|| link().find(beside).or_else(|| link().next()).map(|a| IpNet::addr(&a.net)))
 }
 
-/// Runs on a thread of its own, which takes the namespace with it when it ends.
-fn marker_of_a_new_namespace() -> Result<(Marker, String), Error> {
+/// For a thread of its own, which takes the namespace with it when it ends.
+fn a_new_namespace() -> Result<Place, Error> {
     // SAFETY: only the network namespace of this thread changes; no descriptor or memory is shared differently.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
-    let mut place = Place::here()?;
+    Place::here()
+}
+
+fn marker_of_a_new_namespace() -> Result<(Marker, String), Error> {
+    let mut place = a_new_namespace()?;
     let mut works = |action| {
         let filter = Filter { link: "lo".into(), priority: ours::MARK_FILTER_PRIORITY, action };
         place.correct(&Object::Filter(filter))

@@ -87,6 +87,8 @@ pub type Now = Duration;
 pub struct Settings {
     /// One address of each of these families is what a lease holds.
     pub stack: Stack,
+    /// Every lease takes a whole ENI. The limits are then for one address of each family.
+    pub whole: bool,
     pub limits: Limits,
     /// Idle addresses to keep ready, and the most to keep.
     pub min_idle: u32,
@@ -125,8 +127,8 @@ pub enum Event {
     Boot(Box<Boot>),
     /// New settings: at SIGHUP, or when the node's configuration changed.
     Settings(Box<Settings>),
-    /// An ADD waits. The same attachment asked again is answered with the same address.
-    Allocate { ticket: Ticket, pod: PodName, sandbox: Sandbox, deadline: Now },
+    /// An ADD waits. The same attachment asked again is answered with the same address. `whole`: the pod wants an ENI to itself.
+    Allocate { ticket: Ticket, pod: PodName, sandbox: Sandbox, whole: bool, deadline: Now },
     /// The one who waited hung up. If it had been answered already, a Release will come or the pod's absence will be seen.
     Forget { ticket: Ticket },
     /// The attachment is gone; nothing of it is left in the kernel.
@@ -168,6 +170,8 @@ pub struct Held {
     pub sandbox: Sandbox,
     pub eni: String,
     pub ip: IpPair,
+    /// Nobody else has anything of the ENI: its link is in the pod.
+    pub whole: bool,
 }
 
 /// Something to be found again after a crash, written before the call that makes it.
@@ -273,7 +277,7 @@ pub enum Effect {
         mac: Mac,
         vswitch: String,
     },
-    /// Take our rules and routes for the ENI out of the kernel, before it is detached.
+    /// Take our rules and routes for the ENI out of the kernel, before it is detached or its link goes to a pod.
     Dismantle {
         eni: String,
         mac: Mac,
