@@ -2,18 +2,17 @@
 
 use std::path::Path;
 
-use terway::datapath;
 use terway::error::{Cause, Error};
 use terway::ip::Mac;
+use terway::kernel::Kernel;
 use terway::kernel::netns::Netns;
-use terway::kernel::{Kernel, attempt};
 use terway::ours;
 use terway::plan::{
     Addr, Family, Filter, FilterAction, Ifb, Link, Neigh, Object, Plan, Redirect, Route, Rule, RuleAction, Side,
     Sysctl, Tbf,
 };
 use terway::rate::Rate;
-use terway::rpc::Marker;
+use terway::rpc::{Marker, Shaper};
 
 use crate::sim::ns::Ns;
 
@@ -329,7 +328,8 @@ fn a_redirect_leads_to_the_link_that_has_the_name_by_now() {
 #[test]
 fn what_holds_two_links_to_one_bandwidth_is_tried_out() {
     let ns = Ns::new("shaper");
-    ns.run(|| attempt(&datapath::trial_of_shaping()).unwrap());
+    let (shaper, why) = ns.run(|| Kernel::host().unwrap().shaper());
+    assert_eq!((shaper, why.as_str()), (Shaper::Ifb, "ifb works"));
     assert_eq!(ns.sh("ip -o link | wc -l").trim(), "1");
 }
 

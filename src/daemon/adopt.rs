@@ -52,7 +52,7 @@ fn eni_link<'a>(links: &'a [LinkSeen], eni: &Eni) -> Option<&'a LinkSeen> {
 pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result<Vec<Lease>, Error> {
     let links = kernel.links()?;
     let routes = kernel.routes(ours::PODS_TABLE)?;
-    let mut found = whole_leases(known, contents, &links);
+    let mut found = whole_leases(kernel, known, contents, &links);
     for (attachment, veth) in kernel.pod_links()? {
         if found.iter().any(|lease| lease.sandbox.attachment == attachment) {
             continue;
@@ -79,17 +79,18 @@ pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result
 }
 
 /// The same of pods that have the whole of an ENI: its link, which is in the pod's namespace, says whose it is.
-fn whole_leases(known: &Known, contents: &Contents, links: &[LinkSeen]) -> Vec<Lease> {
+fn whole_leases(kernel: &mut Kernel, known: &Known, contents: &Contents, links: &[LinkSeen]) -> Vec<Lease> {
     let is_away =
         |eni: &&Eni| eni.state == EniState::InUse && eni.kind == EniKind::Secondary && eni_link(links, eni).is_none();
     let away: Vec<&Eni> = known.enis.iter().filter(is_away).collect();
     if away.iter().all(|eni| contents.leases.iter().any(|lease| lease.is_whole() && lease.eni.id == eni.id)) {
         return Vec::new();
     }
-    let seen = kernel::away();
+    let seen = crate::kernel::away();
     let seen = seen.iter().filter_map(|card| Some((card, *away.iter().find(|eni| eni.mac == card.mac)?)));
     let unknown = seen.filter(|(card, eni)| !contents.knows(&card.lent.attachment, &own_addresses(known, eni)));
-    unknown.map(|(card, eni)| whole_lease(known, card, eni)).collect()
+    let shaper = kernel.shaper().0;
+    unknown.map(|(card, eni)| whole_lease(known, card, eni, shaper)).collect()
 }
 
 fn own_addresses(known: &Known, eni: &Eni) -> IpPair {
@@ -97,7 +98,7 @@ fn own_addresses(known: &Known, eni: &Eni) -> IpPair {
     IpPair { v4: known.stack.has(Family::V4).then_some(eni.primary), v6 }
 }
 
-fn whole_lease(known: &Known, card: &Away, eni: &Eni) -> Lease {
+fn whole_lease(known: &Known, card: &Away, eni: &Eni, shaper: Shaper) -> Lease {
     let lent = card.lent.clone();
     let pod = lent.pod.unwrap_or_else(pod::nameless);
     let ip = own_addresses(known, eni);
@@ -110,10 +111,6 @@ fn whole_lease(known: &Known, card: &Away, eni: &Eni) -> Lease {
     let answers = match kernel::attempt(&datapath::trial_of_answers(&known.node)) {
         Ok(()) => Answers::Conntrack,
         Err(_) => Answers::Sockets,
-    };
-    let shaper = match kernel::attempt(&datapath::trial_of_shaping()) {
-        Ok(()) => Shaper::Ifb,
-        Err(_) => Shaper::Links,
     };
     Lease {
         pod,

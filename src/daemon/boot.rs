@@ -1,6 +1,6 @@
 //! From nothing to serving: the configuration, the machine, what an earlier life left in ledger, cloud and kernel.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -286,8 +286,7 @@ fn assemble(start: &Start, g: Gathered, inputs: Sender<Input>) -> Node {
         node_name: start.node_name(),
         node: g.node,
         marker: g.marker,
-        tried: OnceCell::new(),
-        shaper: OnceCell::new(),
+        tried: Default::default(),
         mtu: config.mtu,
         orphan: config.orphan,
         vswitches: g.vswitches.into_iter().map(|v| (v.id.clone(), v)).collect(),

@@ -39,10 +39,8 @@ pub struct World {
     /// The node's own addresses.
     pub node: IpPair,
     pub marker: Marker,
-    /// See [`World::answers`].
-    pub tried: OnceCell<Answers>,
-    /// See [`World::shaper`].
-    pub shaper: OnceCell<Shaper>,
+    /// See [`World::answers`] and [`World::shaper`].
+    pub tried: (OnceCell<Answers>, OnceCell<Shaper>),
     pub mtu: u32,
     /// A lease whose pod has been gone this long is given up though no DEL came.
     pub orphan: Duration,
@@ -128,28 +126,29 @@ impl World {
         });
     }
 
+    /// How a pod with an ENI of its own is held to a bandwidth; tried out once, when the first one comes.
+    pub fn shaper(&self) -> Shaper {
+        *self.tried.1.get_or_init(|| match Kernel::host().map(|mut kernel| kernel.shaper()) {
+            Ok((shaper, why)) => {
+                log::info!("pods with an ENI of their own are held to their bandwidth by {shaper:?}: {why}");
+                shaper
+            }
+            Err(e) => {
+                log::warn!("how to hold pods with an ENI of their own to a bandwidth: {e}");
+                Shaper::Links
+            }
+        })
+    }
+
     /// How a pod with an ENI of its own finds back what came in through the node; tried out once, when the first one comes.
     pub fn answers(&self) -> Answers {
-        *self.tried.get_or_init(|| match kernel::attempt(&datapath::trial_of_answers(&self.node)) {
+        *self.tried.0.get_or_init(|| match kernel::attempt(&datapath::trial_of_answers(&self.node)) {
             Ok(()) => Answers::Conntrack,
             Err(e) => {
                 log::warn!(
                     "pods with an ENI of their own answer what comes in by a port of the node over TCP, and not over UDP: {e}"
                 );
                 Answers::Sockets
-            }
-        })
-    }
-
-    /// What holds the two links of such a pod to one bandwidth; tried out once, as well.
-    pub fn shaper(&self) -> Shaper {
-        *self.shaper.get_or_init(|| match kernel::attempt(&datapath::trial_of_shaping()) {
-            Ok(()) => Shaper::Ifb,
-            Err(e) => {
-                log::warn!(
-                    "a pod with an ENI of its own is held to its bandwidth on each link alone, and by no means in what its ENI brings: {e}"
-                );
-                Shaper::Links
             }
         })
     }

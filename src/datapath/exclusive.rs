@@ -124,12 +124,6 @@ fn lead_through(links: &[&str], side: Side, rate: Rate, mtu: u32) -> Vec<Object>
     objects
 }
 
-/// As far as the only link can show it that every namespace has.
-pub fn trial_of_shaping() -> Plan {
-    let ways = [Side::Ingress, Side::Egress].map(|side| lead_through(&["lo"], side, Rate::MIN, 1500));
-    Plan { host: ways.concat(), pod: Vec::new() }
-}
-
 /// The ENI as the pod's own interface: the VPC is its neighbour.
 fn card_inside(pod: &mut Vec<Object>, setup: &Setup) {
     let lease = setup.lease;

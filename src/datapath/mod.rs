@@ -46,11 +46,6 @@ pub fn pod(setup: &Setup) -> Plan {
     }
 }
 
-/// Whether this kernel can lead two links through one bucket.
-pub fn trial_of_shaping() -> Plan {
-    exclusive::trial_of_shaping()
-}
-
 /// What holds an attachment to its bandwidth, to be made once it is wired; and what must not be there, to be undone.
 pub fn shape(setup: &Setup) -> (Plan, Plan) {
     let of = |lease: &Lease| {

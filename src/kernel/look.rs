@@ -11,9 +11,10 @@ use super::{AddrSeen, Kernel, LinkSeen};
 use crate::error::{Context, Error, Errors};
 use crate::ip::{IpPair, Mac};
 use crate::ours;
-use crate::plan::{Filter, FilterAction, Object, Plan, Rule};
+use crate::plan::{Filter, FilterAction, Ifb, Object, Plan, Redirect, Rule, Side};
 use crate::pod::Attachment;
-use crate::rpc::Marker;
+use crate::rate::Both;
+use crate::rpc::{Marker, Shaper};
 
 impl Kernel {
     pub fn links(&mut self) -> Result<Vec<LinkSeen>, Error> {
@@ -116,6 +117,17 @@ impl Kernel {
         errors.result()
     }
 
+    /// How this kernel can hold two links to one bandwidth, and why not better.
+    pub fn shaper(&mut self) -> (Shaper, String) {
+        let why = match std::thread::Builder::new().spawn(shaper_of_a_new_namespace).map(|thread| thread.join()) {
+            Ok(Ok(Ok(()))) => return (Shaper::Ifb, "ifb works".into()),
+            Ok(Ok(Err(e))) => e,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(e) => e.into(),
+        };
+        (Shaper::Links, format!("{why}; what a pod with an ENI of its own receives by it has no limit"))
+    }
+
     /// How this kernel can mark packets, and why not better. Tried out in a namespace that lives no longer than that.
     pub fn marker(&mut self) -> (Marker, String) {
         let trial = std::thread::Builder::new().spawn(marker_of_a_new_namespace).map(|thread| thread.join());
@@ -139,6 +151,19 @@ pub fn attempt(plan: &Plan) -> Result<(), Error> {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic),
     }
+}
+
+/// Runs on a thread of its own, which takes the namespace with it when it ends.
+fn shaper_of_a_new_namespace() -> Result<(), Error> {
+    let mut place = a_new_namespace()?;
+    let through = String::from("probe");
+    place.correct(&Object::Ifb(Ifb { name: through.clone() }))?;
+    let Both { ingress, egress } = ours::SHAPE_FILTER_PRIORITIES;
+    for (side, priority) in [(Side::Ingress, ingress), (Side::Egress, egress)] {
+        let redirect = Redirect { link: "lo".into(), side, priority, through: through.clone() };
+        place.correct(&Object::Redirect(redirect))?;
+    }
+    Ok(())
 }
 
 /// What a packet for elsewhere would bear: the route's own choice, else the link's address beside the gateway, else the

@@ -25,8 +25,8 @@ pub fn show(screen: Screen, cluster: &mut Cluster, spec: InstanceSpec, other: &M
     cluster.configure(n, &config);
     cluster.start(n);
     cluster.wait_ready(n);
-    let ready = within(SOON, || cluster.show(n)["pool"]["idle"] == 2);
-    step.done(&format!("{} ENIs ready", cluster.show(n)["pool"]["idle"]));
+    let ready = within(SOON, || serving(cluster, n) == 2);
+    step.done(&format!("{} ENIs ready", serving(cluster, n)));
     let mut faults = if ready { Vec::new() } else { vec!["its ENIs do not become ready".to_owned()] };
     if ready {
         faults.extend(scene(screen, cluster, n, other));
@@ -34,6 +34,11 @@ pub fn show(screen: Screen, cluster: &mut Cluster, spec: InstanceSpec, other: &M
     cluster.kill(n);
     cluster.world.remove_node(&id);
     faults
+}
+
+fn serving(cluster: &Cluster, n: usize) -> usize {
+    let show = cluster.show(n);
+    show["pool"]["enis"].as_array().map_or(0, |enis| enis.iter().filter(|eni| eni["state"] == "serving").count())
 }
 
 fn scene(screen: Screen, cluster: &Cluster, n: usize, other: &Member) -> Vec<String> {
