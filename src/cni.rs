@@ -206,6 +206,8 @@ pub enum Call {
     },
     Check {
         sandbox: Sandbox,
+        /// Where the runtime says it.
+        pod: Option<PodName>,
         conf: Box<NetConf>,
         prev: Option<PrevResult>,
     },
@@ -262,7 +264,7 @@ fn call(verb: Verb, env: &Env, keys: &mut Reader) -> Result<Call, Failure> {
         Verb::Check => {
             let sandbox = sandbox(env)?;
             let conf = Box::new(NetConf::read(keys)?);
-            Call::Check { sandbox, conf, prev: PrevResult::read(keys)? }
+            Call::Check { sandbox, pod: pod(env).ok(), conf, prev: PrevResult::read(keys)? }
         }
         Verb::Gc => Call::Gc { valid: valid_attachments(keys)? },
         Verb::Status => Call::Status,

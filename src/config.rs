@@ -1,6 +1,6 @@
 //! The daemon's configuration and the facts of its node, parsed once into values that cannot be wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -50,6 +50,10 @@ pub struct Config {
     pub sync_period: Duration,
     /// How long an address rests after its pod has gone.
     pub cooldown: Duration,
+    /// How long an address is kept for a pod that shall have it again; zero: not at all.
+    pub reservation: Duration,
+    /// Kinds whose pods shall have their addresses again, lower case.
+    pub stateful_kinds: BTreeSet<String>,
     /// How long an ENI must have held no lease before it is given back.
     pub eni_idle: Duration,
     /// How long a pod must have been gone before its address is freed though no DEL came.
@@ -205,7 +209,6 @@ pub struct NodeFacts {
 const WITHOUT_EFFECT: &[&str] = &[
     "allow_eip_rob",
     "backoff_override",
-    "custom_stateful_workload_kinds",
     "disable_device_plugin",
     "enable_eip_pool",
     "enable_eni_trunking",
@@ -278,6 +281,8 @@ impl Config {
             },
             sync_period: duration(keys, "ip_pool_sync_period", 120, 10)?,
             cooldown: duration(keys, "ip_cooldown", 130, 0)?,
+            reservation: duration(keys, "ip_reservation_time", 300, 0)?,
+            stateful_kinds: stateful_kinds(keys)?,
             eni_idle: duration(keys, "eni_idle_release_after", 600, 10)?,
             orphan: duration(keys, "orphan_release_after", 60, 1)?,
             kubeconfig: path(keys, "kubeconfig")?,
@@ -459,6 +464,15 @@ fn vswitches(keys: &mut Reader) -> Result<BTreeMap<String, Vec<String>>, Wrong> 
     let ids =
         |value: &Value| value.as_array()?.iter().map(|v| v.as_str().filter(|t| is_id(t)).map(str::to_owned)).collect();
     map(keys, "vswitches", "a list of vSwitch ids", ids)
+}
+
+/// Those of StatefulSets always; operators that make pods themselves have kinds of their own.
+fn stateful_kinds(keys: &mut Reader) -> Result<BTreeSet<String>, Error> {
+    let kind = |value: &Value| value.as_str().filter(|kind| !kind.is_empty()).map(str::to_lowercase);
+    let mut kinds: BTreeSet<String> =
+        keys.list("custom_stateful_workload_kinds", "a kind", kind)?.into_iter().collect();
+    kinds.insert("statefulset".into());
+    Ok(kinds)
 }
 
 fn security_groups(keys: &mut Reader) -> Result<Vec<String>, Error> {

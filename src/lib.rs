@@ -1,6 +1,7 @@
 //! Terway: pods get real VPC addresses. The rooms in reading order: words, minds, hands, faces (see `src/README.md`).
 
 // Words: types that everyone speaks. No I/O.
+pub mod bolt;
 pub mod cni;
 pub mod config;
 pub mod eni;

@@ -13,6 +13,12 @@ pub const SOCKET: &str = "/var/run/eni/eni.socket";
 pub const LOCK: &str = "/var/run/eni/terwayd.lock";
 /// Leases, cooling addresses, tombstones and intents; on tmpfs because sandboxes do not survive a reboot.
 pub const LEDGER: &str = "/run/terway";
+/// What must outlive a reboot.
+pub const LASTING: &str = "/var/lib/terway";
+/// Where the old Terway keeps its databases. We read them once, and never write there.
+pub const OLD_STORE: &str = "/var/lib/cni/terway";
+/// How the names of the host's own IPvlan links begin that the old Terway makes.
+pub const OLD_IPVLAN: &str = "ipvl_";
 /// The daemon's configuration.
 pub const CONFIG: &str = "/etc/eni/eni.json";
 /// What makes the kubelet call us; written only once the daemon serves.
@@ -51,6 +57,9 @@ pub const POD_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// tc priority of the filter that marks.
 pub const MARK_FILTER_PRIORITY: u16 = 2049;
+
+/// How the name of a container begins that stands for one whose name is not known.
+const UNNAMED: char = '~';
 
 /// Handle of the token bucket that holds a pod to its bandwidth, on either end of its veth. Other plugins and tc(8) number
 /// their qdiscs from 1 or 8000 on.
@@ -132,6 +141,17 @@ pub fn alias(attachment: &Attachment, pod: &PodName) -> String {
     if full.len() <= ALIAS_MAX { full } else { short }
 }
 
+/// An attachment whose container nobody told us: the old Terway's early versions did not write it down. No runtime has a
+/// container of this name.
+pub fn unnamed_attachment(host_veth: &str, ifname: &str) -> Attachment {
+    Attachment { container: format!("{UNNAMED}{host_veth}"), ifname: ifname.into() }
+}
+
+/// The host link of such an attachment.
+pub fn unnamed_link(attachment: &Attachment) -> Option<&str> {
+    attachment.container.strip_prefix(UNNAMED)
+}
+
 /// The attachment that an `ifalias` of ours names.
 pub fn attachment(alias: &str) -> Option<Attachment> {
     let (container, ifname) = alias.strip_prefix("terway ")?.split(' ').next()?.rsplit_once('/')?;
@@ -199,6 +219,14 @@ mod tests {
         for (foreign, mask) in foreign {
             assert_eq!(slot(foreign, mask), None);
         }
+    }
+
+    #[test]
+    fn an_unnamed_attachment_leads_back_to_its_link() {
+        let a = unnamed_attachment("calic95a4947e07", "eth0");
+        assert_eq!(unnamed_link(&a), Some("calic95a4947e07"));
+        assert_eq!(attachment(&alias(&a, &PodName::new("default", "web-0"))), Some(a));
+        assert_eq!(unnamed_link(&Attachment { container: "0123abc".into(), ifname: "eth0".into() }), None);
     }
 
     #[test]

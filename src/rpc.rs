@@ -1,6 +1,7 @@
 //! The words between plugin, daemon and cli: one JSON line asked, one JSON line answered, over [`crate::ours::SOCKET`].
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +27,8 @@ pub enum Request {
     Release { attachment: Attachment },
     /// CHECK: what was leased.
     Lease { attachment: Attachment },
+    /// DEL or CHECK of a pod that the old Terway has wired without writing its container down: the lease under its name.
+    Find { pod: PodName, ifname: String, netns: Option<PathBuf> },
     /// GC: everything but these is gone.
     Gc { valid: BTreeSet<Attachment> },
     /// STATUS: could an ADD be served now?
@@ -96,6 +99,12 @@ pub struct Lease {
     /// The node's own addresses.
     pub node: IpPair,
     pub marker: Marker,
+    /// The next pod of this name on this node shall have the addresses again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sticky: bool,
+    /// How a pod is held that the old Terway has wired; absent for those that we have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heritage: Option<Heritage>,
     #[serde(default, skip_serializing_if = "Both::is_default")]
     pub bandwidth: Both<Limit>,
     /// Of a release that does not know it: shared.
@@ -103,9 +112,27 @@ pub struct Lease {
     pub wiring: Wiring,
 }
 
+/// What we do about a pod that ran before us.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Heritage {
+    /// Taken over: it is wired as ours are, over the veth that it has, which keeps its MACs.
+    Adopted { host_mac: Mac, pod_mac: Mac },
+    /// It runs on as it was wired until it is re-created, for this reason. We keep its address for it and do nothing else.
+    Untouched { why: String },
+}
+
 impl Lease {
     pub fn is_whole(&self) -> bool {
         self.wiring != Wiring::Shared
+    }
+
+    /// Why we leave the pod's network as it is, where we do.
+    pub fn untouched(&self) -> Option<&str> {
+        match &self.heritage {
+            Some(Heritage::Untouched { why }) => Some(why),
+            _ => None,
+        }
     }
 }
 
@@ -187,6 +214,11 @@ pub const TOMBSTONES: &str = "tombstones";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tombstone {
     pub attachment: Attachment,
+    /// Whose it was, as far as the plugin was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<PathBuf>,
     /// Seconds since 1970, for the order and for people.
     pub at: f64,
 }
@@ -214,6 +246,8 @@ pub fn example_lease() -> Lease {
         },
         node: IpPair::v4(Ipv4Addr::new(192, 168, 0, 10)),
         marker: Marker::Bpf,
+        sticky: false,
+        heritage: None,
         bandwidth: Both::default(),
         wiring: Wiring::Shared,
     }

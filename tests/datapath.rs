@@ -83,6 +83,8 @@ impl World {
             eni: self.eni(),
             node: IpPair::v4(NODE_IP.parse().unwrap()),
             marker: self.marker,
+            sticky: false,
+            heritage: None,
             bandwidth: Both::default(),
             wiring: Default::default(),
         };

@@ -4,6 +4,8 @@
 mod bandwidth;
 #[path = "demo/exclusive.rs"]
 mod exclusive;
+#[path = "demo/heirs.rs"]
+mod heirs;
 #[path = "demo/left.rs"]
 mod left;
 #[path = "demo/orders.rs"]

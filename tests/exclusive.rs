@@ -125,6 +125,8 @@ impl World {
             eni,
             node: node_ips(),
             marker: self.marker,
+            sticky: false,
+            heritage: None,
             bandwidth: Default::default(),
             wiring,
         };

@@ -11,6 +11,8 @@ mod ports;
 mod repair;
 mod semantics;
 mod socket;
+mod sticky;
+mod upgrade;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -266,6 +266,8 @@ fn lease() -> Lease {
         },
         node: IpPair::v4("192.168.0.10".parse().unwrap()),
         marker: Marker::Rule,
+        sticky: false,
+        heritage: None,
         bandwidth: Both::default(),
         wiring: Default::default(),
     }
@@ -652,10 +654,13 @@ fn the_other_verbs_ask_for_what_they_need() {
 
     let done = node.call("CHECK", "0.4.0");
     done.failed_with(102, "check 0123456789abcdef/eth0: nothing is leased to it");
-    assert_eq!(daemon.asked()[1], json!({"lease": {"attachment": attachment}}));
+    // What is not known by its container may be so by its pod: the old Terway wrote down no container.
+    let pod = json!({"namespace": "default", "name": "web-0"});
+    let find = json!({"find": {"pod": pod, "ifname": "eth0", "netns": POD}});
+    assert_eq!(daemon.asked()[1..], [json!({"lease": {"attachment": attachment}}), find.clone()]);
     let done = node.call("DEL", "0.4.0");
     assert_eq!((done.code, done.stdout.as_str()), (0, ""), "{done:?}");
-    assert_eq!(daemon.asked()[2], json!({"release": {"attachment": attachment}}));
+    assert_eq!(daemon.asked()[3..], [json!({"release": {"attachment": attachment}}), find]);
     drop(daemon);
 
     let daemon = Daemon::new(&node, &[say(&Reply::Ready {}), refuse(Refusal::Starting, "not yet")]);

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use super::ledger::Contents;
+use super::old;
 use crate::eni::{Eni, EniKind, EniState, VSwitch};
 use crate::error::Error;
 use crate::ip::{Family, IpPair, NetPair, Stack};
@@ -12,7 +13,7 @@ use crate::kernel::{self, Away, Kernel, LinkSeen};
 use crate::plan::RuleAction;
 use crate::pod::Sandbox;
 use crate::rate::Both;
-use crate::rpc::{Answers, EniLease, Lease, Marker, Shaper, Whole, Wiring};
+use crate::rpc::{Answers, EniLease, Heritage, Lease, Marker, Shaper, Whole, Wiring};
 use crate::{datapath, ours, pod};
 
 /// What is known of the node beside the kernel.
@@ -69,11 +70,12 @@ pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result
         let pod = veth.alias.as_deref().and_then(ours::pod).unwrap_or_else(pod::nameless);
         log::info!("{attachment} of pod {pod} holds {ip}: found in the kernel");
         let sandbox = Sandbox { attachment, netns: PathBuf::new() };
+        let heritage = heritage(kernel, &veth, ip.into())?;
+        let marker = if heritage.is_some() { old::MARKER } else { known.marker };
         // What its annotations ask for is heard from the watch.
         let bandwidth = Both::default();
-        let wiring = Wiring::Shared;
-        let (ip, node, marker) = (IpPair::v4(ip), known.node, known.marker);
-        found.push(Lease { pod, sandbox, ip, eni, node, marker, bandwidth, wiring });
+        let (node, ip, wiring) = (known.node, IpPair::v4(ip), Wiring::Shared);
+        found.push(Lease { pod, sandbox, ip, eni, node, marker, bandwidth, sticky: false, heritage, wiring });
     }
     Ok(found)
 }
@@ -121,8 +123,17 @@ fn whole_lease(known: &Known, card: &Away, eni: &Eni, shaper: Shaper) -> Lease {
         node: known.node,
         marker: known.marker,
         bandwidth: Both::default(),
+        sticky: false,
+        heritage: None,
         wiring: Wiring::Whole(Whole { home: lent.home, services: known.services, answers, shaper }),
     }
+}
+
+/// A veth that the old Terway made has other MACs than ours; that of its inner end we wrote down as a neighbour.
+fn heritage(kernel: &mut Kernel, veth: &LinkSeen, ip: IpAddr) -> Result<Option<Heritage>, Error> {
+    let Some(host_mac) = veth.mac.filter(|mac| *mac != ours::host_mac(&veth.name)) else { return Ok(None) };
+    let pod_mac = kernel.neighbour(veth.ifindex, ip)?;
+    Ok(pod_mac.map(|pod_mac| Heritage::Adopted { host_mac, pod_mac }))
 }
 
 /// The ENI that has the address, if its link and its rule are in the kernel.

@@ -11,18 +11,19 @@ use async_io::Timer;
 use smol::channel::{Sender, bounded};
 
 use super::layers::Layers;
-use super::ledger::{self, Contents, Ledger};
+use super::ledger::{self, Contents, Ledger, Resting};
 use super::node::{Found, Input, Node};
+use super::sticky::Sticky;
 use super::terms::Terms;
 use super::world::World;
-use super::{adopt, calls, file, news};
+use super::{adopt, calls, clock, file, news, old};
 use crate::cloud::{self, Credentials, Endpoint, Key, Metadata, Sources};
 use crate::config::{AccessKey, Config, Mode, NodeFacts, Scheme, Signature};
 use crate::eni::{Eni, VSwitch};
 use crate::error::{Cause, Context, Error};
 use crate::ip::IpPair;
 use crate::kernel::Kernel;
-use crate::pool::{Boot, Held};
+use crate::pool::{Boot, Held, Notice, Reserved};
 use crate::rpc::{Lease, Marker};
 use crate::{datapath, kube, object, ours};
 
@@ -60,6 +61,11 @@ struct Gathered {
     slots: BTreeMap<String, u32>,
     ledger: Ledger,
     contents: Contents,
+    sticky: Sticky,
+    /// Addresses kept for pods that are not there, beside those that the ledger knows to be.
+    reserved: Vec<Reserved>,
+    /// What people shall hear of what was found, each with the uid of the pod.
+    notices: Vec<(Notice, String)>,
 }
 
 impl Start {
@@ -174,10 +180,41 @@ fn attempt(start: &Start) -> Result<Gathered, Error> {
     let adopted = adopt::leases(&mut kernel, &known, &contents)?;
     adopted.iter().try_for_each(|lease| ledger.record(lease))?;
     contents.leases.extend(adopted);
+    let wired = contents.leases.iter().filter(|l| l.untouched().is_none() && !l.is_whole());
+    slots.extend(wired.map(|l| (l.eni.id.clone(), l.eni.slot)));
+    let (mut sticky, kept) = Sticky::open(ours::LASTING.as_ref());
+    let inherited = old::take_over(old::Ground {
+        cloud: &cloud,
+        ledger: &ledger,
+        enis: &enis,
+        vswitches: &vswitches,
+        node,
+        mtu: layers.config().mtu,
+        slots: &mut slots,
+        contents: &mut contents,
+    })?;
     fit(mode, layers.config(), &contents.leases)?;
     ledger.note_mode(mode)?;
-    slots.extend(contents.leases.iter().filter(|l| !l.is_whole()).map(|l| (l.eni.id.clone(), l.eni.slot)));
-    Ok(Gathered { kernel, node, marker, cloud, kube, layers, terms, vswitches, enis, slots, ledger, contents })
+    let longest = layers.config().reservation;
+    let reserved =
+        sticky.reservations(kept.into_iter().chain(inherited.kept).collect(), &mut contents, longest, clock::now());
+    Ok(Gathered {
+        kernel,
+        node,
+        marker,
+        cloud,
+        kube,
+        layers,
+        terms,
+        vswitches,
+        enis,
+        slots,
+        ledger,
+        contents,
+        sticky,
+        reserved,
+        notices: inherited.notices,
+    })
 }
 
 /// Pods that share their ENI would lose it to others where every pod has one to itself. The other way round nobody is harmed: a pod
@@ -268,12 +305,14 @@ fn assemble(start: &Start, g: Gathered, inputs: Sender<Input>) -> Node {
     thread::spawn(move || news::watch_node(&client, &name, &news_to));
     let config = g.layers.config();
     let settings = g.terms.settings(config);
+    let (reserved, resting): (Vec<Resting>, _) = g.contents.resting.into_iter().partition(|r| r.reserved.is_some());
     let boot = Boot {
         settings,
         enis: g.enis,
         vswitches: g.vswitches.clone(),
         leases: g.contents.leases.iter().map(held).collect(),
-        cooling: g.contents.resting.into_iter().map(|r| (r.eni.clone(), r.ip, r.until())).collect(),
+        cooling: resting.into_iter().map(|r| (r.eni.clone(), r.ip, r.until())).collect(),
+        reserved: reserved.into_iter().filter_map(reserved_by_ledger).chain(g.reserved).collect(),
         intents: g.contents.intents,
     };
     let world = World {
@@ -289,10 +328,24 @@ fn assemble(start: &Start, g: Gathered, inputs: Sender<Input>) -> Node {
         tried: Default::default(),
         mtu: config.mtu,
         orphan: config.orphan,
+        stateful_kinds: config.stateful_kinds.clone(),
         vswitches: g.vswitches.into_iter().map(|v| (v.id.clone(), v)).collect(),
         notices,
     };
-    Node::new(world, g.ledger, g.kernel, Found { boot, layers: g.layers, leases: g.contents.leases, slots: g.slots })
+    for (notice, uid) in g.notices {
+        world.tell(notice, uid);
+    }
+    Node::new(
+        world,
+        g.ledger,
+        g.kernel,
+        Found { boot, sticky: g.sticky, layers: g.layers, leases: g.contents.leases, slots: g.slots },
+    )
+}
+
+fn reserved_by_ledger(resting: Resting) -> Option<Reserved> {
+    let until = resting.until();
+    Some(Reserved { pod: resting.reserved?, eni: resting.eni, ip: resting.ip, until })
 }
 
 fn held(lease: &Lease) -> Held {

@@ -15,7 +15,7 @@ use super::layers::NodeConfig;
 use crate::config::Mode;
 use crate::error::{Context, Error};
 use crate::ip::IpPair;
-use crate::pod::Attachment;
+use crate::pod::{Attachment, PodName};
 use crate::pool::{Intent, Now};
 use crate::rpc::{Lease, Tombstone};
 
@@ -41,6 +41,9 @@ pub struct Resting {
     pub ip: IpPair,
     /// Seconds since the machine started.
     pub until: f64,
+    /// Until then a pod of this name shall have it again, and nobody else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserved: Option<PodName>,
 }
 
 /// Everything the ledger held when it was opened.
@@ -71,8 +74,8 @@ impl Contents {
 }
 
 impl Resting {
-    pub fn new(eni: String, ip: IpPair, until: Now) -> Resting {
-        Resting { eni, ip, until: until.as_secs_f64() }
+    pub fn new(eni: String, ip: IpPair, until: Now, reserved: Option<PodName>) -> Resting {
+        Resting { eni, ip, until: until.as_secs_f64(), reserved }
     }
 
     pub fn until(&self) -> Now {
@@ -81,6 +84,16 @@ impl Resting {
 }
 
 impl Ledger {
+    /// The files of a folder that somebody else looks after.
+    pub fn at(root: &Path) -> Ledger {
+        Ledger { root: root.to_owned() }
+    }
+
+    pub fn folder(&self, name: &str) -> Result<(), Error> {
+        let path = self.root.join(name);
+        fs::create_dir_all(&path).context(|| format!("create {}", path.display()))
+    }
+
     /// Opens the ledger of this boot. What another boot left is dropped, but for intents: the cloud outlives a reboot.
     pub fn open(root: &Path, boot_id: &str) -> Result<(Ledger, Contents), Error> {
         let ledger = Ledger { root: root.to_owned() };
@@ -142,10 +155,10 @@ impl Ledger {
     }
 
     /// The attachments that plugins undid while no daemon was there, oldest first.
-    pub fn tombstones(&self) -> Result<Vec<Attachment>, Error> {
+    pub fn tombstones(&self) -> Result<Vec<Tombstone>, Error> {
         let mut stones: Vec<Tombstone> = self.read(TOMBSTONES)?;
         stones.sort_by(|a, b| a.at.total_cmp(&b.at));
-        Ok(stones.into_iter().map(|t| t.attachment).collect())
+        Ok(stones)
     }
 
     pub fn bury(&self, attachment: &Attachment) -> Result<(), Error> {
@@ -164,7 +177,7 @@ impl Ledger {
         self.write(&path, mode.to_string().as_bytes()).context(|| format!("write {}", path.display()))
     }
 
-    fn save<T: Serialize>(&self, folder: &str, name: &str, value: &T) -> Result<(), Error> {
+    pub fn save<T: Serialize>(&self, folder: &str, name: &str, value: &T) -> Result<(), Error> {
         let path = self.path(folder, name);
         let text = serde_json::to_vec(value).context(|| format!("write {}", path.display()))?;
         self.write(&path, &text).context(|| format!("write {}", path.display()))
@@ -178,7 +191,7 @@ impl Ledger {
         Ok(fs::rename(&beside, path)?)
     }
 
-    fn erase(&self, folder: &str, name: &str) -> Result<(), Error> {
+    pub fn erase(&self, folder: &str, name: &str) -> Result<(), Error> {
         let path = self.path(folder, name);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != ErrorKind::NotFound => Err(e).context(|| format!("remove {}", path.display())),
@@ -188,7 +201,7 @@ impl Ledger {
 
     /// Every record of a folder. One that cannot be read is put aside with a warning: the others must not suffer. Tombstones
     /// are written by plugins, which may be in the middle of one.
-    fn read<T: DeserializeOwned>(&self, folder: &str) -> Result<Vec<T>, Error> {
+    pub fn read<T: DeserializeOwned>(&self, folder: &str) -> Result<Vec<T>, Error> {
         let root = self.root.join(folder);
         let mut found = Vec::new();
         for entry in fs::read_dir(&root).context(|| format!("read {}", root.display()))? {
@@ -231,7 +244,8 @@ fn key(attachment: &Attachment) -> String {
     attachment.file_name()
 }
 
-fn resting_key(ip: &IpPair) -> String {
+/// A file name for addresses.
+pub fn resting_key(ip: &IpPair) -> String {
     ip.to_string().replace(':', "-")
 }
 
@@ -248,7 +262,7 @@ mod tests {
     }
 
     fn resting(ip: &str) -> Resting {
-        Resting::new("eni-1".into(), IpPair::v4(ip.parse().unwrap()), Duration::from_millis(130_500))
+        Resting::new("eni-1".into(), IpPair::v4(ip.parse().unwrap()), Duration::from_millis(130_500), None)
     }
 
     fn intent() -> Intent {
@@ -293,7 +307,7 @@ mod tests {
         let lease = crate::rpc::example_lease();
         ledger.record(&lease).unwrap();
         let pair = IpPair { v6: Some("fd00::5".parse().unwrap()), ..resting("10.0.0.5").ip };
-        let rest = Resting::new("eni-1".into(), pair, Duration::from_secs(130));
+        let rest = Resting::new("eni-1".into(), pair, Duration::from_secs(130), None);
         ledger.retire(&lease.sandbox.attachment, &rest).unwrap();
         assert!(root.join("resting/10.0.0.5,fd00--5.json").exists());
         assert_eq!(Ledger::open(&root, "boot-1").unwrap().1.resting, [rest]);
@@ -349,7 +363,105 @@ mod tests {
             .unwrap();
         assert_eq!(ledger.tombstones().unwrap(), []);
         fs::rename(&half, root.join("tombstones/0123456789abcdef@eth0.json")).unwrap();
-        assert_eq!(ledger.tombstones().unwrap(), [Attachment { container, ifname }]);
+        let attachment = Attachment { container, ifname };
+        assert_eq!(ledger.tombstones().unwrap(), [Tombstone { attachment, pod: None, netns: None, at: 1.5 }]);
         fs::remove_dir_all(root).unwrap();
+    }
+}
+
+#[cfg(test)]
+#[path = "../../tests/old/0.1.0/records.rs"]
+mod release_0_1_0;
+
+/// The records are a contract between releases, in both directions: a node may go back by one.
+#[cfg(test)]
+mod contract {
+    use super::release_0_1_0 as old;
+    use super::*;
+    use crate::ip::Family;
+    use crate::pod::Sandbox;
+    use crate::pool::Call;
+    use crate::rpc::{Heritage, example_lease, example_whole};
+
+    fn as_read_by<T: DeserializeOwned>(record: &impl Serialize) -> T {
+        let text = serde_json::to_string(record).unwrap();
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
+    }
+
+    #[test]
+    fn the_release_before_reads_what_this_one_writes() {
+        let mac = crate::ip::Mac([2, 0, 0, 0, 0, 1]);
+        let heritage = Some(Heritage::Adopted { host_mac: mac, pod_mac: mac });
+        let v6 = Some("fd00::5".parse().unwrap());
+        let full = Lease { sticky: true, heritage, ip: IpPair { v6, ..example_lease().ip }, ..example_whole() };
+        let read: old::Lease = as_read_by(&full);
+        assert_eq!((read.pod.namespace, read.pod.name), ("default".into(), "web-0".into()));
+        let Sandbox { attachment, netns } = full.sandbox;
+        assert_eq!(
+            (read.sandbox.attachment.container, read.sandbox.attachment.ifname),
+            (attachment.container.clone(), attachment.ifname.clone())
+        );
+        assert_eq!((read.sandbox.netns, read.ip.v4, read.ip.v6), (netns, full.ip.v4, full.ip.v6));
+        let (eni, was) = (read.eni, full.eni);
+        assert_eq!((eni.id, eni.mac, eni.vswitch), (was.id, was.mac.to_string(), was.vswitch));
+        assert_eq!((eni.cidr.v4, eni.cidr.v6), (was.cidr.v4.map(|net| net.to_string()), None));
+        assert_eq!((eni.gateway.v4, eni.gateway.v6, eni.slot, eni.table), (was.gateway.v4, None, was.slot, was.table));
+        assert_eq!((read.node.v4, read.node.v6, read.marker), (full.node.v4, None, old::Marker::Bpf));
+
+        let ip = IpPair::v4("10.0.0.5".parse().unwrap());
+        let until = Duration::from_millis(130_500);
+        let read: old::Resting = as_read_by(&Resting::new("eni-1".into(), ip, until, Some(full.pod.clone())));
+        assert_eq!((read.eni, read.ip.v4, read.ip.v6, read.until), ("eni-1".into(), ip.v4, None, 130.5));
+        let stone = Tombstone { attachment, pod: Some(full.pod), netns: Some("/run/netns/web-0".into()), at: 1.5 };
+        let read: old::Tombstone = as_read_by(&stone);
+        assert_eq!((read.attachment.ifname, read.at), ("eth0".into(), 1.5));
+    }
+
+    #[test]
+    fn the_release_before_reads_the_intents_of_this_one() {
+        let (eni, token) = ("eni-1".to_owned(), "t-1".to_owned());
+        let call = Call::Assign { eni, family: Family::V4, count: 3, token: token.clone() };
+        let read: old::Intent = as_read_by(&Intent { token: token.clone(), call });
+        assert!(
+            matches!(read.call, old::Call::Assign { eni, count: 3, token } if eni == "eni-1" && token == read.token)
+        );
+        let call = Call::Create {
+            vswitch: "vsw-1".into(),
+            security_groups: vec!["sg-1".into()],
+            resource_group: Some("rg-1".into()),
+            tags: [("creator".to_owned(), "terway".to_owned())].into(),
+            addresses: 5,
+            v6: 5,
+            token: token.clone(),
+        };
+        let read: old::Intent = as_read_by(&Intent { token: token.clone(), call });
+        let old::Call::Create { vswitch, security_groups, resource_group, tags, addresses, token } = read.call else {
+            panic!("{read:?}");
+        };
+        assert_eq!(
+            (vswitch, security_groups, resource_group),
+            ("vsw-1".into(), vec!["sg-1".into()], Some("rg-1".into()))
+        );
+        assert_eq!((tags.len(), addresses, token), (1, 5, read.token));
+    }
+
+    #[test]
+    fn this_release_reads_what_the_one_before_wrote() {
+        macro_rules! record {
+            ($name:literal) => {
+                serde_json::from_str(include_str!(concat!("../../tests/old/0.1.0/", $name, ".json"))).unwrap()
+            };
+        }
+        let lease: Lease = record!("lease");
+        assert_eq!(lease, example_lease());
+        let resting: Resting = record!("resting");
+        let ip = IpPair::v4("10.0.0.5".parse().unwrap());
+        assert_eq!(resting, Resting::new("eni-1".into(), ip, Duration::from_millis(130_500), None));
+        let assign: Intent = record!("assign");
+        assert!(matches!(assign.call, Call::Assign { family: Family::V4, count: 3, .. }), "{assign:?}");
+        let create: Intent = record!("create");
+        assert!(matches!(create.call, Call::Create { addresses: 5, v6: 0, .. }), "{create:?}");
+        let stone: Tombstone = record!("tombstone");
+        assert_eq!((stone.attachment, stone.pod, stone.at), (example_lease().sandbox.attachment, None, 1.5));
     }
 }

@@ -12,8 +12,10 @@ mod layers;
 mod ledger;
 mod news;
 mod node;
+mod old;
 mod pods;
 mod serve;
+mod sticky;
 mod terms;
 mod world;
 
@@ -127,6 +129,7 @@ fn start_log(level: &str) -> Result<(), Error> {
 fn run(args: &Args) -> Result<(), Error> {
     let start = boot::Start::read(&args.config, args.kubeconfig.as_deref(), args.daemon_mode)?;
     let _place = alone::claim(ours::LOCK.as_ref())?;
+    let _without_the_old = old::claim()?;
     let executor = Rc::new(LocalExecutor::new());
     let (inputs, arriving) = bounded(INPUTS);
     let signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])?;

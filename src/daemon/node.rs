@@ -20,15 +20,16 @@ use super::eni::{self, Job};
 use super::layers::Layers;
 use super::ledger::{Ledger, Resting};
 use super::pods::{Known, Pods, Presence, Standing};
+use super::sticky::Sticky;
 use super::world::World;
 use super::{calls, clock};
 use crate::error::{Context, Error};
 use crate::happening::Happening;
-use crate::ip::Mac;
-use crate::kernel::Kernel;
+use crate::ip::{IpPair, Mac};
+use crate::kernel::{Kernel, OldPod};
 use crate::object::{self, ConfigMap, Pod};
 use crate::ours;
-use crate::plan::{Rule, RuleAction};
+use crate::plan::{Plan, Rule, RuleAction};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
 use crate::rate::{Both, Limit, Limits};
@@ -101,6 +102,7 @@ pub struct Node {
     conf: Conf,
     pool: Pool,
     ledger: Ledger,
+    sticky: Sticky,
     kernel: Kernel,
     pods: Pods,
     /// Our node object as the watch told of it last.
@@ -139,6 +141,7 @@ pub struct Node {
 /// What boot found that the loop goes on from.
 pub struct Found {
     pub boot: Boot,
+    pub sticky: Sticky,
     pub layers: Layers,
     pub leases: Vec<Lease>,
     pub slots: BTreeMap<String, u32>,
@@ -151,6 +154,7 @@ impl Node {
             conf: Conf::new(found.layers),
             pool: Pool::new(fastrand::u64(..)),
             ledger,
+            sticky: found.sticky,
             kernel,
             pods: Pods::default(),
             own: None,
@@ -252,6 +256,10 @@ impl Node {
             Request::Release { attachment } => self.release(&attachment),
             Request::Lease { attachment } => match self.leases.get(&attachment) {
                 Some(lease) => Reply::Lease(Box::new(lease.clone())),
+                None => Reply::None {},
+            },
+            Request::Find { pod, ifname, netns } => match self.unnamed(&pod, &ifname, netns.as_deref()) {
+                Some(lease) => Reply::Lease(Box::new(lease)),
                 None => Reply::None {},
             },
             Request::Gc { valid } => self.collect(&valid),
@@ -381,15 +389,16 @@ impl Node {
             self.call_off(attachment);
             return Reply::None {};
         };
-        let routes = datapath::routes(lease);
-        if let Err(e) = self.kernel.undo(&routes) {
+        let lease = lease.clone();
+        if let Err(e) = self.unroute(&lease) {
             log::error!("del {}: {e}", lease.pod);
             return refusal(local(&e.to_string()));
         }
         let whole = lease.is_whole();
         self.unguard_pod(attachment);
         self.forget_lease(attachment);
-        self.feed(Event::Release { attachment: attachment.clone() });
+        let attachment = attachment.clone();
+        self.feed(if lease.sticky { Event::Reserve { attachment } } else { Event::Release { attachment } });
         self.sweep = self.sweep.min(clock::now() + SWEEP_AFTER);
         Reply::Released { whole }
     }
@@ -400,6 +409,18 @@ impl Node {
             self.homes.insert(lease.eni.id.clone(), whole.home.clone());
         }
         Some(lease)
+    }
+
+    /// Nothing is sent to the pod any more.
+    fn unroute(&mut self, lease: &Lease) -> Result<(), Error> {
+        if lease.untouched().is_none() {
+            return self.kernel.undo(&datapath::routes(lease));
+        }
+        let attachment = &lease.sandbox.attachment;
+        let veth = ours::unnamed_link(attachment)
+            .map_or_else(|| ours::host_veth(&lease.pod, &attachment.ifname), str::to_owned);
+        let mut ips = lease.ip.iter();
+        ips.try_for_each(|ip| self.kernel.clear_old(&OldPod { ip, veth: &veth, table: None }, &Plan::default()))
     }
 
     /// An ADD that waits although its attachment is deleted (the runtime gave up) is never served.
@@ -414,7 +435,9 @@ impl Node {
 
     /// One that cannot be released does not keep the others.
     fn collect(&mut self, valid: &BTreeSet<Attachment>) -> Reply {
-        let stale: Vec<Attachment> = self.leases.keys().filter(|a| !valid.contains(a)).cloned().collect();
+        // The runtime's name for one that we have no name for may be among them.
+        let is_stale = |a: &&Attachment| !valid.contains(a) && ours::unnamed_link(a).is_none();
+        let stale: Vec<Attachment> = self.leases.keys().filter(is_stale).cloned().collect();
         let mut reply = Reply::None {};
         for attachment in &stale {
             log::info!("gc: {attachment} is not among the valid attachments");
@@ -445,12 +468,19 @@ impl Node {
             Effect::Settled { token } => self.noted("intent", self.ledger.settled(&token)),
             Effect::Call { id, call } => self.call(id, call),
             Effect::Record(held) => self.record(held),
-            Effect::Retire { attachment, eni, ip, until } => {
+            Effect::Retire { attachment, eni, ip, until, reserved } => {
                 self.end(&attachment);
-                let resting = Resting::new(eni, ip, until);
+                self.keep(&eni, ip, until, reserved.as_ref());
+                let resting = Resting::new(eni, ip, until, reserved);
                 self.noted("lease", self.ledger.retire(&attachment, &resting));
             }
-            Effect::Rested { ip, .. } => self.noted("resting address", self.ledger.rested(&ip)),
+            Effect::Rested { ip, .. } => {
+                self.noted("resting address", self.ledger.rested(&ip));
+                // The pod that it was kept for may have it by now.
+                if !self.leases.values().any(|lease| lease.ip == ip && lease.sticky) {
+                    self.keep("", ip, Now::ZERO, None);
+                }
+            }
             Effect::Reply { ticket, result } => self.reply(ticket, result),
             Effect::Prepare { eni, mac, vswitch } => {
                 let home = self.homes.get(&eni).cloned();
@@ -460,6 +490,15 @@ impl Node {
             Effect::Tell(notice) => self.tell(notice),
             Effect::Wake { at } => self.wake = Some(at),
         }
+    }
+
+    /// On disk, since a reboot takes the ledger: these addresses are for the next pod of the name, or for nobody in particular.
+    fn keep(&mut self, eni: &str, ip: IpPair, until: Now, pod: Option<&PodName>) {
+        let noted = match pod {
+            Some(pod) => self.sticky.reserve(pod, eni, ip, until.saturating_sub(clock::now())),
+            None => self.sticky.free(ip),
+        };
+        self.noted("address kept for a pod", noted);
     }
 
     fn noted(&self, what: &str, result: Result<(), Error>) {
@@ -474,6 +513,10 @@ impl Node {
         let lease = self.lease(held).and_then(|lease| self.ledger.record(&lease).map(|()| lease));
         match lease {
             Ok(lease) => {
+                if lease.sticky {
+                    let held = self.sticky.hold(&lease.pod, &lease.eni.id, lease.ip);
+                    self.noted("address kept for a pod", held);
+                }
                 self.will_be_wired(&attachment);
                 self.leases.insert(attachment, lease);
             }
@@ -489,7 +532,7 @@ impl Node {
     fn end(&mut self, attachment: &Attachment) {
         self.unguard_pod(attachment);
         if let Some(lease) = self.forget_lease(attachment) {
-            let undone = self.kernel.undo(&datapath::routes(&lease));
+            let undone = self.unroute(&lease);
             self.noted("routes of a lease that is over", undone);
         }
     }
@@ -505,8 +548,18 @@ impl Node {
         };
         let bandwidth = self.bandwidth(&held);
         let wiring = if held.whole { Wiring::Whole(self.whole(&eni)?) } else { Wiring::Shared };
-        let (node, marker) = (self.world.node, self.world.marker);
-        Ok(Lease { pod: held.pod, sandbox: held.sandbox, ip: held.ip, eni, node, marker, bandwidth, wiring })
+        Ok(Lease {
+            sticky: self.pods.is_sticky(&held.pod, &self.world.stateful_kinds),
+            pod: held.pod,
+            sandbox: held.sandbox,
+            ip: held.ip,
+            eni,
+            node: self.world.node,
+            marker: self.world.marker,
+            bandwidth,
+            heritage: None,
+            wiring,
+        })
     }
 
     fn whole(&mut self, eni: &EniLease) -> Result<Whole, Error> {

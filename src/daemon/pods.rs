@@ -7,6 +7,9 @@ use crate::pod::{PodName, nameless};
 use crate::pool::Now;
 use crate::rate::{Both, Told};
 
+/// The annotation of a pod that shall have its address again though nobody of a stateful kind has made it.
+const KEEPS_IP: &str = "k8s.aliyun.com/pod-ip-reservation";
+
 /// News of the node's pods, cut down to what we keep.
 #[derive(Debug)]
 pub enum Known {
@@ -31,6 +34,9 @@ pub enum Presence {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
     pub presence: Presence,
+    /// The kinds of its owners, lower case, and whether it says itself that it shall have its address again.
+    pub owners: Vec<String>,
+    pub keeps_ip: bool,
     /// Events name it, or `kubectl describe` does not show them.
     pub uid: String,
     /// It wants an ENI to itself.
@@ -73,8 +79,11 @@ impl Known {
 }
 
 fn seen(pod: &Pod) -> Seen {
+    let owners = pod.meta.owner_references.iter().map(|owner| owner.kind.to_lowercase()).collect();
+    let keeps_ip = pod.meta.annotations.get(KEEPS_IP).is_some_and(|value| value == "true");
     let bandwidth = Both::read(&pod.meta.annotations);
-    Seen { presence: presence(pod), uid: pod.meta.uid.clone(), whole: pod.wants_whole_eni(), bandwidth }
+    let (uid, whole) = (pod.meta.uid.clone(), pod.wants_whole_eni());
+    Seen { presence: presence(pod), owners, keeps_ip, uid, whole, bandwidth }
 }
 
 fn presence(pod: &Pod) -> Presence {
@@ -157,6 +166,11 @@ impl Pods {
         self.find(name) == Some(Presence::Ours)
     }
 
+    /// Whether the next pod of this name shall have the addresses of this one.
+    pub fn is_sticky(&self, name: &PodName, kinds: &BTreeSet<String>) -> bool {
+        self.known.get(name).is_some_and(|seen| seen.keeps_ip || seen.owners.iter().any(|kind| kinds.contains(kind)))
+    }
+
     /// The pod's uid, where it is known.
     pub fn uid(&self, name: &PodName) -> Option<&str> {
         self.known.get(name).map(|seen| seen.uid.as_str())
@@ -198,7 +212,8 @@ mod tests {
     const T: fn(u64) -> Now = Duration::from_secs;
 
     fn ours(presence: Presence) -> Seen {
-        Seen { presence, uid: String::new(), whole: false, bandwidth: Both::default() }
+        let (uid, bandwidth) = (String::new(), Both::default());
+        Seen { presence, owners: Vec::new(), keeps_ip: false, uid, whole: false, bandwidth }
     }
 
     fn web(n: u32) -> PodName {
@@ -225,6 +240,22 @@ mod tests {
         assert_eq!(pods.standing(&web(1)), Standing::Gone(T(9)));
         pods.take(Known::One(web(1), ours(Presence::Ours)), T(80));
         assert_eq!(pods.standing(&web(1)), Standing::Present);
+    }
+
+    #[test]
+    fn a_pod_shall_have_its_address_again_by_its_owner_or_by_its_own_word() {
+        let kinds = BTreeSet::from(["statefulset".to_owned(), "cloneset".to_owned()]);
+        let is_sticky = |meta: &str| {
+            let pod: Pod = serde_json::from_str(&format!(r#"{{"metadata": {{"name": "web-1", {meta}}}}}"#)).unwrap();
+            let mut pods = Pods::default();
+            pods.take(Known::one(&pod), T(5));
+            pods.is_sticky(&pod.name(), &kinds)
+        };
+        let owner = |kind: &str| format!(r#""ownerReferences": [{{"kind": "{kind}", "name": "web"}}]"#);
+        assert!(is_sticky(&owner("StatefulSet")) && is_sticky(&owner("CloneSet")) && !is_sticky(&owner("ReplicaSet")));
+        let annotated = |value: &str| format!(r#""annotations": {{"k8s.aliyun.com/pod-ip-reservation": "{value}"}}"#);
+        assert!(is_sticky(&annotated("true")) && !is_sticky(&annotated("false")));
+        assert!(!Pods::default().is_sticky(&web(7), &kinds));
     }
 
     #[test]

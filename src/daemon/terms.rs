@@ -71,6 +71,7 @@ impl Terms {
             instance_type: self.facts.instance_type.clone(),
             tags,
             cooldown: config.cooldown,
+            reservation: config.reservation,
             eni_idle: config.eni_idle,
             sync_period: config.sync_period,
         }

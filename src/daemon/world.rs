@@ -1,7 +1,7 @@
 //! What the node loop reaches for outside itself: each job runs on a thread of its own and comes back as an input.
 
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,8 @@ pub struct World {
     pub mtu: u32,
     /// A lease whose pod has been gone this long is given up though no DEL came.
     pub orphan: Duration,
+    /// Kinds whose pods shall have their addresses again.
+    pub stateful_kinds: BTreeSet<String>,
     pub place: Place,
     /// Every vSwitch that was ever described to us.
     pub vswitches: BTreeMap<String, VSwitch>,

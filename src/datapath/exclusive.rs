@@ -63,7 +63,7 @@ fn outside(host: &mut Vec<Object>, setup: &Setup) {
     mark(host, lease, &veth);
     host.push(Object::Link(Link { name: veth.clone(), mtu: Some(setup.mtu) }));
     for addr in lease.ip.iter() {
-        super::policy_route::outside(host, addr, &veth);
+        super::policy_route::outside(host, addr, &veth, ours::pod_mac(&veth));
     }
 }
 

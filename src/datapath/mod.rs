@@ -38,9 +38,10 @@ pub fn veth(pod: &PodName, attachment: &Attachment, mtu: u32) -> Veth {
     policy_route::veth(pod, attachment, mtu)
 }
 
-/// The plan of one attachment.
+/// The plan of one attachment; nothing for one that runs on as the old Terway has wired it.
 pub fn pod(setup: &Setup) -> Plan {
     match &setup.lease.wiring {
+        _ if setup.lease.untouched().is_some() => Plan::default(),
         Wiring::Shared => policy_route::pod(setup),
         Wiring::Whole(whole) => exclusive::pod(setup, whole),
     }

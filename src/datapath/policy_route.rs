@@ -6,29 +6,29 @@ use std::net::IpAddr;
 
 use super::shape::bucket;
 use super::{EniSetup, Setup, default_route, family, pod_gateway};
-use crate::ip::host_net;
+use crate::ip::{Mac, host_net};
 use crate::ours;
 use crate::plan::{Addr, Filter, FilterAction, Link, Neigh, Object, Plan, Route, Rule, RuleAction, Sysctl, Veth};
 use crate::pod::{Attachment, PodName};
 use crate::rate::Both;
-use crate::rpc::Marker;
+use crate::rpc::{Heritage, Lease, Marker};
 
 pub fn pod(setup: &Setup) -> Plan {
     let lease = setup.lease;
     let ifname = &lease.sandbox.attachment.ifname;
-    let veth = ours::host_veth(&lease.pod, ifname);
+    let veth = leased_veth(lease, setup.mtu);
     let mut plan = Plan::default();
-    plan.host.push(Object::Veth(self::veth(&lease.pod, &lease.sandbox.attachment, setup.mtu)));
-    mark(&mut plan.host, setup, &veth);
+    plan.host.push(Object::Veth(veth.clone()));
+    mark(&mut plan.host, setup, &veth.name);
     let Both { ingress, egress } = lease.bandwidth.rates();
-    plan.host.extend(ingress.map(|rate| bucket(&veth, rate, setup.mtu)));
+    plan.host.extend(ingress.map(|rate| bucket(&veth.name, rate, setup.mtu)));
     plan.pod.extend(egress.map(|rate| bucket(ifname, rate, setup.mtu)));
     let up = |name: &String| Object::Link(Link { name: name.clone(), mtu: Some(setup.mtu) });
-    plan.host.push(up(&veth));
+    plan.host.push(up(&veth.name));
     plan.pod.push(up(ifname));
     for addr in lease.ip.iter() {
         inside(&mut plan.pod, addr, ifname, &veth);
-        outside(&mut plan.host, addr, &veth);
+        outside(&mut plan.host, addr, &veth.name, veth.peer_mac);
     }
     plan
 }
@@ -45,17 +45,26 @@ pub fn veth(pod: &PodName, attachment: &Attachment, mtu: u32) -> Veth {
     }
 }
 
+/// One that the old Terway has made keeps its MACs: the pod knows them.
+fn leased_veth(lease: &Lease, mtu: u32) -> Veth {
+    let veth = veth(&lease.pod, &lease.sandbox.attachment, mtu);
+    match lease.heritage {
+        Some(Heritage::Adopted { host_mac, pod_mac }) => Veth { mac: host_mac, peer_mac: pod_mac, ..veth },
+        _ => veth,
+    }
+}
+
 /// The pod's own view: one address, and one neighbour that answers for everything else.
-fn inside(pod: &mut Vec<Object>, addr: IpAddr, ifname: &str, veth: &str) {
+fn inside(pod: &mut Vec<Object>, addr: IpAddr, ifname: &str, veth: &Veth) {
     let gateway = pod_gateway(&addr);
     pod.push(Object::Addr(Addr { net: host_net(addr), link: ifname.into() }));
-    pod.push(Object::Neigh(Neigh { addr: gateway, mac: ours::host_mac(veth), link: ifname.into() }));
+    pod.push(Object::Neigh(Neigh { addr: gateway, mac: veth.mac, link: ifname.into() }));
     pod.push(default_route(gateway, ifname, None));
 }
 
 /// How the node reaches the pod; the neighbour spares the first packet an ARP round.
-pub fn outside(host: &mut Vec<Object>, addr: IpAddr, veth: &str) {
-    host.push(Object::Neigh(Neigh { addr, mac: ours::pod_mac(veth), link: veth.into() }));
+pub fn outside(host: &mut Vec<Object>, addr: IpAddr, veth: &str, pod_mac: Mac) {
+    host.push(Object::Neigh(Neigh { addr, mac: pod_mac, link: veth.into() }));
     host.push(Object::Route(Route {
         to: host_net(addr),
         via: None,
@@ -128,7 +137,7 @@ mod tests {
     use crate::datapath;
     use crate::ip::IpPair;
     use crate::rate::{Limit, Limits, Rate};
-    use crate::rpc::{Lease, example_lease};
+    use crate::rpc::example_lease;
 
     fn printed(lease: &Lease) -> Vec<String> {
         pod(&Setup::new(lease, 1500)).to_string().lines().map(String::from).collect()
@@ -170,6 +179,22 @@ mod tests {
                 "pod: ip -6 route replace default via fe80::1 dev eth0 onlink",
             ]
         );
+    }
+
+    #[test]
+    fn a_pod_taken_over_keeps_its_macs_and_one_left_alone_has_no_plan() {
+        let mac = |last| Mac([2, 0, 0, 0, 0, last]);
+        let adopted = Some(Heritage::Adopted { host_mac: mac(1), pod_mac: mac(2) });
+        let ours = printed(&example_lease());
+        let mac_of_ours = |line: &String| {
+            line.replace("4a:f6:c8:c6:ad:15", "02:00:00:00:00:01").replace("4a:ef:c7:bc:3a:c8", "02:00:00:00:00:02")
+        };
+        let theirs: Vec<String> = ours.iter().map(mac_of_ours).collect();
+        assert_eq!(printed(&Lease { heritage: adopted, ..example_lease() }), theirs);
+        let untouched = Some(Heritage::Untouched { why: "it is on IPvlan".into() });
+        let lease = Lease { heritage: untouched, ..example_lease() };
+        assert_eq!(datapath::pod(&Setup::new(&lease, 1500)), Plan::default());
+        assert_eq!(datapath::routes(&lease), Plan::default());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::link;
+use super::neigh::NeighSeen;
 use super::place::{Place, absent_is_fine};
 use super::route::{MAIN, RouteSeen};
 use super::{AddrSeen, Kernel, LinkSeen};
@@ -83,6 +84,12 @@ impl Kernel {
     pub fn routes(&mut self, table: u32) -> Result<Vec<RouteSeen>, Error> {
         self.host.forget();
         Ok(self.host.routes()?.iter().filter(|route| route.table == table).cloned().collect())
+    }
+
+    /// The MAC that a permanent neighbour on this link has.
+    pub fn neighbour(&mut self, ifindex: u32, addr: IpAddr) -> Result<Option<Mac>, Error> {
+        let is_it = |n: &&NeighSeen| n.ifindex == ifindex && n.addr == addr && n.permanent;
+        Ok(self.host.neighs()?.iter().find(is_it).and_then(|n| n.mac))
     }
 
     pub fn delete_route(&mut self, route: &RouteSeen) -> Result<(), Error> {

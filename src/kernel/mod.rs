@@ -14,6 +14,7 @@ pub mod memory;
 mod message;
 mod neigh;
 pub mod netns;
+mod old;
 mod place;
 mod restore;
 mod route;
@@ -31,8 +32,9 @@ pub use card::{Away, away};
 pub use events::Watch;
 pub use link::LinkSeen;
 pub use look::attempt;
+pub use old::OldPod;
 pub use place::Difference;
-pub use route::RouteSeen;
+pub use route::{MAIN, RouteSeen};
 pub use unwire::unwire;
 
 use self::netns::Netns;

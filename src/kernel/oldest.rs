@@ -105,6 +105,7 @@ fn requests() -> Vec<(&'static str, Message, usize, &'static Set)> {
         ("route::remove", route::remove(to, 1003, via, Some(1)), 12, &ROUTE),
         ("rule::add", rule::add(&wide), 12, &RULE),
         ("rule::remove", rule::remove(&wide), 12, &RULE),
+        ("rule::remove_with_to", rule::remove_with_to(&wide, Some(net)), 12, &RULE),
         ("tc::add_qdisc", tc::add_qdisc(1, "clsact"), 20, &QDISC),
         ("tc::remove_qdisc", tc::remove_qdisc(1), 20, &QDISC),
         ("tc::add_bpf", tc::add_bpf(1, 2049, 3, "bpf mark"), 20, &BPF_FILTER),

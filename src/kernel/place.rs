@@ -461,13 +461,18 @@ impl Place {
 
     pub fn rules(&mut self) -> Result<&[Rule], Error> {
         if self.seen.rules.is_none() {
-            let bodies = self.socket.dump(libc::RTM_GETRULE, &[0; 12]).context(|| "list rules")?;
+            let bodies = self.list_rules()?;
             self.seen.rules = Some(bodies.iter().filter_map(|body| rule::parse(body)).collect());
         }
         Ok(self.seen.rules.as_deref().unwrap_or_default())
     }
 
-    fn neighs(&mut self) -> Result<&[NeighSeen], Error> {
+    /// Rules as the kernel tells them, those too that say more than ours.
+    pub fn list_rules(&mut self) -> Result<Vec<Vec<u8>>, Error> {
+        self.socket.dump(libc::RTM_GETRULE, &[0; 12]).context(|| "list rules")
+    }
+
+    pub fn neighs(&mut self) -> Result<&[NeighSeen], Error> {
         if self.seen.neighs.is_none() {
             let bodies = self.socket.dump(libc::RTM_GETNEIGH, &[0; 12]).context(|| "list neighbours")?;
             self.seen.neighs = Some(bodies.iter().filter_map(|body| NeighSeen::parse(body)).collect());

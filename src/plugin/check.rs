@@ -5,14 +5,19 @@ use std::time::Duration;
 use super::{add, daemon};
 use crate::cni::{Code, Failure, NetConf, PrevResult};
 use crate::datapath;
-use crate::pod::Sandbox;
+use crate::pod::{PodName, Sandbox};
 use crate::rpc::{Lease, Reply, Request};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub fn check(sandbox: &Sandbox, conf: &NetConf, prev: Option<&PrevResult>) -> Result<(), Failure> {
+pub fn check(
+    sandbox: &Sandbox,
+    pod: Option<&PodName>,
+    conf: &NetConf,
+    prev: Option<&PrevResult>,
+) -> Result<(), Failure> {
     let mut kernel = add::open(sandbox)?;
-    let lease = lease(sandbox)?;
+    let lease = lease(sandbox, pod)?;
     if let Some(prev) = prev {
         same_addresses(&lease, prev)?;
     }
@@ -26,11 +31,13 @@ pub fn check(sandbox: &Sandbox, conf: &NetConf, prev: Option<&PrevResult>) -> Re
     }
 }
 
-fn lease(sandbox: &Sandbox) -> Result<Lease, Failure> {
+fn lease(sandbox: &Sandbox, pod: Option<&PodName>) -> Result<Lease, Failure> {
     let attachment = &sandbox.attachment;
     match daemon::ask(&Request::Lease { attachment: attachment.clone() }, PATIENCE)? {
         Reply::Lease(lease) => daemon::sound(*lease, attachment),
-        Reply::None {} => Err(Failure::new(Code::NoLease, format!("check {attachment}: nothing is leased to it"))),
+        Reply::None {} => pod
+            .and_then(|pod| daemon::unnamed(pod, &attachment.ifname, Some(&sandbox.netns)))
+            .ok_or_else(|| Failure::new(Code::NoLease, format!("check {attachment}: nothing is leased to it"))),
         Reply::Refused { why, reason } => Err(daemon::refused(why, &format!("check {attachment}: {reason}"))),
         other => Err(daemon::strange(&other)),
     }

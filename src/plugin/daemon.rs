@@ -1,12 +1,16 @@
 //! What the daemon says, or that it says nothing, in the words of CNI.
 
+use std::path::Path;
 use std::time::Duration;
 
 use crate::cni::{Code, Failure};
 use crate::error::{Cause, Error};
-use crate::pod::Attachment;
+use crate::pod::{Attachment, PodName};
 use crate::rpc::{Lease, Refusal, Reply, Request};
 use crate::{client, ours};
+
+/// A daemon that answered a moment ago answers this at once.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What to do about a daemon that does not answer.
 const LOOK: &str = "is terwayd running? systemctl status terwayd, journalctl -u terwayd";
@@ -31,6 +35,16 @@ fn unanswered(e: Error) -> Failure {
     match e.cause {
         Cause::Malformed(_) => stranger(e.to_string()),
         _ => Failure::new(Code::TryAgain, e).advise(LOOK),
+    }
+}
+
+/// The lease of a pod that the old Terway has wired without writing its container down. A daemon of an earlier release does
+/// not understand the question, and has no such lease.
+pub fn unnamed(pod: &PodName, ifname: &str, netns: Option<&Path>) -> Option<Lease> {
+    let request = Request::Find { pod: pod.clone(), ifname: ifname.into(), netns: netns.map(Path::to_owned) };
+    match client::ask(&request, PATIENCE) {
+        Ok(Reply::Lease(lease)) => Some(*lease),
+        _ => None,
     }
 }
 
@@ -59,7 +73,8 @@ fn code(why: Refusal) -> Code {
 /// A lease that we can wire: for the attachment we asked for, with an address, in a slot that has a mark.
 pub fn sound(lease: Lease, asked: &Attachment) -> Result<Lease, Failure> {
     let attachment = &lease.sandbox.attachment;
-    if attachment == asked && !lease.ip.is_empty() && (1..=ours::MAX_SLOT).contains(&lease.eni.slot) {
+    let wired = lease.untouched().is_some() || (1..=ours::MAX_SLOT).contains(&lease.eni.slot);
+    if attachment == asked && !lease.ip.is_empty() && wired {
         return Ok(lease);
     }
     let (ip, slot) = (lease.ip, lease.eni.slot);

@@ -17,16 +17,22 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Where the daemon does not take over, the kernel is undone here; a silent one finds a tombstone when it is back.
 pub fn del(attachment: &Attachment, netns: Option<&Path>, pod: Option<&PodName>) -> Result<(), Failure> {
-    let daemon = release(attachment)?;
+    let daemon = match (release(attachment)?, pod) {
+        (Daemon::Unaware, Some(pod)) => release_unnamed(pod, attachment, netns)?,
+        (daemon, _) => daemon,
+    };
     if let Daemon::Released = daemon {
         return Ok(());
     }
     let doing = |e: Error| Failure::new(Code::Node, e.within(format!("delete {attachment}")));
     let host_link = pod.map(|pod| ours::host_veth(pod, &attachment.ifname));
+    let told = netns;
     // What was a namespace may be a plain file by now, left by a mount that is gone.
     let netns = netns.filter(|path| Netns::open(path).is_ok());
     kernel::unwire(netns, host_link.as_deref(), attachment).map_err(doing)?;
-    if let Daemon::Silent = daemon { bury(attachment).map_err(doing) } else { Ok(()) }
+    let stone =
+        Tombstone { attachment: attachment.clone(), pod: pod.cloned(), netns: told.map(Path::to_owned), at: now() };
+    if let Daemon::Silent = daemon { bury(&stone).map_err(doing) } else { Ok(()) }
 }
 
 /// What the daemon makes of a release.
@@ -58,16 +64,27 @@ pub fn revive(attachment: &Attachment) {
     let _ = fs::remove_file(tombstone(attachment));
 }
 
+/// The old Terway may have wired the pod and not have written its container down: then its name leads to the lease.
+fn release_unnamed(pod: &PodName, attachment: &Attachment, netns: Option<&Path>) -> Result<Daemon, Failure> {
+    match daemon::unnamed(pod, &attachment.ifname, netns) {
+        Some(lease) => release(&lease.sandbox.attachment),
+        None => Ok(Daemon::Unaware),
+    }
+}
+
 fn tombstone(attachment: &Attachment) -> PathBuf {
     Path::new(ours::LEDGER).join(TOMBSTONES).join(format!("{}.json", attachment.file_name()))
 }
 
 /// Writes the tombstone in one step: whoever reads the folder sees all of it or nothing.
-fn bury(attachment: &Attachment) -> Result<(), Error> {
-    let path = tombstone(attachment);
-    let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    let text = serde_json::to_vec(&Tombstone { attachment: attachment.clone(), at })?;
+fn bury(stone: &Tombstone) -> Result<(), Error> {
+    let path = tombstone(&stone.attachment);
+    let text = serde_json::to_vec(stone)?;
     write_whole(&path, &text).context(|| format!("write {}", path.display()))
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 fn write_whole(path: &Path, text: &[u8]) -> Result<(), Error> {

@@ -67,9 +67,9 @@ fn serve(request: Request) -> Result<String, Failure> {
             add::add(pod, sandbox, &conf).map(|reply| reply.json(request.version))
         }
         Call::Del { attachment, netns, pod } => del::del(&attachment, netns.as_deref(), pod.as_ref()).map(silent),
-        Call::Check { sandbox, conf, prev } => {
+        Call::Check { sandbox, pod, conf, prev } => {
             speak_if_asked(&conf);
-            check::check(&sandbox, &conf, prev.as_ref()).map(silent)
+            check::check(&sandbox, pod.as_ref(), &conf, prev.as_ref()).map(silent)
         }
         Call::Gc { valid } => gc::gc(valid).map(silent),
         Call::Status => status::status().map(silent),

@@ -13,7 +13,7 @@ use super::calls::eni_of;
 use super::world::{Asked, Cloud, Flight, HERE, Ills, Ledger, attachment, pod, sandbox, settings};
 use super::{Call, Effect, EniChoice, Event, Held, Link, Now, Outcome, Pool, Settings, VSwitchChoice};
 use crate::eni::{Eni, EniKind, EniState};
-use crate::ip::{Family, Stack};
+use crate::ip::{Family, IpPair, Stack};
 use crate::ours;
 use crate::rpc::Refusal;
 
@@ -203,7 +203,10 @@ impl Run {
         let n = self.ledger.leases.len();
         if n > 0 {
             let attachment = self.ledger.leases.keys().nth(self.rng.usize(..n)).unwrap().clone();
-            self.step(Event::Release { attachment });
+            match self.rng.u8(..3) {
+                0 => self.step(Event::Reserve { attachment }),
+                _ => self.step(Event::Release { attachment }),
+            }
         } else if let Some(asked) = self.asked.first() {
             let attachment = asked.attachment.clone();
             self.step(Event::Release { attachment });
@@ -383,6 +386,7 @@ impl Run {
             self.check_whole(held);
             self.check_alone(held);
             self.check_lease(held);
+            self.check_reserved(held);
         }
         self.ledger.write(self.now, effect);
         match effect {
@@ -477,7 +481,27 @@ impl Run {
         assert!(held.whole || !self.settings.whole, "{} is shared where nothing is", held.eni);
         let lent = self.ledger.leases.values().any(|h| h.eni == held.eni && h.whole);
         assert!(!lent, "{} is lent and {} is leased", held.eni, held.ip);
-        assert!(!held.whole || !self.ledger.touches(&held.eni), "{} is lent and in use", held.eni);
+        let rests = |(eni, pair): &(String, IpPair)| *eni == held.eni && *pair != held.ip;
+        let used = self.ledger.leases.values().any(|h| h.eni == held.eni) || self.ledger.cooling.keys().any(rests);
+        assert!(!held.whole || !used, "{} is lent and in use", held.eni);
+    }
+
+    /// A pod has the addresses that were kept for it, if nothing has happened to them.
+    fn check_reserved(&self, held: &Held) {
+        let there = |eni: &String, pair: &IpPair| {
+            let has = |e: &Eni| e.state == EniState::InUse && pair.iter().all(|ip| e.addresses().any(|a| a == ip));
+            self.cloud.enis.get(eni).is_some_and(has) && self.links.contains(eni)
+        };
+        let whole =
+            |pair: &IpPair| pair.iter().map(|ip| Family::of(&ip)).eq(self.settings.stack.families().iter().copied());
+        let free =
+            |pair: &IpPair| !self.ledger.leases.values().any(|h| h.ip.iter().any(|ip| pair.iter().any(|p| p == ip)));
+        let kept = self.ledger.cooling.keys().filter(|(_, pair)| self.ledger.reserved.get(pair) == Some(&held.pod));
+        let kept: Vec<&IpPair> =
+            kept.filter(|(eni, pair)| there(eni, pair) && whole(pair) && free(pair)).map(|(_, p)| p).collect();
+        let wish = held.whole && !self.settings.whole;
+        let fine = wish || kept.is_empty() || kept.contains(&&held.ip) || self.foul || self.unseen || !self.steady;
+        assert!(fine, "{} gets {} though {kept:?} is kept for it", held.pod, held.ip);
     }
 
     fn check_lease(&self, held: &Held) {
@@ -634,6 +658,7 @@ fn random_settings(rng: &mut Rng, old: Settings) -> Settings {
     new.max_enis = rng.u32(1..6).min(new.limits.adapters - 1);
     new.min_enis = rng.u32(..=new.max_enis) * u32::from(rng.u8(..4) == 0);
     new.cooldown = Duration::from_secs([0, 5, 30, 130][rng.usize(..4)]);
+    new.reservation = Duration::from_secs([0, 60, 300][rng.usize(..3)]);
     new.eni_idle = Duration::from_secs([1, 60, 300][rng.usize(..3)]);
     new.vswitches =
         [vec!["vsw-1"], vec!["vsw-2"], vec!["vsw-1", "vsw-2"]][rng.usize(..3)].iter().map(|v| v.to_string()).collect();

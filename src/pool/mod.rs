@@ -110,6 +110,8 @@ pub struct Settings {
     pub tags: BTreeMap<String, String>,
     /// How long an address rests after its pod has gone.
     pub cooldown: Duration,
+    /// How long the addresses of a pod that shall have them again are kept for it, where that is longer.
+    pub reservation: Duration,
     /// How long an ENI must have held no lease before it is given back.
     pub eni_idle: Duration,
     /// How often everything is compared with the cloud.
@@ -133,6 +135,8 @@ pub enum Event {
     Forget { ticket: Ticket },
     /// The attachment is gone; nothing of it is left in the kernel.
     Release { attachment: Attachment },
+    /// The same, and its addresses are kept for the next pod of its name.
+    Reserve { attachment: Attachment },
     /// A call came back.
     Done { call: CallId, result: Result<Outcome, Fault> },
     /// The kernel side of an ENI is ready (its link is there and set up), or it could not be made so.
@@ -159,8 +163,19 @@ pub struct Boot {
     pub leases: Vec<Held>,
     /// Addresses that rest, and until when.
     pub cooling: Vec<(String, IpPair, Now)>,
+    /// Addresses that rest for a pod of this name.
+    pub reserved: Vec<Reserved>,
     /// What an earlier life was about to do when it died.
     pub intents: Vec<Intent>,
+}
+
+/// Addresses kept for a pod that is not there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reserved {
+    pub pod: PodName,
+    pub eni: String,
+    pub ip: IpPair,
+    pub until: Now,
 }
 
 /// A lease as the pool knows it.
@@ -261,8 +276,10 @@ pub enum Effect {
         eni: String,
         ip: IpPair,
         until: Now,
+        /// The pod for whose successor it rests.
+        reserved: Option<PodName>,
     },
-    /// The address rests no longer (it is free again, or no longer ours).
+    /// The address rests no longer (it is free again, no longer ours, or has been leased to the pod that it was kept for).
     Rested {
         eni: String,
         ip: IpPair,

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::calls::{Block, Verb};
 use super::eni::{Kernel, Nic};
-use super::state::State;
+use super::state::{Ends, State};
 use super::vswitch;
 use super::{Effect, EniChoice, Held, Now, Refused, Settings, Ticket};
 use crate::ip::{Family, IpPair, Stack};
@@ -26,13 +26,13 @@ pub(super) struct Waiting {
 impl State {
     pub fn allocate(&mut self, waiting: Waiting) {
         if self.lost.contains(&waiting.sandbox.attachment) {
-            self.retire(&waiting.sandbox.attachment);
+            self.retire(&waiting.sandbox.attachment, Ends::Freed);
         }
         self.waiting.push(waiting);
     }
 
-    pub fn release(&mut self, attachment: &Attachment) {
-        self.retire(attachment);
+    pub fn release(&mut self, attachment: &Attachment, ends: Ends) {
+        self.retire(attachment, ends);
         let (gone, stay) =
             std::mem::take(&mut self.waiting).into_iter().partition(|w| w.sandbox.attachment == *attachment);
         self.waiting = stay;
@@ -58,6 +58,10 @@ impl State {
     fn lease_for(&mut self, w: &Waiting, dry: &mut Dry) -> Option<Held> {
         if self.leases.contains_key(&w.sandbox.attachment) {
             return self.same_lease(w);
+        }
+        if let Some((ip, eni)) = self.reserved_for(&w.pod).filter(|_| !self.is_wish(w)) {
+            let eni = eni.to_owned();
+            return self.nics[&eni].serves().then(|| self.lease_reserved(w, eni, ip));
         }
         let (whole, dry) = match self.is_wish(w) {
             true => (true, &mut dry.whole),
@@ -108,6 +112,18 @@ impl State {
         self.settings.stack.families().iter().map(there).collect()
     }
 
+    /// Written down before the reservation ends: whoever dies in between finds the lease.
+    fn lease_reserved(&mut self, w: &Waiting, eni: String, ip: IpPair) -> Held {
+        let held = Held { pod: w.pod.clone(), sandbox: w.sandbox.clone(), eni, ip, whole: self.settings.whole };
+        self.out.push(Effect::Record(held.clone()));
+        self.wake_up(ip);
+        self.hold(held.clone());
+        if held.whole {
+            self.lend(&held.eni);
+        }
+        held
+    }
+
     /// The attachment asked before: the same lease, once its ENI serves.
     fn same_lease(&mut self, w: &Waiting) -> Option<Held> {
         let held = self.leases.get_mut(&w.sandbox.attachment)?;
@@ -144,20 +160,25 @@ impl State {
 
     /// Those who wait for an address, and not only for their ENI to serve.
     pub fn hungry(&self) -> impl Iterator<Item = &Waiting> {
-        self.waiting.iter().filter(|w| !self.leases.contains_key(&w.sandbox.attachment) && !self.is_wish(w))
+        self.waiting.iter().filter(|w| !self.is_provided(w) && !self.is_wish(w))
     }
 
     /// Those who wait for an ENI to themselves where others share.
     pub fn wishes(&self) -> u32 {
-        let wish = |w: &&Waiting| !self.leases.contains_key(&w.sandbox.attachment) && self.is_wish(w);
-        self.waiting.iter().filter(wish).count() as u32
+        self.waiting.iter().filter(|w| !self.is_provided(w) && self.is_wish(w)).count() as u32
+    }
+
+    /// It has a lease already, or addresses are kept for it. Who wants a whole ENI takes one that is free.
+    fn is_provided(&self, w: &Waiting) -> bool {
+        let kept = || !self.is_wish(w) && self.reserved_for(&w.pod).is_some();
+        self.leases.contains_key(&w.sandbox.attachment) || kept()
     }
 
     /// Refuses those whose deadline has come, and those for whom nothing can come in time.
     pub fn refuse(&mut self) {
         let (mut before, mut wishes) = (0, 0);
         for w in std::mem::take(&mut self.waiting) {
-            let again = self.leases.contains_key(&w.sandbox.attachment);
+            let again = self.is_provided(&w);
             let wish = self.is_wish(&w);
             let (could_come, ahead) = match wish {
                 true => (self.whole_could_come(w.deadline), &mut wishes),
@@ -289,9 +310,13 @@ impl State {
     }
 
     fn node_full(&self) -> Refused {
-        let (held, resting) = (self.leases.len(), self.rests.len());
+        let reserved = self.rests.values().filter(|r| r.reserved.is_some()).count();
+        let (held, resting) = (self.leases.len(), self.rests.len() - reserved);
         let mut reason =
             format!("all addresses that this node can hold are taken: {held} in use, {resting} cooling down");
+        if reserved > 0 {
+            reason += &format!(", {reserved} kept for pods that shall have them again (ip_reservation_time)");
+        }
         if let Some(first) = self.rests.values().map(|r| r.until).min() {
             reason += &format!(", the first for another {} s", (first.saturating_sub(self.now)).as_secs());
         }

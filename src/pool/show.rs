@@ -14,7 +14,8 @@ impl State {
             "capacity": self.max_enis() * self.per_eni(),
             "idle": self.idle(),
             "leased": self.leases.len(),
-            "cooling": self.rests.len(),
+            "cooling": self.rests.values().filter(|r| r.reserved.is_none()).count(),
+            "reserved": self.rests.values().filter(|r| r.reserved.is_some()).count(),
             "min_idle": self.settings.min_idle,
             "max_idle": self.settings.max_idle,
             "max_enis": self.max_enis(),
@@ -72,7 +73,11 @@ impl State {
             value["pod"] = held.pod.to_string().into();
             value["attachment"] = held.sandbox.attachment.to_string().into();
         } else if let Some(until) = self.resting.get(&ip) {
-            value["state"] = "cooling".into();
+            let kept = self.rests.iter().find(|(pair, r)| r.reserved.is_some() && pair.iter().any(|other| other == ip));
+            match kept.and_then(|(_, rest)| rest.reserved.as_ref()) {
+                Some(pod) => (value["state"], value["pod"]) = ("reserved".into(), pod.to_string().into()),
+                None => value["state"] = "cooling".into(),
+            }
             value["left_secs"] = until.saturating_sub(self.now).as_secs().into();
         } else {
             value["state"] = if address.leaving { "leaving" } else { "idle" }.into();

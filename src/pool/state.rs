@@ -10,7 +10,7 @@ use super::eni::{self, Address, Assign, Goal, Kernel, Nic};
 use super::queue::Waiting;
 use super::retry::{Gate, SOON};
 use super::vswitch::VSwitches;
-use super::{Boot, Call, CallId, Effect, Event, Held, Intent, Link, Notice, Now, Settings};
+use super::{Boot, Call, CallId, Effect, Event, Held, Intent, Link, Notice, Now, Reserved, Settings};
 use crate::eni::{Eni, EniState};
 use crate::ip::{Family, IpPair};
 use crate::ours;
@@ -52,10 +52,20 @@ pub(super) struct State {
     pub wake: Option<Now>,
 }
 
+/// How a lease ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ends {
+    Freed,
+    /// The next pod of the name shall have the addresses.
+    Reserved,
+}
+
 /// Addresses that rest after their pod has gone.
 pub(super) struct Rest {
     pub eni: String,
     pub until: Now,
+    /// Until then nobody has them but a pod of this name.
+    pub reserved: Option<PodName>,
 }
 
 /// How often each address occurs.
@@ -121,7 +131,10 @@ impl State {
             state.hold(held);
         }
         for (eni, ip, until) in boot.cooling {
-            state.rest_again(eni, ip, until);
+            state.rest_again(ip, Rest { eni, until, reserved: None });
+        }
+        for Reserved { pod, eni, ip, until } in boot.reserved {
+            state.rest_again(ip, Rest { eni, until, reserved: Some(pod) });
         }
         state.adopt_all(boot.enis);
         for intent in boot.intents {
@@ -142,7 +155,8 @@ impl State {
                 self.allocate(Waiting { ticket, pod, sandbox, whole, deadline, since: self.now });
             }
             Event::Forget { ticket } => self.waiting.retain(|w| w.ticket != ticket),
-            Event::Release { attachment } => self.release(&attachment),
+            Event::Release { attachment } => self.release(&attachment, Ends::Freed),
+            Event::Reserve { attachment } => self.release(&attachment, Ends::Reserved),
             Event::Done { call, result } => self.done(call, result),
             Event::Prepared { eni, result } => self.prepared(&eni, result),
             Event::LinkGone { eni } => self.link_gone(&eni),
@@ -185,15 +199,22 @@ impl State {
         self.leases.insert(held.sandbox.attachment.clone(), held);
     }
 
-    /// Ends a lease: its address rests.
-    pub fn retire(&mut self, attachment: &Attachment) -> bool {
+    /// Ends a lease: its addresses rest, for anybody or for a pod of its name.
+    pub fn retire(&mut self, attachment: &Attachment, ends: Ends) -> bool {
         let Some(held) = self.leases.remove(attachment) else { return false };
         self.lost.remove(attachment);
-        let until = self.now + self.settings.cooldown;
+        let (time, reserved) = match ends {
+            Ends::Reserved if !self.settings.reservation.is_zero() => {
+                (self.settings.reservation.max(self.settings.cooldown), Some(held.pod))
+            }
+            _ => (self.settings.cooldown, None),
+        };
+        let until = self.now + time;
         let (eni, ip) = (held.eni, held.ip);
-        self.out.push(Effect::Retire { attachment: attachment.clone(), eni: eni.clone(), ip, until });
+        let (attachment, rest) = (attachment.clone(), Rest { eni: eni.clone(), until, reserved: reserved.clone() });
+        self.out.push(Effect::Retire { attachment, eni: eni.clone(), ip, until, reserved });
         match self.taken.remove(&ip) {
-            true => self.let_rest(ip, Rest { eni: eni.clone(), until }),
+            true => self.let_rest(ip, rest),
             false => self.out.push(Effect::Rested { eni: eni.clone(), ip }),
         }
         let lent = self.is_lent(&eni);
@@ -214,12 +235,40 @@ impl State {
     }
 
     /// A rest of an earlier life; leases on its addresses end it.
-    fn rest_again(&mut self, eni: String, ip: IpPair, until: Now) {
+    fn rest_again(&mut self, ip: IpPair, rest: Rest) {
         let free = ip.iter().any(|ip| !self.taken.has(&ip));
-        match free && until > self.now {
-            true => self.let_rest(ip, Rest { eni, until }),
-            false => self.out.push(Effect::Rested { eni, ip }),
+        match free && rest.until > self.now {
+            true => self.let_rest(ip, rest),
+            false => self.out.push(Effect::Rested { eni: rest.eni, ip }),
         }
+    }
+
+    /// The addresses that are kept for a pod of this name, the last that one had: on an ENI that has them, free, and one of
+    /// each family that a pod takes now.
+    pub fn reserved_for(&self, pod: &PodName) -> Option<(IpPair, &str)> {
+        let kept = self.rests.iter().filter(|(_, r)| r.reserved.as_ref() == Some(pod));
+        let sound = kept.filter(|(pair, rest)| {
+            let nic = self.nics.get(&rest.eni).filter(|n| n.kept() && n.state == EniState::InUse);
+            let there = |nic: &Nic| pair.iter().all(|ip| nic.addresses.get(&ip).is_some_and(|a| !a.leaving));
+            let families: Vec<Family> = pair.iter().map(|ip| Family::of(&ip)).collect();
+            nic.is_some_and(there)
+                && families == self.settings.stack.families()
+                && pair.iter().all(|ip| !self.taken.has(&ip))
+        });
+        sound.max_by_key(|(_, rest)| rest.until).map(|(pair, rest)| (*pair, rest.eni.as_str()))
+    }
+
+    /// Ends a rest because the pod that it was for has come.
+    pub fn wake_up(&mut self, pair: IpPair) {
+        let Some(rest) = self.rests.remove(&pair) else { return };
+        for ip in pair.iter() {
+            let others = self.rests.iter().filter(|(other, _)| other.iter().any(|o| o == ip));
+            match others.map(|(_, rest)| rest.until).max() {
+                Some(until) => drop(self.resting.insert(ip, until)),
+                None => drop(self.resting.remove(&ip)),
+            }
+        }
+        self.out.push(Effect::Rested { eni: rest.eni, ip: pair });
     }
 
     fn end_rests(&mut self) {

@@ -1,6 +1,7 @@
 //! What the pool promises, one sentence each, against the model cloud that answers every call after a second.
 
 mod stacks;
+mod sticky;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

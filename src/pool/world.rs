@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::{Boot, Call, CallId, Effect, EniChoice, Held, Intent, Now, Outcome, Settings, Ticket, VSwitchChoice};
+use super::{
+    Boot, Call, CallId, Effect, EniChoice, Held, Intent, Now, Outcome, Reserved, Settings, Ticket, VSwitchChoice,
+};
 use crate::eni::{Eni, EniKind, EniState, Fault, FaultKind, Limits, VSwitch};
 use crate::ip::{Family, IpPair, Mac, Pair, Stack};
 use crate::ours;
@@ -32,6 +34,7 @@ pub fn settings() -> Settings {
         instance_type: "ecs.test".into(),
         tags: BTreeMap::from([("team".into(), "net".into())]),
         cooldown: Duration::from_secs(130),
+        reservation: Duration::from_secs(300),
         eni_idle: Duration::from_secs(300),
         sync_period: Duration::from_secs(120),
     }
@@ -371,6 +374,8 @@ impl Cloud {
 pub struct Ledger {
     pub leases: BTreeMap<Attachment, Held>,
     pub cooling: BTreeMap<(String, IpPair), Now>,
+    /// Those of them that are kept for a pod.
+    pub reserved: BTreeMap<IpPair, PodName>,
     pub intents: BTreeMap<String, Intent>,
 }
 
@@ -381,9 +386,18 @@ impl Ledger {
             enis: cloud.this_nodes(),
             vswitches: cloud.vswitches(),
             leases: self.leases.values().cloned().collect(),
-            cooling: self.cooling.iter().map(|((eni, ip), until)| (eni.clone(), *ip, *until)).collect(),
+            cooling: self.rests(None).map(|((eni, ip), until)| (eni.clone(), *ip, *until)).collect(),
+            reserved: (self.reserved.values().collect::<BTreeSet<_>>().into_iter())
+                .flat_map(|pod| self.rests(Some(pod)).map(|((eni, ip), until)| (pod.clone(), eni.clone(), *ip, *until)))
+                .map(|(pod, eni, ip, until)| Reserved { pod, eni, ip, until })
+                .collect(),
             intents: self.intents.values().cloned().collect(),
         }
+    }
+
+    /// What rests, for nobody or for this pod.
+    fn rests(&self, reserved: Option<&PodName>) -> impl Iterator<Item = (&(String, IpPair), &Now)> {
+        self.cooling.iter().filter(move |((_, ip), _)| self.reserved.get(ip) == reserved)
     }
 
     /// Writes an effect down, and checks that it may be.
@@ -396,14 +410,23 @@ impl Ledger {
                 assert!(self.intents.remove(token).is_some(), "{token} is settled but was never intended");
             }
             Effect::Record(held) => self.record(now, held),
-            Effect::Retire { attachment, eni, ip, until } => {
+            Effect::Retire { attachment, eni, ip, until, reserved } => {
                 let held = self.leases.remove(attachment).expect("only a lease can end");
                 assert_eq!((&held.eni, held.ip), (eni, *ip));
+                assert!(
+                    reserved.as_ref().is_none_or(|pod| *pod == held.pod),
+                    "{ip} of {} is kept for another",
+                    held.pod
+                );
+                self.reserved.remove(ip);
+                self.reserved.extend(reserved.clone().map(|pod| (*ip, pod)));
                 self.cooling.insert((eni.clone(), *ip), *until);
             }
             Effect::Rested { eni, ip } => {
                 let until = self.cooling.remove(&(eni.clone(), *ip)).expect("only what rests can have rested");
-                assert!(until <= now, "{ip} rests until {until:?} and was freed at {now:?}");
+                let pod = self.reserved.remove(ip);
+                let came = pod.is_some_and(|pod| self.leases.values().any(|h| h.pod == pod && h.ip == *ip));
+                assert!(until <= now || came, "{ip} rests until {until:?} and was freed at {now:?}");
             }
             _ => {}
         }
@@ -413,7 +436,8 @@ impl Ledger {
         for other in self.leases.values().filter(|h| h.ip.iter().any(|ip| has(&held.ip, ip))) {
             assert_eq!(other.sandbox.attachment, held.sandbox.attachment, "{} is leased twice", held.ip);
         }
-        let rest = self.cooling.keys().find(|(_, pair)| pair.iter().any(|ip| has(&held.ip, ip)));
+        let kept = |pair: &IpPair| *pair == held.ip && self.reserved.get(pair) == Some(&held.pod);
+        let rest = self.cooling.keys().find(|(_, pair)| pair.iter().any(|ip| has(&held.ip, ip)) && !kept(pair));
         assert!(rest.is_none(), "{} is leased at {now:?} and rests: {rest:?}", held.ip);
         self.leases.insert(held.sandbox.attachment.clone(), held.clone());
     }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::bandwidth;
 use crate::exclusive;
+use crate::heirs;
 use crate::left::{self, Finding, Kernel};
 use crate::orders::Orders;
 use crate::paths::{self, PORT, Spot};
@@ -104,7 +105,12 @@ impl Story {
         for n in 0..LETTERS.len() {
             self.delete(n)?;
         }
-        self.look_what_is_left(&had)
+        self.look_what_is_left(&had)?;
+        self.screen.title("A node that the old Terway ran");
+        let faults = heirs::show(self.screen);
+        self.faults += faults.len();
+        self.explain(faults);
+        Ok(())
     }
 
     pub fn faults(&self) -> usize {

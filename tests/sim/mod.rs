@@ -1,5 +1,6 @@
 //! The world outside: ECS, VPC and metadata over HTTP, a VPC fabric of namespaces, the Kubernetes API.
 
+pub mod bolt;
 pub mod cloud;
 pub mod cluster;
 pub mod cni;
@@ -12,9 +13,11 @@ pub mod grpc;
 pub mod http;
 pub mod image;
 pub mod kube;
+pub mod load;
 pub mod metadata;
 pub mod node;
 pub mod ns;
+pub mod old;
 pub mod sweep;
 pub mod traffic;
 pub mod world;

@@ -3,17 +3,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use super::repair::WIRED_IN;
 use super::{Node, Standing};
 use crate::error::Error;
-use crate::kernel::LinkSeen;
+use crate::kernel::netns::Netns;
+use crate::kernel::{Kernel, LinkSeen};
 use crate::ours;
 use crate::plan::{Rule, RuleAction};
 use crate::pod::{Attachment, PodName};
 use crate::pool::Now;
-use crate::rpc::Reply;
+use crate::rpc::{Lease, Reply};
 
 /// Leftovers of every kind are looked for this often, or as often as the configuration gives up leases of pods that are gone.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
@@ -44,10 +46,17 @@ impl Node {
             log::warn!("tombstones: {e}");
             Vec::new()
         });
-        for attachment in stones {
+        for stone in stones {
+            let attachment = &stone.attachment;
             log::info!("{attachment} was deleted while no daemon was there");
-            if !matches!(self.release(&attachment), Reply::Refused { .. })
-                && let Err(e) = self.ledger.bury(&attachment)
+            let unnamed =
+                stone.pod.as_ref().and_then(|pod| self.unnamed(pod, &attachment.ifname, stone.netns.as_deref()));
+            let released = match self.release(attachment) {
+                Reply::None {} => unnamed.map(|lease| self.release(&lease.sandbox.attachment)),
+                reply => Some(reply),
+            };
+            if !matches!(released, Some(Reply::Refused { .. }))
+                && let Err(e) = self.ledger.bury(attachment)
             {
                 log::warn!("tombstone of {attachment}: {e}");
             }
@@ -68,8 +77,45 @@ impl Node {
                 _ => {}
             }
         }
+        self.give_up_the_unnamed();
         let leases = &self.leases;
         self.pods.forget(|name| leases.values().any(|l| l.pod == *name));
+    }
+
+    /// A DEL may not find its way to a lease without a container: the address is freed once nothing is left of the pod.
+    fn give_up_the_unnamed(&mut self) {
+        let unnamed = self.leases.values().filter(|l| ours::unnamed_link(&l.sandbox.attachment).is_some());
+        for lease in unnamed.cloned().collect::<Vec<_>>() {
+            if self.has_gone(&lease) {
+                log::info!(
+                    "nothing is left of pod {}, which the old Terway had wired: its address is freed",
+                    lease.pod
+                );
+                self.release(&lease.sandbox.attachment);
+            }
+        }
+    }
+
+    /// The lease of a pod that the old Terway has wired without writing its container down. A DEL that comes late for an
+    /// earlier sandbox of the pod means another namespace.
+    pub(super) fn unnamed(&mut self, pod: &PodName, ifname: &str, netns: Option<&Path>) -> Option<Lease> {
+        let attachment = ours::unnamed_attachment(&ours::host_veth(pod, ifname), ifname);
+        let lease = self.leases.get(&attachment).cloned()?;
+        let named = netns == Some(&lease.sandbox.netns);
+        let meant = named || netns.is_some_and(|netns| is_behind(&attachment, netns)) || self.has_gone(&lease);
+        meant.then_some(lease)
+    }
+
+    /// Neither the link nor the namespace of the pod is there any more.
+    fn has_gone(&mut self, lease: &Lease) -> bool {
+        let attachment = &lease.sandbox.attachment;
+        let Some(name) = ours::unnamed_link(attachment) else { return false };
+        let others = |alias: &str| ours::attachment(alias).is_some_and(|other| other != *attachment);
+        let linked = match self.kernel.link(name) {
+            Ok(link) => link.is_some_and(|link| !link.alias.as_deref().is_some_and(others)),
+            Err(_) => true,
+        };
+        !linked && Netns::open(&lease.sandbox.netns).is_err()
     }
 
     fn sweep_kernel(&mut self, now: Now) -> Result<(), Error> {
@@ -182,4 +228,17 @@ impl Node {
             self.world.delete_links(stale);
         }
     }
+}
+
+/// The interface in this namespace is the other end of the attachment's host link. Where a ledger was lost nothing else says
+/// which namespace a pod is in.
+fn is_behind(attachment: &Attachment, netns: &Path) -> bool {
+    let Some(name) = ours::unnamed_link(attachment) else { return false };
+    let look = || -> Result<bool, Error> {
+        // A kernel of its own: ours shall not hold the pod's namespace open.
+        let mut kernel = Kernel::host()?;
+        let (outer, inner) = (kernel.link(name)?, kernel.look_inside(netns, &attachment.ifname)?);
+        Ok(outer.zip(inner).is_some_and(|(outer, (inner, _))| inner.is_veth() && inner.peer == Some(outer.ifindex)))
+    };
+    look().unwrap_or(false)
 }

@@ -1,0 +1,139 @@
+//! Addresses that are kept for the next pod of a name.
+
+use super::*;
+
+/// All that this node can hold.
+const IPS: [&str; 3] = ["10.0.1.10", "10.0.1.11", "10.0.1.12"];
+
+fn narrow() -> Settings {
+    let limits = Limits { adapters: 2, v4_per_adapter: 3, v6_per_adapter: 0 };
+    Settings { limits, max_enis: 1, cooldown: secs(30), reservation: secs(300), ..settings() }
+}
+
+/// A node with one ENI, and a pod `web` that has gone and whose address 10.0.1.10 is kept.
+fn rig() -> Rig {
+    let mut rig = Rig::with_eni(narrow(), &IPS);
+    rig.ask(1, "web");
+    rig.hear(Event::Reserve { attachment: attachment("c1") });
+    rig
+}
+
+impl Rig {
+    fn ask(&mut self, n: u64, name: &str) {
+        let deadline = self.now + secs(5);
+        self.hear(Event::Allocate {
+            ticket: n,
+            pod: pod(name),
+            sandbox: sandbox(&format!("c{n}")),
+            whole: false,
+            deadline,
+        });
+    }
+}
+
+#[test]
+fn the_next_pod_of_the_name_has_the_address_at_once_and_after_the_rest_too() {
+    let mut rig = rig();
+    rig.ask(2, "web");
+    assert_eq!(rig.ip(2), "10.0.1.10");
+    assert!(rig.ledger.cooling.is_empty() && rig.ledger.reserved.is_empty());
+    rig.hear(Event::Reserve { attachment: attachment("c2") });
+    rig.run(secs(290));
+    rig.ask(3, "web");
+    assert_eq!(rig.ip(3), "10.0.1.10");
+}
+
+#[test]
+fn nobody_else_has_it_and_it_is_not_given_back_until_the_time_is_over() {
+    let mut rig = rig();
+    rig.ask(2, "other-1");
+    rig.ask(3, "other-2");
+    rig.ask(4, "other-3");
+    assert_eq!((rig.ip(2), rig.ip(3)), ("10.0.1.11".into(), "10.0.1.12".into()));
+    let refused = rig.refused(4);
+    assert_eq!(refused.why, Refusal::NodeFull);
+    assert!(
+        refused.reason.contains("2 in use, 0 cooling down, 1 kept for pods that shall have them again"),
+        "{refused:?}"
+    );
+    rig.del(2);
+    rig.del(3);
+    rig.run(secs(290));
+    assert!(rig.cloud.enis["eni-a"].v4.contains(&v4("10.0.1.10")));
+    assert!(rig.ledger.cooling.len() == 1);
+    rig.run(secs(20));
+    assert!(rig.ledger.cooling.is_empty() && rig.ledger.reserved.is_empty());
+    rig.run(secs(300));
+    assert!(rig.cloud.enis.is_empty(), "its ENI is needed no longer");
+}
+
+#[test]
+fn a_short_reservation_does_not_shorten_the_rest() {
+    let mut rig = Rig::with_eni(Settings { reservation: secs(10), ..narrow() }, &IPS[..1]);
+    rig.ask(1, "web");
+    rig.hear(Event::Reserve { attachment: attachment("c1") });
+    rig.run(secs(25));
+    assert_eq!(rig.ledger.cooling.len(), 1);
+    rig.run(secs(10));
+    assert!(rig.ledger.cooling.is_empty());
+}
+
+#[test]
+fn without_a_reservation_time_it_is_an_address_as_any_other() {
+    let mut rig = Rig::with_eni(Settings { reservation: Duration::ZERO, ..narrow() }, &IPS);
+    rig.ask(1, "web");
+    rig.hear(Event::Reserve { attachment: attachment("c1") });
+    rig.ask(2, "web");
+    assert_ne!(rig.ip(2), "10.0.1.10");
+    assert_eq!(rig.pool.show()["reserved"], 0);
+}
+
+#[test]
+fn the_pod_waits_for_its_eni_after_a_reboot_though_others_could_be_had() {
+    let mut rig = Rig::with(narrow(), |cloud, ledger| {
+        put(cloud, eni("eni-a", EniState::InUse, "vsw-1", &IPS));
+        ledger.cooling.insert(("eni-a".into(), IpPair::v4(v4("10.0.1.12"))), START + secs(60));
+        ledger.reserved.insert(IpPair::v4(v4("10.0.1.12")), pod("web"));
+    });
+    rig.ask(1, "web");
+    assert!(rig.replies.is_empty(), "its link is not there yet");
+    rig.run(secs(1));
+    assert_eq!(rig.ip(1), "10.0.1.12");
+}
+
+#[test]
+fn an_address_that_is_gone_is_not_waited_for() {
+    let mut rig = rig();
+    rig.cloud.enis.get_mut("eni-a").unwrap().v4.retain(|ip| *ip != v4("10.0.1.10"));
+    rig.run(secs(200));
+    rig.ask(2, "web");
+    assert_eq!(rig.ip(2), "10.0.1.11");
+}
+
+#[test]
+fn of_two_addresses_the_one_that_the_pod_had_last_is_its_own() {
+    let mut rig = rig();
+    // The newer sandbox came before the older one had gone.
+    rig.ask(2, "web");
+    rig.ask(3, "web");
+    rig.hear(Event::Reserve { attachment: attachment("c2") });
+    rig.run(secs(10));
+    rig.hear(Event::Reserve { attachment: attachment("c3") });
+    rig.ask(4, "web");
+    assert_eq!(rig.ip(4), rig.ip(3));
+}
+
+#[test]
+fn whoever_dies_between_lease_and_reservation_finds_the_lease() {
+    let mut rig = rig();
+    let deadline = rig.now + secs(5);
+    let effects = rig
+        .pool
+        .step(rig.now, Event::Allocate { ticket: 2, pod: pod("web"), sandbox: sandbox("c2"), whole: false, deadline });
+    assert!(matches!(&effects[..2], [Effect::Record(_), Effect::Rested { .. }]), "{effects:?}");
+    rig.ledger.write(rig.now, &effects[0]);
+    let boot = rig.ledger.boot(narrow(), &rig.cloud);
+    rig.pool = Pool::new(8);
+    rig.hear(Event::Boot(Box::new(boot)));
+    assert!(rig.ledger.cooling.is_empty() && rig.ledger.leases.len() == 1);
+}

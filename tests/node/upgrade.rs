@@ -1,0 +1,384 @@
+//! A node that the old Terway ran: its pods keep their addresses, and do not lose a packet.
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{events_about, idle_node, shown};
+use crate::sim::cluster::{Cluster, Member, soon};
+use crate::sim::fabric::OUTSIDE;
+use crate::sim::load::{self, Tally};
+use crate::sim::old::{Generation, OldEni, Record};
+use crate::sim::traffic::Place;
+
+const STORE: &str = "/var/lib/cni/terway";
+
+/// A node with two pods that the old Terway has wired, over one ENI.
+struct Inherited {
+    cluster: Cluster,
+    eni: OldEni,
+    a: Member,
+    b: Member,
+}
+
+impl Inherited {
+    fn new(generation: Generation) -> Inherited {
+        let cluster = idle_node("ecs.sim.large", &json!({"orphan_release_after": "1s"}));
+        let eni = cluster.old_eni(0, 4);
+        let [a, b] = [("a", 1), ("b", 2)].map(|(name, n)| cluster.old_pod(0, name, &eni, eni.ips[n], generation));
+        let records = [&a, &b].map(|member| Record::of(member, &eni, generation));
+        cluster.old_store(0, &records, 7);
+        assert!(a.pod.ping(&b.ip).is_some() && a.pod.ping(OUTSIDE).is_some(), "the old node works");
+        Inherited { cluster, eni, a, b }
+    }
+
+    /// The files of the old Terway, as they are.
+    fn store(&self) -> String {
+        self.cluster.node(0).sh(&format!("cd {STORE}; sha256sum *; ls -l --time-style=full-iso"))
+    }
+
+    /// What the old Terway has in the kernel for its pods.
+    fn old_wiring(&self) -> Vec<String> {
+        let seen = self.cluster.node(0).sh("ip rule; ip route show table main");
+        let theirs = |line: &&str| {
+            line.contains("lookup main") && line.starts_with("512:")
+                || line.starts_with("2048:") && !line.contains("fwmark")
+                || line.contains("dev cali")
+        };
+        seen.lines().filter(theirs).map(String::from).collect()
+    }
+
+    fn macs(&self) -> String {
+        let inside = |member: &Member| member.pod.sh("cat /sys/class/net/eth0/address; ip neigh show nud permanent");
+        let outside = self.cluster.node(0).sh("ip -br link show type veth | awk '{print $1, $3}' | grep ^cali");
+        format!("{outside}{}{}", inside(&self.a), inside(&self.b))
+    }
+}
+
+/// Nothing is lost, of something.
+fn nothing_lost(tally: Tally) {
+    assert!(tally.sent > 200 && tally.lost == 0 && tally.tcp > 0, "{tally:?}");
+}
+
+/// Traffic from pod to pod, from a pod to the outside and from the node to a pod, all at once.
+fn under_load(a: &Member, b: &Member, cluster: &mut Cluster, story: impl FnOnce(&mut Cluster)) {
+    let outside = std::sync::Arc::clone(&cluster.world.fabric);
+    let mut tallies = Vec::new();
+    let pod_to_pod = load::during(&a.pod, &b.pod, &b.ip, || {
+        let there = load::during(&a.pod, outside.outside(), OUTSIDE, || {
+            let back = load::during(outside.outside(), &b.pod, &b.ip, || story(cluster));
+            tallies.push(back);
+        });
+        tallies.push(there);
+    });
+    tallies.push(pod_to_pod);
+    tallies.into_iter().for_each(nothing_lost);
+}
+
+fn takes_over(generation: Generation) {
+    let mut old = Inherited::new(generation);
+    let (store, macs) = (old.store(), old.macs());
+    assert_eq!(old.old_wiring().len(), 6);
+    under_load(&old.a, &old.b, &mut old.cluster, |cluster| cluster.start_ready(0));
+    // What leads the pods to their ENI is the one thing that stays.
+    let own = |member: &Member| format!("2048:\tfrom {} lookup {}", member.ip, old.eni.table);
+    assert_eq!(old.old_wiring(), [own(&old.a), own(&old.b)]);
+    assert_eq!((old.store(), old.macs()), (store, macs));
+    let cluster = &old.cluster;
+    let leased = |cluster: &Cluster| -> BTreeSet<String> {
+        let leases = cluster.show(0)["leases"].as_array().expect("a list").clone();
+        leases.iter().map(|l| format!("{}={}", l["pod"]["name"], l["ip"]["v4"]).replace('"', "")).collect()
+    };
+    let both = BTreeSet::from([format!("a={}", old.a.ip), format!("b={}", old.b.ip)]);
+    assert_eq!(leased(cluster), both);
+    for member in [&old.a, &old.b] {
+        cluster.call_for(member, "CHECK").ok();
+        assert!(cluster.node(0).ping(&member.ip).is_some(), "no ping from the node");
+    }
+
+    // What comes now is ours altogether, and knows those.
+    let c = cluster.add(0, "c");
+    assert!(c.ip != old.a.ip && c.ip != old.b.ip && !old.eni.ips[0].is_unspecified());
+    assert!(c.pod.ping(&old.a.ip).is_some() && old.b.pod.ping(&c.ip).is_some());
+    thread::sleep(Duration::from_millis(2500)); // two sweeps
+    assert!(old.a.pod.ping(&old.b.ip).is_some() && old.a.pod.ping(OUTSIDE).is_some());
+
+    // Not even a lost ledger loses them; and nobody reads the old files again.
+    old.cluster.kill(0);
+    old.cluster.node(0).sh("rm -r /run/terway");
+    let said = old.cluster.node(0).read_file("/var/log/terwayd.log").unwrap_or_default().len();
+    old.cluster.start_ready(0);
+    let log = old.cluster.log(0);
+    assert!(!log[said..].contains("the old Terway knew"), "{log}");
+    assert_eq!(leased(&old.cluster).len(), 3);
+    let Inherited { cluster, a, b, .. } = old;
+    cluster.call_for(&a, "CHECK").ok();
+    let (ip, kept) = (a.ip.clone(), b.ip.clone());
+    cluster.del(a);
+    soon("the address of the deleted pod rests", || cluster.ledger(0, "resting") == [format!("{ip}.json")]);
+    assert!(!cluster.node(0).sh("ip rule").contains(&format!("from {ip} ")));
+    assert!(b.pod.ping(&c.ip).is_some());
+    assert!(leased(&cluster).contains(&format!("b={kept}")));
+}
+
+#[test]
+fn pods_of_the_old_terway_are_taken_over_and_lose_no_packet() {
+    takes_over(Generation::Second);
+}
+
+#[test]
+fn so_are_those_of_its_first_generation_whose_containers_nobody_knows() {
+    takes_over(Generation::First);
+}
+
+#[test]
+fn a_take_over_that_is_killed_again_and_again_is_gone_on_with() {
+    let mut old = Inherited::new(Generation::First);
+    let mut rng = fastrand::Rng::with_seed(5);
+    under_load(&old.a, &old.b, &mut old.cluster, |cluster| {
+        for _ in 0..25 {
+            let daemon = cluster.launch(0, &[]);
+            thread::sleep(Duration::from_millis(rng.u64(5..60)));
+            daemon.kill();
+        }
+        cluster.start_ready(0);
+    });
+    assert_eq!(shown(&old.cluster, "/pool/leased"), 2);
+    for member in [&old.a, &old.b] {
+        old.cluster.call_for(member, "CHECK").ok();
+    }
+    assert_eq!(old.old_wiring().len(), 2, "{:?}", old.old_wiring());
+}
+
+#[test]
+fn nothing_is_done_beside_an_old_terway_that_runs() {
+    let mut old = Inherited::new(Generation::Second);
+    let (store, wiring) = (old.store(), old.old_wiring());
+    let rules = old.cluster.node(0).sh("ip rule; sysctl -n net.ipv4.conf.all.rp_filter");
+    let lock = old.cluster.old_lock(0);
+    old.cluster.start(0);
+    soon("it ends", || !old.cluster.daemon(0).is_running());
+    let log = old.cluster.log(0);
+    assert_eq!(old.cluster.ended(0), Some(1));
+    assert!(
+        log.contains("ResRelation.db: the old Terway still runs on this node") && log.contains("stop it first"),
+        "{log}"
+    );
+    assert_eq!((old.store(), old.old_wiring()), (store, wiring));
+    assert_eq!(old.cluster.node(0).sh("ip rule; sysctl -n net.ipv4.conf.all.rp_filter"), rules);
+    drop(lock);
+    old.cluster.start_ready(0);
+    assert_eq!(shown(&old.cluster, "/pool/leased"), 2);
+    // And none starts beside us.
+    let taken = old
+        .cluster
+        .node(0)
+        .run(|| std::fs::File::open(format!("{STORE}/ResRelation.db")).expect("it is there").try_lock());
+    assert!(matches!(taken, Err(std::fs::TryLockError::WouldBlock)), "{taken:?}");
+}
+
+/// Whatever is left of the database, nobody else gets the address of a pod that runs, and the pod runs on.
+#[test]
+fn without_a_readable_database_running_pods_keep_their_addresses() {
+    for (what, ruin) in [
+        ("no file", (|_| None) as fn(Vec<u8>) -> Option<Vec<u8>>),
+        ("no meta", |mut file| {
+            file[..8192].fill(0xff);
+            Some(file)
+        }),
+        ("an empty file", |_| Some(Vec::new())),
+        ("half of it", |mut file| {
+            file.truncate(3 * 4096 + 100);
+            Some(file)
+        }),
+    ] {
+        let mut old = Inherited::new(Generation::Second);
+        for name in ["ResRelation.db", "pod.db"] {
+            let path = format!("{STORE}/{name}");
+            let bytes = old.cluster.node(0).run(|| std::fs::read(&path).expect("it was written"));
+            match ruin(bytes) {
+                Some(bytes) => old.cluster.old_file(0, name, &bytes),
+                None => drop(old.cluster.node(0).sh(&format!("rm {path}"))),
+            }
+        }
+        under_load(&old.a, &old.b, &mut old.cluster, |cluster| cluster.start_ready(0));
+        assert_eq!(shown(&old.cluster, "/pool/leased"), 2, "{what}");
+        // Every other address of the node is given out.
+        let news: Vec<Member> = (0..18).map(|n| old.cluster.add(0, &format!("new-{n}"))).collect();
+        assert!(news.iter().all(|new| new.ip != old.a.ip && new.ip != old.b.ip), "{what}");
+        old.cluster.refused(&old.cluster.schedule(0, "one-too-many"), 11);
+        assert!(old.a.pod.ping(&old.b.ip).is_some() && news[0].pod.ping(&old.a.ip).is_some(), "{what}");
+        // What the pod leaves behind is told from what others need.
+        old.a.pod.remove();
+        soon("its address is freed once nothing is left of it", || shown(&old.cluster, "/pool/leased") == 19);
+        assert!(old.b.pod.ping(&news[0].ip).is_some(), "{what}");
+    }
+}
+
+/// What is not on policy routing runs on as it is; here a veth plays the link that IPvlan pods are reached by, and an ENI is
+/// a pod's own.
+#[test]
+fn pods_on_ipvlan_and_with_an_eni_of_their_own_run_on_untouched() {
+    let mut old = Inherited::new(Generation::Second);
+    let (cluster, shared) = (&old.cluster, &old.eni);
+    let on_ipvlan = {
+        let mut member = cluster.schedule(0, "on-ipvlan");
+        member.ip = shared.ips[3].to_string();
+        let (ip, netns) = (&member.ip, member.sandbox.netns.file_name().unwrap().to_str().unwrap());
+        cluster.node(0).sh(&format!(
+            "ip link add ipvl_3 type veth peer name eth0 netns {netns}; ip link set ipvl_3 up; ip route add {ip} dev ipvl_3 scope link"
+        ));
+        let node = cluster.node(0).addr;
+        member
+            .pod
+            .sh(&format!("ip link set eth0 up; ip addr add {ip}/32 dev eth0; ip route add {node} dev eth0 scope link"));
+        member
+    };
+    let own = cluster.old_eni(0, 1);
+    let exclusive = {
+        let mut member = cluster.schedule(0, "exclusive");
+        member.ip = own.ips[0].to_string();
+        let (ip, netns) = (&member.ip, member.sandbox.netns.file_name().unwrap().to_str().unwrap());
+        cluster.node(0).sh(&format!("ip link set {} down; ip link set {} netns {netns} name eth0", own.link, own.link));
+        member.pod.sh(&format!("ip link set eth0 up; ip addr add {ip}/32 dev eth0"));
+        let gateway = cluster.world.cloud.eni(&own.id).expect("it is there").gateway;
+        member.pod.sh(&format!("ip route add default via {gateway} dev eth0 onlink"));
+        member
+    };
+    let members = [&old.a, &old.b, &on_ipvlan];
+    let mut records: Vec<Record> =
+        members.into_iter().map(|member| Record::of(member, shared, Generation::Second)).collect();
+    records.push(Record::exclusive(&exclusive, &own));
+    cluster.old_store(0, &records, 8);
+    assert!(cluster.node(0).ping(&on_ipvlan.ip).is_some() && exclusive.pod.ping(OUTSIDE).is_some());
+
+    old.cluster.start_ready(0);
+    let cluster = &old.cluster;
+    assert_eq!(shown(cluster, "/pool/leased"), 4);
+    for (name, why) in [("on-ipvlan", "it is on IPvlan"), ("exclusive", "it has an ENI of its own")] {
+        soon("an event says so", || {
+            let events = events_about(cluster, name);
+            events.iter().any(|(reason, words)| {
+                reason == "VirtualModeChanged" && words.contains(why) && words.contains("re-create")
+            })
+        });
+    }
+    let news: Vec<Member> = (0..6).map(|n| cluster.add(0, &format!("new-{n}"))).collect();
+    assert!(news.iter().all(|new| ![&on_ipvlan.ip, &exclusive.ip].contains(&&new.ip)));
+    thread::sleep(Duration::from_millis(2500)); // two sweeps
+    assert!(cluster.node(0).ping(&on_ipvlan.ip).is_some() && exclusive.pod.ping(OUTSIDE).is_some());
+    assert_eq!(shown(cluster, "/pool/leased"), 10);
+    let ip = on_ipvlan.ip.clone();
+    cluster.del(on_ipvlan);
+    assert!(!cluster.node(0).sh("ip route").contains(&ip), "its route goes with it");
+    assert!(cluster.ledger(0, "resting").contains(&format!("{ip}.json")));
+}
+
+#[test]
+fn rules_of_old_pods_that_are_gone_go_and_those_of_others_stay() {
+    let mut old = Inherited::new(Generation::First);
+    let (cluster, free) = (&old.cluster, old.eni.ips[3]);
+    let mut gone = cluster.schedule(0, "gone");
+    gone.ip = free.to_string();
+    let records = [&old.a, &old.b, &gone].map(|member| Record::of(member, &old.eni, Generation::First));
+    cluster.old_store(0, &records, 9);
+    let foreign = [
+        "512:\tfrom all to 192.168.40.7 lookup main",
+        "2048:\tfrom 192.168.40.7 lookup 1003",
+        "2048:\tfrom 192.168.40.0/24 lookup 1003",
+    ];
+    for rule in foreign {
+        let (priority, rest) = rule.split_once(":\t").unwrap();
+        cluster.node(0).sh(&format!("ip rule add priority {priority} {rest}"));
+    }
+    cluster.node(0).sh(&format!(
+        "ip rule add priority 512 to {free} lookup main; ip rule add priority 2048 from {free} lookup 1003"
+    ));
+    drop(gone);
+    old.cluster.start_ready(0);
+    let rules = old.cluster.node(0).sh("ip rule");
+    for rule in foreign {
+        assert!(rules.contains(rule), "{rule} is gone: {rules}");
+    }
+    assert!(!rules.contains(&free.to_string()), "{rules}");
+}
+
+#[test]
+fn a_killed_daemon_costs_no_packet_under_load() {
+    let mut cluster = super::node(&json!({"orphan_release_after": "1s"}));
+    let (a, b) = (cluster.add(0, "a"), cluster.add(0, "b"));
+    assert!(a.pod.ping(&b.ip).is_some() && a.pod.ping(OUTSIDE).is_some());
+    under_load(&a, &b, &mut cluster, |cluster| {
+        for _ in 0..5 {
+            cluster.kill(0);
+            cluster.start_ready(0);
+            thread::sleep(Duration::from_millis(100));
+        }
+        cluster.stop(0);
+        cluster.start_ready(0);
+    });
+}
+
+/// `old/records/` holds what earlier releases wrote: this one reads it, and pods go on without losing a packet. The other way
+/// round a test beside the types sees to it that what this release writes has every field that those knew.
+#[test]
+fn records_of_an_earlier_release_are_read_and_no_packet_is_lost() {
+    let mut cluster = super::node(&json!({}));
+    let (a, b) = (cluster.add(0, "a"), cluster.add(0, "b"));
+    let names = cluster.ledger(0, "leases");
+    under_load(&a, &b, &mut cluster, |cluster| {
+        cluster.kill(0);
+        for name in &names {
+            let path = format!("/run/terway/leases/{name}");
+            let record = cluster.node(0).read_file(&path).expect("it is there");
+            let mut record: Value = serde_json::from_str(&record).expect("it is JSON");
+            // What the release before this one knew, and nothing else.
+            let known = ["pod", "sandbox", "ip", "eni", "node", "marker"];
+            record.as_object_mut().expect("an object").retain(|key, _| known.contains(&key.as_str()));
+            // And something of a release to come.
+            record["of_tomorrow"] = json!({"a": [1, 2]});
+            cluster.node(0).write_file(&path, &record.to_string());
+        }
+        cluster.start_ready(0);
+    });
+    assert_eq!(shown(&cluster, "/pool/leased"), 2);
+    for member in [&a, &b] {
+        cluster.call_for(member, "CHECK").ok();
+    }
+}
+
+#[test]
+fn a_lease_without_a_container_ends_with_its_own_sandbox_and_no_other() {
+    let mut old = Inherited::new(Generation::First);
+    old.cluster.start_ready(0);
+    let earlier = old.cluster.sandbox(0, old.a.sandbox.pod.clone());
+    old.cluster.call_for(&earlier, "DEL").ok();
+    assert_eq!(shown(&old.cluster, "/pool/leased"), 2);
+    assert!(old.a.pod.ping(&old.b.ip).is_some());
+    // A DEL that finds no daemon is heard of later.
+    old.cluster.kill(0);
+    old.cluster.call_for(&old.a, "DEL").ok();
+    old.cluster.start_ready(0);
+    soon("its lease is over", || shown(&old.cluster, "/pool/leased") == 1);
+    assert!(old.cluster.ledger(0, "resting").contains(&format!("{}.json", old.a.ip)));
+    assert!(old.b.pod.ping(OUTSIDE).is_some());
+}
+
+#[test]
+fn an_address_that_the_old_terway_kept_for_a_pod_is_kept_on() {
+    let mut old = Inherited::new(Generation::Second);
+    let mut web = old.cluster.schedule(0, "web-0");
+    web.ip = old.eni.ips[3].to_string();
+    let mut records: Vec<Record> = [&old.a, &old.b].map(|m| Record::of(m, &old.eni, Generation::Second)).into();
+    records.push(Record::of(&web, &old.eni, Generation::Second).sticky());
+    old.cluster.old_store(0, &records, 8);
+    let ip = web.ip.clone();
+    drop(web);
+    old.cluster.start_ready(0);
+    assert_eq!((shown(&old.cluster, "/pool/leased"), shown(&old.cluster, "/pool/reserved")), (2.into(), 1.into()));
+    let others: Vec<Member> = (0..4).map(|n| old.cluster.add(0, &format!("new-{n}"))).collect();
+    assert!(others.iter().all(|other| other.ip != ip));
+    assert_eq!(old.cluster.add(0, "web-0").ip, ip);
+}
