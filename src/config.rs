@@ -60,6 +60,7 @@ pub struct Config {
     pub orphan: Duration,
     pub kubeconfig: Option<PathBuf>,
     pub node_name: Option<String>,
+    pub publish: Publish,
     pub mtu: u32,
     pub conflist: PathBuf,
     pub cloud: CloudAccess,
@@ -97,6 +98,15 @@ impl Share {
         let share = (f64::from(adapters) * self.ratio) as i64 + self.shift - 1;
         share.clamp(0, adapters.saturating_sub(1).into()) as u32
     }
+}
+
+/// What the API server is told beyond condition and events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Publish {
+    /// Extended resources on the node; without, ours are taken away.
+    pub resources: bool,
+    /// Addresses as an annotation on pods.
+    pub pod_ips: bool,
 }
 
 /// Where the cloud's APIs are and how they are spoken to; `None` follows from the region.
@@ -209,12 +219,10 @@ pub struct NodeFacts {
 const WITHOUT_EFFECT: &[&str] = &[
     "allow_eip_rob",
     "backoff_override",
-    "disable_device_plugin",
     "enable_eip_pool",
     "enable_eni_trunking",
     "enable_erdma",
     "enable_ip_prefix",
-    "enable_patch_pod_ips",
     "eni_cap_policy",
     "extra_routes",
     "idle_ip_reclaim_after",
@@ -287,6 +295,10 @@ impl Config {
             orphan: duration(keys, "orphan_release_after", 60, 1)?,
             kubeconfig: path(keys, "kubeconfig")?,
             node_name: keys.parsed("node_name", "a DNS name", node_name)?,
+            publish: Publish {
+                resources: !keys.flag("disable_device_plugin")?.unwrap_or(false),
+                pod_ips: keys.flag("enable_patch_pod_ips")?.unwrap_or(false),
+            },
             mtu: keys.number("mtu", crate::cni::MTU)?.unwrap_or(DEFAULT_MTU) as u32,
             conflist: path(keys, "conflist")?.unwrap_or_else(|| ours::CONFLIST.into()),
             cloud: CloudAccess::read(keys)?,

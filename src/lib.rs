@@ -19,6 +19,7 @@ pub mod uri;
 
 // Minds: values in, values out.
 pub mod datapath;
+pub mod herald;
 pub mod pool;
 pub mod repair;
 

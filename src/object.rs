@@ -1,4 +1,4 @@
-//! The fields we read of Kubernetes objects, and the one kind we create: events.
+//! The fields we read of Kubernetes objects, and what we write there: patches, and the one kind we create, events.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::pod::PodName;
 use crate::uri::percent_encode;
@@ -150,6 +151,14 @@ pub enum Phase {
 /// The label on a pod or node that tells us to keep our hands off.
 pub const IGNORE_LABEL: &str = "k8s.aliyun.com/ignore-by-terway";
 
+/// The annotation that tells a pod's addresses before the kubelet does, separated by commas.
+pub const POD_IPS: &str = "k8s.aliyun.com/pod-ips";
+/// The annotation on a node that tells how many addresses for pods there can be.
+pub const MAX_IPS: &str = "k8s.aliyun.com/max-available-ip";
+/// The extended resource that counts ENIs for pods that have one each.
+pub const ENI_RESOURCE: &str = "aliyun/eni";
+/// The extended resource that counts addresses for pods that share ENIs; named as the old Terway names their pool.
+pub const ENIIP_RESOURCE: &str = "aliyun/eniip";
 /// The label of a node that names a ConfigMap with its configuration.
 pub const CONFIG_LABEL: &str = "terway-config";
 
@@ -251,13 +260,13 @@ pub struct NodeStatus {
 /// How much of each resource there is, in Kubernetes' quantities.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
-pub struct Resources(BTreeMap<String, serde_json::Value>);
+pub struct Resources(BTreeMap<String, Value>);
 
 impl Resources {
     /// A resource that is counted, as pods and extended resources are; none where it is not there.
     pub fn count(&self, name: &str) -> Option<u64> {
         match self.0.get(name)? {
-            serde_json::Value::String(text) => text.parse().ok(),
+            Value::String(text) => text.parse().ok(),
             other => other.as_u64(),
         }
     }
@@ -309,10 +318,60 @@ impl Object for ConfigMap {
     }
 }
 
+/// What a patch's body is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patch {
+    /// RFC 7396: lists are replaced.
+    Merge,
+    /// Kubernetes' own: lists of built-in kinds are merged by key.
+    Strategic,
+}
+
+/// Something to be written to the API server.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Write {
+    /// A new object in the collection at `path`.
+    Create {
+        path: String,
+        body: Value,
+    },
+    Patch {
+        path: String,
+        patch: Patch,
+        body: Value,
+    },
+}
+
+impl Write {
+    pub fn annotate_pod(pod: &PodName, key: &str, value: &str) -> Write {
+        let body = json!({"metadata": {"annotations": {key: value}}});
+        Write::Patch { path: path::<Pod>(&pod.namespace, &pod.name), patch: Patch::Merge, body }
+    }
+
+    pub fn node_meta(node: &Node, body: Value) -> Write {
+        Write::Patch { path: path::<Node>("", &node.meta.name), patch: Patch::Merge, body }
+    }
+
+    /// Conditions are merged by type: those of others stay.
+    pub fn node_status(node: &Node, body: Value) -> Write {
+        let path = format!("{}/status", path::<Node>("", &node.meta.name));
+        Write::Patch { path, patch: Patch::Strategic, body }
+    }
+
+    pub fn path(&self) -> &str {
+        match self {
+            Write::Create { path, .. } | Write::Patch { path, .. } => path,
+        }
+    }
+}
+
 /// A line in `kubectl describe`; write-only for us.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
+    /// It stands for many that differ in their words only; its own are the last one's.
+    #[serde(skip)]
+    combined: bool,
     api_version: &'static str,
     kind: &'static str,
     metadata: EventMeta,
@@ -345,7 +404,7 @@ pub enum EventType {
 }
 
 /// The object an event is about.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct About {
     api_version: &'static str,
@@ -379,6 +438,8 @@ impl About {
 /// The API server refuses longer messages and reasons.
 const MESSAGE_MAX: usize = 1024;
 const REASON_MAX: usize = 128;
+/// The words that client-go has for it.
+const COMBINED: &str = "(combined from similar events): ";
 
 impl Event {
     /// An event of `terway-daemon` on `host`, which happened once, `now`.
@@ -387,6 +448,7 @@ impl Event {
         let namespace = if about.namespace.is_empty() { "default" } else { &about.namespace };
         let at = humantime::format_rfc3339_seconds(now).to_string();
         Event {
+            combined: false,
             api_version: "v1",
             kind: "Event",
             metadata: EventMeta {
@@ -404,9 +466,45 @@ impl Event {
         }
     }
 
+    /// What makes two events one that has happened twice.
+    pub fn key(&self) -> (About, String, String) {
+        let words = if self.combined { COMBINED } else { &self.message };
+        (self.involved_object.clone(), self.reason.clone(), words.to_owned())
+    }
+
+    /// How often it has happened.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// It has happened once more, as this one says.
+    pub fn again(&mut self, newer: &Event) {
+        self.count += 1;
+        self.message.clone_from(&newer.message);
+        self.last_timestamp.clone_from(&newer.last_timestamp);
+    }
+
+    /// The event that this one and all others of its reason about its object become.
+    pub fn combined(mut self) -> Event {
+        self.message = head(&format!("{COMBINED}{}", self.message), MESSAGE_MAX).to_owned();
+        self.combined = true;
+        self
+    }
+
     /// The collection to create it in.
     pub fn path(&self) -> String {
         format!("/api/v1/namespaces/{}/events", percent_encode(&self.metadata.namespace))
+    }
+
+    pub fn create(&self) -> Write {
+        Write::Create { path: self.path(), body: serde_json::to_value(self).expect("an event is plain data") }
+    }
+
+    /// Tells of an event that is there how often it has happened by now.
+    pub fn recount(&self) -> Write {
+        let path = format!("{}/{}", self.path(), percent_encode(&self.metadata.name));
+        let body = json!({"count": self.count, "lastTimestamp": self.last_timestamp, "message": self.message});
+        Write::Patch { path, patch: Patch::Strategic, body }
     }
 }
 
@@ -422,8 +520,6 @@ pub fn head(text: &str, max: usize) -> &str {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
-
-    use serde_json::json;
 
     use super::*;
 

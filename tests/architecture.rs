@@ -7,6 +7,7 @@ use std::path::Path;
 const ROOMS: &[(&str, &[&str])] = &[
     ("datapath", &[]),
     ("pool", &[]),
+    ("herald", &[]),
     ("repair", &[]),
     ("kernel", &[]),
     ("cloud", &[]),
@@ -14,10 +15,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("client", &[]),
     ("plugin", &["datapath", "kernel", "client"]),
     ("cli", &["datapath", "kernel", "client"]),
-    ("daemon", &["datapath", "pool", "repair", "kernel", "cloud", "kube"]),
+    ("daemon", &["datapath", "pool", "repair", "herald", "kernel", "cloud", "kube"]),
 ];
 
-const MINDS: &[&str] = &["datapath", "pool", "repair"];
+const MINDS: &[&str] = &["datapath", "pool", "repair", "herald"];
 
 /// Text that only files under one of these places may hold (places are prefixes of a path below `src/`).
 const RESERVED: &[(&str, &[&str])] = &[

@@ -10,6 +10,8 @@ mod heirs;
 mod left;
 #[path = "demo/orders.rs"]
 mod orders;
+#[path = "demo/outage.rs"]
+mod outage;
 #[path = "demo/paths.rs"]
 mod paths;
 #[path = "demo/repairs.rs"]

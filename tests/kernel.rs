@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use terway::error::{Cause, Error};
+use terway::happening::{Happening, LinkNow, Scope};
 use terway::ip::Mac;
-use terway::kernel::Kernel;
 use terway::kernel::netns::Netns;
+use terway::kernel::{Kernel, Watch};
 use terway::ours;
 use terway::plan::{
     Addr, Family, Filter, FilterAction, Ifb, Link, Neigh, Object, Plan, Redirect, Route, Rule, RuleAction, Side,
@@ -471,4 +472,71 @@ fn the_kernel_s_own_words_are_in_the_error() {
         error.to_string(),
         "ip route replace 192.0.2.0/24 via 203.0.113.1 dev a0: network is unreachable (Nexthop has invalid gateway)"
     );
+}
+
+/// What the line makes heard, once it is over.
+fn heard(ns: &Ns, watch: &Watch, line: &str) -> Vec<Happening> {
+    watch.hear().unwrap();
+    ns.sh(line);
+    // The kernel tells of links from another thread, a moment later.
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    watch.hear().unwrap()
+}
+
+#[test]
+fn what_others_take_away_is_heard() {
+    let ns = one_link("heard");
+    ns.sh("ip route add 198.51.100.1 dev a0 table 1000 proto 116; ip rule add priority 512 lookup 1000
+           ip neigh add 198.51.100.1 lladdr 02:00:00:00:00:01 dev a0 nud permanent; ip addr add 198.51.100.2/32 dev a0
+           tc qdisc add dev a0 clsact; tc filter add dev a0 ingress u32 match u32 0 0");
+    let watch = ns.run(|| Watch::open().unwrap());
+    let ifindex = ns.sh("ip -o link show a0 | cut -d: -f1").trim().parse().unwrap();
+    let (to, addr) = ("198.51.100.1/32".parse().unwrap(), "198.51.100.1".parse().unwrap());
+    let rule =
+        Rule { priority: 512, family: Family::V4, from: None, mark: None, iif: None, action: RuleAction::Lookup(1000) };
+    for (line, told) in [
+        ("ip route del 198.51.100.1 table 1000", Happening::Route { table: 1000, to }),
+        ("ip rule del priority 512", Happening::RuleGone(rule)),
+        ("ip neigh del 198.51.100.1 dev a0", Happening::Neigh { ifindex, addr }),
+        ("ip neigh add 198.51.100.1 lladdr 02:00:00:00:00:02 dev a0 nud permanent", Happening::Neigh { ifindex, addr }),
+        ("ip addr del 198.51.100.2/32 dev a0", Happening::AddrGone { ifindex }),
+        ("tc filter del dev a0 ingress", Happening::Traffic { ifindex }),
+        ("tc qdisc del dev a0 clsact", Happening::Traffic { ifindex }),
+        ("sysctl -qw net.ipv4.conf.a0.rp_filter=2", Happening::Parameter(Scope::Link(ifindex))),
+        ("sysctl -qw net.ipv4.conf.all.rp_filter=2", Happening::Parameter(Scope::All)),
+        ("sysctl -qw net.ipv4.conf.default.rp_filter=2", Happening::Parameter(Scope::Default)),
+    ] {
+        let heard = heard(&ns, &watch, line);
+        assert!(heard.contains(&told), "{line}: {heard:?}");
+    }
+    for (line, spoilt) in [
+        ("ip link set a0 mtu 1400", |link: &LinkNow| link.mtu == 1400),
+        ("ip link set a0 address 02:00:00:00:00:0b", |link: &LinkNow| link.mac == Some(Mac([2, 0, 0, 0, 0, 0xb]))),
+        ("ip link set a0 alias mine", |link: &LinkNow| link.alias.as_deref() == Some("mine")),
+        ("ip link set a1 down", |link: &LinkNow| link.up && !link.running),
+        ("ip link set a0 down", |link: &LinkNow| !link.up),
+    ] as [(&str, fn(&LinkNow) -> bool); 5]
+    {
+        let heard = heard(&ns, &watch, line);
+        let told = |h: &Happening| matches!(h, Happening::Link(link) if link.ifindex == ifindex && spoilt(link));
+        assert!(heard.iter().any(told), "{line}: {heard:?}");
+    }
+    assert!(heard(&ns, &watch, "ip link del a0").contains(&Happening::LinkGone { ifindex }));
+}
+
+#[test]
+fn what_comes_or_is_not_ours_is_not_heard() {
+    let ns = one_link("unheard");
+    let watch = ns.run(|| Watch::open().unwrap());
+    for line in [
+        "ip route add 198.51.100.1 dev a0 table 1000 proto 116",
+        "ip route add 198.51.100.3 dev a0; ip route del 198.51.100.3 dev a0",
+        "ip rule add priority 512 lookup 1000",
+        "ip neigh add 198.51.100.1 lladdr 02:00:00:00:00:01 dev a0 nud reachable",
+        "ip addr add 198.51.100.2/32 dev a0",
+        "tc qdisc add dev a0 clsact",
+        "tc filter add dev a0 ingress u32 match u32 0 0",
+    ] {
+        assert_eq!(heard(&ns, &watch, line), [], "{line}");
+    }
 }

@@ -13,6 +13,7 @@ use cbc::cipher::block_padding::Pkcs7;
 use cbc::cipher::{BlockModeDecrypt, KeyIvInit};
 use serde_json::Value;
 
+use crate::cloud::clock::Clock;
 use crate::cloud::metadata::Metadata;
 use crate::error::{Cause, Context, Error};
 use crate::uri::percent_encode;
@@ -50,6 +51,7 @@ pub struct Sources {
 /// The credentials in use. Several threads share them and the renewal: one renews, the others wait for it.
 pub struct Credentials {
     sources: Sources,
+    clock: Clock,
     held: Mutex<Option<Held>>,
 }
 
@@ -57,6 +59,8 @@ struct Held {
     key: Arc<Key>,
     ends: Option<SystemTime>,
     look_again: Instant,
+    /// Why there are no newer ones.
+    complaint: Option<String>,
 }
 
 /// What a source gave.
@@ -112,7 +116,13 @@ impl Key {
 
 impl Credentials {
     pub fn new(sources: Sources) -> Credentials {
-        Credentials { sources, held: Mutex::new(None) }
+        let clock = sources.role.as_ref().map(Metadata::clock).unwrap_or_default();
+        Credentials { sources, clock, held: Mutex::new(None) }
+    }
+
+    /// The clock that the credentials end by.
+    pub(super) fn clock(&self) -> Clock {
+        self.clock.clone()
     }
 
     /// The key to sign with; the last good one until its end, when there is no newer.
@@ -122,20 +132,32 @@ impl Credentials {
         if let Some(held) = held.as_ref().filter(|held| now < held.look_again) {
             return Ok(held.key.clone());
         }
-        match self.sources.find() {
+        match self.sources.find(&self.clock) {
             Ok(found) => {
                 let key = Arc::new(found.key);
-                *held = Some(Held { key: key.clone(), ends: found.ends, look_again: now + rest(found.ends) });
+                *held = Some(Held {
+                    key: key.clone(),
+                    ends: found.ends,
+                    look_again: now + rest(found.ends, &self.clock),
+                    complaint: None,
+                });
                 Ok(key)
             }
-            Err(e) => match held.as_mut().filter(|held| !over(held.ends)) {
+            Err(e) => match held.as_mut().filter(|held| !over(held.ends, &self.clock)) {
                 Some(held) => {
                     held.look_again = now + RETRY;
+                    held.complaint = Some(e.to_string());
                     Ok(held.key.clone())
                 }
                 None => Err(e.within("find credentials")),
             },
         }
+    }
+
+    /// Why the key in use could not be renewed when that was due.
+    pub fn complaint(&self) -> Option<String> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().and_then(|held| held.complaint.clone())
     }
 
     /// The cloud does not know this key: look for a newer one before the next call.
@@ -147,21 +169,21 @@ impl Credentials {
     }
 }
 
-fn over(ends: Option<SystemTime>) -> bool {
-    ends.is_some_and(|ends| ends <= SystemTime::now())
+fn over(ends: Option<SystemTime>, clock: &Clock) -> bool {
+    ends.is_some_and(|ends| ends <= clock.now())
 }
 
 /// How long to leave the source in peace.
-fn rest(ends: Option<SystemTime>) -> Duration {
-    let left = ends.map(|ends| ends.duration_since(SystemTime::now()).unwrap_or_default());
+fn rest(ends: Option<SystemTime>, clock: &Clock) -> Duration {
+    let left = ends.map(|ends| ends.duration_since(clock.now()).unwrap_or_default());
     left.map_or(REREAD, |left| left.saturating_sub(RENEW_BEFORE).clamp(RETRY.min(left), REREAD))
 }
 
 impl Sources {
-    fn find(&self) -> Result<Found, Error> {
+    fn find(&self, clock: &Clock) -> Result<Found, Error> {
         let found = self.first()?;
         match found.ends {
-            Some(ends) if over(Some(ends)) => {
+            Some(ends) if over(Some(ends), clock) => {
                 Err(Error::refused(format!("the credentials ended at {}", humantime::format_rfc3339_seconds(ends))))
             }
             _ => Ok(found),
@@ -429,7 +451,8 @@ mod tests {
 
     #[test]
     fn a_source_rests_until_five_minutes_before_the_end_and_at_most_five_minutes() {
-        let rest = |seconds: u64| rest(Some(SystemTime::now() + Duration::from_millis(seconds * 1000 + 500))).as_secs();
+        let ends = |seconds: u64| Some(SystemTime::now() + Duration::from_millis(seconds * 1000 + 500));
+        let rest = |seconds: u64| rest(ends(seconds), &Clock::default()).as_secs();
         assert_eq!(rest(3600), 300);
         assert_eq!(rest(480), 180);
         assert_eq!(rest(200), 30);

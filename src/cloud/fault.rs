@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::sign::Params;
 use crate::eni::{Fault, FaultKind};
 use crate::error::{Cause, Error};
 
@@ -65,6 +66,64 @@ pub fn tidy(fault: &mut Fault) {
 /// Whether the cloud says that the key or token we use is not, or no longer, one of its own.
 pub fn distrusts_key(code: &str) -> bool {
     code.starts_with("InvalidSecurityToken") || code.starts_with("InvalidAccessKeyId")
+}
+
+/// Whether the cloud says that the call was signed at another time than it came.
+pub fn distrusts_clock(code: &str) -> bool {
+    code.starts_with("InvalidTimeStamp")
+}
+
+/// Names the clocks' difference and the remedy. Where this very answer told of it, the same call signed anew can succeed.
+pub fn blame_clock(fault: &mut Fault, before: i64, now: i64) {
+    if now != before {
+        fault.kind = FaultKind::Unknown;
+    }
+    fault.message += &format!("; {}", clock_words(now));
+}
+
+/// What is wrong with this machine's clock, for a person.
+pub fn clock_words(skew: i64) -> String {
+    let set = "set it: chronyc makestep, or timedatectl set-ntp true";
+    let apart = humantime::format_duration(std::time::Duration::from_secs(skew.unsigned_abs()));
+    match skew {
+        0 => format!("the clock of this machine may be wrong; {set}"),
+        1.. => format!("the clock of this machine is {apart} behind the cloud's; {set}"),
+        _ => format!("the clock of this machine is {apart} ahead of the cloud's; {set}"),
+    }
+}
+
+/// Names the right that lacks, and on what, in the words of a RAM policy.
+pub fn name_right(fault: &mut Fault, product: &str, region: &str, params: &Params) {
+    if !lacks_right(&fault.code) {
+        return;
+    }
+    let resource = |(product, name): (&str, String)| format!("acs:{product}:{region}:*:{name}");
+    let on: Vec<String> = resources(product, &fault.action, params).into_iter().map(resource).collect();
+    let action = &fault.action;
+    fault.message += &format!("; the RAM policy must allow {product}:{action} on {}", on.join(" and "));
+}
+
+fn lacks_right(code: &str) -> bool {
+    code == "NoPermission" || code == "Forbidden" || code.starts_with("Forbidden.")
+}
+
+/// What a call touches.
+fn resources<'a>(product: &'a str, action: &str, params: &Params) -> Vec<(&'a str, String)> {
+    let of = |kind: &str, name: &str| params.get(name).map(|id| format!("{kind}/{id}"));
+    let eni = of("eni", "NetworkInterfaceId").or_else(|| of("eni", "NetworkInterfaceId.1"));
+    let mut all: Vec<(&str, String)> = match action {
+        "CreateNetworkInterface" => vec![(product, "eni/*".into())],
+        "DescribeNetworkInterfaces" => vec![(product, eni.unwrap_or_else(|| "eni/*".into()))],
+        _ => eni.into_iter().map(|eni| (product, eni)).collect(),
+    };
+    if action != "DescribeNetworkInterfaces" {
+        all.extend(of("instance", "InstanceId").map(|instance| (product, instance)));
+    }
+    all.extend(of("vswitch", "VSwitchId").map(|vswitch| ("vpc", vswitch)));
+    if all.is_empty() {
+        all.push((product, "*".into()));
+    }
+    all
 }
 
 fn kind(code: &str, status: u16) -> FaultKind {
@@ -181,6 +240,60 @@ mod tests {
         let fault = refused("CreateNetworkInterface", 502, b"<html>bad gateway</html>");
         assert_eq!(fault.to_string(), "CreateNetworkInterface: http status 502 without an error code");
         assert_eq!(fault.kind, FaultKind::Unknown);
+    }
+
+    #[test]
+    fn a_right_that_lacks_is_named_with_what_it_is_needed_on() {
+        let said = |code: &str, product: &str, action: &str, params: &[(&str, &str)]| {
+            let body = format!(r#"{{"Code":"{code}","Message":"no"}}"#);
+            let mut fault = refused(action, 403, body.as_bytes());
+            let params = params.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+            name_right(&mut fault, product, "cn-hangzhou", &params);
+            fault.message
+        };
+        for (product, action, params, on) in [
+            (
+                "ecs",
+                "AssignPrivateIpAddresses",
+                &[("NetworkInterfaceId", "eni-1")][..],
+                "acs:ecs:cn-hangzhou:*:eni/eni-1",
+            ),
+            (
+                "ecs",
+                "AttachNetworkInterface",
+                &[("NetworkInterfaceId", "eni-1"), ("InstanceId", "i-1")],
+                "acs:ecs:cn-hangzhou:*:eni/eni-1 and acs:ecs:cn-hangzhou:*:instance/i-1",
+            ),
+            (
+                "ecs",
+                "CreateNetworkInterface",
+                &[("VSwitchId", "vsw-1")],
+                "acs:ecs:cn-hangzhou:*:eni/* and acs:vpc:cn-hangzhou:*:vswitch/vsw-1",
+            ),
+            ("ecs", "DescribeNetworkInterfaces", &[("InstanceId", "i-1")], "acs:ecs:cn-hangzhou:*:eni/*"),
+            ("ecs", "DescribeInstanceTypes", &[("InstanceTypes.1", "x")], "acs:ecs:cn-hangzhou:*:*"),
+            ("vpc", "DescribeVSwitches", &[("VSwitchId", "vsw-1")], "acs:vpc:cn-hangzhou:*:vswitch/vsw-1"),
+        ] {
+            let want = format!("no; the RAM policy must allow {product}:{action} on {on}");
+            assert_eq!(said("Forbidden.RAM", product, action, params), want);
+        }
+        assert_eq!(said("InvalidVSwitchId.NotFound", "ecs", "CreateNetworkInterface", &[]), "no");
+    }
+
+    #[test]
+    fn a_wrong_clock_is_named_and_the_call_is_said_again_once_the_right_time_is_known() {
+        let body = br#"{"Code":"InvalidTimeStamp.Expired","Message":"too old"}"#;
+        let judged = |before, now| {
+            let mut fault = refused("CreateNetworkInterface", 400, body);
+            blame_clock(&mut fault, before, now);
+            (fault.kind, fault.message)
+        };
+        let set = "set it: chronyc makestep, or timedatectl set-ntp true";
+        let behind = format!("too old; the clock of this machine is 20m behind the cloud's; {set}");
+        assert_eq!(judged(0, 1200), (FaultKind::Unknown, behind.clone()));
+        assert_eq!(judged(1200, 1200), (FaultKind::Forbidden, behind));
+        assert!(judged(0, -3600).1.contains("is 1h ahead of the cloud's"));
+        assert_eq!(judged(0, 0).0, FaultKind::Forbidden);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
+use super::clock::Clock;
 use crate::error::{Cause, Context, Error};
 
 /// The longest answer that is read.
@@ -37,6 +38,8 @@ pub enum Trust<'a> {
 #[derive(Debug, Clone)]
 pub struct Http {
     agent: ureq::Agent,
+    /// Set by every answer.
+    clock: Clock,
 }
 
 /// What a server said.
@@ -53,7 +56,7 @@ pub enum Method {
 }
 
 impl Http {
-    pub fn new(timeout: Duration, trust: Trust) -> Result<Http, Error> {
+    pub fn new(timeout: Duration, trust: Trust, clock: Clock) -> Result<Http, Error> {
         let tls = TlsConfig::builder()
             .root_certs(RootCerts::Specific(Arc::new(roots(trust)?)))
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -69,7 +72,7 @@ impl Http {
             .accept("application/json")
             .max_idle_connections(8)
             .build();
-        Ok(Http { agent: config.new_agent() })
+        Ok(Http { agent: config.new_agent(), clock })
     }
 
     /// Sends a request with an empty body. `target` is what follows the base URL and may hold secrets.
@@ -95,6 +98,9 @@ impl Http {
             Method::Put => headers.iter().fold(self.agent.put(url), |r, (k, v)| r.header(*k, v)).send_empty(),
         }?;
         let status = response.status().as_u16();
+        if let Some(date) = response.headers().get("date").and_then(|date| date.to_str().ok()) {
+            self.clock.learn(date);
+        }
         let body = response.into_body().into_with_config().limit(MAX_ANSWER).read_to_vec()?;
         Ok(Answer { status, body })
     }
@@ -154,16 +160,16 @@ mod tests {
     fn a_bundle_without_certificates_is_refused_by_name() {
         let path = std::env::temp_dir().join(format!("terway-bundle-{}", std::process::id()));
         std::fs::write(&path, "-----BEGIN NOTHING-----\n").unwrap();
-        let text = Http::new(Duration::from_secs(1), Trust::File(&path)).unwrap_err().to_string();
+        let text = Http::new(Duration::from_secs(1), Trust::File(&path), Clock::default()).unwrap_err().to_string();
         std::fs::remove_file(&path).unwrap();
         assert_eq!(text, format!("{} holds no PEM certificate", path.display()));
-        let text = Http::new(Duration::from_secs(1), Trust::File(&path)).unwrap_err().to_string();
+        let text = Http::new(Duration::from_secs(1), Trust::File(&path), Clock::default()).unwrap_err().to_string();
         assert_eq!(text, format!("read CA certificates {}: no such file or directory", path.display()));
     }
 
     #[test]
     fn an_error_never_quotes_the_query() {
-        let http = Http::new(Duration::from_secs(1), Trust::Nobody).unwrap();
+        let http = Http::new(Duration::from_secs(1), Trust::Nobody, Clock::default()).unwrap();
         for base in ["http://127.0.0.1:1/", "nonsense", "http://", "ftp://127.0.0.1:1/", "http://a b/"] {
             let text =
                 http.send(Method::Post, base, "?SecurityToken=hush", &BTreeMap::new()).err().unwrap().to_string();

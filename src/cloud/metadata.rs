@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::{IpNet, Ipv4Net};
 
+use crate::cloud::clock::Clock;
 use crate::cloud::http::{Answer, Http, Method, Trust};
 use crate::config::NodeFacts;
 use crate::error::{Cause, Context, Error};
@@ -30,6 +31,7 @@ pub struct Metadata(Arc<Service>);
 struct Service {
     base: String,
     http: Http,
+    clock: Clock,
     session: Mutex<Option<Session>>,
 }
 
@@ -67,9 +69,15 @@ impl Metadata {
 
     /// The same, where an answer that takes longer is none.
     pub fn with_timeout(base: &str, timeout: Duration) -> Result<Metadata, Error> {
-        let http = Http::new(timeout, Trust::Nobody)?;
+        let clock = Clock::default();
+        let http = Http::new(timeout, Trust::Nobody, clock.clone())?;
         let base = base.trim_end_matches('/').to_string();
-        Ok(Metadata(Arc::new(Service { base, http, session: Mutex::new(None) })))
+        Ok(Metadata(Arc::new(Service { base, http, clock, session: Mutex::new(None) })))
+    }
+
+    /// The cloud's time, as the service tells it.
+    pub(super) fn clock(&self) -> Clock {
+        self.0.clock.clone()
     }
 
     /// What the machine is; its prefixes and address are those of the primary ENI.

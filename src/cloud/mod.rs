@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::eni::{Eni, EniKind, EniState, Fault, FaultKind, Limits, VSwitch};
 use crate::error::{Context, Error};
 
+mod clock;
 pub mod credentials;
 mod fault;
 mod http;
@@ -20,9 +21,11 @@ mod reply;
 mod sign;
 
 pub use credentials::{ADDON_SECRET, Credentials, Key, Sources};
+pub use fault::clock_words;
 pub use metadata::{BASE, EniFacts, Metadata};
 pub use sign::Signature;
 
+use clock::Clock;
 use http::{Answer, Http, Method, Trust};
 use reply::{Field, Malformed};
 use sign::{Params, Stamp};
@@ -108,6 +111,7 @@ struct Inner {
     vpc: Service,
     http: Http,
     credentials: Credentials,
+    clock: Clock,
     calls: Arc<Mutex<BTreeMap<&'static str, u64>>>,
     observer: Option<Observer>,
 }
@@ -115,6 +119,7 @@ struct Inner {
 /// One product of the cloud.
 #[derive(Debug)]
 struct Service {
+    product: &'static str,
     /// The URL without a path.
     base: String,
     /// The host of the URL, with the port if it is not the scheme's.
@@ -156,9 +161,15 @@ impl Client {
             Some(path) => Trust::File(path),
             None => Trust::System,
         };
-        let http = Http::new(endpoint.timeout, trust)?;
+        let clock = credentials.clock();
+        let http = Http::new(endpoint.timeout, trust, clock.clone())?;
         let (region, signature) = (endpoint.region, endpoint.signature);
-        Ok(Client(Arc::new(Inner { region, signature, ecs, vpc, http, credentials, calls, observer })))
+        Ok(Client(Arc::new(Inner { region, signature, ecs, vpc, http, credentials, clock, calls, observer })))
+    }
+
+    /// Seconds that the cloud's clock is ahead of this machine's, behind where negative; 0 where they agree.
+    pub fn skew(&self) -> i64 {
+        self.0.clock.skew()
     }
 
     /// How often each action has been called.
@@ -271,11 +282,15 @@ impl Client {
     /// What an instance of this type can hold.
     pub fn instance_limits(&self, instance_type: &str) -> Result<Limits, Fault> {
         let action = "DescribeInstanceTypes";
-        let found = self
-            .ecs(action, self.with(&[("InstanceTypes.1", instance_type)]), |root| reply::limits(root, instance_type))?;
-        found.ok_or_else(|| {
-            fault::found(action, FaultKind::Invalid, format!("the cloud knows no instance type {instance_type}"))
-        })
+        let params = self.with(&[("InstanceTypes.1", instance_type)]);
+        let unknown = format!("the cloud does not tell what an {instance_type} can hold");
+        let found = self.ecs(action, params, |root| reply::limits(root, instance_type)).map_err(|fault| match fault
+            .kind
+        {
+            FaultKind::Invalid | FaultKind::Gone => Fault { message: format!("{unknown}: {}", fault.message), ..fault },
+            _ => fault,
+        })?;
+        found.ok_or_else(|| fault::found(action, FaultKind::Invalid, unknown))
     }
 
     /// The security groups of an instance, which its ENIs have unless the configuration names others.
@@ -333,6 +348,7 @@ impl Client {
         params: Params,
         read: impl FnOnce(&Field) -> Result<T, Malformed>,
     ) -> Result<T, Fault> {
+        let skew = self.0.clock.skew();
         let key = self.0.credentials.key().map_err(|e| fault::keyless(action, &e))?;
         let answer = self.send(service, action, &params, &key).map_err(|e| fault::unanswered(action, &e));
         let result = answer.and_then(|answer| judge(action, &answer, read));
@@ -344,6 +360,13 @@ impl Client {
                 *text = key.scrub(text);
             }
             fault::tidy(&mut fault);
+            if let Some(why) = self.0.credentials.complaint().filter(|_| fault::distrusts_key(&fault.code)) {
+                fault.message += &format!("; there are no newer credentials: {why}");
+            }
+            match self.0.clock.skew() {
+                now if fault::distrusts_clock(&fault.code) => fault::blame_clock(&mut fault, skew, now),
+                _ => fault::name_right(&mut fault, service.product, &self.0.region, &params),
+            }
             fault
         })
     }
@@ -354,7 +377,7 @@ impl Client {
             Signature::Acs3 => sign::acs3,
             Signature::HmacSha1 => sign::hmac_sha1,
         };
-        let signed = sign(&call, params, key, Stamp::now()?);
+        let signed = sign(&call, params, key, Stamp::new(self.0.clock.now())?);
         self.0.http.send(Method::Post, &service.base, &format!("/?{}", signed.query), &signed.headers)
     }
 }
@@ -397,7 +420,7 @@ impl Service {
 
 fn service(
     endpoint: &Endpoint,
-    product: &str,
+    product: &'static str,
     named: &Option<String>,
     version: &'static str,
 ) -> Result<Service, Error> {
@@ -407,7 +430,7 @@ fn service(
     };
     let named = named.clone().unwrap_or_else(own);
     let (base, host) = address(&named, endpoint.http).context(|| format!("use {product} endpoint {named:?}"))?;
-    Ok(Service { base, host, version })
+    Ok(Service { product, base, host, version })
 }
 
 /// The URL without a path, and the host as the Host header names it.

@@ -49,11 +49,11 @@ pub struct Call<'a> {
 }
 
 impl Stamp {
-    pub fn now() -> Result<Stamp, Error> {
+    pub fn new(now: SystemTime) -> Result<Stamp, Error> {
         let mut nonce = [0; 16];
         let random = ring::rand::SystemRandom::new();
         random.fill(&mut nonce).map_err(|_| Error::refused("the system has no random numbers"))?;
-        let at = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        let at = humantime::format_rfc3339_seconds(now).to_string();
         Ok(Stamp { at, nonce: hex(&nonce) })
     }
 }
@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn every_stamp_is_another() {
-        let (a, b) = (Stamp::now().unwrap(), Stamp::now().unwrap());
+        let (a, b) = (Stamp::new(SystemTime::now()).unwrap(), Stamp::new(SystemTime::now()).unwrap());
         assert_ne!(a.nonce, b.nonce);
         assert_eq!(a.nonce.len(), 32);
         assert_eq!(a.at.len(), "2026-01-02T03:04:05Z".len());

@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_io::Timer;
 use smol::channel::{Sender, bounded};
 
+use super::early::Early;
 use super::layers::Layers;
 use super::ledger::{self, Contents, Ledger, Resting};
 use super::node::{Found, Input, Node};
@@ -21,6 +22,7 @@ use crate::cloud::{self, Credentials, Endpoint, Key, Metadata, Sources};
 use crate::config::{AccessKey, Config, Mode, NodeFacts, Scheme, Signature};
 use crate::eni::{Eni, VSwitch};
 use crate::error::{Cause, Context, Error};
+use crate::herald::Herald;
 use crate::ip::IpPair;
 use crate::kernel::Kernel;
 use crate::pool::{Boot, Held, Notice, Reserved};
@@ -32,8 +34,6 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// The start waits no longer than this for what Kubernetes has to say of the node.
 const IMPATIENT: kube::Limits =
     kube::Limits { connect: Duration::from_secs(2), call: Duration::from_secs(3), ..kube::Limits::USUAL };
-/// Notices that wait to become events.
-const NOTICES: usize = 256;
 /// What is written for the kubelet unless the operator has a conflist of their own.
 const CONFLIST: &str = include_str!("../../cni-conf/10-terway.conflist");
 const OWN_CONFLIST: &str = "/etc/eni/10-terway.conflist";
@@ -87,14 +87,14 @@ impl Start {
         }
     }
 
-    fn node_name(&self) -> String {
+    pub fn node_name(&self) -> String {
         match &self.layers.config().node_name {
             Some(name) => name.clone(),
             None => rustix::system::uname().nodename().to_string_lossy().into_owned(),
         }
     }
 
-    fn kube(&self, limits: kube::Limits) -> Result<kube::Client, Error> {
+    pub fn kube(&self, limits: kube::Limits) -> Result<kube::Client, Error> {
         let source = match self.kubeconfig.as_ref().or(self.layers.config().kubeconfig.as_ref()) {
             Some(path) => kube::Source::Kubeconfig(path.clone()),
             None => kube::Source::in_cluster()?,
@@ -140,12 +140,19 @@ impl Start {
 /// Tries until it succeeds; a cloud that is down only delays the start.
 pub async fn boot(mut start: Start, inputs: Sender<Input>, trouble: &RefCell<String>) -> Result<Node, Error> {
     let mut pause = RETRY.0;
+    let mut early = Early::new(&start);
     loop {
         let begun = start.clone();
         let (done, attempt_ends) = bounded(1);
-        thread::spawn(move || drop(done.send_blocking(attempt(&begun))));
-        match attempt_ends.recv().await.expect("an attempt has an end") {
-            Ok(found) => return Ok(assemble(&start, found, inputs)),
+        thread::spawn(move || {
+            let found = attempt(&begun, &mut early.machine);
+            let _ = found.as_ref().inspect_err(|e| early.tell(e));
+            drop(done.send_blocking((found, early)));
+        });
+        let (found, then) = attempt_ends.recv().await.expect("an attempt has an end");
+        early = then;
+        match found {
+            Ok(found) => return Ok(assemble(&start, found, early.herald, inputs)),
             Err(e) if is_final(&e) => return Err(e),
             Err(e) => {
                 log::warn!("start: {e}; again in {} ms", pause.as_millis());
@@ -158,7 +165,7 @@ pub async fn boot(mut start: Start, inputs: Sender<Input>, trouble: &RefCell<Str
     }
 }
 
-fn attempt(start: &Start) -> Result<Gathered, Error> {
+fn attempt(start: &Start, machine: &mut Option<String>) -> Result<Gathered, Error> {
     let mut kernel = Kernel::host()?;
     let node = node_address(&mut kernel)?;
     kernel.apply(&datapath::node()).context(|| "set up the node")?;
@@ -166,6 +173,7 @@ fn attempt(start: &Start) -> Result<Gathered, Error> {
     log::info!("packets of pods are marked by {marker:?}: {why}");
     let layers = start.layers_of_node();
     let (facts, layers) = fitting(layers, &start.layers)?;
+    *machine = Some(facts.instance.clone());
     let cloud = cloud::Client::new(endpoint(layers.config(), &facts), credentials(layers.config())?)?;
     let mode = start.given_mode(layers.config()).unwrap_or_else(|| start.labelled_mode());
     let terms = Terms::ask(&cloud, facts, mode)?;
@@ -295,10 +303,7 @@ fn key(pair: &AccessKey) -> Result<Key, Error> {
 }
 
 /// Starts the threads that talk to the API server, and the loop's state.
-fn assemble(start: &Start, g: Gathered, inputs: Sender<Input>) -> Node {
-    let (notices, told) = bounded(NOTICES);
-    let (client, name) = (g.kube.clone(), start.node_name());
-    thread::spawn(move || news::report(&client, &name, &told));
+fn assemble(start: &Start, g: Gathered, mut herald: Herald, inputs: Sender<Input>) -> Node {
     let (client, name, news_to) = (g.kube.clone(), start.node_name(), inputs.clone());
     thread::spawn(move || news::watch_pods(&client, &name, &news_to));
     let (client, name, news_to) = (g.kube.clone(), start.node_name(), inputs.clone());
@@ -330,17 +335,15 @@ fn assemble(start: &Start, g: Gathered, inputs: Sender<Input>) -> Node {
         orphan: config.orphan,
         stateful_kinds: config.stateful_kinds.clone(),
         vswitches: g.vswitches.into_iter().map(|v| (v.id.clone(), v)).collect(),
-        notices,
+        publish: config.publish,
     };
     for (notice, uid) in g.notices {
-        world.tell(notice, uid);
+        news::log(&notice);
+        herald.hear(clock::now(), news::event(&notice, &uid, &start.node_name()));
     }
-    Node::new(
-        world,
-        g.ledger,
-        g.kernel,
-        Found { boot, sticky: g.sticky, layers: g.layers, leases: g.contents.leases, slots: g.slots },
-    )
+    let (leases, slots) = (g.contents.leases, g.slots);
+    let found = Found { boot, sticky: g.sticky, layers: g.layers, leases, slots, herald };
+    Node::new(world, g.ledger, g.kernel, found)
 }
 
 fn reserved_by_ledger(resting: Resting) -> Option<Reserved> {
@@ -382,6 +385,6 @@ fn write_conflist(path: &Path, text: &str) -> Result<(), Error> {
 }
 
 /// A mistake of the operator does not go away by waiting.
-fn is_final(e: &Error) -> bool {
+pub fn is_final(e: &Error) -> bool {
     matches!(e.cause, Cause::Refused(_))
 }

@@ -142,6 +142,13 @@ impl Ledger {
         saved.or_else(|_| save())
     }
 
+    /// Whether a lease could be written down. What a crash leaves of it is passed over, as all that is half written.
+    pub fn probe(&self) -> Result<(), Error> {
+        let path = self.root.join(LEASES).join("probe.new");
+        let written = fs::write(&path, b"can this be written?").and_then(|()| fs::remove_file(&path));
+        written.context(|| format!("write {}", path.display()))
+    }
+
     pub fn rested(&self, ip: &IpPair) -> Result<(), Error> {
         self.erase(RESTING, &resting_key(ip))
     }

@@ -6,6 +6,7 @@ mod bandwidth;
 mod boot;
 mod calls;
 mod clock;
+mod early;
 mod eni;
 mod file;
 mod layers;

@@ -1,26 +1,22 @@
-//! What comes from the API server and what goes there: watches of this node and of its pods, and events for people.
+//! What comes from the API server and what goes there: watches of this node and of its pods, and what the herald writes.
 
-use std::collections::BTreeMap;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use smol::channel::{Receiver, Sender};
+use smol::channel::Sender;
 
 use super::layers::NodeConfig;
 use super::node::Input;
 use super::pods::Known;
-use crate::error::Error;
+use crate::error::{Cause, Error};
+use crate::herald::Outcome;
 use crate::kube::{Change, Client, Select, Stop, Watch};
-use crate::object::{self, About, ConfigMap, Event, EventType, Node, Object, Pod};
+use crate::object::{self, About, ConfigMap, Event, EventType, Node, Object, Pod, Write};
+use crate::pod::PodName;
 use crate::pool::Notice;
 
 /// After an error the watch is tried again after this long, doubling up to the second figure.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// The same event about the same thing is created again only after this long.
-const REPEAT_EVENT: Duration = Duration::from_secs(300);
-/// At most this many events are created in a minute; a big outage must not become one for the API server.
-const EVENTS_PER_MINUTE: u32 = 60;
-
 /// Follows the pods of this node for as long as somebody listens.
 pub fn watch_pods(client: &Client, node: &str, inputs: &Sender<Input>) {
     let select = Select { fields: format!("spec.nodeName={node}"), ..Select::default() };
@@ -120,34 +116,39 @@ pub fn follow<T: Object>(
     }
 }
 
-/// Creates events for as long as somebody tells: each once in a while, and not too many.
-pub fn report(client: &Client, node: &str, notices: &Receiver<(Notice, String)>) {
-    let mut said = BTreeMap::new();
-    let mut minute = (Instant::now(), 0);
-    while let Ok((notice, uid)) = notices.recv_blocking() {
-        let now = Instant::now();
-        said.retain(|_, at| now.duration_since(*at) < REPEAT_EVENT);
-        if now.duration_since(minute.0) >= Duration::from_secs(60) {
-            minute = (now, 0);
+/// Writes to the API server and sorts the answer.
+pub fn carry_out(client: &Client, write: &Write) -> Outcome {
+    let Err(e) = client.carry_out(write) else { return Outcome::Done };
+    match e.cause {
+        Cause::Absent => Outcome::Gone,
+        Cause::Http { status: 403, .. } => {
+            log::warn!("{e}; grant what cni-conf/rbac.yaml lists");
+            Outcome::Refused
         }
-        let key = (notice.pod.clone(), notice.reason, notice.message.clone());
-        if minute.1 >= EVENTS_PER_MINUTE || said.contains_key(&key) {
-            continue;
+        // Too many requests, a conflict, a credential that is being replaced: the same may succeed later.
+        Cause::Http { status: 400..=499, .. }
+            if !matches!(e.cause, Cause::Http { status: 401 | 408 | 409 | 429, .. }) =>
+        {
+            log::warn!("{e}");
+            Outcome::Refused
         }
-        minute.1 += 1;
-        said.insert(key, now);
-        if let Err(e) = create(client, node, &notice, &uid) {
-            log::warn!("event {}: {e}", notice.reason);
+        _ => {
+            log::warn!("{e}");
+            Outcome::Unanswered
         }
     }
 }
 
-fn create(client: &Client, node: &str, notice: &Notice, uid: &str) -> Result<(), crate::error::Error> {
-    let about = match &notice.pod {
-        Some(pod) => About::pod(pod, uid),
-        None => About::node(node),
-    };
-    let kind = if notice.warning { EventType::Warning } else { EventType::Normal };
-    let event = Event::new(about, node, kind, notice.reason, &notice.message, SystemTime::now());
-    client.create(&event.path(), &event)
+/// A notice as a line of the log.
+pub fn log(notice: &Notice) {
+    let about = notice.pod.as_ref().map_or("node".to_owned(), PodName::to_string);
+    let level = if notice.warning { log::Level::Warn } else { log::Level::Info };
+    log::log!(level, "{about}: {}: {}", notice.reason, notice.message);
+}
+
+/// A notice as an event; `uid` is the pod's.
+pub fn event(notice: &Notice, uid: &str, node: &str) -> Event {
+    let about = notice.pod.as_ref().map_or_else(|| About::node(node), |pod| About::pod(pod, uid));
+    let r#type = if notice.warning { EventType::Warning } else { EventType::Normal };
+    Event::new(about, node, r#type, notice.reason, &notice.message, SystemTime::now())
 }

@@ -25,6 +25,7 @@ use super::world::World;
 use super::{calls, clock};
 use crate::error::{Context, Error};
 use crate::happening::Happening;
+use crate::herald::{Herald, Outcome as Written};
 use crate::ip::{IpPair, Mac};
 use crate::kernel::{Kernel, OldPod};
 use crate::object::{self, ConfigMap, Pod};
@@ -61,6 +62,8 @@ pub enum Input {
     Pods(Known),
     /// Our own node object as it is now; none where the API server has none of our name.
     OwnNode(Option<Box<object::Node>>),
+    /// What became of what the herald had written.
+    Written(Written),
     Fetched {
         pod: PodName,
         result: Result<Option<Pod>, Error>,
@@ -105,8 +108,19 @@ pub struct Node {
     sticky: Sticky,
     kernel: Kernel,
     pods: Pods,
-    /// Our node object as the watch told of it last.
+    /// Our node object as the watch told of it last, and what is said of us there.
     own: Option<Box<object::Node>>,
+    herald: Herald,
+    /// The pool has moved since the herald was told of it.
+    stirred: bool,
+    /// The kubelet's max-pods and the addresses there can be, as they were compared last.
+    compared: Option<(u64, u32)>,
+    /// Pods that were told why they had no address.
+    complained: BTreeSet<PodName>,
+    /// Why the last lease could not be written down.
+    unwritten: Option<String>,
+    /// How far the cloud's clock was ahead of ours when a person was told.
+    skew: i64,
     /// What effects bring about at once; heard after them.
     events: VecDeque<Event>,
     leases: BTreeMap<Attachment, Lease>,
@@ -145,6 +159,7 @@ pub struct Found {
     pub layers: Layers,
     pub leases: Vec<Lease>,
     pub slots: BTreeMap<String, u32>,
+    pub herald: Herald,
 }
 
 impl Node {
@@ -158,6 +173,12 @@ impl Node {
             kernel,
             pods: Pods::default(),
             own: None,
+            herald: found.herald,
+            stirred: true,
+            compared: None,
+            complained: BTreeSet::new(),
+            unwritten: None,
+            skew: 0,
             events: VecDeque::new(),
             leases: found.leases.into_iter().map(|l| (l.sandbox.attachment.clone(), l)).collect(),
             enis: BTreeMap::new(),
@@ -207,7 +228,8 @@ impl Node {
         let deadlines = self.unknown.values().flatten().map(|w| w.deadline);
         let sweep = self.sweeping.is_empty().then_some(self.sweep);
         let fixed = self.mend.min(self.compare);
-        let due = deadlines.chain(self.wake).chain(sweep).chain(self.repair.due()).fold(fixed, Now::min);
+        let others = [self.repair.due(), self.due_to_speak(clock::now())].into_iter().flatten();
+        let due = deadlines.chain(self.wake).chain(sweep).chain(others).fold(fixed, Now::min);
         let wait = due.saturating_sub(clock::now());
         async move {
             Timer::after(wait).await;
@@ -224,6 +246,7 @@ impl Node {
                 self.hear_of_bandwidth();
             }
             Input::OwnNode(node) => self.see_own_node(node),
+            Input::Written(outcome) => self.herald.done(clock::now(), outcome),
             Input::Fetched { pod, result } => self.fetched(pod, result),
             Input::File(text) => self.file_changed(text),
             Input::NodeConfig { name, found } => self.node_config_changed(&name, found.as_deref()),
@@ -245,6 +268,7 @@ impl Node {
         self.refuse_unknown(now);
         self.keep_up(now);
         self.repair_what_is_due(clock::now());
+        self.speak(clock::now());
     }
 
     fn ask(&mut self, request: Request, answer: Sender<Reply>) {
@@ -270,7 +294,13 @@ impl Node {
     }
 
     /// A full node is ready: the runtime would take "no" for a broken network, and Kubernetes would move its pods away.
-    fn status(&self) -> Reply {
+    fn status(&mut self) -> Reply {
+        if self.unwritten.is_some() {
+            self.keep_in_mind(self.ledger.probe());
+        }
+        if let Some(why) = &self.unwritten {
+            return refusal(local(why));
+        }
         match self.pool.ready() {
             Err(refused) if refused.why != Refusal::NodeFull => refusal(refused),
             _ => Reply::Ready {},
@@ -316,6 +346,8 @@ impl Node {
                     let reason = format!("the API server knows no pod {pod} on node {}", self.world.node_name);
                     waiting.refuse(Refusal::NotOurs, reason);
                 }
+                // It had an address when the API server was there: it is ours.
+                Err(_) if self.leases.values().any(|lease| lease.pod == pod) => self.enqueue(waiting),
                 Err(e) => waiting.refuse(Refusal::ApiDown, format!("pod {pod} is not known yet: {e}")),
             }
         }
@@ -367,18 +399,26 @@ impl Node {
     }
 
     fn reply(&mut self, ticket: Ticket, result: Result<Held, Refused>) {
-        let Some(waiting) = self.waiting.remove(&ticket) else { return };
-        let reply = match result {
-            Ok(held) => match self.lease_for(&held, waiting.limits) {
-                Some(lease) => Reply::Lease(Box::new(lease.clone())),
-                None => refusal(local("the lease could not be written down; see the daemon's log")),
-            },
-            Err(refused) => {
-                log::warn!("add {}: {}", waiting.pod, refused.reason);
-                refusal(refused)
+        let Some(Waiting { answer, pod, limits, .. }) = self.waiting.remove(&ticket) else { return };
+        let lease = result.and_then(|held| {
+            let lease = self.lease_for(&held, limits);
+            lease.ok_or_else(|| local("the lease could not be written down; see the daemon's log"))
+        });
+        match lease {
+            Ok(lease) => {
+                let ip = lease.ip;
+                let _ = answer.try_send(Reply::Lease(Box::new(lease)));
+                self.make_up(&pod, ip);
             }
-        };
-        let _ = waiting.answer.try_send(reply);
+            Err(refused) => {
+                log::warn!("add {pod}: {}", refused.reason);
+                if refused.why == Refusal::Local {
+                    let message = refused.reason.clone();
+                    self.tell(Notice { pod: Some(pod), warning: true, reason: "AllocIPFailed", message });
+                }
+                let _ = answer.try_send(refusal(refused));
+            }
+        }
     }
 
     // DEL and GC
@@ -454,6 +494,7 @@ impl Node {
     /// Every effect of an event is carried out before the next event is heard.
     fn feed(&mut self, event: Event) {
         self.events.push_back(event);
+        self.stirred = true;
         while let Some(event) = self.events.pop_front() {
             for effect in self.pool.step(clock::now(), event) {
                 log::debug!("{effect:?}");
@@ -513,6 +554,7 @@ impl Node {
         let lease = self.lease(held).and_then(|lease| self.ledger.record(&lease).map(|()| lease));
         match lease {
             Ok(lease) => {
+                self.keep_in_mind(Ok(()));
                 if lease.sticky {
                     let held = self.sticky.hold(&lease.pod, &lease.eni.id, lease.ip);
                     self.noted("address kept for a pod", held);
@@ -521,11 +563,19 @@ impl Node {
                 self.leases.insert(attachment, lease);
             }
             Err(e) => {
+                self.keep_in_mind(Err(e.clone()));
                 log::error!("lease of {attachment}: {e}");
                 self.end(&attachment);
                 self.events.push_back(Event::Release { attachment });
             }
         }
+    }
+
+    /// Whether leases can be written down: without that there are none to give.
+    fn keep_in_mind(&mut self, written: Result<(), Error>) {
+        let unwritten = written.err().map(|e| format!("no lease can be written down: {e}"));
+        self.stirred |= unwritten.is_some() != self.unwritten.is_some();
+        self.unwritten = unwritten;
     }
 
     /// A lease that ends without DEL, as one does whose address the cloud has taken: nothing may be sent there any more.
@@ -584,6 +634,7 @@ impl Node {
         if let Ok(Outcome::VSwitches(seen)) = &result {
             self.world.vswitches.extend(seen.iter().map(|v| (v.id.clone(), v.clone())));
         }
+        self.watch_clock();
         self.feed(Event::Done { call, result });
     }
 
@@ -635,11 +686,6 @@ impl Node {
         let leads_there = |rule: &Rule| rule.mark.is_some() && rule.action == RuleAction::Lookup(table);
         let rules: Vec<Rule> = self.kernel.rules()?.into_iter().filter(leads_there).collect();
         rules.iter().try_for_each(|rule| self.kernel.delete_rule(rule))
-    }
-
-    fn tell(&self, notice: Notice) {
-        let uid = notice.pod.as_ref().and_then(|pod| self.pods.uid(pod)).unwrap_or_default().to_owned();
-        self.world.tell(notice, uid);
     }
 
     fn show(&self) -> serde_json::Value {

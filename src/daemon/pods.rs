@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::object::Pod;
+use crate::object::{self, Pod};
 use crate::pod::{PodName, nameless};
 use crate::pool::Now;
 use crate::rate::{Both, Told};
@@ -41,6 +41,8 @@ pub struct Seen {
     pub uid: String,
     /// It wants an ENI to itself.
     pub whole: bool,
+    /// What its annotation says of its addresses.
+    pub ips: Option<String>,
     /// The bandwidth that its annotations ask for.
     pub bandwidth: Both<Told>,
 }
@@ -82,8 +84,9 @@ fn seen(pod: &Pod) -> Seen {
     let owners = pod.meta.owner_references.iter().map(|owner| owner.kind.to_lowercase()).collect();
     let keeps_ip = pod.meta.annotations.get(KEEPS_IP).is_some_and(|value| value == "true");
     let bandwidth = Both::read(&pod.meta.annotations);
+    let ips = pod.meta.annotations.get(object::POD_IPS).cloned();
     let (uid, whole) = (pod.meta.uid.clone(), pod.wants_whole_eni());
-    Seen { presence: presence(pod), owners, keeps_ip, uid, whole, bandwidth }
+    Seen { presence: presence(pod), owners, keeps_ip, uid, whole, ips, bandwidth }
 }
 
 fn presence(pod: &Pod) -> Presence {
@@ -176,6 +179,18 @@ impl Pods {
         self.known.get(name).map(|seen| seen.uid.as_str())
     }
 
+    /// A pod that runs here and whose annotation does not say this of its addresses.
+    pub fn lacks_ips(&self, name: &PodName, ips: &str) -> bool {
+        let seen = self.known.get(name).filter(|seen| seen.presence == Presence::Ours);
+        seen.is_some_and(|seen| seen.ips.as_deref() != Some(ips))
+    }
+
+    /// Pods that need no address of ours, once all are known.
+    pub fn without_address(&self) -> Option<u64> {
+        self.synced?;
+        Some(self.known.values().filter(|seen| seen.presence == Presence::NotOurs).count() as u64)
+    }
+
     /// What the pod's annotations ask for, where it is known.
     pub fn bandwidth(&self, name: &PodName) -> Option<&Both<Told>> {
         self.known.get(name).map(|seen| &seen.bandwidth)
@@ -212,8 +227,15 @@ mod tests {
     const T: fn(u64) -> Now = Duration::from_secs;
 
     fn ours(presence: Presence) -> Seen {
-        let (uid, bandwidth) = (String::new(), Both::default());
-        Seen { presence, owners: Vec::new(), keeps_ip: false, uid, whole: false, bandwidth }
+        Seen {
+            presence,
+            owners: Vec::new(),
+            keeps_ip: false,
+            uid: String::new(),
+            whole: false,
+            ips: None,
+            bandwidth: Both::default(),
+        }
     }
 
     fn web(n: u32) -> PodName {

@@ -13,16 +13,16 @@ use super::eni::{self, Job};
 use super::news;
 use super::node::{Compared, Input};
 use super::terms::Terms;
-use crate::config::Mode;
+use crate::config::{Mode, Publish};
 use crate::datapath::{self, EniSetup};
 use crate::eni::VSwitch;
 use crate::error::{Context, Error};
 use crate::ip::IpPair;
 use crate::kernel::{self, Kernel};
-use crate::object::{self, Pod};
+use crate::object::{self, Pod, Write};
 use crate::plan::Plan;
 use crate::pod::PodName;
-use crate::pool::{Call, CallId, Notice};
+use crate::pool::{Call, CallId};
 use crate::repair::Part;
 use crate::rpc::{Answers, EniLease, Lease, Marker, Shaper};
 use crate::{cloud, kube};
@@ -49,8 +49,7 @@ pub struct World {
     pub place: Place,
     /// Every vSwitch that was ever described to us.
     pub vswitches: BTreeMap<String, VSwitch>,
-    /// What people shall hear of, with the uid of the pod it is about.
-    pub notices: Sender<(Notice, String)>,
+    pub publish: Publish,
 }
 
 impl World {
@@ -155,15 +154,9 @@ impl World {
         })
     }
 
-    /// Tells a person; when too much is to be told, the rest is in the log only.
-    pub fn tell(&self, notice: Notice, uid: String) {
-        let about = notice.pod.as_ref().map_or("node".to_owned(), PodName::to_string);
-        if notice.warning {
-            log::warn!("{about}: {}: {}", notice.reason, notice.message);
-        } else {
-            log::info!("{about}: {}: {}", notice.reason, notice.message);
-        }
-        let _ = self.notices.try_send((notice, uid));
+    pub fn write(&self, write: Write) {
+        let kube = self.kube.clone();
+        self.start(move || Input::Written(news::carry_out(&kube, &write)));
     }
 
     /// What an ENI of the node needs in the kernel: nothing where pods have whole ones.
@@ -184,6 +177,9 @@ fn differing(plans: Vec<Compared>) -> Vec<Part> {
             return Vec::new();
         }
     };
+    if let Err(e) = kernel.look_at_links() {
+        log::warn!("comparison of all pods: {e}");
+    }
     let mut differs = |compared: &Compared| match kernel.survey(&compared.plan, compared.netns.as_deref()) {
         Ok(found) => !found.is_empty(),
         // Its namespace is gone: DEL is on its way.

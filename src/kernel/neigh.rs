@@ -28,6 +28,10 @@ impl NeighSeen {
         let permanent = u16_at(body, 8)? & libc::NUD_PERMANENT != 0;
         Some(NeighSeen { addr: addr?, ifindex: u32_at(body, 4)?, mac, permanent })
     }
+
+    pub(super) fn key(&self) -> (u32, IpAddr) {
+        (self.ifindex, self.addr)
+    }
 }
 
 /// `struct ndmsg` and the address.

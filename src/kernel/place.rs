@@ -175,7 +175,7 @@ impl Place {
         let Some(ifindex) = self.find(&want.link)? else {
             return Ok(Some(Difference::absent(what())));
         };
-        let seen: Vec<_> = self.routes()?.iter().filter(|r| r.is_in_place_of(want)).collect();
+        let seen: Vec<_> = self.routes_to(want)?.iter().filter(|r| r.is_in_place_of(want)).collect();
         Ok(match seen.iter().find(|r| !r.is(want, ifindex)) {
             None if seen.is_empty() => Some(Difference::absent(what())),
             None => None,
@@ -188,7 +188,9 @@ impl Place {
         let Some(ifindex) = self.find(&want.link)? else {
             return Ok(Some(Difference::absent(what())));
         };
-        let seen = self.neighs()?.iter().find(|n| n.ifindex == ifindex && n.addr == want.addr);
+        let neighs = self.neighs()?;
+        let at = neighs.binary_search_by_key(&(ifindex, want.addr), NeighSeen::key);
+        let seen = at.ok().map(|at| &neighs[at]);
         Ok(match seen {
             None => Some(Difference::absent(what())),
             Some(NeighSeen { mac: Some(mac), permanent: true, .. }) if *mac == want.mac => None,
@@ -296,7 +298,7 @@ impl Place {
     fn make_route(&mut self, want: &Route) -> Result<(), Error> {
         let ifindex = self.index(&want.link)?;
         let others = |r: &&RouteSeen| r.is_in_place_of(want) && !r.is(want, ifindex);
-        let others: Vec<RouteSeen> = self.routes()?.iter().filter(others).cloned().collect();
+        let others: Vec<RouteSeen> = self.routes_to(want)?.iter().filter(others).cloned().collect();
         self.act(route::replace(want, ifindex))?;
         for other in others {
             // Most often the new route has taken the place of this one.
@@ -454,9 +456,20 @@ impl Place {
     pub fn routes(&mut self) -> Result<&[RouteSeen], Error> {
         if self.seen.routes.is_none() {
             let bodies = self.socket.dump(libc::RTM_GETROUTE, &[0; 12]).context(|| "list routes")?;
-            self.seen.routes = Some(bodies.iter().filter_map(|body| RouteSeen::parse(body)).collect());
+            let mut routes: Vec<RouteSeen> = bodies.iter().filter_map(|body| RouteSeen::parse(body)).collect();
+            // Those to one place stay in the order in which the kernel tries them.
+            routes.sort_by_key(RouteSeen::key);
+            self.seen.routes = Some(routes);
         }
         Ok(self.seen.routes.as_deref().unwrap_or_default())
+    }
+
+    /// The routes of the wanted one's table to where it leads. A node has a thousand, and as many plans look for theirs.
+    fn routes_to(&mut self, want: &Route) -> Result<&[RouteSeen], Error> {
+        let key = (want.table.unwrap_or(route::MAIN), want.to);
+        let routes = self.routes()?;
+        let (from, to) = (routes.partition_point(|r| r.key() < key), routes.partition_point(|r| r.key() <= key));
+        Ok(&routes[from..to])
     }
 
     pub fn rules(&mut self) -> Result<&[Rule], Error> {
@@ -475,7 +488,9 @@ impl Place {
     pub fn neighs(&mut self) -> Result<&[NeighSeen], Error> {
         if self.seen.neighs.is_none() {
             let bodies = self.socket.dump(libc::RTM_GETNEIGH, &[0; 12]).context(|| "list neighbours")?;
-            self.seen.neighs = Some(bodies.iter().filter_map(|body| NeighSeen::parse(body)).collect());
+            let mut neighs: Vec<NeighSeen> = bodies.iter().filter_map(|body| NeighSeen::parse(body)).collect();
+            neighs.sort_by_key(NeighSeen::key);
+            self.seen.neighs = Some(neighs);
         }
         Ok(self.seen.neighs.as_deref().unwrap_or_default())
     }

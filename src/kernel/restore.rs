@@ -19,6 +19,12 @@ impl Kernel {
         self.forget();
     }
 
+    /// Looks at all links at once, for many plans.
+    pub fn look_at_links(&mut self) -> Result<(), Error> {
+        self.host.links()?.into_iter().for_each(|link| self.host.note(link));
+        Ok(())
+    }
+
     /// Every difference between the plan and the kernel; with a namespace, in there too.
     pub fn survey(&mut self, plan: &Plan, netns: Option<&Path>) -> Result<Vec<Difference>, Error> {
         self.pod = None;

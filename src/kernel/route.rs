@@ -71,6 +71,10 @@ impl RouteSeen {
         Some(route)
     }
 
+    pub(super) fn key(&self) -> (u32, IpNet) {
+        (self.table, self.to)
+    }
+
     /// It stands where the wanted route has to stand: the kernel would not hold both.
     pub fn is_in_place_of(&self, want: &Route) -> bool {
         let metric = if want.to.addr().is_ipv6() { METRIC_V6 } else { 0 };

@@ -14,11 +14,12 @@ use serde::{Deserialize, Serialize};
 use ureq::http::{Request, Response};
 use ureq::{Agent, Body};
 
+pub use crate::object::Patch;
 pub use access::Source;
 pub use watch::{Change, Stop, Watch};
 
 use crate::error::{Cause, Context, Error};
-use crate::object::{self, Object};
+use crate::object::{self, Object, Write};
 use crate::uri::percent_encode;
 use access::Access;
 
@@ -72,15 +73,6 @@ pub struct Select {
     /// Such as `spec.nodeName=n1`; empty for no restriction.
     pub fields: String,
     pub labels: String,
-}
-
-/// What a patch's body is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Patch {
-    /// RFC 7396: lists are replaced.
-    Merge,
-    /// Kubernetes' own: lists of built-in kinds are merged by key.
-    Strategic,
 }
 
 /// A connection to the API server; clones share it. One attempt per call: whether to try again is the caller's choice.
@@ -155,6 +147,13 @@ impl Client {
     pub fn patch(&self, path: &str, patch: Patch, body: &impl Serialize) -> Result<(), Error> {
         let body = serde_json::to_vec(body)?;
         self.write(Verb::Patch(patch, &body), path).context(|| format!("patch {path}"))
+    }
+
+    pub fn carry_out(&self, write: &Write) -> Result<(), Error> {
+        match write {
+            Write::Create { path, body } => self.create(path, body),
+            Write::Patch { path, patch, body } => self.patch(path, *patch, body),
+        }
     }
 
     /// All changes from now on, the present state first.

@@ -450,15 +450,22 @@ impl State {
             Call::Delete { eni } if fault.kind == FaultKind::Gone => self.lose(&eni),
             Call::Delete { eni } => self.removal_failed(&eni, Verb::Delete, &fault),
             Call::Look { eni } if fault.kind == FaultKind::Gone => self.lose(&eni),
-            Call::Look { eni } => self.later(&eni, true),
+            Call::Look { eni } => {
+                self.later(&eni, true);
+                self.block_if_forbidden(Verb::Look, &fault);
+            }
             Call::LookAll => {
+                self.block_if_forbidden(Verb::LookAll, &fault);
                 self.survey.running = None;
                 self.survey.retry.fail(self.now, &LATE, &mut self.rng);
                 if self.survey.blind.is_some() {
                     self.survey.retry.next = self.survey.retry.next.min(self.now + Duration::from_secs(10));
                 }
             }
-            Call::VSwitches => self.vswitches.not_counted(self.now, &mut self.rng),
+            Call::VSwitches => {
+                self.vswitches.not_counted(self.now, &mut self.rng);
+                self.block_if_forbidden(Verb::VSwitches, &fault);
+            }
         }
     }
 
@@ -549,6 +556,13 @@ impl State {
         self.vswitches.set_aside(self.now, self.last_call, (vswitch, family), fault.to_string());
     }
 
+    /// Looking is never given up but for want of a right, which a person must hear of.
+    fn block_if_forbidden(&mut self, verb: Verb, fault: &Fault) {
+        if fault.kind == FaultKind::Forbidden {
+            self.block(verb, fault);
+        }
+    }
+
     /// The verb is refused for a while, longer each time.
     fn block(&mut self, verb: Verb, fault: &Fault) {
         let old = self.blocks.remove(&verb);
@@ -556,8 +570,9 @@ impl State {
         backoff.fail(self.now, &LATE, &mut self.rng);
         let refused = Refused { why: refusal(fault.kind), reason: fault.to_string() };
         let removal = matches!(verb, Verb::Detach | Verb::Delete | Verb::Unassign(_));
-        if removal && old.is_none() {
-            self.tell(None, true, "DisposeResourceFailed", refused.reason.clone());
+        let reason = if removal { "DisposeResourceFailed" } else { "AllocResourceFailed" };
+        if old.is_none() {
+            self.tell(None, true, reason, refused.reason.clone());
         }
         self.blocks.insert(verb, Block { until: backoff.next, refused, fails: backoff.fails });
     }

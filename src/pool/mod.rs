@@ -71,6 +71,17 @@ impl Pool {
     pub fn ready(&self) -> Result<(), Refused> {
         self.state.as_ref().ok_or_else(starting)?.ready(SOON)
     }
+
+    /// How many addresses for pods there can be.
+    pub fn capacity(&self) -> Capacity {
+        self.state.as_ref().map_or(Capacity::default(), |s| Capacity { enis: s.max_enis(), per_eni: s.per_eni() })
+    }
+
+    /// Why pods cannot have addresses. A node that is full lacks none before someone was turned away.
+    pub fn lack(&self) -> Option<Refused> {
+        let state = self.state.as_ref()?;
+        state.ready(SOON).err().filter(|refused| refused.why != Refusal::NodeFull || state.turned_away)
+    }
 }
 
 fn starting() -> Refused {
@@ -116,6 +127,19 @@ pub struct Settings {
     pub eni_idle: Duration,
     /// How often everything is compared with the cloud.
     pub sync_period: Duration,
+}
+
+/// What the node can hold beside its primary ENI.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Capacity {
+    pub enis: u32,
+    pub per_eni: u32,
+}
+
+impl Capacity {
+    pub fn addresses(&self) -> u32 {
+        self.enis * self.per_eni
+    }
 }
 
 /// Names a waiting ADD; the caller chooses it, never twice.

@@ -205,6 +205,12 @@ impl State {
     }
 
     fn too_slow(&self, w: &Waiting) -> Refused {
+        // An ENI that we may not look at never comes.
+        if let Some(block) =
+            self.blocks.get(&Verb::Look).filter(|_| self.nics.values().any(|n| n.kept() && !n.serves()))
+        {
+            return block.refused.clone();
+        }
         let mut reason = format!("no address came within {} s", (self.now - w.since).as_secs());
         for (id, nic) in self.nics.iter().filter(|(_, n)| n.kept() && !n.lent && !n.serves()) {
             let state = if let Some(why) = &nic.complaint { why.clone() } else { format!("{:?}", nic.state) };
@@ -380,10 +386,21 @@ impl State {
             return Err(self.obstacle().unwrap_or_else(unknown));
         }
         let idle = self.nics.values().any(|n| n.serves() && self.idle_on(n) > 0);
-        match self.obstacle() {
+        match self.obstacle().or_else(|| self.broken()) {
             Some(refused) if !idle => Err(refused),
             _ => Ok(()),
         }
+    }
+
+    /// The node's kernel does not take the ENIs that the addresses are on, and there is no other way.
+    fn broken(&self) -> Option<Refused> {
+        let other = self.nics.values().any(|n| n.serves() && self.promised(n) + self.halves(n) + self.room(n) > 0)
+            || !self.creates.is_empty()
+            || self.places_to_come() > 0 && self.no_create().is_none();
+        let mut complaints =
+            self.nics.iter().filter(|(_, n)| n.kept()).filter_map(|(id, n)| Some((id, n.complaint.as_ref()?)));
+        let (id, why) = complaints.next().filter(|_| !other)?;
+        Some(Refused { why: Refusal::Local, reason: format!("{id} cannot be set up: {why}") })
     }
 
     /// Tells the node's owner once, and again when it changes, what keeps this node from giving every pod both families, or from
@@ -422,6 +439,8 @@ impl State {
         }
         self.told = why;
         match trouble {
+            // What a call is refused for was told when it began.
+            Some(refused) if self.blocks.values().any(|block| block.refused == refused) => {}
             Some(refused) => self.tell(None, true, "AllocResourceFailed", refused.reason),
             None => self.tell(None, false, "AllocIPSucceed", "addresses can be had again".into()),
         }

@@ -1,5 +1,6 @@
 //! What the pool promises, one sentence each, against the model cloud that answers every call after a second.
 
+mod outage;
 mod stacks;
 mod sticky;
 

@@ -13,6 +13,7 @@ use crate::exclusive;
 use crate::heirs;
 use crate::left::{self, Finding, Kernel};
 use crate::orders::Orders;
+use crate::outage;
 use crate::paths::{self, PORT, Spot};
 use crate::repairs;
 use crate::screen::{Cell, Screen, Table, Tone, millis, seconds};
@@ -22,7 +23,7 @@ use crate::sim::fabric::{Drops, OUTSIDE};
 use crate::sim::traffic::Place;
 use crate::sim::world::{self, MORE_PODS, NODES, SERVICE_CIDR, World};
 
-/// Two secondary ENIs with six addresses each: enough for eight pods and a warm pool, too few on one ENI.
+/// Two secondary ENIs with six addresses each, which makes twelve: enough for eight pods and a warm pool, too few on one ENI.
 const INSTANCE_TYPE: &str = "ecs.g7.large";
 const PODS_PER_NODE: usize = 8;
 /// What the links of deleted pods, and anything else that lags, may take to go.
@@ -92,6 +93,7 @@ impl Story {
             self.add(n)?;
         }
         self.show_pods();
+        self.show_nodes();
         self.screen.title("A pod is limited");
         self.limit()?;
         self.screen.title("Pods talk");
@@ -108,6 +110,10 @@ impl Story {
         self.look_what_is_left(&had)?;
         self.screen.title("A node that the old Terway ran");
         let faults = heirs::show(self.screen);
+        self.faults += faults.len();
+        self.explain(faults);
+        self.screen.title("The cloud dies");
+        let faults = outage::pod_in_outage(self.screen, self.cluster(), 0);
         self.faults += faults.len();
         self.explain(faults);
         Ok(())
@@ -388,6 +394,15 @@ impl Story {
         times.sort();
         step.done(&format!("median {}", millis(times[times.len() / 2])));
         Ok(())
+    }
+
+    // The nodes in Kubernetes
+
+    fn show_nodes(&mut self) {
+        let show = |n| outage::show_node(self.screen, self.cluster(), n, "12");
+        let faults: Vec<String> = (0..LETTERS.len()).flat_map(show).collect();
+        self.faults += faults.len();
+        self.explain(faults);
     }
 
     // Repair

@@ -115,6 +115,7 @@ impl Node {
         self.world.place = self.world.terms.place(config);
         self.world.mtu = config.mtu;
         self.world.orphan = config.orphan;
+        self.world.publish = config.publish;
         self.world.stateful_kinds = config.stateful_kinds.clone();
         let settings = self.world.terms.settings(config);
         report(&fresh, &self.conf.layers);

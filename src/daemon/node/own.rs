@@ -1,9 +1,18 @@
-//! Our own node object: whether it is ours at all.
+//! The node as Kubernetes sees it: our own node object is watched, compared with what it is to be, and written where they differ.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use super::Node;
+use crate::cloud;
 use crate::config::Mode;
-use crate::object;
+use crate::daemon::news;
+use crate::herald::{Facts, Fit, Guests, Lack, Now};
+use crate::ip::IpPair;
+use crate::object::{self, ENI_RESOURCE, ENIIP_RESOURCE, MAX_IPS, POD_IPS};
+use crate::pod::PodName;
 use crate::pool::Notice;
+use crate::rpc::Refusal;
 
 impl Node {
     /// Takes up what the watch tells of our node object. One that stands for another machine is nothing to go by.
@@ -19,6 +28,7 @@ impl Node {
         let before =
             self.own.as_deref().and_then(|node| self.is_anothers(node).or_else(|| self.is_in_another_mode(node)));
         self.own = node;
+        self.stirred = true;
         self.follow_label();
         if let Some(message) = mistaken.filter(|message| before.as_ref() != Some(message)) {
             self.tell(Notice { pod: None, warning: true, reason: "ConfigError", message });
@@ -49,4 +59,123 @@ impl Node {
             node.spec.provider_id
         ))
     }
+
+    /// Our node object, if it stands for this machine.
+    fn own_node(&self) -> Option<&object::Node> {
+        self.own.as_deref().filter(|node| self.is_anothers(node).is_none())
+    }
+
+    /// Writes what is next to be written to the API server, one thing at a time.
+    pub(super) fn speak(&mut self, now: Now) {
+        if std::mem::take(&mut self.stirred) {
+            self.herald.publish(now, self.facts());
+            self.compare_max_pods();
+        }
+        let own = self.own.take();
+        let node = own.as_deref().filter(|node| self.is_anothers(node).is_none());
+        let stamp = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        let write = self.herald.next(now, &stamp, node).or_else(|| self.annotate(now));
+        self.own = own;
+        if let Some(write) = write {
+            self.world.write(write);
+        }
+    }
+
+    pub(super) fn due_to_speak(&self, now: Now) -> Option<Now> {
+        let notes = self.herald.note_due(self.unnoted().into_keys());
+        [self.herald.due(now, self.own_node()), notes].into_iter().flatten().min()
+    }
+
+    fn facts(&self) -> Facts {
+        let addresses = self.pool.capacity().addresses();
+        let published = self.world.publish.resources;
+        Facts {
+            resources: BTreeMap::from([(ENI_RESOURCE, None), (ENIIP_RESOURCE, published.then_some(addresses))]),
+            annotations: BTreeMap::from([(MAX_IPS, Some(addresses.to_string()))]),
+            lack: self.lack(),
+        }
+    }
+
+    fn lack(&self) -> Option<Lack> {
+        let unwritten = self.unwritten.clone().map(|reason| Lack { why: Refusal::Local, reason });
+        unwritten.or_else(|| self.pool.lack().map(|refused| Lack { why: refused.why, reason: refused.reason }))
+    }
+
+    /// Tells of a clock that is wrong; calls go on, signed with the cloud's time.
+    pub(super) fn watch_clock(&mut self) {
+        let skew = self.world.cloud.skew();
+        let before = std::mem::replace(&mut self.skew, skew);
+        match (before, skew) {
+            (_, 0) if before != 0 => log::info!("the clock of this machine agrees with the cloud's again"),
+            // It drifts, or was set to another wrong time.
+            (_, 0) => {}
+            _ if before.abs_diff(skew) < 60 => self.skew = before,
+            _ => {
+                let message =
+                    format!("{}; until then calls are signed with the cloud's time", cloud::clock_words(skew));
+                self.tell(Notice { pod: None, warning: true, reason: "ConfigError", message });
+            }
+        }
+    }
+
+    /// Says once how the kubelet's max-pods goes with what the instance can hold.
+    fn compare_max_pods(&mut self) {
+        let capacity = self.pool.capacity();
+        let max = self.own_node().and_then(|own| own.status.capacity.count("pods"));
+        let (Some(max), Some(without)) = (max, self.pods.without_address()) else { return };
+        if self.compared.replace((max, capacity.addresses())) == Some((max, capacity.addresses())) {
+            return;
+        }
+        let (kind, enis) = (&self.world.terms.facts.instance_type, capacity.enis);
+        let because = format!("{kind} with {enis} ENIs of {} addresses", capacity.per_eni);
+        match (Guests { max, without, addresses: u64::from(capacity.addresses()), because }).fit() {
+            Fit::TooMany(message) => self.tell(Notice { pod: None, warning: true, reason: "ConfigError", message }),
+            Fit::Spare(message) => log::info!("{message}"),
+            Fit::Exact => {}
+        }
+    }
+
+    /// Tells a person, by an event and the log.
+    pub(super) fn tell(&mut self, notice: Notice) {
+        if let Some(pod) = notice.pod.as_ref().filter(|_| notice.reason == "AllocIPFailed") {
+            self.complained.insert(pod.clone());
+        }
+        news::log(&notice);
+        let uid = notice.pod.as_ref().and_then(|pod| self.pods.uid(pod)).unwrap_or_default();
+        let event = news::event(&notice, uid, &self.world.node_name);
+        self.herald.hear(crate::daemon::clock::now(), event);
+    }
+
+    /// A pod that was told why it had no address has one now.
+    pub(super) fn make_up(&mut self, pod: &PodName, ip: IpPair) {
+        if self.complained.remove(pod) {
+            let message = format!("{} was allocated", words(&ip));
+            self.tell(Notice { pod: Some(pod.clone()), warning: false, reason: "AllocIPSucceed", message });
+        }
+    }
+
+    // Annotations of pods
+
+    /// Writes a pod's addresses into its annotation, where that is asked for and they are not there.
+    fn annotate(&mut self, now: Now) -> Option<object::Write> {
+        let wanting = self.unnoted();
+        self.herald.forget_notes(|pod| wanting.contains_key(pod));
+        wanting.iter().find_map(|(pod, ips)| self.herald.note(now, pod, POD_IPS, ips))
+    }
+
+    fn unnoted(&self) -> BTreeMap<PodName, String> {
+        let mut all = BTreeMap::<&PodName, String>::new();
+        for lease in self.leases.values().filter(|_| self.world.publish.pod_ips) {
+            let ips = all.entry(&lease.pod).or_default();
+            *ips += if ips.is_empty() { "" } else { "," };
+            *ips += &words(&lease.ip);
+        }
+        let wanting = all.into_iter().filter(|(pod, ips)| self.pods.lacks_ips(pod, ips));
+        wanting.map(|(pod, ips)| (pod.clone(), ips)).collect()
+    }
+}
+
+/// Addresses as the annotation has them.
+fn words(ip: &IpPair) -> String {
+    ip.iter().map(|ip| ip.to_string()).collect::<Vec<_>>().join(",")
 }

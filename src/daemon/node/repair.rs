@@ -232,11 +232,17 @@ impl Node {
         if due.is_empty() {
             return;
         }
+        let (start, count) = (clock::now(), due.len());
         self.kernel.look_again();
         let links = match self.links_if_asked(&due) {
             Ok(links) => links,
             Err(e) => return log::error!("repair: {e}"),
         };
+        if count > MANY
+            && let Err(e) = self.kernel.look_at_links()
+        {
+            return log::error!("repair: {e}");
+        }
         let mut repaired = Vec::new();
         for (part, depth) in due {
             match self.repair_part(&part, depth, &links) {
@@ -247,6 +253,7 @@ impl Node {
                 Err(e) => self.cannot_repair(&part, &e),
             }
         }
+        log::debug!("{count} plans looked at in {:?}, {} were hurt", clock::now() - start, repaired.len());
         self.tell_of_repairs(repaired);
     }
 
@@ -345,7 +352,7 @@ impl Node {
         }
     }
 
-    fn tell_about(&self, part: &Part, message: String) {
+    fn tell_about(&mut self, part: &Part, message: String) {
         let notice = match part {
             Part::Node => Notice { pod: None, warning: true, reason: NODE_REASON, message },
             Part::Eni(id) => {
@@ -423,13 +430,13 @@ impl Node {
             let foreign = on_link.filter(|a| !self.world.node.iter().any(|own| own == a.net.addr()));
             found.extend(foreign.map(|a| (id.clone(), format!("{} on {}", a.net, link.name))));
         }
-        for (id, what) in found.difference(&self.wires.told) {
+        let before = std::mem::replace(&mut self.wires.told, found.clone());
+        for (id, what) in found.difference(&before) {
             let message = format!(
                 "{id}: the address {what} is not ours and is left alone; keep DHCP clients and network managers from the links of ENIs"
             );
             self.tell(Notice { pod: None, warning: true, reason: NODE_REASON, message });
         }
-        self.wires.told = found;
         Ok(())
     }
 

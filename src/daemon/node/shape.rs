@@ -5,7 +5,7 @@
 
 use super::Node;
 use crate::error::Error;
-use crate::pod::Attachment;
+use crate::pod::{Attachment, PodName};
 use crate::pool::{Held, Notice};
 use crate::rate::{Both, Limit, Limits};
 use crate::rpc::Lease;
@@ -40,12 +40,16 @@ impl Node {
     /// Pods are new, or their annotations have changed: says what is wrong with those, and changes pods that run.
     pub(super) fn hear_of_bandwidth(&mut self) {
         let pods = self.pods.reshaped();
-        for pod in pods.iter().filter(|pod| self.pods.is_ours(pod)) {
-            for fault in self.pods.bandwidth(pod).iter().flat_map(|told| told.faults()) {
-                let (warning, message) = (true, fault.to_owned());
-                self.tell(Notice { pod: Some(pod.clone()), warning, reason: PARSE_FAILED, message });
-            }
-        }
+        let faults = |pod| self.pods.bandwidth(pod).into_iter().flat_map(|told| told.faults());
+        let about = |pod: &PodName, fault: &str| Notice {
+            pod: Some(pod.clone()),
+            warning: true,
+            reason: PARSE_FAILED,
+            message: fault.to_owned(),
+        };
+        let ours = pods.iter().filter(|pod| self.pods.is_ours(pod));
+        let notices: Vec<Notice> = ours.flat_map(|pod| faults(pod).map(move |fault| about(pod, fault))).collect();
+        notices.into_iter().for_each(|notice| self.tell(notice));
         let concerned = self.leases.values().filter(|lease| pods.contains(&lease.pod));
         let concerned: Vec<Attachment> = concerned.map(|lease| lease.sandbox.attachment.clone()).collect();
         for attachment in concerned {

@@ -80,6 +80,7 @@ impl Node {
         self.give_up_the_unnamed();
         let leases = &self.leases;
         self.pods.forget(|name| leases.values().any(|l| l.pod == *name));
+        self.complained.retain(|name| self.pods.find(name).is_some());
     }
 
     /// A DEL may not find its way to a lease without a container: the address is freed once nothing is left of the pod.

@@ -322,7 +322,7 @@ impl Cloud {
     pub fn expire_credentials(&self) {
         let mut law = lock(&self.world.law);
         for key in law.keys.values_mut().filter(|k| k.token.is_some()) {
-            key.expires = Some(SystemTime::now());
+            key.expires = Some(self.world.time());
         }
     }
 
@@ -354,6 +354,11 @@ impl Cloud {
     /// While it lasts the API answers nothing at all.
     pub fn outage(&self, on: bool) {
         *lock(&self.world.outage) = on;
+    }
+
+    /// From now on the cloud's clock is so many seconds ahead of the nodes', or behind where negative.
+    pub fn set_clock(&self, ahead: i64) {
+        *lock(&self.world.ahead) = ahead;
     }
 
     // The journal.

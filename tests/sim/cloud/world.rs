@@ -28,6 +28,8 @@ pub struct World {
     pub(super) law: Mutex<Law>,
     pub(super) plan: Mutex<Plan>,
     pub(super) outage: Mutex<bool>,
+    /// Seconds that the cloud's clock is ahead of the machine's that runs the simulation.
+    pub(super) ahead: Mutex<i64>,
     pub(super) journal: Mutex<Vec<Call>>,
     /// Which instance calls from which address.
     pub(super) faces: Mutex<HashMap<IpAddr, String>>,
@@ -153,6 +155,7 @@ impl World {
             }),
             plan: Mutex::new(Plan::new(config.seed)),
             outage: Mutex::new(false),
+            ahead: Mutex::new(0),
             journal: Mutex::default(),
             faces: Mutex::default(),
             clock: Mutex::default(),
@@ -169,6 +172,13 @@ impl World {
     }
 
     // Time.
+
+    /// By the cloud's clock.
+    pub(super) fn time(&self) -> SystemTime {
+        let ahead = *lock(&self.ahead);
+        let apart = Duration::from_secs(ahead.unsigned_abs());
+        if ahead < 0 { SystemTime::now() - apart } else { SystemTime::now() + apart }
+    }
 
     /// Ends transitions when their time has come, until the cloud stops.
     pub(super) fn tick(&self) {
@@ -291,7 +301,7 @@ impl World {
             let other = self.model().address_of_another(id.unwrap_or_default());
             trouble::tell(*lie, &mut body, &other.unwrap_or(Ipv4Addr::UNSPECIFIED).to_string());
         }
-        spoil(Response::json(status, &body), trouble)
+        spoil(Response::json(status, &body).header("Date", &date(self.time())), trouble)
     }
 
     /// Whether the call may be carried out: who calls, with which right, how often.
@@ -314,7 +324,7 @@ impl World {
 
     /// Who it is: a key's own name or a role's.
     fn authenticate(&self, call: &Signed) -> Result<String, ApiError> {
-        let now = SystemTime::now();
+        let now = self.time();
         let unknown = || ApiError::not_found("InvalidAccessKeyId.NotFound", "such access key");
         let key = lock(&self.law).keys.get(&call.key).cloned().ok_or_else(unknown)?;
         match (&key.token, &call.token) {
@@ -420,7 +430,7 @@ impl World {
         };
         let result = if response.status == 200 { "OK".into() } else { response.status.to_string() };
         lock(&self.journal).push(Call { result, ..entry });
-        spoil(response, trouble)
+        spoil(response.header("Date", &date(self.time())), trouble)
     }
 
     pub(in crate::sim) fn region(&self) -> &str {
@@ -464,8 +474,8 @@ impl World {
     /// The role's present credentials; new ones when less than half of their life is left. Old ones live on until they
     /// expire.
     pub(in crate::sim) fn credentials(&self, role: &str) -> Credentials {
+        let now = self.time();
         let mut law = lock(&self.law);
-        let now = SystemTime::now();
         let fresh_enough = law
             .roles
             .get(role)
@@ -504,6 +514,16 @@ impl World {
             n & 0xffff_ffff_ffff
         )
     }
+}
+
+/// `Sun, 06 Nov 1994 08:49:37 GMT`
+fn date(time: SystemTime) -> String {
+    let days = time.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs() / 86400;
+    let weekday = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"][days as usize % 7];
+    let text = stamp(time);
+    let month = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+        [text[5..7].parse::<usize>().expect("a month") - 1];
+    format!("{weekday}, {} {month} {} {} GMT", &text[8..10], &text[..4], &text[11..19])
 }
 
 /// Does to an answer what the trouble says.

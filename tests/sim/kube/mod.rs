@@ -1,5 +1,6 @@
 //! An API server in memory: HTTPS, tokens and client certificates, lists, watches, patches, and failures on purpose.
 
+mod check;
 mod select;
 mod store;
 
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 
 use super::http::{Chunks, Fault, Request, Response, Server};
 use select::Selector;
-use store::{Key, Store, merge, plural};
+use store::{Key, Store, merge, plural, strategic};
 
 /// The token that [`Kube::kubeconfig`] holds.
 pub const TOKEN: &str = "token-of-terway";
@@ -321,6 +322,10 @@ pub fn node(name: &str, provider_id: &str) -> Value {
     })
 }
 
+const MERGE: &str = "application/merge-patch+json";
+const STRATEGIC: &str = "application/strategic-merge-patch+json";
+type Merge = fn(&mut Value, &Value);
+
 /// What a request is about.
 struct Call {
     verb: &'static str,
@@ -620,9 +625,7 @@ impl State {
         if meta["namespace"].as_str().is_some_and(|n| n != key.namespace) {
             return Err((400, "the namespace of the object does not match the namespace on the request".into()));
         }
-        if key.collection == "/api/v1/events" {
-            check_event(&key, &object)?;
-        }
+        check::object(&key, &object)?;
         if self.store.get(&key).is_some() {
             return Err((409, format!("{} {:?} already exists", key.plural(), key.name)));
         }
@@ -638,23 +641,30 @@ impl State {
     }
 
     fn patch(&mut self, request: &Request, call: Call, patch: &Value) -> Answer {
-        let known = ["application/merge-patch+json", "application/strategic-merge-patch+json"];
-        if !known.contains(&request.header("content-type").unwrap_or_default()) {
+        let kind = request.header("content-type").unwrap_or_default();
+        if ![MERGE, STRATEGIC].contains(&kind) {
             return Err((415, "the body of the request was in an unknown format".into()));
         }
         self.unchanged_since(&call.key, patch)?;
         let mut object = (*self.existing(&call.key)?).clone();
         let before = object["status"].clone();
+        let lay_over =
+            if kind == STRATEGIC { check::strategic(patch).map(|()| strategic as Merge) } else { Ok(merge as Merge) }?;
         if call.sub == "status" {
-            merge(&mut object["status"], &patch["status"]);
+            lay_over(&mut object["status"], &patch["status"]);
         } else {
-            merge(&mut object, patch);
+            lay_over(&mut object, patch);
             if matches!(call.key.plural(), "pods" | "nodes") {
                 object["status"] = before;
             }
         }
         if object["metadata"]["name"] != json!(call.key.name) {
             return Err((422, "metadata.name: field is immutable".into()));
+        }
+        check::object(&call.key, &object)?;
+        // What changes nothing is answered and told to nobody.
+        if *self.existing(&call.key)?.as_ref() == object {
+            return Ok(Response::json(200, &object));
         }
         Ok(Response::json(200, &self.store.put(call.key, object)))
     }
@@ -673,20 +683,6 @@ impl State {
             }
             _ => Ok(()),
         }
-    }
-}
-
-/// The rules of the API server that an event writer is likely to break.
-fn check_event(key: &Key, event: &Value) -> Result<(), (u16, String)> {
-    let about = event["involvedObject"]["namespace"].as_str().unwrap_or_default();
-    let lives = if about.is_empty() { "default" } else { about };
-    let short = |field: &str, max: usize| event[field].as_str().is_none_or(|t| t.len() <= max);
-    match () {
-        () if key.namespace != lives => Err((422, "involvedObject.namespace: does not match event.namespace".into())),
-        () if !short("message", 1024) => Err((422, "message: can have at most 1024 characters".into())),
-        () if !short("reason", 128) => Err((422, "reason: can have at most 128 characters".into())),
-        () if !matches!(event["type"].as_str(), Some("Normal" | "Warning")) => Err((422, "type: unknown".into())),
-        () => Ok(()),
     }
 }
 

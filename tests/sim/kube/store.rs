@@ -176,6 +176,43 @@ pub fn merge(target: &mut Value, patch: &Value) {
     }
 }
 
+/// Lists of built-in kinds that are merged item by item, and the field that tells the items apart.
+const KEYED: [(&str, &str); 5] =
+    [("conditions", "type"), ("addresses", "type"), ("podIPs", "ip"), ("ownerReferences", "uid"), ("taints", "key")];
+
+/// Kubernetes' own merge patch, without its directives.
+pub fn strategic(target: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    let Value::Object(map) = target else { return };
+    for (key, value) in patch {
+        let keyed = KEYED.iter().find(|(name, _)| name == key).map(|(_, by)| *by);
+        match (value, keyed) {
+            (Value::Null, _) => drop(map.remove(key)),
+            (Value::Array(items), Some(by)) => merge_items(map.entry(key.clone()).or_insert(json!([])), items, by),
+            _ => strategic(map.entry(key.clone()).or_insert(Value::Null), value),
+        }
+    }
+}
+
+fn merge_items(target: &mut Value, items: &[Value], by: &str) {
+    if !target.is_array() {
+        *target = json!([]);
+    }
+    let Value::Array(list) = target else { return };
+    for item in items {
+        match list.iter_mut().find(|old| old[by] == item[by]) {
+            Some(old) => strategic(old, item),
+            None => list.push(item.clone()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,6 +240,19 @@ mod tests {
         let mut target = json!({"a": {"b": 1, "c": [1, 2]}, "d": 1});
         merge(&mut target, &json!({"a": {"c": [3], "e": {"f": null, "g": 1}}, "d": null}));
         assert_eq!(target, json!({"a": {"b": 1, "c": [3], "e": {"g": 1}}}));
+    }
+
+    #[test]
+    fn a_strategic_patch_merges_conditions_by_type() {
+        let mut target = json!({"conditions": [{"type": "Ready", "status": "True"}], "images": [1, 2], "a": {"b": 1}});
+        let patch = json!({
+            "conditions": [{"type": "Ready", "reason": "r"}, {"type": "New", "status": "False"}],
+            "images": [3], "a": {"b": null, "c": 2},
+        });
+        strategic(&mut target, &patch);
+        let conditions =
+            json!([{"type": "Ready", "status": "True", "reason": "r"}, {"type": "New", "status": "False"}]);
+        assert_eq!(target, json!({"conditions": conditions, "images": [3], "a": {"c": 2}}));
     }
 
     #[test]
