@@ -43,6 +43,9 @@ pub struct Config {
     /// Bounds on secondary ENIs; no upper bound is the instance's own.
     pub min_enis: u32,
     pub max_enis: Option<u32>,
+    /// Where the operator says it; else the node's label does.
+    pub mode: Option<Mode>,
+    pub share: Share,
     /// How often the pool is compared with the cloud.
     pub sync_period: Duration,
     /// How long an address rests after its pod has gone.
@@ -66,6 +69,40 @@ pub struct Publish {
     pub resources: bool,
     /// Addresses as an annotation on pods.
     pub pod_ips: bool,
+}
+
+/// Whether a pod shares its ENI with others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// `ENIMultiIP`: many pods to an ENI.
+    Shared,
+    /// `ENIOnly`: each pod has one to itself.
+    Whole,
+}
+
+impl Mode {
+    /// The words of the old Terway's `-daemon-mode`.
+    pub const WORDS: &[(&str, Mode)] = &[("ENIMultiIP", Mode::Shared), ("ENIOnly", Mode::Whole)];
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Mode::Whole { "ENIOnly" } else { "ENIMultiIP" })
+    }
+}
+
+/// How many ENIs a node may give away whole, of those that its instance type can hold: int(ENIs × ratio) + shift − 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Share {
+    pub ratio: f64,
+    pub shift: i64,
+}
+
+impl Share {
+    pub fn of(&self, adapters: u32) -> u32 {
+        let share = (f64::from(adapters) * self.ratio) as i64 + self.shift - 1;
+        share.clamp(0, adapters.saturating_sub(1).into()) as u32
+    }
 }
 
 /// Where the cloud's APIs are and how they are spoken to; `None` follows from the region.
@@ -184,8 +221,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "enable_erdma",
     "enable_ip_prefix",
     "eni_cap_policy",
-    "eni_cap_ratio",
-    "eni_cap_shift",
     "extra_routes",
     "idle_ip_reclaim_after",
     "idle_ip_reclaim_batch_size",
@@ -244,6 +279,11 @@ impl Config {
             max_idle,
             min_enis,
             max_enis,
+            mode: keys.word("daemon_mode", Mode::WORDS)?,
+            share: Share {
+                ratio: keys.decimal("eni_cap_ratio", 0.0..=100.0)?.unwrap_or(1.0),
+                shift: keys.whole("eni_cap_shift", -1000..=1000)?.unwrap_or(0),
+            },
             sync_period: duration(keys, "ip_pool_sync_period", 120, 10)?,
             cooldown: duration(keys, "ip_cooldown", 130, 0)?,
             eni_idle: duration(keys, "eni_idle_release_after", 600, 10)?,

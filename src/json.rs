@@ -125,6 +125,16 @@ impl<'a> Reader<'a> {
         self.with(key, "true or false", |value| value.as_bool())
     }
 
+    pub fn decimal(&mut self, key: &'static str, range: RangeInclusive<f64>) -> Result<Option<f64>, Wrong> {
+        let want = format!("a number from {} to {}", range.start(), range.end());
+        self.with(key, &want, |value| value.as_f64().filter(|n| range.contains(n)))
+    }
+
+    pub fn whole(&mut self, key: &'static str, range: RangeInclusive<i64>) -> Result<Option<i64>, Wrong> {
+        let want = format!("a whole number from {} to {}", range.start(), range.end());
+        self.with(key, &want, |value| value.as_i64().filter(|n| range.contains(n)))
+    }
+
     pub fn number(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Result<Option<u64>, Wrong> {
         let want = format!("a whole number from {} to {}", range.start(), range.end());
         self.with(key, &want, |value| value.as_u64().filter(|n| range.contains(n)))

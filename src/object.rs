@@ -162,6 +162,11 @@ pub const ENIIP_RESOURCE: &str = "aliyun/eniip";
 /// The label of a node that names a ConfigMap with its configuration.
 pub const CONFIG_LABEL: &str = "terway-config";
 
+/// The annotation of a pod that wants an ENI to itself.
+pub const WHOLE_ENI: &str = "k8s.aliyun.com/ENI";
+/// The label of a node whose pods have an ENI each, and the value that says so.
+pub const WHOLE_ENI_LABEL: (&str, &str) = ("k8s.aliyun.com/exclusive-mode-eni-type", "eniOnly");
+
 impl Pod {
     pub fn name(&self) -> PodName {
         PodName::new(&self.meta.namespace, &self.meta.name)
@@ -175,6 +180,11 @@ impl Pod {
     /// Whether its network is ours to make.
     pub fn is_ours(&self) -> bool {
         !self.spec.host_network && !self.meta.is_ignored()
+    }
+
+    /// Its owner wants an ENI for it alone.
+    pub fn wants_whole_eni(&self) -> bool {
+        self.meta.annotations.get(WHOLE_ENI).is_some_and(|value| !matches!(value.as_str(), "" | "false" | "0"))
     }
 
     /// The addresses that the kubelet reports, of servers before 1.16 too.
@@ -209,6 +219,12 @@ pub struct Node {
 }
 
 impl Node {
+    /// Its pods have an ENI each.
+    pub fn has_whole_enis(&self) -> bool {
+        let (label, value) = WHOLE_ENI_LABEL;
+        self.meta.labels.get(label).is_some_and(|v| v.eq_ignore_ascii_case(value))
+    }
+
     /// The ConfigMap that its label names.
     pub fn config_name(&self) -> Option<&str> {
         self.meta.labels.get(CONFIG_LABEL).map(String::as_str).filter(|name| !name.is_empty())
@@ -562,6 +578,17 @@ mod tests {
         assert!(pod.is_ours());
         pod.meta.labels.insert("k8s.aliyun.com/ignore-by-terway".into(), "true".into());
         assert!(!pod.is_ours());
+    }
+
+    #[test]
+    fn a_pod_wants_an_eni_to_itself_when_its_annotation_is_not_false() {
+        let wants = |value: &str| {
+            let mut pod = Pod::default();
+            pod.meta.annotations.insert("k8s.aliyun.com/ENI".into(), value.into());
+            pod.wants_whole_eni()
+        };
+        assert!(wants("true") && wants("1") && wants("yes"));
+        assert!(!wants("") && !wants("false") && !wants("0") && !Pod::default().wants_whole_eni());
     }
 
     #[test]

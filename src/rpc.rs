@@ -41,7 +41,11 @@ pub enum Reply {
     /// Nothing is leased to the attachment; all that GC named is gone.
     None {},
     /// The attachment's lease is over; what is left of it in the kernel is the daemon's business.
-    Released {},
+    /// `whole`: an ENI was lent to it, which whoever knows its namespace brings home.
+    Released {
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        whole: bool,
+    },
     /// The daemon serves.
     Ready {},
     /// What was asked cannot be had; the reason is for a person.
@@ -97,6 +101,12 @@ pub struct Lease {
     /// Of a release that does not know it: shared.
     #[serde(default)]
     pub wiring: Wiring,
+}
+
+impl Lease {
+    pub fn is_whole(&self) -> bool {
+        self.wiring != Wiring::Shared
+    }
 }
 
 /// How an attachment gets at its ENI.

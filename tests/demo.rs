@@ -1,5 +1,7 @@
 //! `make demo`: a small world of network namespaces, and the real binaries at work in it.
 
+#[path = "demo/exclusive.rs"]
+mod exclusive;
 #[path = "demo/left.rs"]
 mod left;
 #[path = "demo/orders.rs"]

@@ -4,6 +4,7 @@ mod bandwidth;
 mod config;
 mod connectivity;
 mod daemon;
+mod exclusive;
 mod outage;
 mod own_node;
 mod pool;

@@ -5,15 +5,15 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use super::ledger::Contents;
-use crate::eni::{Eni, VSwitch};
+use crate::eni::{Eni, EniKind, EniState, VSwitch};
 use crate::error::Error;
-use crate::ip::IpPair;
-use crate::kernel::{Kernel, LinkSeen};
+use crate::ip::{Family, IpPair, NetPair, Stack};
+use crate::kernel::{self, Away, Kernel, LinkSeen};
 use crate::plan::RuleAction;
 use crate::pod::Sandbox;
 use crate::rate::Both;
-use crate::rpc::{EniLease, Lease, Marker, Wiring};
-use crate::{ours, pod};
+use crate::rpc::{Answers, EniLease, Lease, Marker, Whole, Wiring};
+use crate::{datapath, ours, pod};
 
 /// What is known of the node beside the kernel.
 pub struct Known<'a> {
@@ -22,6 +22,8 @@ pub struct Known<'a> {
     pub slots: &'a BTreeMap<String, u32>,
     pub node: IpPair,
     pub marker: Marker,
+    pub stack: Stack,
+    pub services: NetPair,
 }
 
 /// The slot of every ENI whose rule is in the kernel.
@@ -50,8 +52,11 @@ fn eni_link<'a>(links: &'a [LinkSeen], eni: &Eni) -> Option<&'a LinkSeen> {
 pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result<Vec<Lease>, Error> {
     let links = kernel.links()?;
     let routes = kernel.routes(ours::PODS_TABLE)?;
-    let mut found = Vec::new();
+    let mut found = whole_leases(known, contents, &links);
     for (attachment, veth) in kernel.pod_links()? {
+        if found.iter().any(|lease| lease.sandbox.attachment == attachment) {
+            continue;
+        }
         let ip = routes.iter().find(|route| route.oif == Some(veth.ifindex)).map(|route| route.to.addr());
         let Some(IpAddr::V4(ip)) = ip else { continue };
         if contents.knows(&attachment, &IpPair::v4(ip)) {
@@ -73,17 +78,67 @@ pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result
     Ok(found)
 }
 
+/// The same of pods that have the whole of an ENI: its link, which is in the pod's namespace, says whose it is.
+fn whole_leases(known: &Known, contents: &Contents, links: &[LinkSeen]) -> Vec<Lease> {
+    let is_away =
+        |eni: &&Eni| eni.state == EniState::InUse && eni.kind == EniKind::Secondary && eni_link(links, eni).is_none();
+    let away: Vec<&Eni> = known.enis.iter().filter(is_away).collect();
+    if away.iter().all(|eni| contents.leases.iter().any(|lease| lease.is_whole() && lease.eni.id == eni.id)) {
+        return Vec::new();
+    }
+    let seen = kernel::away();
+    let seen = seen.iter().filter_map(|card| Some((card, *away.iter().find(|eni| eni.mac == card.mac)?)));
+    let unknown = seen.filter(|(card, eni)| !contents.knows(&card.lent.attachment, &own_addresses(known, eni)));
+    unknown.map(|(card, eni)| whole_lease(known, card, eni)).collect()
+}
+
+fn own_addresses(known: &Known, eni: &Eni) -> IpPair {
+    let v6 = eni.v6.iter().min().copied().filter(|_| known.stack.has(Family::V6));
+    IpPair { v4: known.stack.has(Family::V4).then_some(eni.primary), v6 }
+}
+
+fn whole_lease(known: &Known, card: &Away, eni: &Eni) -> Lease {
+    let lent = card.lent.clone();
+    let pod = lent.pod.unwrap_or_else(pod::nameless);
+    let ip = own_addresses(known, eni);
+    log::info!(
+        "{} of pod {pod} holds {ip} and the whole of ENI {}: found in {}",
+        lent.attachment,
+        eni.id,
+        card.netns.display()
+    );
+    let answers = match kernel::attempt(&datapath::trial_of_answers(&known.node)) {
+        Ok(()) => Answers::Conntrack,
+        Err(_) => Answers::Sockets,
+    };
+    Lease {
+        pod,
+        sandbox: Sandbox { attachment: lent.attachment, netns: card.netns.clone() },
+        ip,
+        // Neither slot nor table are of any use to it.
+        eni: eni_words(known, eni, 1, ours::PODS_TABLE),
+        node: known.node,
+        marker: known.marker,
+        bandwidth: Both::default(),
+        wiring: Wiring::Whole(Whole { home: lent.home, services: known.services, answers }),
+    }
+}
+
 /// The ENI that has the address, if its link and its rule are in the kernel.
 fn eni_lease(ip: Ipv4Addr, known: &Known, links: &[LinkSeen]) -> Option<EniLease> {
     let eni = known.enis.iter().find(|eni| eni.v4.contains(&ip))?;
+    Some(eni_words(known, eni, *known.slots.get(&eni.id)?, ours::eni_table(eni_link(links, eni)?.ifindex)))
+}
+
+fn eni_words(known: &Known, eni: &Eni, slot: u32, table: u32) -> EniLease {
     let cidr = known.vswitches.iter().find(|v| v.id == eni.vswitch).map(|v| v.cidr).unwrap_or_default();
-    Some(EniLease {
+    EniLease {
         id: eni.id.clone(),
         mac: eni.mac,
         vswitch: eni.vswitch.clone(),
         cidr,
         gateway: cidr.gateway(),
-        slot: *known.slots.get(&eni.id)?,
-        table: ours::eni_table(eni_link(links, eni)?.ifindex),
-    })
+        slot,
+        table,
+    }
 }

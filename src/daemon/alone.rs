@@ -4,8 +4,13 @@ use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error};
+
+const PATIENCE: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_millis(10);
 
 /// Holds the place of the node's daemon for as long as the file is open; refused while another process holds it.
 pub fn claim(path: &Path) -> Result<File, Error> {
@@ -18,10 +23,15 @@ fn take(path: &Path) -> Result<File, Error> {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
     let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(taken(&mut file)),
-        Err(TryLockError::Error(e)) => return Err(e.into()),
+    let start = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            // A child that a daemon was about to start when it ended holds the lock until it execs.
+            Err(TryLockError::WouldBlock) if start.elapsed() < PATIENCE => thread::sleep(POLL),
+            Err(TryLockError::WouldBlock) => return Err(taken(&mut file)),
+            Err(TryLockError::Error(e)) => return Err(e.into()),
+        }
     }
     file.set_len(0)?;
     writeln!(file, "{}", std::process::id())?;

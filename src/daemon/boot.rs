@@ -1,6 +1,6 @@
 //! From nothing to serving: the configuration, the machine, what an earlier life left in ledger, cloud and kernel.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use super::terms::Terms;
 use super::world::World;
 use super::{adopt, calls, file, news};
 use crate::cloud::{self, Credentials, Endpoint, Key, Metadata, Sources};
-use crate::config::{AccessKey, Config, NodeFacts, Scheme, Signature};
+use crate::config::{AccessKey, Config, Mode, NodeFacts, Scheme, Signature};
 use crate::eni::{Eni, VSwitch};
 use crate::error::{Cause, Context, Error};
 use crate::herald::Herald;
@@ -26,7 +26,7 @@ use crate::ip::IpPair;
 use crate::kernel::Kernel;
 use crate::pool::{Boot, Held};
 use crate::rpc::{Lease, Marker};
-use crate::{datapath, kube, ours};
+use crate::{datapath, kube, object, ours};
 
 /// A start that fails (the cloud is down, the network is not up yet) is tried again after this long, doubling to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(20));
@@ -42,6 +42,8 @@ const OWN_CONFLIST: &str = "/etc/eni/10-terway.conflist";
 pub struct Start {
     kubeconfig: Option<PathBuf>,
     layers: Layers,
+    /// What the command line says.
+    mode: Option<Mode>,
 }
 
 /// All that had to be asked before the loop can run.
@@ -61,10 +63,10 @@ struct Gathered {
 }
 
 impl Start {
-    pub fn read(path: &Path, kubeconfig: Option<&Path>) -> Result<Start, Error> {
+    pub fn read(path: &Path, kubeconfig: Option<&Path>, mode: Option<Mode>) -> Result<Start, Error> {
         let layers = Layers::read(path, file::read(path)?, std::env::vars().collect())?;
         layers.warnings().iter().for_each(|warning| log::warn!("{warning}"));
-        Ok(Start { kubeconfig: kubeconfig.map(Path::to_owned), layers })
+        Ok(Start { kubeconfig: kubeconfig.map(Path::to_owned), layers, mode })
     }
 
     /// Takes up what the file says by now; what cannot be used is said, and the old text stays.
@@ -92,6 +94,25 @@ impl Start {
             None => kube::Source::in_cluster()?,
         };
         kube::Client::with_limits(source, limits).context(|| "Kubernetes API")
+    }
+
+    /// What the operator says of the mode: the command line before the configuration.
+    fn given_mode(&self, config: &Config) -> Option<Mode> {
+        self.mode.or(config.mode)
+    }
+
+    /// What the node's label says of it; with no answer, what it said before.
+    fn labelled_mode(&self) -> Mode {
+        let asked = self.kube(IMPATIENT).and_then(|kube| news::has_whole_enis(&kube, &self.node_name()));
+        match asked {
+            Ok(true) => Mode::Whole,
+            Ok(false) => Mode::Shared,
+            Err(e) => {
+                let mode = ledger::mode(ours::LEDGER.as_ref()).unwrap_or(Mode::Shared);
+                log::warn!("label {} of the node is not known: {e}; the mode is {mode}", object::WHOLE_ENI_LABEL.0);
+                mode
+            }
+        }
     }
 
     /// The layers with what Kubernetes has for this node, or had when it was asked last: the watch will tell what it is now.
@@ -148,18 +169,42 @@ fn attempt(start: &Start, machine: &mut Option<String>) -> Result<Gathered, Erro
     let (facts, layers) = fitting(layers, &start.layers)?;
     *machine = Some(facts.instance.clone());
     let cloud = cloud::Client::new(endpoint(layers.config(), &facts), credentials(layers.config())?)?;
-    let terms = Terms::ask(&cloud, facts)?;
+    let mode = start.given_mode(layers.config()).unwrap_or_else(|| start.labelled_mode());
+    let terms = Terms::ask(&cloud, facts, mode)?;
     let place = terms.place(layers.config());
     let (vswitches, enis) = (calls::vswitches(&cloud, &place)?, calls::look_all(&cloud, &place)?);
     let kube = start.kube(kube::Limits::default())?;
     let mut slots = adopt::slots(&mut kernel, &enis)?;
     let (ledger, mut contents) = Ledger::open(ours::LEDGER.as_ref(), &boot_id()?)?;
-    let known = adopt::Known { enis: &enis, vswitches: &vswitches, slots: &slots, node, marker };
+    let stack = layers.config().stack;
+    let services = layers.config().service_cidr;
+    let known = adopt::Known { enis: &enis, vswitches: &vswitches, slots: &slots, node, marker, stack, services };
     let adopted = adopt::leases(&mut kernel, &known, &contents)?;
     adopted.iter().try_for_each(|lease| ledger.record(lease))?;
     contents.leases.extend(adopted);
-    slots.extend(contents.leases.iter().map(|l| (l.eni.id.clone(), l.eni.slot)));
+    fit(mode, layers.config(), &contents.leases)?;
+    ledger.note_mode(mode)?;
+    slots.extend(contents.leases.iter().filter(|l| !l.is_whole()).map(|l| (l.eni.id.clone(), l.eni.slot)));
     Ok(Gathered { kernel, node, marker, cloud, kube, layers, terms, vswitches, enis, slots, ledger, contents })
+}
+
+/// Pods that share their ENI would lose it to others where every pod has one to itself. The other way round nobody is harmed: a pod
+/// that has a whole ENI keeps it.
+fn fit(mode: Mode, config: &Config, leases: &[Lease]) -> Result<(), Error> {
+    let shared: Vec<String> = leases.iter().filter(|l| !l.is_whole()).map(|l| l.pod.to_string()).collect();
+    if mode == Mode::Whole && !shared.is_empty() {
+        return Err(Error::refused(format!(
+            "exclusive eni mode changed: this node is to give each pod an ENI to itself ({mode}), and {} of its pods share theirs ({}); \
+             drain the node before the change, or go back to {}",
+            shared.len(),
+            shared.iter().take(3).cloned().collect::<Vec<_>>().join(", "),
+            Mode::Shared
+        )));
+    }
+    if mode == Mode::Whole && config.service_cidr.is_empty() {
+        log::warn!("service_cidr is not set: pods with an ENI of their own will not reach Services");
+    }
+    Ok(())
 }
 
 /// The IPv4 address that the node is known by; ENIs bear it to speak ARP.
@@ -241,10 +286,12 @@ fn assemble(start: &Start, g: Gathered, herald: Herald, inputs: Sender<Input>) -
         cloud: g.cloud,
         kube: g.kube,
         place: g.terms.place(config),
+        mode_is_given: start.given_mode(config).is_some(),
         terms: g.terms,
         node_name: start.node_name(),
         node: g.node,
         marker: g.marker,
+        tried: OnceCell::new(),
         mtu: config.mtu,
         orphan: config.orphan,
         vswitches: g.vswitches.into_iter().map(|v| (v.id.clone(), v)).collect(),
@@ -255,7 +302,13 @@ fn assemble(start: &Start, g: Gathered, herald: Herald, inputs: Sender<Input>) -
 }
 
 fn held(lease: &Lease) -> Held {
-    Held { pod: lease.pod.clone(), sandbox: lease.sandbox.clone(), eni: lease.eni.id.clone(), ip: lease.ip }
+    Held {
+        pod: lease.pod.clone(),
+        sandbox: lease.sandbox.clone(),
+        eni: lease.eni.id.clone(),
+        ip: lease.ip,
+        whole: lease.is_whole(),
+    }
 }
 
 /// Tells the kubelet that we can serve: the conflist appears whole, and not before.

@@ -4,17 +4,20 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::config::Mode;
 use crate::datapath;
 use crate::eni::VSwitch;
 use crate::error::{Cause, Context, Error};
 use crate::ip::{IpPair, Mac};
-use crate::kernel::{Kernel, LinkSeen};
+use crate::kernel::{self, Kernel, LinkSeen};
 use crate::ours;
 use crate::rpc::EniLease;
 
 /// A hot-plugged ENI is waited for this long: the cloud says `InUse` before the guest has its link.
 const LINK_WAIT: Duration = Duration::from_secs(15);
 const CARRIER_WAIT: Duration = Duration::from_secs(3);
+/// A DEL that knows the pod's namespace brings an ENI home, within this time.
+const HOMECOMING: Duration = Duration::from_secs(1);
 const LINK_POLL: Duration = Duration::from_millis(50);
 
 /// An ENI to set up.
@@ -23,12 +26,21 @@ pub struct Job {
     pub eni: String,
     pub mac: Mac,
     pub vswitch: String,
+    /// What its link was called before it was lent to a pod, where we know.
+    pub home: Option<String>,
 }
 
-/// Blocks until the ENI's link is there and set up.
-pub fn prepare(job: &Job, slot: u32, vswitch: &VSwitch, node: &IpPair, mtu: u32) -> Result<EniLease, Error> {
+/// Blocks until the ENI's link is there and set up; one that will be lent as a whole is laid ready, bare.
+pub fn prepare(
+    job: &Job,
+    slot: u32,
+    vswitch: &VSwitch,
+    node: &IpPair,
+    mtu: u32,
+    mode: Mode,
+) -> Result<EniLease, Error> {
     let mut kernel = Kernel::host()?;
-    let link = wait_for_link(&mut kernel, job.mac)?;
+    let link = wait_for_link(&mut kernel, job)?;
     let lease = EniLease {
         id: job.eni.clone(),
         mac: job.mac,
@@ -39,20 +51,34 @@ pub fn prepare(job: &Job, slot: u32, vswitch: &VSwitch, node: &IpPair, mtu: u32)
         table: ours::eni_table(link.ifindex),
     };
     let plan = datapath::eni(&datapath::EniSetup { eni: &lease, link: &link.name, mtu, node });
-    kernel.apply(&plan).context(|| format!("set up {}", link.name))?;
-    wait_for_carrier(&mut kernel, &link.name)?;
+    match mode {
+        Mode::Whole => kernel.undo(&plan).context(|| format!("lay {} ready", link.name))?,
+        Mode::Shared => {
+            kernel.apply(&plan).context(|| format!("set up {}", link.name))?;
+            wait_for_carrier(&mut kernel, &link.name)?;
+        }
+    }
     log::info!("ENI {} is {} in slot {slot}", job.eni, link.name);
     Ok(lease)
 }
 
-fn wait_for_link(kernel: &mut Kernel, mac: Mac) -> Result<LinkSeen, Error> {
+/// One that was lent may be in the pod's namespace still: nobody there uses it any more.
+fn wait_for_link(kernel: &mut Kernel, job: &Job) -> Result<LinkSeen, Error> {
     let start = Instant::now();
+    let mut fetched = false;
     loop {
-        if let Some(link) = kernel.link_by_mac(mac)? {
+        if let Some(link) = kernel.settle(job.mac, job.home.as_deref())? {
             return Ok(link);
         }
         if start.elapsed() > LINK_WAIT {
-            return Err(Error::new(Cause::Timeout).within(format!("wait for a link with MAC {mac}")));
+            return Err(Error::new(Cause::Timeout).within(format!("wait for a link with MAC {}", job.mac)));
+        }
+        if start.elapsed() > HOMECOMING && !fetched {
+            fetched = true;
+            for away in kernel::away().into_iter().filter(|away| away.mac == job.mac) {
+                log::info!("ENI {} is fetched from {}, where no lease holds it", job.eni, away.netns.display());
+                kernel.fetch(&away)?;
+            }
         }
         thread::sleep(LINK_POLL);
     }

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::layers::NodeConfig;
+use crate::config::Mode;
 use crate::error::{Context, Error};
 use crate::ip::IpPair;
 use crate::pod::Attachment;
@@ -24,6 +25,8 @@ const INTENTS: &str = "intents";
 const TOMBSTONES: &str = crate::rpc::TOMBSTONES;
 /// What a ConfigMap said for this node last.
 const NODE_CONFIG: &str = "node-config.json";
+/// In which mode the node was started last.
+const MODE: &str = "daemon-mode";
 /// Files that could not be read are kept here for a person to look at.
 const ASIDE: &str = "unreadable";
 
@@ -51,6 +54,12 @@ pub struct Contents {
 /// What a ConfigMap said for this node when it was asked last; nothing where nobody has noted that.
 pub fn node_config(root: &Path) -> Option<Option<NodeConfig>> {
     serde_json::from_slice(&fs::read(root.join(NODE_CONFIG)).ok()?).ok()
+}
+
+/// The mode in which the node was started last.
+pub fn mode(root: &Path) -> Option<Mode> {
+    let text = fs::read_to_string(root.join(MODE)).ok()?;
+    Mode::WORDS.iter().find(|(word, _)| *word == text).map(|(_, mode)| *mode)
 }
 
 impl Contents {
@@ -155,6 +164,11 @@ impl Ledger {
         let path = self.root.join(NODE_CONFIG);
         let text = serde_json::to_vec(&over).context(|| format!("write {}", path.display()))?;
         self.write(&path, &text).context(|| format!("write {}", path.display()))
+    }
+
+    pub fn note_mode(&self, mode: Mode) -> Result<(), Error> {
+        let path = self.root.join(MODE);
+        self.write(&path, mode.to_string().as_bytes()).context(|| format!("write {}", path.display()))
     }
 
     fn save<T: Serialize>(&self, folder: &str, name: &str, value: &T) -> Result<(), Error> {

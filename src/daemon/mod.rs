@@ -30,6 +30,7 @@ use smol::channel::{Receiver, Sender, bounded};
 use smol::stream::StreamExt;
 use smol::{LocalExecutor, future};
 
+use crate::config::Mode;
 use crate::error::Error;
 use crate::happening::Happening;
 use crate::kernel::Watch;
@@ -54,6 +55,10 @@ struct Args {
     /// kubeconfig file (default: the one of the configuration, else the service account of the pod we run in)
     #[argh(option)]
     kubeconfig: Option<PathBuf>,
+    /// eNIMultiIP: many pods to an ENI; ENIOnly: each pod has one to itself (default: daemon_mode of the configuration, else
+    /// the node's label k8s.aliyun.com/exclusive-mode-eni-type)
+    #[argh(option, from_str_fn(mode))]
+    daemon_mode: Option<Mode>,
     /// error, warn, info (default) or debug
     #[argh(option, default = "String::from(\"info\")")]
     log_level: String,
@@ -64,6 +69,7 @@ struct Args {
 
 /// Runs the daemon until SIGTERM or SIGINT; `args` without the program's name.
 pub fn main(args: &[String]) -> ExitCode {
+    let args = with_two_dashes(args);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let args = match Args::from_args(&["terwayd"], &args) {
         Ok(args) => args,
@@ -87,6 +93,28 @@ pub fn main(args: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// The old Terway's options have one dash, or a value behind `=`: -daemon-mode=ENIOnly.
+fn with_two_dashes(args: &[String]) -> Vec<String> {
+    let mut all = Vec::new();
+    for arg in args {
+        match arg.strip_prefix('-') {
+            Some(name) if name.len() > 1 => {
+                let name = name.trim_start_matches('-');
+                let (name, value) = name.split_once('=').map_or((name, None), |(name, value)| (name, Some(value)));
+                all.push(format!("--{name}"));
+                all.extend(value.map(str::to_owned));
+            }
+            _ => all.push(arg.clone()),
+        }
+    }
+    all
+}
+
+fn mode(text: &str) -> Result<Mode, String> {
+    let known = Mode::WORDS.iter().find(|(word, _)| word.eq_ignore_ascii_case(text));
+    known.map(|(_, mode)| *mode).ok_or_else(|| format!("--daemon-mode {text:?} is none of ENIMultiIP, ENIOnly"))
+}
+
 fn start_log(level: &str) -> Result<(), Error> {
     let level: log::LevelFilter = level
         .parse()
@@ -97,7 +125,7 @@ fn start_log(level: &str) -> Result<(), Error> {
 }
 
 fn run(args: &Args) -> Result<(), Error> {
-    let start = boot::Start::read(&args.config, args.kubeconfig.as_deref())?;
+    let start = boot::Start::read(&args.config, args.kubeconfig.as_deref(), args.daemon_mode)?;
     let _place = alone::claim(ours::LOCK.as_ref())?;
     let executor = Rc::new(LocalExecutor::new());
     let (inputs, arriving) = bounded(INPUTS);

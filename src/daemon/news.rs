@@ -70,6 +70,12 @@ pub fn node_config(client: &Client, node: &str) -> Result<Option<NodeConfig>, Er
     map.map(|map| NodeConfig::of(&map)).transpose()
 }
 
+/// Whether the node's label wants an ENI for each pod.
+pub fn has_whole_enis(client: &Client, node: &str) -> Result<bool, Error> {
+    let node = there(client.get::<Node>(&object::path::<Node>("", node)))?;
+    Ok(node.is_some_and(|node| node.has_whole_enis()))
+}
+
 fn there<T>(found: Result<T, Error>) -> Result<Option<T>, Error> {
     match found {
         Ok(object) => Ok(Some(object)),

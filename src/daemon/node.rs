@@ -34,7 +34,7 @@ use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
 use crate::rate::{Both, Limit, Limits};
 use crate::repair::{Part, Repair};
-use crate::rpc::{EniLease, Lease, Refusal, Reply, Request, Wiring};
+use crate::rpc::{EniLease, Lease, Refusal, Reply, Request, Whole, Wiring};
 use crate::{datapath, eni::Fault};
 use conf::Conf;
 
@@ -125,6 +125,8 @@ pub struct Node {
     /// ENIs whose link is set up, and the slot of every ENI that has or had one.
     enis: BTreeMap<String, EniLease>,
     slots: BTreeMap<String, u32>,
+    /// What the links of ENIs were called that come home.
+    homes: BTreeMap<String, String>,
     /// ADDs that the pool knows, and those that still wait for their pod to be fetched.
     waiting: BTreeMap<Ticket, Waiting>,
     unknown: BTreeMap<PodName, Vec<Waiting>>,
@@ -177,6 +179,7 @@ impl Node {
             leases: found.leases.into_iter().map(|l| (l.sandbox.attachment.clone(), l)).collect(),
             enis: BTreeMap::new(),
             slots: found.slots,
+            homes: BTreeMap::new(),
             waiting: BTreeMap::new(),
             unknown: BTreeMap::new(),
             last_ticket: 0,
@@ -372,6 +375,7 @@ impl Node {
             ticket,
             pod: waiting.pod.clone(),
             sandbox: waiting.sandbox.clone(),
+            whole: self.pods.wants_whole(&waiting.pod),
             deadline: waiting.deadline,
         };
         self.waiting.insert(ticket, waiting);
@@ -422,11 +426,20 @@ impl Node {
             log::error!("del {}: {e}", lease.pod);
             return refusal(local(&e.to_string()));
         }
+        let whole = lease.is_whole();
         self.unguard_pod(attachment);
-        self.leases.remove(attachment);
+        self.forget_lease(attachment);
         self.feed(Event::Release { attachment: attachment.clone() });
         self.sweep = self.sweep.min(clock::now() + SWEEP_AFTER);
-        Reply::Released {}
+        Reply::Released { whole }
+    }
+
+    fn forget_lease(&mut self, attachment: &Attachment) -> Option<Lease> {
+        let lease = self.leases.remove(attachment)?;
+        if let Wiring::Whole(whole) = &lease.wiring {
+            self.homes.insert(lease.eni.id.clone(), whole.home.clone());
+        }
+        Some(lease)
     }
 
     /// An ADD that waits although its attachment is deleted (the runtime gave up) is never served.
@@ -480,7 +493,10 @@ impl Node {
             }
             Effect::Rested { ip, .. } => self.noted("resting address", self.ledger.rested(&ip)),
             Effect::Reply { ticket, result } => self.reply(ticket, result),
-            Effect::Prepare { eni, mac, vswitch } => self.prepare(Job { eni, mac, vswitch }),
+            Effect::Prepare { eni, mac, vswitch } => {
+                let home = self.homes.get(&eni).cloned();
+                self.prepare(Job { eni, mac, vswitch, home });
+            }
             Effect::Dismantle { eni, mac } => self.dismantle(&eni, mac),
             Effect::Tell(notice) => self.tell(notice),
             Effect::Wake { at } => self.wake = Some(at),
@@ -522,27 +538,33 @@ impl Node {
     /// A lease that ends without DEL, as one does whose address the cloud has taken: nothing may be sent there any more.
     fn end(&mut self, attachment: &Attachment) {
         self.unguard_pod(attachment);
-        if let Some(lease) = self.leases.remove(attachment) {
+        if let Some(lease) = self.forget_lease(attachment) {
             let undone = self.kernel.undo(&datapath::routes(&lease));
             self.noted("routes of a lease that is over", undone);
         }
     }
 
-    fn lease(&self, held: Held) -> Result<Lease, Error> {
-        let Some(eni) = self.enis.get(&held.eni) else {
+    fn lease(&mut self, held: Held) -> Result<Lease, Error> {
+        // Of an ENI that is lent already, the lease is the one record.
+        let lent = self.leases.get(&held.sandbox.attachment).filter(|l| held.whole && l.eni.id == held.eni);
+        if let Some(lease) = lent {
+            return Ok(Lease { sandbox: held.sandbox, ..lease.clone() });
+        }
+        let Some(eni) = self.enis.get(&held.eni).cloned() else {
             return Err(Error::refused(format!("ENI {} is not set up", held.eni)));
         };
         let bandwidth = self.bandwidth(&held);
-        Ok(Lease {
-            pod: held.pod,
-            sandbox: held.sandbox,
-            ip: held.ip,
-            eni: eni.clone(),
-            node: self.world.node,
-            marker: self.world.marker,
-            bandwidth,
-            wiring: Wiring::Shared,
-        })
+        let wiring = if held.whole { Wiring::Whole(self.whole(&eni)?) } else { Wiring::Shared };
+        let (node, marker) = (self.world.node, self.world.marker);
+        Ok(Lease { pod: held.pod, sandbox: held.sandbox, ip: held.ip, eni, node, marker, bandwidth, wiring })
+    }
+
+    fn whole(&mut self, eni: &EniLease) -> Result<Whole, Error> {
+        let Some(link) = self.kernel.link_by_mac(eni.mac)? else {
+            return Err(Error::refused(format!("ENI {} has no link here", eni.id)));
+        };
+        let services = self.conf.layers().config().service_cidr;
+        Ok(Whole { home: link.name, services, answers: self.world.answers() })
     }
 
     fn call(&mut self, id: CallId, call: Call) {
@@ -576,6 +598,7 @@ impl Node {
         let result = match result {
             Ok(lease) => {
                 let link = Link { ifindex: lease.table - ours::PODS_TABLE, slot: lease.slot };
+                self.homes.remove(&eni);
                 self.enis.insert(eni.clone(), lease);
                 self.eni_is_up(&eni);
                 Ok(link)
@@ -594,7 +617,7 @@ impl Node {
         let lease = self.enis.remove(eni);
         let undone = match (self.kernel.link_by_mac(mac), lease) {
             (Ok(Some(link)), Some(lease)) => {
-                let plan = datapath::eni(&self.world.eni_setup(&lease, &link.name));
+                let plan = self.world.eni_plan(&lease, &link.name);
                 self.kernel.undo(&plan)
             }
             (Ok(Some(link)), None) => self.unmark(ours::eni_table(link.ifindex)),
@@ -615,6 +638,7 @@ impl Node {
         serde_json::json!({
             "node": self.world.terms.facts,
             "marker": self.world.marker,
+            "daemon_mode": self.world.terms.mode.to_string(),
             "pool": self.pool.show(),
             "leases": self.leases.values().collect::<Vec<_>>(),
             "cloud_calls": self.world.cloud.calls(),

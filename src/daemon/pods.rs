@@ -35,6 +35,8 @@ pub struct Seen {
     pub uid: String,
     /// What its annotation says of its addresses.
     pub ips: Option<String>,
+    /// It wants an ENI to itself.
+    pub whole: bool,
     /// The bandwidth that its annotations ask for.
     pub bandwidth: Both<Told>,
 }
@@ -75,7 +77,8 @@ impl Known {
 fn seen(pod: &Pod) -> Seen {
     let ips = pod.meta.annotations.get(object::POD_IPS).cloned();
     let bandwidth = Both::read(&pod.meta.annotations);
-    Seen { presence: presence(pod), uid: pod.meta.uid.clone(), ips, bandwidth }
+    let (presence, uid, whole) = (presence(pod), pod.meta.uid.clone(), pod.wants_whole_eni());
+    Seen { presence, uid, ips, whole, bandwidth }
 }
 
 fn presence(pod: &Pod) -> Presence {
@@ -150,6 +153,10 @@ impl Pods {
         self.known.get(name).map(|seen| seen.presence)
     }
 
+    pub fn wants_whole(&self, name: &PodName) -> bool {
+        self.known.get(name).is_some_and(|seen| seen.whole)
+    }
+
     pub fn is_ours(&self, name: &PodName) -> bool {
         self.find(name) == Some(Presence::Ours)
     }
@@ -207,7 +214,7 @@ mod tests {
     const T: fn(u64) -> Now = Duration::from_secs;
 
     fn ours(presence: Presence) -> Seen {
-        Seen { presence, uid: String::new(), ips: None, bandwidth: Both::default() }
+        Seen { presence, uid: String::new(), ips: None, whole: false, bandwidth: Both::default() }
     }
 
     fn web(n: u32) -> PodName {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::calls::Place;
 use crate::cloud::Client;
-use crate::config::{Config, NodeFacts};
+use crate::config::{Config, Mode, NodeFacts};
 use crate::eni::{Fault, Limits};
 use crate::ours;
 use crate::pool::Settings;
@@ -12,16 +12,18 @@ use crate::pool::Settings;
 #[derive(Debug, Clone)]
 pub struct Terms {
     pub facts: NodeFacts,
+    /// Whether pods share their ENI, for as long as the daemon lives.
+    pub mode: Mode,
     limits: Limits,
     /// Security groups of the instance, for ENIs when the configuration names none.
     groups: Vec<String>,
 }
 
 impl Terms {
-    pub fn ask(cloud: &Client, facts: NodeFacts) -> Result<Terms, Fault> {
+    pub fn ask(cloud: &Client, facts: NodeFacts, mode: Mode) -> Result<Terms, Fault> {
         let limits = cloud.instance_limits(&facts.instance_type)?;
         let groups = cloud.security_groups(&facts.instance)?;
-        Ok(Terms { facts, limits, groups })
+        Ok(Terms { facts, mode, limits, groups })
     }
 
     pub fn place(&self, config: &Config) -> Place {
@@ -42,7 +44,9 @@ impl Terms {
     }
 
     pub fn settings(&self, config: &Config) -> Settings {
-        let most = self.limits.adapters.saturating_sub(1).min(ours::MAX_SLOT);
+        let whole = self.mode == Mode::Whole;
+        let most = if whole { config.share.of(self.limits.adapters) } else { self.limits.adapters.saturating_sub(1) };
+        let most = most.min(ours::MAX_SLOT);
         let max_enis = config.max_enis.map_or(most, |max| max.min(most));
         let groups = if config.security_groups.is_empty() { &self.groups } else { &config.security_groups };
         let mut tags = config.eni_tags.clone();
@@ -52,7 +56,8 @@ impl Terms {
         ]);
         Settings {
             stack: config.stack,
-            limits: self.limits,
+            whole,
+            limits: if whole { alone(self.limits) } else { self.limits },
             min_idle: config.min_idle,
             max_idle: config.max_idle,
             min_enis: config.min_enis.min(max_enis),
@@ -70,6 +75,11 @@ impl Terms {
             sync_period: config.sync_period,
         }
     }
+}
+
+/// An ENI that carries one pod needs one address of each family.
+fn alone(limits: Limits) -> Limits {
+    Limits { v4_per_adapter: limits.v4_per_adapter.min(1), v6_per_adapter: limits.v6_per_adapter.min(1), ..limits }
 }
 
 /// Whether an ENI with these tags is for us to use.

@@ -1,5 +1,6 @@
 //! What the node loop reaches for outside itself: each job runs on a thread of its own and comes back as an input.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,17 +12,18 @@ use super::eni::{self, Job};
 use super::news;
 use super::node::{Compared, Input};
 use super::terms::Terms;
-use crate::config::Publish;
+use crate::config::{Mode, Publish};
 use crate::datapath::{self, EniSetup, Setup};
 use crate::eni::VSwitch;
 use crate::error::{Cause, Context, Error};
 use crate::ip::IpPair;
-use crate::kernel::{Kernel, LinkSeen};
+use crate::kernel::{self, Kernel, LinkSeen};
 use crate::object::{self, Pod, Write};
+use crate::plan::Plan;
 use crate::pod::PodName;
 use crate::pool::{Call, CallId};
 use crate::repair::Part;
-use crate::rpc::{EniLease, Lease, Marker};
+use crate::rpc::{Answers, EniLease, Lease, Marker};
 use crate::{cloud, kube, ours};
 
 /// A bandwidth that cannot be set is tried again so often.
@@ -33,11 +35,15 @@ pub struct World {
     pub cloud: cloud::Client,
     pub kube: kube::Client,
     pub terms: Terms,
+    /// The operator says in which mode we run, so that the node's label does not.
+    pub mode_is_given: bool,
     /// What the API server calls this node.
     pub node_name: String,
     /// The node's own addresses.
     pub node: IpPair,
     pub marker: Marker,
+    /// See [`World::answers`].
+    pub tried: OnceCell<Answers>,
     pub mtu: u32,
     /// A lease whose pod has been gone this long is given up though no DEL came.
     pub orphan: Duration,
@@ -61,10 +67,10 @@ impl World {
 
     pub fn prepare(&self, job: Job, slot: u32) {
         let known = self.vswitches.get(&job.vswitch).cloned();
-        let (cloud, node, mtu) = (self.cloud.clone(), self.node, self.mtu);
+        let (cloud, node, mtu, mode) = (self.cloud.clone(), self.node, self.mtu, self.terms.mode);
         self.start(move || {
             let vswitch = known.map_or_else(|| cloud.vswitch(&job.vswitch).map_err(Error::from), Ok);
-            let result = vswitch.and_then(|vswitch| eni::prepare(&job, slot, &vswitch, &node, mtu));
+            let result = vswitch.and_then(|vswitch| eni::prepare(&job, slot, &vswitch, &node, mtu, mode));
             Input::Prepared { eni: job.eni, result }
         });
     }
@@ -119,11 +125,28 @@ impl World {
 
     /// Sees to it that answers of pods to node ports go back as they came; kube-proxy and people change netfilter too.
     pub fn guard_answers(&self) {
-        thread::spawn(|| {
+        let node = self.node;
+        thread::spawn(move || {
             if let Err(e) = Kernel::host().and_then(|mut kernel| kernel.apply(&datapath::answers())) {
                 log::warn!("node ports will not answer other nodes for pods of this node: {e}");
             }
+            if let Err(e) = Kernel::host().and_then(|mut kernel| kernel.apply(&datapath::masquerade(&node))) {
+                log::warn!("pods with an ENI of their own will not reach Services with backends on other nodes: {e}");
+            }
         });
+    }
+
+    /// How a pod with an ENI of its own finds back what came in through the node; tried out once, when the first one comes.
+    pub fn answers(&self) -> Answers {
+        *self.tried.get_or_init(|| match kernel::attempt(&datapath::trial_of_answers(&self.node)) {
+            Ok(()) => Answers::Conntrack,
+            Err(e) => {
+                log::warn!(
+                    "pods with an ENI of their own answer what comes in by a port of the node over TCP, and not over UDP: {e}"
+                );
+                Answers::Sockets
+            }
+        })
     }
 
     pub fn write(&self, write: Write) {
@@ -131,8 +154,12 @@ impl World {
         self.start(move || Input::Written(news::carry_out(&kube, &write)));
     }
 
-    pub fn eni_setup<'a>(&'a self, eni: &'a EniLease, link: &'a str) -> EniSetup<'a> {
-        EniSetup { eni, link, mtu: self.mtu, node: &self.node }
+    /// What an ENI of the node needs in the kernel: nothing where pods have whole ones.
+    pub fn eni_plan(&self, eni: &EniLease, link: &str) -> Plan {
+        match self.terms.mode {
+            Mode::Whole => Plan::default(),
+            Mode::Shared => datapath::eni(&EniSetup { eni, link, mtu: self.mtu, node: &self.node }),
+        }
     }
 }
 

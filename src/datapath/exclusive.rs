@@ -141,19 +141,14 @@ fn through_node(setup: &Setup, whole: &Whole) -> Vec<IpNet> {
 
 /// What came in by the second link is answered by it, though the pod's routes know better ways.
 fn answers(pod: &mut Vec<Object>, lease: &Lease, how: Answers) {
-    let (mark, link) = (format!("{:#x}/{:#x}", ours::NODE_MARK, ours::MARK_MASK), ours::PEER_LINK);
+    let link = ours::PEER_LINK;
     if how == Answers::Sockets {
         pod.extend(filter(lease.marker, link));
         pod.push(sysctl("net/ipv4/tcp_fwmark_accept".into(), "1"));
     }
     for addr in lease.ip.iter() {
         match how {
-            Answers::Conntrack => {
-                let new = ["-i", link, "-m", "conntrack", "--ctstate", "NEW", "-j", "CONNMARK", "--set-xmark", &mark];
-                let known = ["-m", "connmark", "--mark", &mark, "-j", "MARK", "--set-xmark", &mark];
-                pod.push(mangle(&addr, "PREROUTING", words(&new)));
-                pod.push(mangle(&addr, "OUTPUT", words(&known)));
-            }
+            Answers::Conntrack => pod.extend(tracking(&addr)),
             Answers::Sockets => {
                 let version = if addr.is_ipv4() { "ipv4" } else { "ipv6" };
                 pod.push(sysctl(format!("net/{version}/fwmark_reflect"), "1"));
@@ -169,6 +164,14 @@ fn answers(pod: &mut Vec<Object>, lease: &Lease, how: Answers) {
             action: RuleAction::Lookup(ours::ANSWER_TABLE),
         }));
     }
+}
+
+/// A connection that came in by the second link is marked, and so is all that answers it.
+pub fn tracking(addr: &IpAddr) -> [Object; 2] {
+    let mark = format!("{:#x}/{:#x}", ours::NODE_MARK, ours::MARK_MASK);
+    let new = ["-i", ours::PEER_LINK, "-m", "conntrack", "--ctstate", "NEW", "-j", "CONNMARK", "--set-xmark", &mark];
+    let known = ["-m", "connmark", "--mark", &mark, "-j", "MARK", "--set-xmark", &mark];
+    [mangle(addr, "PREROUTING", words(&new)), mangle(addr, "OUTPUT", words(&known))]
 }
 
 /// What leaves the node's own way and came out of a pod's second link is the node's: its answer would reach the pod by its ENI,

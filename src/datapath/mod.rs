@@ -125,6 +125,11 @@ pub fn masquerade(node: &IpPair) -> Plan {
     Plan { host: node.iter().map(|addr| exclusive::masquerade(family(&addr))).collect(), pod: Vec::new() }
 }
 
+/// What [`crate::rpc::Answers::Conntrack`] takes, to be tried out in a namespace without anybody.
+pub fn trial_of_answers(node: &IpPair) -> Plan {
+    Plan { host: node.iter().flat_map(|addr| exclusive::tracking(&addr)).collect(), pod: Vec::new() }
+}
+
 /// The one neighbour that a pod sees of its node.
 fn pod_gateway(addr: &IpAddr) -> IpAddr {
     match addr {

@@ -11,7 +11,7 @@ use super::{AddrSeen, Kernel, LinkSeen};
 use crate::error::{Context, Error, Errors};
 use crate::ip::{IpPair, Mac};
 use crate::ours;
-use crate::plan::{Filter, FilterAction, Object, Rule};
+use crate::plan::{Filter, FilterAction, Object, Plan, Rule};
 use crate::pod::Attachment;
 use crate::rpc::Marker;
 
@@ -121,6 +121,19 @@ impl Kernel {
     }
 }
 
+/// Makes what the plan has for the node in a namespace that lives no longer than that: whether this kernel can.
+pub fn attempt(plan: &Plan) -> Result<(), Error> {
+    let objects = plan.host.clone();
+    let trial = std::thread::Builder::new().spawn(move || {
+        let mut place = a_new_namespace()?;
+        objects.iter().try_for_each(|object| place.correct(object))
+    });
+    match trial.context(|| "start a thread")?.join() {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
 /// What a packet for elsewhere would bear: the route's own choice, else the link's address beside the gateway, else the
 /// link's first.
 fn source(route: &RouteSeen, addrs: &[AddrSeen]) -> Option<IpAddr> {
@@ -131,11 +144,15 @@ fn source(route: &RouteSeen, addrs: &[AddrSeen]) -> Option<IpAddr> {
     route.source.or_else(|| link().find(beside).or_else(|| link().next()).map(|a| IpNet::addr(&a.net)))
 }
 
-/// Runs on a thread of its own, which takes the namespace with it when it ends.
-fn marker_of_a_new_namespace() -> Result<(Marker, String), Error> {
+/// For a thread of its own, which takes the namespace with it when it ends.
+fn a_new_namespace() -> Result<Place, Error> {
     // SAFETY: only the network namespace of this thread changes; no descriptor or memory is shared differently.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
-    let mut place = Place::here()?;
+    Place::here()
+}
+
+fn marker_of_a_new_namespace() -> Result<(Marker, String), Error> {
+    let mut place = a_new_namespace()?;
     let mut works = |action| {
         let filter = Filter { link: "lo".into(), priority: ours::MARK_FILTER_PRIORITY, action };
         place.correct(&Object::Filter(filter))

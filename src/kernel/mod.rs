@@ -30,6 +30,7 @@ pub use addr::AddrSeen;
 pub use card::{Away, away};
 pub use events::Watch;
 pub use link::LinkSeen;
+pub use look::attempt;
 pub use place::Difference;
 pub use route::RouteSeen;
 pub use unwire::unwire;

@@ -75,7 +75,7 @@ pub fn strange(reply: &Reply) -> Failure {
     let kind = match reply {
         Reply::Lease(_) => "lease",
         Reply::None {} => "none",
-        Reply::Released {} => "released",
+        Reply::Released { .. } => "released",
         Reply::Ready {} => "ready",
         Reply::Refused { .. } => "refused",
         Reply::Show(_) => "show",

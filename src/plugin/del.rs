@@ -33,6 +33,8 @@ pub fn del(attachment: &Attachment, netns: Option<&Path>, pod: Option<&PodName>)
 enum Daemon {
     /// It has taken the attachment over.
     Released,
+    /// It has, but for an ENI in the pod's namespace: it waits until that is home.
+    Awaits,
     /// It holds no lease: what is there in the kernel was left by an ADD that was cut off.
     Unaware,
     /// It does not answer, is still starting, or cannot be understood.
@@ -41,7 +43,8 @@ enum Daemon {
 
 fn release(attachment: &Attachment) -> Result<Daemon, Failure> {
     match client::ask(&Request::Release { attachment: attachment.clone() }, PATIENCE) {
-        Ok(Reply::Released {}) => Ok(Daemon::Released),
+        Ok(Reply::Released { whole: false }) => Ok(Daemon::Released),
+        Ok(Reply::Released { whole: true }) => Ok(Daemon::Awaits),
         Ok(Reply::None {}) => Ok(Daemon::Unaware),
         Ok(Reply::Refused { why: Refusal::Starting, .. }) | Err(_) => Ok(Daemon::Silent),
         Ok(Reply::Refused { why, reason }) => Err(daemon::refused(why, &format!("delete {attachment}: {reason}"))),

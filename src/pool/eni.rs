@@ -20,6 +20,8 @@ pub(super) struct Nic {
     /// The cloud does not know it any more, but leases say that it was here.
     pub missing: bool,
     pub kernel: Kernel,
+    /// A lease has the whole of it: its link is in the pod, or is going there.
+    pub lent: bool,
     /// We took it out of the kernel in this life, and have not set it up since.
     pub dismantled: bool,
     /// When to set its link up, after failures.
@@ -99,6 +101,7 @@ impl Nic {
             state: eni.state,
             missing: false,
             kernel: Kernel::Absent,
+            lent: false,
             dismantled: false,
             wiring: Backoff::default(),
             complaint: None,
@@ -137,7 +140,7 @@ impl Nic {
     fn next_in_use(&self) -> Next {
         if self.addresses.values().any(|a| a.leaving) {
             Next::UnassignAgain
-        } else if self.kernel == Kernel::Absent {
+        } else if self.kernel == Kernel::Absent && !self.lent {
             Next::Prepare
         } else {
             Next::Nothing
@@ -147,6 +150,11 @@ impl Nic {
     /// Its addresses may be handed out.
     pub fn serves(&self) -> bool {
         self.kept() && self.state == EniState::InUse && matches!(self.kernel, Kernel::Ready(_))
+    }
+
+    /// It is lent, and as far as we know the pod has it.
+    pub fn serves_one(&self) -> bool {
+        self.kept() && self.state == EniState::InUse && self.lent
     }
 
     /// It serves, or is on its way to.
@@ -162,6 +170,14 @@ impl Nic {
     /// A call could be made on it now.
     pub fn free_for(&self, now: Now) -> bool {
         self.next() == Next::Nothing && self.busy.is_none() && self.retry.next <= now
+    }
+
+    /// The address that a pod has which takes the whole of it.
+    pub fn own(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => Some(IpAddr::V4(self.primary)),
+            Family::V6 => self.addresses.keys().copied().find(|ip| Family::of(ip) == Family::V6),
+        }
     }
 
     /// Addresses that it could still get, were none of them leaving.

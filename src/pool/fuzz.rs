@@ -79,6 +79,8 @@ struct Run {
     steady: bool,
     /// How many of a thousand events are ADDs: sometimes the node fills, sometimes it drains.
     mood: u32,
+    /// And how many of a hundred ADDs want an ENI to themselves.
+    wishes: u32,
     verbose: bool,
 }
 
@@ -87,6 +89,11 @@ impl Run {
         let mut rng = Rng::with_seed(seed);
         let mut settings = random_settings(&mut rng, settings());
         settings.stack = random_stack(&mut rng);
+        settings.whole = rng.u8(..4) == 0;
+        if settings.whole {
+            settings.limits.v4_per_adapter = 1;
+            settings.limits.v6_per_adapter = settings.limits.v6_per_adapter.min(1);
+        }
         let mut cloud = Cloud::new(rng.u64(..), settings.limits);
         for (id, net) in [("vsw-1", 1), ("vsw-2", 2)] {
             cloud.add_vswitch(id, net, rng.u8(3..60));
@@ -120,6 +127,7 @@ impl Run {
             unseen: false,
             steady: rng.bool(),
             mood: 150,
+            wishes: [0, 0, 5, 50][rng.usize(..4)],
             verbose: std::env::var_os("POOL_VERBOSE").is_some(),
             rng,
         };
@@ -180,8 +188,9 @@ impl Run {
         let sandbox = old.filter(|_| again).unwrap_or_else(|| sandbox(&format!("c{}", self.count)));
         let deadline = self.now + Duration::from_millis(self.rng.u64(0..60_000));
         let (ticket, name) = (self.count, pod(&format!("p{}", self.rng.u8(..20))));
-        self.asked.push(Asked { ticket, attachment: sandbox.attachment.clone(), deadline });
-        self.step(Event::Allocate { ticket, pod: name, sandbox, deadline });
+        let whole = self.rng.u32(..100) < self.wishes;
+        self.asked.push(Asked { ticket, attachment: sandbox.attachment.clone(), whole, deadline });
+        self.step(Event::Allocate { ticket, pod: name, sandbox, whole, deadline });
     }
 
     fn burst(&mut self) {
@@ -372,15 +381,18 @@ impl Run {
             && !again(held)
         {
             self.check_whole(held);
+            self.check_alone(held);
+            self.check_lease(held);
         }
         self.ledger.write(self.now, effect);
         match effect {
             Effect::Call { id, call } => self.call(*id, call),
-            Effect::Record(held) => self.check_lease(held),
             Effect::Reply { ticket, result } => {
-                self.reply(*ticket, result.as_ref().ok());
-                if result.as_ref().is_err_and(|r| r.why == Refusal::NodeFull) {
-                    self.check_full();
+                let wish = self.reply(*ticket, result.as_ref().ok());
+                match result.as_ref().is_err_and(|r| r.why == Refusal::NodeFull) {
+                    true if wish => self.check_none_free(),
+                    true => self.check_full(),
+                    false => {}
                 }
             }
             Effect::Prepare { eni, .. } => {
@@ -388,7 +400,10 @@ impl Run {
                 self.later(Due::Prepared(eni.clone()), 300);
             }
             Effect::Dismantle { eni, .. } => {
-                assert!(!self.ledger.leases.values().any(|h| h.eni == *eni), "{eni} is dismantled under its pods");
+                assert!(
+                    !self.ledger.leases.values().any(|h| h.eni == *eni && !h.whole),
+                    "{eni} is dismantled under its pods"
+                );
                 self.links.remove(eni);
             }
             Effect::Wake { at } => {
@@ -457,6 +472,14 @@ impl Run {
         assert_eq!(families, self.settings.stack.families(), "{} is leased, no pair", held.ip);
     }
 
+    /// A whole ENI is nobody else's: nothing of it is leased or rests, and nothing will be.
+    fn check_alone(&self, held: &Held) {
+        assert!(held.whole || !self.settings.whole, "{} is shared where nothing is", held.eni);
+        let lent = self.ledger.leases.values().any(|h| h.eni == held.eni && h.whole);
+        assert!(!lent, "{} is lent and {} is leased", held.eni, held.ip);
+        assert!(!held.whole || !self.ledger.touches(&held.eni), "{} is lent and in use", held.eni);
+    }
+
     fn check_lease(&self, held: &Held) {
         assert!(self.links.contains(&held.eni) || self.foul, "{} has no link and {} is leased", held.eni, held.ip);
         for ip in held.ip.iter() {
@@ -465,17 +488,33 @@ impl Run {
         }
     }
 
-    fn reply(&mut self, ticket: u64, held: Option<&Held>) {
+    /// Whether it was a wish for a whole ENI that was answered.
+    fn reply(&mut self, ticket: u64, held: Option<&Held>) -> bool {
         let i = self.asked.iter().position(|a| a.ticket == ticket).expect("an answer that nobody waits for");
         let asked = self.asked.swap_remove(i);
         if let Some(held) = held {
             assert_eq!(self.ledger.leases.get(&asked.attachment), Some(held), "the lease was not recorded");
         }
+        asked.whole && !self.settings.whole
+    }
+
+    /// Nobody is told that no ENI is free while one is, or has a place, for which nobody else waits.
+    fn check_none_free(&self) {
+        let ours: Vec<&Eni> = self.cloud.enis.values().filter(|e| is_ours(e)).collect();
+        let free = ours.iter().filter(|e| !self.ledger.touches(&e.id)).count();
+        let new = self.places().saturating_sub(ours.len());
+        let fine = ours.len() > self.places() || free + new <= self.asked.len() || self.foul || self.unseen;
+        assert!(fine || self.per_eni() == 0, "{free} ENIs are free and {new} can be had for {}", self.asked.len());
     }
 
     /// Nobody is told that the node is full while there is an address for which nobody else waits.
     fn check_full(&self) {
-        let ours: Vec<&Eni> = self.cloud.enis.values().filter(|e| is_ours(e)).collect();
+        let lent = |e: &Eni| {
+            self.ledger.leases.values().any(|h| h.eni == e.id && h.whole)
+                || self.settings.whole && self.ledger.touches(&e.id)
+        };
+        let all: Vec<&Eni> = self.cloud.enis.values().filter(|e| is_ours(e)).collect();
+        let ours: Vec<&&Eni> = all.iter().filter(|e| !lent(e)).collect();
         let idle = |e: &Eni, f| e.addresses().filter(|ip| Family::of(ip) == f && !self.ledger.holds(*ip)).count();
         let room = |e: &Eni, f| (self.cloud.limits.per_adapter(f) as usize).saturating_sub(count_of(e, f));
         let spare: usize = ours.iter().map(|e| self.least(|f| idle(e, f) + room(e, f))).sum();
@@ -483,9 +522,9 @@ impl Run {
         let suspect: usize =
             show["enis"].as_array().unwrap().iter().map(|e| e["not_used"].as_array().unwrap().len()).sum();
         let spare = spare.saturating_sub(suspect);
-        let new = self.places().saturating_sub(ours.len()) * self.per_eni();
+        let new = self.places().saturating_sub(all.len()) * self.per_eni();
         assert!(
-            ours.len() > self.places() || spare + new <= self.asked.len() || self.foul || self.unseen,
+            all.len() > self.places() || spare + new <= self.asked.len() || self.foul || self.unseen,
             "the node is not full: {spare} and {new} to spare for {}",
             self.asked.len()
         );
@@ -531,7 +570,9 @@ impl Run {
             self.go_on();
         }
         assert!(self.events - before < 800, "{} events in an idle hour", self.events - before);
-        while self.due.values().any(|d| !matches!(d, Due::Tick)) {
+        // What the last attempt of the hour has left over goes after a moment.
+        let soon = |run: &Run| run.wake.is_some_and(|wake| wake <= run.now + Duration::from_secs(10));
+        while self.due.values().any(|d| !matches!(d, Due::Tick)) || soon(self) {
             self.go_on();
         }
     }

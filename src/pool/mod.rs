@@ -72,9 +72,9 @@ impl Pool {
         self.state.as_ref().ok_or_else(starting)?.ready(SOON)
     }
 
-    /// How many addresses for pods there can be.
+    /// What the node can hold for pods.
     pub fn capacity(&self) -> Capacity {
-        self.state.as_ref().map_or(Capacity::default(), |s| Capacity { enis: s.max_enis(), per_eni: s.per_eni() })
+        self.state.as_ref().map_or(Capacity::default(), |s| s.capacity())
     }
 
     /// Why pods cannot have addresses. A node that is full lacks none before someone was turned away.
@@ -98,6 +98,8 @@ pub type Now = Duration;
 pub struct Settings {
     /// One address of each of these families is what a lease holds.
     pub stack: Stack,
+    /// Every lease takes a whole ENI. The limits are then for one address of each family.
+    pub whole: bool,
     pub limits: Limits,
     /// Idle addresses to keep ready, and the most to keep.
     pub min_idle: u32,
@@ -130,11 +132,21 @@ pub struct Settings {
 pub struct Capacity {
     pub enis: u32,
     pub per_eni: u32,
+    /// ENIs that pods have to themselves.
+    pub lent: u32,
+    /// ENIs that pods may have to themselves: those, and all that carry no pod that shares.
+    pub whole: u32,
 }
 
 impl Capacity {
-    pub fn addresses(&self) -> u32 {
-        self.enis * self.per_eni
+    /// Addresses for pods that share ENIs.
+    pub fn shared(&self) -> u32 {
+        self.enis.saturating_sub(self.lent) * self.per_eni
+    }
+
+    /// Pods that can have an address.
+    pub fn pods(&self) -> u32 {
+        self.shared() + self.lent
     }
 }
 
@@ -149,8 +161,8 @@ pub enum Event {
     Boot(Box<Boot>),
     /// New settings: at SIGHUP, or when the node's configuration changed.
     Settings(Box<Settings>),
-    /// An ADD waits. The same attachment asked again is answered with the same address.
-    Allocate { ticket: Ticket, pod: PodName, sandbox: Sandbox, deadline: Now },
+    /// An ADD waits. The same attachment asked again is answered with the same address. `whole`: the pod wants an ENI to itself.
+    Allocate { ticket: Ticket, pod: PodName, sandbox: Sandbox, whole: bool, deadline: Now },
     /// The one who waited hung up. If it had been answered already, a Release will come or the pod's absence will be seen.
     Forget { ticket: Ticket },
     /// The attachment is gone; nothing of it is left in the kernel.
@@ -192,6 +204,8 @@ pub struct Held {
     pub sandbox: Sandbox,
     pub eni: String,
     pub ip: IpPair,
+    /// Nobody else has anything of the ENI: its link is in the pod.
+    pub whole: bool,
 }
 
 /// Something to be found again after a crash, written before the call that makes it.
@@ -297,7 +311,7 @@ pub enum Effect {
         mac: Mac,
         vswitch: String,
     },
-    /// Take our rules and routes for the ENI out of the kernel, before it is detached.
+    /// Take our rules and routes for the ENI out of the kernel, before it is detached or its link goes to a pod.
     Dismantle {
         eni: String,
         mac: Mac,

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::net::IpAddr;
 
 use super::calls::{Block, Verb};
-use super::eni::Nic;
+use super::eni::{Kernel, Nic};
 use super::state::State;
 use super::vswitch;
 use super::{Effect, EniChoice, Held, Now, Refused, Settings, Ticket};
@@ -17,6 +17,8 @@ pub(super) struct Waiting {
     pub ticket: Ticket,
     pub pod: PodName,
     pub sandbox: Sandbox,
+    /// It wants an ENI to itself.
+    pub whole: bool,
     pub deadline: Now,
     pub since: Now,
 }
@@ -44,7 +46,7 @@ impl State {
 
     /// Answers everyone for whom there is an address, first come first.
     pub fn serve(&mut self) {
-        let mut dry = false;
+        let mut dry = Dry::default();
         for w in std::mem::take(&mut self.waiting) {
             match self.lease_for(&w, &mut dry) {
                 Some(held) => self.out.push(Effect::Reply { ticket: w.ticket, result: Ok(held) }),
@@ -53,27 +55,64 @@ impl State {
         }
     }
 
-    fn lease_for(&mut self, w: &Waiting, dry: &mut bool) -> Option<Held> {
+    fn lease_for(&mut self, w: &Waiting, dry: &mut Dry) -> Option<Held> {
         if self.leases.contains_key(&w.sandbox.attachment) {
             return self.same_lease(w);
         }
-        if *dry {
-            return None;
-        }
-        let Some((eni, ip)) = self.best_idle() else {
-            *dry = true;
-            return None;
+        let (whole, dry) = match self.is_wish(w) {
+            true => (true, &mut dry.whole),
+            false => (self.settings.whole, &mut dry.shared),
         };
-        let held = Held { pod: w.pod.clone(), sandbox: w.sandbox.clone(), eni, ip };
+        let found = if *dry {
+            None
+        } else if self.is_wish(w) {
+            self.best_whole()
+        } else {
+            self.best_idle()
+        };
+        *dry = found.is_none();
+        let (eni, ip) = found?;
+        let held = Held { pod: w.pod.clone(), sandbox: w.sandbox.clone(), eni, ip, whole };
         self.out.push(Effect::Record(held.clone()));
         self.hold(held.clone());
+        if whole {
+            self.lend(&held.eni);
+        }
         Some(held)
+    }
+
+    /// It wants an ENI to itself where others share theirs.
+    fn is_wish(&self, w: &Waiting) -> bool {
+        w.whole && !self.settings.whole
+    }
+
+    /// Nobody but the pod uses the ENI any more.
+    fn lend(&mut self, eni: &str) {
+        let nic = self.nics.get_mut(eni).expect("just leased");
+        nic.kernel = Kernel::Absent;
+        nic.dismantled = true;
+        self.out.push(Effect::Dismantle { eni: eni.to_owned(), mac: nic.mac });
+    }
+
+    /// An ENI of which nothing is in use: the one with the fewest addresses, since none of them serves others then.
+    fn best_whole(&self) -> Option<(String, IpPair)> {
+        let still = |n: &Nic| n.serves() && !n.lent && n.busy.is_none() && n.assign.is_none() && self.is_untouched(n);
+        let open = self.nics.iter().filter(|(id, n)| still(n) && !self.needed(id));
+        let open = open.filter_map(|(id, n)| Some((n.addresses.len(), id, self.own_addresses(n)?)));
+        open.min_by_key(|(count, id, _)| (*count, *id)).map(|(_, id, ip)| (id.clone(), ip))
+    }
+
+    /// What comes with the whole of an ENI: an address of each family.
+    fn own_addresses(&self, nic: &Nic) -> Option<IpPair> {
+        let there = |family: &Family| nic.own(*family).filter(|ip| nic.addresses.get(ip).is_some_and(|a| !a.leaving));
+        self.settings.stack.families().iter().map(there).collect()
     }
 
     /// The attachment asked before: the same lease, once its ENI serves.
     fn same_lease(&mut self, w: &Waiting) -> Option<Held> {
         let held = self.leases.get_mut(&w.sandbox.attachment)?;
-        if !self.nics.get(&held.eni).is_some_and(Nic::serves) {
+        let serves = |n: &Nic| if held.whole { n.serves_one() } else { n.serves() };
+        if !self.nics.get(&held.eni).is_some_and(serves) {
             return None;
         }
         if held.sandbox != w.sandbox {
@@ -105,24 +144,40 @@ impl State {
 
     /// Those who wait for an address, and not only for their ENI to serve.
     pub fn hungry(&self) -> impl Iterator<Item = &Waiting> {
-        self.waiting.iter().filter(|w| !self.leases.contains_key(&w.sandbox.attachment))
+        self.waiting.iter().filter(|w| !self.leases.contains_key(&w.sandbox.attachment) && !self.is_wish(w))
+    }
+
+    /// Those who wait for an ENI to themselves where others share.
+    pub fn wishes(&self) -> u32 {
+        let wish = |w: &&Waiting| !self.leases.contains_key(&w.sandbox.attachment) && self.is_wish(w);
+        self.waiting.iter().filter(wish).count() as u32
     }
 
     /// Refuses those whose deadline has come, and those for whom nothing can come in time.
     pub fn refuse(&mut self) {
-        let mut before = 0;
+        let (mut before, mut wishes) = (0, 0);
         for w in std::mem::take(&mut self.waiting) {
             let again = self.leases.contains_key(&w.sandbox.attachment);
-            let hope = again || self.could_come(w.deadline) > before;
+            let wish = self.is_wish(&w);
+            let (could_come, ahead) = match wish {
+                true => (self.whole_could_come(w.deadline), &mut wishes),
+                false => (self.could_come(w.deadline), &mut before),
+            };
+            let hope = again || could_come > *ahead;
             if w.deadline > self.now && hope {
-                before += u32::from(!again);
+                *ahead += u32::from(!again);
                 self.at(w.deadline);
                 self.waiting.push(w);
                 continue;
             }
-            let refused =
-                self.obstacle().unwrap_or_else(|| if hope { self.too_slow(&w) } else { self.too_many(before) });
-            self.turned_away = true;
+            let refused = match (wish, hope) {
+                (true, false) => self.no_whole(),
+                (true, true) => self.too_slow(&w),
+                (false, _) => {
+                    self.obstacle().unwrap_or_else(|| if hope { self.too_slow(&w) } else { self.too_many(before) })
+                }
+            };
+            self.turned_away |= !wish;
             self.tell(Some(&w.pod), true, "AllocIPFailed", refused.reason.clone());
             self.out.push(Effect::Reply { ticket: w.ticket, result: Err(refused) });
         }
@@ -136,7 +191,7 @@ impl State {
             return block.refused.clone();
         }
         let mut reason = format!("no address came within {} s", (self.now - w.since).as_secs());
-        for (id, nic) in self.nics.iter().filter(|(_, n)| n.kept() && !n.serves()) {
+        for (id, nic) in self.nics.iter().filter(|(_, n)| n.kept() && !n.lent && !n.serves()) {
             let state = if let Some(why) = &nic.complaint { why.clone() } else { format!("{:?}", nic.state) };
             reason += &format!("; {id} is not ready: {state}");
         }
@@ -148,7 +203,11 @@ impl State {
 
     /// What could still come is for those who came before.
     fn too_many(&self, before: u32) -> Refused {
-        let closed = self.ways().into_iter().flatten().min_by_key(|r| severity(r.why));
+        // What those before leave over may lack a family that the next one would get.
+        let kept = self.nics.values().filter(|n| n.kept() && !n.lent);
+        let families = self.settings.stack.families();
+        let lacking = kept.flat_map(|n| families.iter().filter_map(|family| self.no_assign(n, *family, self.now)));
+        let closed = self.ways().into_iter().flatten().chain(lacking).min_by_key(|r| severity(r.why));
         closed.unwrap_or_else(|| {
             let mut refused = self.node_full();
             refused.reason += &format!(", and {before} ADDs wait for the last ones");
@@ -163,6 +222,30 @@ impl State {
         let in_flight = self.creates.iter().filter(|c| cloud || c.call.is_some()).count() as u32;
         let new = if cloud && self.could_create(by) { self.places_to_come() } else { 0 };
         on_enis + (in_flight + new) * self.per_eni()
+    }
+
+    /// At most so many ENIs can become free by that time.
+    fn whole_could_come(&self, by: Now) -> u32 {
+        let cloud = self.gate.outage().is_none_or(|(_, next)| next <= by);
+        let there = self.nics.values().filter(|n| self.untouched_by(n, by)).count() as u32;
+        let in_flight = self.creates.iter().filter(|c| cloud || c.call.is_some()).count() as u32;
+        let new = if cloud && self.could_create(by) { self.places_to_come() } else { 0 };
+        if self.per_eni() == 0 { 0 } else { there + in_flight + new }
+    }
+
+    /// Why a pod cannot have an ENI to itself.
+    fn no_whole(&self) -> Refused {
+        if self.places_to_come() > 0 || !self.creates.is_empty() {
+            let closed = self.outage().or_else(|| self.no_create()).or_else(|| self.throttled());
+            let others = || Refused { why: Refusal::TooSlow, reason: "others wait for the next ENI already".into() };
+            return closed.unwrap_or_else(others);
+        }
+        let (most, lent) = (self.max_enis(), self.nics.values().filter(|n| n.lent).count());
+        let reason = format!(
+            "no ENI is free: this node can hold {most}, of which {lent} belong to one pod each and the others carry pods or \
+             addresses that cool down"
+        );
+        Refused { why: Refusal::NodeFull, reason }
     }
 
     fn could_create(&self, by: Now) -> bool {
@@ -198,15 +281,17 @@ impl State {
         if self.is_full() {
             return Some(self.node_full());
         }
-        let outage = self.gate.outage().map(|(fault, _)| Refused {
-            why: Refusal::CloudDown,
-            reason: format!("the cloud does not answer: {fault}"),
-        });
-        let throttled = || {
-            let fault = self.gate.throttled()?;
-            Some(Refused { why: Refusal::Throttled, reason: format!("the cloud asks us to slow down: {fault}") })
-        };
-        outage.or_else(|| self.blocked()).or_else(throttled)
+        self.outage().or_else(|| self.blocked()).or_else(|| self.throttled())
+    }
+
+    fn outage(&self) -> Option<Refused> {
+        let (fault, _) = self.gate.outage()?;
+        Some(Refused { why: Refusal::CloudDown, reason: format!("the cloud does not answer: {fault}") })
+    }
+
+    fn throttled(&self) -> Option<Refused> {
+        let fault = self.gate.throttled()?;
+        Some(Refused { why: Refusal::Throttled, reason: format!("the cloud asks us to slow down: {fault}") })
     }
 
     fn node_full(&self) -> Refused {
@@ -335,6 +420,13 @@ impl State {
             None => self.tell(None, false, "AllocIPSucceed", "addresses can be had again".into()),
         }
     }
+}
+
+/// Of what nothing was found, so that it is not looked for again.
+#[derive(Default)]
+struct Dry {
+    shared: bool,
+    whole: bool,
 }
 
 /// What a person calls the family.

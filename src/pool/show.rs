@@ -10,6 +10,7 @@ impl State {
     pub fn show(&self) -> Value {
         json!({
             "ip_stack": self.settings.stack,
+            "eni_per_pod": self.settings.whole,
             "capacity": self.max_enis() * self.per_eni(),
             "idle": self.idle(),
             "leased": self.leases.len(),
@@ -89,6 +90,7 @@ fn state(nic: &Nic) -> String {
     match nic {
         Nic { missing: true, .. } => "missing".into(),
         Nic { goal: Goal::GiveBack, .. } => format!("giving back: {:?}", nic.state),
+        _ if nic.serves_one() => "lent".into(),
         _ if nic.serves() => "serving".into(),
         _ => format!("{:?}", nic.state),
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::calls::{Create, Verb};
 use super::eni::{Assign, Goal, Kernel, Nic};
 use super::state::State;
-use super::{Call, Effect, EniChoice, Intent};
+use super::{Call, Capacity, Effect, EniChoice, Intent};
 use crate::ip::Family;
 
 /// Addresses asked for in one call. AssignPrivateIpAddresses lists at most ten addresses, and the old Terway asks CreateNetworkInterface
@@ -23,6 +23,13 @@ impl State {
     pub fn max_enis(&self) -> u32 {
         let places = self.settings.limits.adapters.saturating_sub(1).saturating_sub(self.foreign);
         self.settings.max_enis.min(places)
+    }
+
+    pub fn capacity(&self) -> Capacity {
+        let (enis, lent) = (self.max_enis(), self.nics.values().filter(|n| n.lent).count() as u32);
+        let shared = self.nics.iter().filter(|(id, n)| !n.missing && !n.lent && self.needed(id)).count() as u32;
+        let taken = if self.settings.whole { 0 } else { shared };
+        Capacity { enis, per_eni: self.per_eni(), lent, whole: enis.saturating_sub(taken) }
     }
 
     /// ENIs there are or will be, those on their way out included.
@@ -75,6 +82,7 @@ impl State {
 
     pub fn grow(&mut self) {
         self.create_again();
+        self.grow_whole();
         loop {
             let short = self.shortage();
             let too_few = self.free_places() > 0 && self.places_taken() < self.settings.min_enis;
@@ -96,6 +104,25 @@ impl State {
                 return self.wake_when_possible();
             }
             self.short_since = None;
+        }
+    }
+
+    /// Makes an ENI for each pod that wants one to itself, and for whom none is free or on its way.
+    fn grow_whole(&mut self) {
+        let wishes = self.wishes();
+        if wishes == 0 || self.per_eni() == 0 {
+            return;
+        }
+        let coming = self.nics.values().filter(|n| n.promising() && self.untouched_by(n, self.now)).count() as u32;
+        let mut short = wishes.saturating_sub(coming + self.creates.len() as u32);
+        while short > 0 && self.free_places() > 0 && self.survey.blind.is_none() && self.can_attach() {
+            if !(self.may(Verb::Create) && self.create(1)) {
+                break;
+            }
+            short -= 1;
+        }
+        if short > 0 {
+            self.wake_when_possible();
         }
     }
 
@@ -216,7 +243,10 @@ impl State {
         let spare =
             |n: &Nic| over || self.is_barren(n) || idle.saturating_sub(self.idle_on(n)) >= self.settings.min_idle;
         let empty = self.nics.iter().filter(|(id, n)| self.is_empty(id, n) && spare(n));
-        let due = |n: &Nic| if over { n.empty_since } else { n.empty_since + self.settings.eni_idle };
+        // Where every pod has a whole ENI, those above the bound are what elsewhere addresses are.
+        let surplus = self.settings.whole && idle > self.settings.max_idle.max(self.settings.min_idle);
+        let patience = if surplus { SURPLUS } else { self.settings.eni_idle };
+        let due = |n: &Nic| if over { n.empty_since } else { n.empty_since + patience };
         let Some((due, _, id)) = empty.map(|(id, n)| (due(n), n.addresses.len(), id.clone())).min() else { return };
         if due > self.now {
             return self.at(due);
@@ -262,7 +292,11 @@ impl State {
         })
     }
 
+    /// Where every pod has a whole ENI, an ENI too many goes as a whole.
     fn surplus(&self) -> Option<(String, Vec<IpAddr>)> {
+        if self.settings.whole {
+            return None;
+        }
         let surplus = self.idle().saturating_sub(self.settings.max_idle.max(self.settings.min_idle));
         let open = self.nics.iter().filter(|(_, n)| surplus > 0 && n.serves() && n.free_for(self.now));
         let open = open.map(|(id, n)| (id, n, self.least(|family| self.removable(n, family).len() as u32)));

@@ -138,8 +138,8 @@ impl State {
                 self.settings = with_our_tags(*settings);
                 self.vswitches.expect(self.now, &self.settings.vswitches);
             }
-            Event::Allocate { ticket, pod, sandbox, deadline } => {
-                self.allocate(Waiting { ticket, pod, sandbox, deadline, since: self.now });
+            Event::Allocate { ticket, pod, sandbox, whole, deadline } => {
+                self.allocate(Waiting { ticket, pod, sandbox, whole, deadline, since: self.now });
             }
             Event::Forget { ticket } => self.waiting.retain(|w| w.ticket != ticket),
             Event::Release { attachment } => self.release(&attachment),
@@ -179,6 +179,9 @@ impl State {
 
     pub fn hold(&mut self, held: Held) {
         self.taken.add(&held.ip);
+        if let Some(nic) = self.nics.get_mut(&held.eni) {
+            nic.lent |= held.whole;
+        }
         self.leases.insert(held.sandbox.attachment.clone(), held);
     }
 
@@ -193,8 +196,10 @@ impl State {
             true => self.let_rest(ip, Rest { eni: eni.clone(), until }),
             false => self.out.push(Effect::Rested { eni: eni.clone(), ip }),
         }
+        let lent = self.is_lent(&eni);
         if let Some(nic) = self.nics.get_mut(&eni) {
             nic.empty_since = self.now;
+            nic.lent = lent;
         }
         self.forget_if_missing(&eni);
         true
@@ -240,9 +245,18 @@ impl State {
         !address.leaving && !self.taken.has(ip) && !self.resting.contains_key(ip)
     }
 
+    /// Of an ENI that is lent there are none; where every pod has a whole one, there are those that come with it.
     pub fn idle_addresses<'a>(&'a self, nic: &'a Nic, family: Family) -> impl Iterator<Item = (IpAddr, &'a Address)> {
-        let of_family = nic.addresses.iter().filter(move |(ip, _)| Family::of(ip) == family);
+        let own = self.settings.whole.then(|| nic.own(family));
+        let there = !nic.lent && (own.is_none() || self.is_untouched(nic));
+        let of_family = nic.addresses.iter().filter(move |(ip, _)| there && Family::of(ip) == family);
+        let of_family = of_family.filter(move |(ip, _)| own.is_none_or(|own| own == Some(**ip)));
         of_family.filter(|(ip, a)| self.is_idle(ip, a)).map(|(ip, a)| (*ip, a))
+    }
+
+    /// No address of the ENI is leased or rests.
+    pub fn is_untouched(&self, nic: &Nic) -> bool {
+        !nic.addresses.keys().any(|ip| self.taken.has(ip) || self.resting.contains_key(ip))
     }
 
     pub fn held_on(&self, nic: &Nic) -> u32 {
@@ -252,6 +266,11 @@ impl State {
     /// A lease names this ENI, whether or not the cloud knows the address.
     pub fn leased_from(&self, eni: &str) -> bool {
         self.leases.values().any(|h| h.eni == eni)
+    }
+
+    /// A lease has the whole of this ENI.
+    fn is_lent(&self, eni: &str) -> bool {
+        self.leases.values().any(|h| h.whole && h.eni == eni)
     }
 
     /// A lease or a rest names this ENI.
@@ -274,7 +293,7 @@ impl State {
 
     pub fn adopt(&mut self, eni: &Eni) {
         let goal = self.goal_for(eni);
-        let nic = Nic::new(self.now, eni, goal);
+        let nic = Nic { lent: self.is_lent(&eni.id), ..Nic::new(self.now, eni, goal) };
         self.nics.insert(eni.id.clone(), nic);
         self.see(eni);
         if self.is_barren(&self.nics[&eni.id]) && !self.needed(&eni.id) {
@@ -303,7 +322,7 @@ impl State {
             Call::Create { .. } => return self.creates.push(Create::again(intent)),
             Call::Assign { eni, family, count, .. } => {
                 let (family, count) = (*family, *count);
-                if let Some(nic) = self.nics.get_mut(eni).filter(|n| n.kept() && n.assign.is_none()) {
+                if let Some(nic) = self.nics.get_mut(eni).filter(|n| n.kept() && !n.lent && n.assign.is_none()) {
                     nic.assign = Some(Assign { intent, family, count, tries: 0, doubt: true });
                     return;
                 }

@@ -147,7 +147,7 @@ impl Rig {
     /// An ADD for a container of this number, which may wait so long.
     fn add(&mut self, n: u64, wait: Duration) {
         let (container, deadline) = (format!("c{n}"), self.now + wait);
-        self.hear(Event::Allocate { ticket: n, pod: pod("web"), sandbox: sandbox(&container), deadline });
+        self.hear(Event::Allocate { ticket: n, pod: pod("web"), sandbox: sandbox(&container), whole: false, deadline });
     }
 
     fn del(&mut self, n: u64) {
@@ -199,7 +199,7 @@ fn put(cloud: &mut Cloud, eni: Eni) {
 }
 
 fn held(container: &str, eni: &str, ip: &str) -> Held {
-    Held { pod: pod("web"), sandbox: sandbox(container), eni: eni.into(), ip: IpPair::v4(v4(ip)) }
+    Held { pod: pod("web"), sandbox: sandbox(container), eni: eni.into(), ip: IpPair::v4(v4(ip)), whole: false }
 }
 
 fn lease(ledger: &mut Ledger, container: &str, eni: &str, ip: &str) {
@@ -212,7 +212,8 @@ fn lease(ledger: &mut Ledger, container: &str, eni: &str, ip: &str) {
 fn a_lease_is_recorded_before_anyone_hears_of_it() {
     let mut rig = Rig::with_eni(settings(), &["10.0.1.10"]);
     let deadline = rig.now + secs(10);
-    let effects = rig.hear(Event::Allocate { ticket: 1, pod: pod("web"), sandbox: sandbox("c1"), deadline });
+    let effects =
+        rig.hear(Event::Allocate { ticket: 1, pod: pod("web"), sandbox: sandbox("c1"), whole: false, deadline });
     let lease = held("c1", "eni-a", "10.0.1.10");
     assert_eq!(effects[0], Effect::Record(lease.clone()));
     assert_eq!(effects[1], Effect::Reply { ticket: 1, result: Ok(lease) });
@@ -221,7 +222,8 @@ fn a_lease_is_recorded_before_anyone_hears_of_it() {
 #[test]
 fn before_the_boot_nothing_is_served() {
     let mut pool = Pool::new(1);
-    let allocate = Event::Allocate { ticket: 1, pod: pod("web"), sandbox: sandbox("c1"), deadline: secs(99) };
+    let allocate =
+        Event::Allocate { ticket: 1, pod: pod("web"), sandbox: sandbox("c1"), whole: false, deadline: secs(99) };
     let effects = pool.step(secs(1), allocate);
     assert!(matches!(&effects[..], [Effect::Reply { ticket: 1, result: Err(r) }] if r.why == Refusal::Starting));
     assert_eq!(pool.ready().unwrap_err().why, Refusal::Starting);
@@ -232,7 +234,7 @@ fn the_same_attachment_gets_the_same_lease() {
     let mut rig = Rig::with_eni(settings(), &["10.0.1.10", "10.0.1.11"]);
     rig.add(1, secs(10));
     let deadline = rig.now + secs(10);
-    rig.hear(Event::Allocate { ticket: 2, pod: pod("web"), sandbox: sandbox("c1"), deadline });
+    rig.hear(Event::Allocate { ticket: 2, pod: pod("web"), sandbox: sandbox("c1"), whole: false, deadline });
     assert_eq!((rig.ip(1), rig.ip(2)), ("10.0.1.10".into(), "10.0.1.10".into()));
 }
 

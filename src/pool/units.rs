@@ -39,7 +39,7 @@ impl State {
     /// The same with all that can be asked for now.
     fn reach(&self, nic: &Nic) -> u32 {
         self.least(|family| {
-            let open = self.no_assign(nic, family, self.now).is_none();
+            let open = !nic.lent && self.no_assign(nic, family, self.now).is_none();
             let room = if open { nic.room(&self.settings.limits, family) } else { 0 };
             self.idle_of(nic, family) + nic.coming(family) + room
         })
@@ -47,6 +47,9 @@ impl State {
 
     /// The same if nothing but the ENI's limits stood in the way.
     pub fn limit(&self, nic: &Nic) -> u32 {
+        if nic.lent || self.settings.whole && !self.is_untouched(nic) {
+            return 0;
+        }
         self.least(|family| {
             let more = nic.room(&self.settings.limits, family) + nic.leaving(family);
             self.idle_of(nic, family) + nic.coming(family) + more
@@ -92,6 +95,12 @@ impl State {
 
     /// Pods that could be served from this ENI by that time; `cloud`: it may be asked by then.
     pub fn could_come_from(&self, nic: &Nic, cloud: bool, by: Now) -> u32 {
+        if self.settings.whole {
+            return u32::from(self.untouched_by(nic, by)).min(self.per_eni());
+        }
+        if nic.lent {
+            return 0;
+        }
         self.least(|family| {
             let coming = if cloud || nic.busy.is_some() { nic.coming(family) } else { 0 };
             let open = cloud && self.no_assign(nic, family, by).is_none();
@@ -104,6 +113,12 @@ impl State {
         let free = |ip: &IpAddr| !self.taken.has(ip) && self.resting.get(ip).is_none_or(|until| *until <= by);
         let of_family = nic.addresses.iter().filter(|(ip, _)| Family::of(ip) == family);
         of_family.filter(|(ip, a)| !a.leaving && free(ip)).count() as u32
+    }
+
+    /// The whole of the ENI can be had by that time, as far as we know.
+    pub fn untouched_by(&self, nic: &Nic, by: Now) -> bool {
+        let free = |ip: &IpAddr| !self.taken.has(ip) && self.resting.get(ip).is_none_or(|until| *until <= by);
+        nic.kept() && !nic.lent && nic.addresses.keys().all(free)
     }
 
     /// The ENI can never serve a pod: it lies where there are no addresses of one family.

@@ -17,6 +17,7 @@ pub const HERE: &str = "i-here";
 pub fn settings() -> Settings {
     Settings {
         stack: Stack::V4,
+        whole: false,
         limits: Limits { adapters: 4, v4_per_adapter: 6, v6_per_adapter: 0 },
         min_idle: 0,
         max_idle: 4,
@@ -444,5 +445,6 @@ pub struct Flight {
 pub struct Asked {
     pub ticket: Ticket,
     pub attachment: Attachment,
+    pub whole: bool,
     pub deadline: Now,
 }

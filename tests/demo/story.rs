@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
+use crate::exclusive;
 use crate::left::{self, Finding, Kernel};
 use crate::orders::Orders;
 use crate::outage;
@@ -95,6 +96,8 @@ impl Story {
         self.faults += self.talk(keep)?;
         self.screen.title("Somebody flushes what makes their network");
         self.repair();
+        self.screen.title("A node where each pod has an ENI to itself");
+        self.alone();
         self.screen.title("Pods go");
         let had: Vec<BTreeSet<String>> = (0..LETTERS.len()).map(|n| self.addresses(n)).collect();
         for n in 0..LETTERS.len() {
@@ -386,6 +389,16 @@ impl Story {
 
     fn repair(&mut self) {
         let faults = repairs::show(self.screen, self.cluster(), 0, &self.guests[0].member.pod);
+        self.faults += faults.len();
+        self.explain(faults);
+    }
+
+    // An ENI per pod
+
+    fn alone(&mut self) {
+        let spec = instance(LETTERS.len());
+        let (screen, cluster) = (self.screen, self.cluster.as_mut().expect("it was built"));
+        let faults = exclusive::show(screen, cluster, spec, &self.guests[0].member);
         self.faults += faults.len();
         self.explain(faults);
     }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use terway::ours::{LEDGER, SOCKET};
 use terway::pod::PodName;
 
-use super::cloud::Config;
+use super::cloud::{Config, InstanceSpec};
 use super::cni::{Answer, Sandbox};
 use super::http::Server;
 use super::kube::{self, Kube};
@@ -66,6 +66,15 @@ impl Cluster {
             cluster.equip(n);
         }
         cluster
+    }
+
+    /// Boots another node into the cluster; which it is.
+    pub fn join(&mut self, spec: InstanceSpec) -> usize {
+        self.world.add_node(spec);
+        let n = self.world.nodes.len() - 1;
+        self.kube.put(kube::node(&node_name(n), &format!("cn-hangzhou.{}", self.node(n).id)));
+        self.equip(n);
+        n
     }
 
     /// Puts the binary under its names, a kubeconfig and the usual configuration onto the node.

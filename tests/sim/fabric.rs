@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, Once};
@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, Once};
 use ipnet::IpNet;
 use terway::ip::Mac;
 
-use super::ns::Ns;
+use super::ns::{Ns, Process};
 use super::sweep;
 
 /// The one MAC that every guest sees of a VPC.
@@ -32,6 +32,8 @@ pub struct Fabric {
     router: Ns,
     outside: Ns,
     ports: Mutex<Ports>,
+    /// What tells of links that go away; killed with the fabric.
+    monitors: Mutex<Vec<Process>>,
 }
 
 #[derive(Default)]
@@ -84,7 +86,12 @@ impl Fabric {
     pub fn new(vpc: &[IpNet]) -> Fabric {
         static ONCE: Once = Once::new();
         ONCE.call_once(sweep::sweep);
-        let fabric = Fabric { router: Ns::new("vpc"), outside: Ns::new("outside"), ports: Mutex::default() };
+        let fabric = Fabric {
+            router: Ns::new("vpc"),
+            outside: Ns::new("outside"),
+            ports: Mutex::default(),
+            monitors: Mutex::default(),
+        };
         fabric.router.run(become_router);
         fabric.outside.run(hurry);
         ip(&fabric.router, &uplink(fabric.outside.name()));
@@ -131,9 +138,20 @@ impl Fabric {
         let ports = self.ports();
         let dead: Vec<&Port> = self.router.run(|| ports.by_eni.values().filter(|port| !port.is_alive()).collect());
         for port in &dead {
-            ip(&self.router, &format!("{}{}", port.wiring("dev%d"), port.routes("replace", &port.card.addrs)));
+            // The node may be on its way out too.
+            try_ip(&self.router, &format!("{}{}", port.wiring("dev%d"), port.routes("replace", &port.card.addrs)));
         }
         dead.len()
+    }
+
+    /// Tells of every link that goes away, until the fabric does.
+    pub fn deaths(&self) -> impl Iterator<Item = ()> + Send + use<> {
+        let mut command = Command::new("ip");
+        command.args(["-o", "monitor", "link"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut monitor = self.router.spawn(&mut command);
+        let lines = BufReader::new(monitor.stdout.take().expect("it is piped")).lines().map_while(Result::ok);
+        self.monitors.lock().expect("nobody panicked with it").push(monitor);
+        lines.filter(|line| line.starts_with("Deleted")).map(|_| ())
     }
 
     pub fn is_plugged(&self, id: &str) -> bool {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Instant;
 
 use ipnet::{IpNet, Ipv4Net};
@@ -74,6 +75,7 @@ impl World {
         let vpc: Vec<IpNet> = [IpNet::V4(config.vpc_cidr)].into_iter().chain(v6).collect();
         let (fabric, homes) = (Arc::new(Fabric::new(&vpc)), Arc::default());
         let wires = Wires { fabric: Arc::clone(&fabric), homes: Arc::clone(&homes) };
+        give_back(&fabric);
         let cloud = Cloud::start_with(config, Box::new(wires));
         cloud.serve_metadata(fabric.listen(at(METADATA)));
         cloud.serve(fabric.listen(at(OPENAPI)));
@@ -125,6 +127,19 @@ pub fn instance(id: &str, instance_type: &str) -> InstanceSpec {
         address: None,
         role: Some("KubernetesWorkerRole".into()),
     }
+}
+
+/// ENIs whose pod's namespace dies come back by themselves for as long as the fabric stands.
+fn give_back(fabric: &Arc<Fabric>) {
+    let (watched, deaths) = (Arc::downgrade(fabric), fabric.deaths());
+    thread::spawn(move || {
+        for _ in deaths {
+            match watched.upgrade() {
+                Some(fabric) => fabric.recover(),
+                None => return,
+            };
+        }
+    });
 }
 
 /// Does to the fabric what the cloud decides.

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use super::Node;
 use crate::cloud;
+use crate::config::Mode;
 use crate::daemon::news;
 use crate::herald::{Facts, Fit, Guests, Lack, Now};
 use crate::ip::IpPair;
@@ -23,13 +24,29 @@ impl Node {
             );
         }
         let mistaken = node.as_deref().and_then(|node| self.is_anothers(node));
-        let before = self.own.as_deref().and_then(|node| self.is_anothers(node));
+        let mistaken = mistaken.or_else(|| node.as_deref().and_then(|node| self.is_in_another_mode(node)));
+        let before =
+            self.own.as_deref().and_then(|node| self.is_anothers(node).or_else(|| self.is_in_another_mode(node)));
         self.own = node;
         self.stirred = true;
         self.follow_label();
         if let Some(message) = mistaken.filter(|message| before.as_ref() != Some(message)) {
             self.tell(Notice { pod: None, warning: true, reason: "ConfigError", message });
         }
+    }
+
+    /// The label says another mode than the one in which we were started, in words, if the configuration leaves it to the label.
+    fn is_in_another_mode(&self, node: &object::Node) -> Option<String> {
+        let mode = self.world.terms.mode;
+        let said = if node.has_whole_enis() { Mode::Whole } else { Mode::Shared };
+        if self.world.mode_is_given || said == mode {
+            return None;
+        }
+        let (label, _) = object::WHOLE_ENI_LABEL;
+        Some(format!(
+            "exclusive eni mode changed: label {label} asks for {said}, and terwayd runs in {mode}: drain the node and restart \
+             terwayd, or set the label back"
+        ))
     }
 
     /// The node of our name is another instance's, in words, if it is.
@@ -70,11 +87,14 @@ impl Node {
     }
 
     fn facts(&self) -> Facts {
-        let addresses = self.pool.capacity().addresses();
-        let published = self.world.publish.resources;
+        let (capacity, published) = (self.pool.capacity(), self.world.publish.resources);
+        let shares = self.world.terms.mode == Mode::Shared;
         Facts {
-            resources: BTreeMap::from([(ENI_RESOURCE, None), (ENIIP_RESOURCE, published.then_some(addresses))]),
-            annotations: BTreeMap::from([(MAX_IPS, Some(addresses.to_string()))]),
+            resources: BTreeMap::from([
+                (ENI_RESOURCE, published.then_some(capacity.whole)),
+                (ENIIP_RESOURCE, (published && shares).then_some(capacity.shared())),
+            ]),
+            annotations: BTreeMap::from([(MAX_IPS, Some(capacity.pods().to_string()))]),
             lack: self.lack(),
         }
     }
@@ -106,12 +126,14 @@ impl Node {
         let capacity = self.pool.capacity();
         let max = self.own_node().and_then(|own| own.status.capacity.count("pods"));
         let (Some(max), Some(without)) = (max, self.pods.without_address()) else { return };
-        if self.compared.replace((max, capacity.addresses())) == Some((max, capacity.addresses())) {
+        // What pods have to themselves comes and goes; the most there can be does not.
+        let most = capacity.enis * capacity.per_eni;
+        if self.compared.replace((max, most)) == Some((max, most)) {
             return;
         }
         let (kind, enis) = (&self.world.terms.facts.instance_type, capacity.enis);
         let because = format!("{kind} with {enis} ENIs of {} addresses", capacity.per_eni);
-        match (Guests { max, without, addresses: u64::from(capacity.addresses()), because }).fit() {
+        match (Guests { max, without, addresses: u64::from(most), because }).fit() {
             Fit::TooMany(message) => self.tell(Notice { pod: None, warning: true, reason: "ConfigError", message }),
             Fit::Spare(message) => log::info!("{message}"),
             Fit::Exact => {}

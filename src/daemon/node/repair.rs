@@ -151,7 +151,7 @@ impl Node {
 
     pub(super) fn guard_eni(&mut self, id: &str, link: &str, from: Now) {
         let Some(eni) = self.enis.get(id) else { return };
-        let plan = datapath::eni(&self.world.eni_setup(eni, link));
+        let plan = self.world.eni_plan(eni, link);
         let mac = eni.mac;
         self.repair.guard(Part::Eni(id.to_owned()), &plan, from);
         self.repair.expect_mac(link, mac);
@@ -290,7 +290,7 @@ impl Node {
             }
             return Ok(Vec::new());
         };
-        let plan = datapath::eni(&self.world.eni_setup(&eni, &link));
+        let plan = self.world.eni_plan(&eni, &link);
         found.extend(self.kernel.restore(&plan, None, false)?);
         // It may have another name now.
         self.guard_eni(id, &link, Now::ZERO);
