@@ -318,14 +318,10 @@ impl Client {
     pub fn instance_limits(&self, instance_type: &str) -> Result<Limits, Fault> {
         let action = "DescribeInstanceTypes";
         let params = self.with(&[("InstanceTypes.1", instance_type)]);
-        let unknown = format!("the cloud does not tell what an {instance_type} can hold");
-        let found = self.ecs(action, params, |root| reply::limits(root, instance_type)).map_err(|fault| match fault
-            .kind
-        {
-            FaultKind::Invalid | FaultKind::Gone => Fault { message: format!("{unknown}: {}", fault.message), ..fault },
-            _ => fault,
-        })?;
-        found.ok_or_else(|| fault::found(action, FaultKind::Invalid, unknown))
+        let found = self.ecs(action, params, |root| reply::limits(root, instance_type))?;
+        found.ok_or_else(|| {
+            fault::found(action, FaultKind::Invalid, format!("the cloud knows no instance type {instance_type}"))
+        })
     }
 
     /// The security groups of an instance, which its ENIs have unless the configuration names others.

@@ -5,8 +5,8 @@ use std::thread;
 use super::calls::Place;
 use crate::cloud::Client;
 use crate::config::{Config, Mode, NodeFacts};
-use crate::eni::{Fault, Limits};
-use crate::error::Error;
+use crate::eni::Limits;
+use crate::error::{Context, Error};
 use crate::ip::{Family, Stack};
 use crate::ours;
 use crate::pool::Settings;
@@ -22,12 +22,12 @@ pub struct Terms {
 }
 
 impl Terms {
-    pub fn ask(cloud: &Client, facts: NodeFacts, mode: Mode) -> Result<Terms, Fault> {
+    pub fn ask(cloud: &Client, facts: NodeFacts, mode: Mode) -> Result<Terms, Error> {
         let (limits, groups) = thread::scope(|scope| {
             let groups = scope.spawn(|| cloud.security_groups(&facts.instance));
             (cloud.instance_limits(&facts.instance_type), groups.join().expect("a panic ends the process"))
         });
-        let (limits, groups) = (limits?, groups?);
+        let (limits, groups) = (limits.context(|| format!("what an {} can hold", facts.instance_type))?, groups?);
         Ok(Terms { facts, mode, limits, groups })
     }
 

@@ -79,9 +79,9 @@ impl Pool {
         self.state.as_ref().ok_or_else(starting)?.ready(SOON)
     }
 
-    /// How many addresses for pods there can be.
+    /// What the node can hold for pods.
     pub fn capacity(&self) -> Capacity {
-        self.state.as_ref().map_or(Capacity::default(), |s| Capacity { enis: s.max_enis(), per_eni: s.per_eni() })
+        self.state.as_ref().map_or(Capacity::default(), |s| s.capacity())
     }
 
     /// Why pods cannot have addresses. A node that is full lacks none before someone was turned away.
@@ -154,11 +154,21 @@ pub struct Settings {
 pub struct Capacity {
     pub enis: u32,
     pub per_eni: u32,
+    /// ENIs that pods have to themselves.
+    pub lent: u32,
+    /// ENIs that pods may have to themselves: those, and all that carry no pod that shares.
+    pub whole: u32,
 }
 
 impl Capacity {
-    pub fn addresses(&self) -> u32 {
-        self.enis * self.per_eni
+    /// Addresses for pods that share ENIs.
+    pub fn shared(&self) -> u32 {
+        self.enis.saturating_sub(self.lent) * self.per_eni
+    }
+
+    /// Pods that can have an address.
+    pub fn pods(&self) -> u32 {
+        self.shared() + self.lent
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::calls::{Create, Verb};
 use super::eni::{Assign, Goal, Kernel, Nic};
 use super::state::State;
-use super::{Call, Effect, EniChoice, Intent};
+use super::{Call, Capacity, Effect, EniChoice, Intent};
 use crate::eni::PER_PREFIX;
 use crate::ip::Family;
 
@@ -31,6 +31,13 @@ impl State {
     pub fn max_enis(&self) -> u32 {
         let places = self.settings.limits.adapters.saturating_sub(1).saturating_sub(self.foreign);
         self.settings.max_enis.min(places)
+    }
+
+    pub fn capacity(&self) -> Capacity {
+        let (enis, lent) = (self.max_enis(), self.nics.values().filter(|n| n.lent).count() as u32);
+        let shared = self.nics.iter().filter(|(id, n)| !n.missing && !n.lent && self.needed(id)).count() as u32;
+        let taken = if self.settings.whole { 0 } else { shared };
+        Capacity { enis, per_eni: self.per_eni(), lent, whole: enis.saturating_sub(taken) }
     }
 
     /// ENIs there are or will be, those on their way out included.
