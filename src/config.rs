@@ -58,12 +58,40 @@ pub struct Config {
     pub eni_idle: Duration,
     /// How long a pod must have been gone before its address is freed though no DEL came.
     pub orphan: Duration,
+    /// Idle addresses that go although there are not too many, when nobody has wanted one for long.
+    pub reclaim: Option<Reclaim>,
+    /// Addresses to have once after the start, more than the pool would keep.
+    pub warm_up: u32,
+    /// Calls a minute, by API action.
+    pub rate_limit: BTreeMap<String, u32>,
+    /// Requests a second to the API server, and how many may come at once.
+    pub kube_pace: Option<Pace>,
+    /// IPv4 addresses come in prefixes of 16 where the vSwitch has them; at most so many an ENI.
+    pub prefixes: Option<u32>,
+    /// Routes for every pod, through its gateway.
+    pub extra_routes: Vec<IpNet>,
     pub kubeconfig: Option<PathBuf>,
     pub node_name: Option<String>,
     pub publish: Publish,
     pub mtu: u32,
     pub conflist: PathBuf,
     pub cloud: CloudAccess,
+}
+
+/// How idle addresses go when nobody has wanted one for long: down to the least, so many at a time.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Reclaim {
+    pub after: Duration,
+    pub interval: Duration,
+    pub batch: u32,
+    /// The interval is lengthened by up to this part of it, so that nodes do not go in step.
+    pub jitter: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pace {
+    pub per_second: f64,
+    pub burst: u32,
 }
 
 /// Whether a pod shares its ENI with others.
@@ -187,15 +215,15 @@ impl fmt::Debug for Secret {
 pub enum Warning {
     /// No key of Terway; a slip of the pen?
     Unknown(String),
-    /// A key of Terway that changes nothing here.
-    WithoutEffect(String),
+    /// A key of Terway that changes nothing here, and why.
+    WithoutEffect(String, &'static str),
 }
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Warning::Unknown(key) => write!(f, "configuration: {key} is not a key that Terway knows; it is ignored"),
-            Warning::WithoutEffect(key) => write!(f, "configuration: {key} has no effect here"),
+            Warning::WithoutEffect(key, why) => write!(f, "configuration: {key} has no effect here: {why}"),
         }
     }
 }
@@ -214,31 +242,24 @@ pub struct NodeFacts {
     pub ips: IpPair,
 }
 
-/// Keys of the old Terway for modes and add-ons that are not here, and for what needs no setting any more: the pool slows
-/// down by itself when the cloud says so, and the API server is asked a few times an hour.
-const WITHOUT_EFFECT: &[&str] = &[
-    "allow_eip_rob",
-    "backoff_override",
-    "enable_eip_pool",
-    "enable_eni_trunking",
-    "enable_erdma",
-    "enable_ip_prefix",
-    "eni_cap_policy",
-    "extra_routes",
-    "idle_ip_reclaim_after",
-    "idle_ip_reclaim_batch_size",
-    "idle_ip_reclaim_interval",
-    "idle_ip_reclaim_jitter_factor",
-    "ip_warm_up_size",
-    "ipam_type",
-    "ipv4_prefix_count",
-    "ipv6_prefix_count",
-    "kube_client_burst",
-    "kube_client_qps",
-    "prefix",
-    "rate_limit",
+const NO_EIP: &str = "elastic IPs are the business of another controller since v1.6";
+const NO_TRUNK: &str = "there are no trunk ENIs";
+
+/// Keys of the old Terway for modes and add-ons that are not here, and for what needs no setting any more.
+const WITHOUT_EFFECT: &[(&str, &str)] = &[
+    ("allow_eip_rob", NO_EIP),
+    ("backoff_override", "waiting follows from what the cloud answers"),
+    ("enable_eip_pool", NO_EIP),
+    ("enable_eni_trunking", NO_TRUNK),
+    ("enable_erdma", "eRDMA is not supported"),
+    ("eni_cap_policy", NO_TRUNK),
+    ("ipam_type", "there is no central controller: the node looks after its own addresses"),
+    ("ipv6_prefix_count", "IPv6 addresses are taken one by one"),
+    ("prefix", "the old Terway does not use it either"),
 ];
 
+/// An ENI has room for 20 tags; three of ours say whose it is, which node's, and which of the others are ours.
+const MOST_TAGS: usize = 17;
 const MOST_SECURITY_GROUPS: usize = 10;
 const MOST_IDLE: u64 = 10_000;
 const DEFAULT_MAX_IDLE: u32 = 5;
@@ -264,6 +285,7 @@ impl Config {
         version(keys)?;
         let (min_idle, max_idle) = idle_bounds(keys)?;
         let (min_enis, max_enis) = eni_bounds(keys)?;
+        let (eni_tags, eni_tag_filter, eni_tag_block) = all_tags(keys)?;
         Ok(Config {
             stack: keys.word("ip_stack", STACKS)?.unwrap_or_default(),
             access: access(keys)?,
@@ -275,9 +297,9 @@ impl Config {
             eni_choice: keys.word("eni_selection_policy", ENI_CHOICES)?.unwrap_or(EniChoice::MostIps),
             security_groups: security_groups(keys)?,
             resource_group: id(keys, "resource_group_id")?,
-            eni_tags: tags(keys, "eni_tags")?,
-            eni_tag_filter: tags(keys, "eni_tag_filter")?,
-            eni_tag_block: tag_block(keys)?,
+            eni_tags,
+            eni_tag_filter,
+            eni_tag_block,
             min_idle,
             max_idle,
             min_enis,
@@ -293,6 +315,16 @@ impl Config {
             stateful_kinds: stateful_kinds(keys)?,
             eni_idle: duration(keys, "eni_idle_release_after", 600, 10)?,
             orphan: duration(keys, "orphan_release_after", 60, 1)?,
+            reclaim: reclaim(keys)?,
+            warm_up: keys.number("ip_warm_up_size", 0..=MOST_IDLE)?.unwrap_or(0) as u32,
+            rate_limit: map(keys, "rate_limit", "calls a minute, a whole number from 1 on", per_minute)?,
+            kube_pace: kube_pace(keys)?,
+            prefixes: prefixes(keys)?,
+            extra_routes: keys.list(
+                "extra_routes",
+                "an object whose dst is a CIDR such as 10.1.0.0/16",
+                extra_route,
+            )?,
             kubeconfig: path(keys, "kubeconfig")?,
             node_name: keys.parsed("node_name", "a DNS name", node_name)?,
             publish: Publish {
@@ -343,9 +375,14 @@ fn lay_over(object: &mut Object, env: &BTreeMap<String, String>) {
 }
 
 fn warnings(keys: &mut Reader) -> Vec<Warning> {
-    let set: Vec<&str> = WITHOUT_EFFECT.iter().copied().filter(|key| keys.value(key).is_some()).collect();
+    let set: Vec<_> = WITHOUT_EFFECT.iter().filter(|(key, _)| keys.value(key).is_some_and(says_something)).collect();
     let unknown = keys.unknown().into_iter().map(Warning::Unknown);
-    unknown.chain(set.into_iter().map(|key| Warning::WithoutEffect(key.into()))).collect()
+    unknown.chain(set.into_iter().map(|(key, why)| Warning::WithoutEffect((*key).into(), why))).collect()
+}
+
+/// Not a way to say that the thing is off.
+fn says_something(value: &Value) -> bool {
+    !matches!(value, Value::Bool(false)) && !value.as_str().is_some_and(|text| text.is_empty() || text == "false")
 }
 
 fn version(keys: &mut Reader) -> Result<(), Wrong> {
@@ -387,6 +424,60 @@ fn access(keys: &mut Reader) -> Result<Option<AccessKey>, Error> {
         (Some(id), Some(secret)) => Ok(Some(AccessKey { id: id.into(), secret: Secret::new(secret) })),
         (Some(_), None) => Err(Error::malformed("access_key is set and access_secret is not; set both or none")),
         (None, Some(_)) => Err(Error::malformed("access_secret is set and access_key is not; set both or none")),
+    }
+}
+
+fn reclaim(keys: &mut Reader) -> Result<Option<Reclaim>, Wrong> {
+    let rest = Reclaim {
+        after: Duration::ZERO,
+        interval: duration(keys, "idle_ip_reclaim_interval", 600, 1)?,
+        batch: keys.number("idle_ip_reclaim_batch_size", 1..=MOST_IDLE)?.unwrap_or(5) as u32,
+        jitter: keys.parsed("idle_ip_reclaim_jitter_factor", "a text with a number from 0 to 1", part)?.unwrap_or(0.1),
+    };
+    let set = keys.text("idle_ip_reclaim_after")?.is_some_and(|text| !text.is_empty());
+    let after = duration(keys, "idle_ip_reclaim_after", 0, 1)?;
+    Ok(set.then_some(Reclaim { after, ..rest }))
+}
+
+fn part(text: &str) -> Option<f64> {
+    text.parse().ok().filter(|part| (0.0..=1.0).contains(part))
+}
+
+fn per_minute(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0)
+}
+
+/// client-go's own bounds where only one of the two is said.
+fn kube_pace(keys: &mut Reader) -> Result<Option<Pace>, Wrong> {
+    let want = "a number of requests a second above 0";
+    let qps = match keys.value("kube_client_qps") {
+        Some(value) => {
+            let number = value.as_f64().filter(|n| *n > 0.0 && n.is_finite());
+            Some(number.ok_or_else(|| keys.wrong("kube_client_qps", value, want))?)
+        }
+        None => None,
+    };
+    let burst = keys.number("kube_client_burst", 1..=100_000)?.map(|n| n as u32);
+    let set = qps.is_some() || burst.is_some();
+    Ok(set.then_some(Pace { per_second: qps.unwrap_or(5.0), burst: burst.unwrap_or(10) }))
+}
+
+fn extra_route(value: &Value) -> Option<IpNet> {
+    let net: IpNet = value.get("dst")?.as_str()?.parse().ok()?;
+    (net.prefix_len() > 0 && net.trunc() == net).then_some(net)
+}
+
+/// No number, or zero, leaves it to what the ENI can hold.
+fn prefixes(keys: &mut Reader) -> Result<Option<u32>, Error> {
+    let most = keys.number("ipv4_prefix_count", 0..=1000)?.unwrap_or(0) as u32;
+    if !keys.flag("enable_ip_prefix")?.unwrap_or(false) {
+        return Ok(None);
+    }
+    match keys.word("ip_stack", STACKS)?.unwrap_or_default() {
+        Stack::V4 => Ok(Some(if most == 0 { u32::MAX } else { most })),
+        stack => Err(Error::malformed(format!(
+            "enable_ip_prefix is true and ip_stack is {stack}; prefixes need ip_stack ipv4"
+        ))),
     }
 }
 
@@ -497,8 +588,48 @@ fn security_groups(keys: &mut Reader) -> Result<Vec<String>, Error> {
     Ok(all)
 }
 
-fn tags(keys: &mut Reader, key: &'static str) -> Result<BTreeMap<String, String>, Wrong> {
-    map(keys, key, "a text", |v| v.as_str().map(str::to_owned))
+type Tags = BTreeMap<String, String>;
+type TagList = Vec<(String, String)>;
+
+/// Tags to set, tags to ask for, tags to stay away from. An ENI that we make bears the first two, so they must not exclude it.
+fn all_tags(keys: &mut Reader) -> Result<(Tags, Tags, TagList), Error> {
+    let (set, filter, block) = (tags(keys, "eni_tags")?, tags(keys, "eni_tag_filter")?, tag_block(keys)?);
+    for (key, value) in &filter {
+        if let Some(other) = set.get(key).filter(|other| *other != value) {
+            let text =
+                format!("eni_tag_filter asks for {key}={value} and eni_tags sets {key}={other}; one of them must go");
+            return Err(Error::malformed(text));
+        }
+    }
+    let all: Tags = set.iter().chain(&filter).map(|(key, value)| (key.clone(), value.clone())).collect();
+    if let Some((key, value)) = block.iter().find(|(key, value)| all.get(key) == Some(value)) {
+        let text =
+            format!("eni_tag_block_list names {key}={value}, which eni_tags or eni_tag_filter puts on every ENI");
+        return Err(Error::malformed(text));
+    }
+    match all.len() {
+        n if n > MOST_TAGS => {
+            Err(Error::malformed(format!("eni_tags and eni_tag_filter name {n} tags; an ENI has room for {MOST_TAGS}")))
+        }
+        _ => Ok((set, filter, block)),
+    }
+}
+
+const TAGS: &str = "tags whose keys have 1 to 128 characters and do not begin with aliyun or acs:, whose values have at most 128, \
+                    and which hold no http:// or https://";
+
+/// What the cloud takes for a tag.
+fn is_tag(key: &str, value: &str) -> bool {
+    let plain = |text: &str| text.chars().count() <= 128 && !text.contains("http://") && !text.contains("https://");
+    !key.is_empty() && plain(key) && plain(value) && !key.starts_with("aliyun") && !key.starts_with("acs:")
+}
+
+fn tags(keys: &mut Reader, key: &'static str) -> Result<Tags, Wrong> {
+    let tags = map(keys, key, "a text", |v| v.as_str().map(str::to_owned))?;
+    match tags.iter().find(|(name, value)| !is_tag(name, value)) {
+        Some((name, value)) => Err(keys.wrong(&format!("{key}.{}", shortened(name)), &value.as_str().into(), TAGS)),
+        None => Ok(tags),
+    }
 }
 
 /// ENIs of other controllers, whatever the configuration says.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::ip::{Family, Mac, NetPair};
@@ -24,17 +25,31 @@ pub struct Eni {
     /// Every private IPv4 address, the primary one first.
     pub v4: Vec<Ipv4Addr>,
     pub v6: Vec<Ipv6Addr>,
+    /// IPv4 prefixes: each takes one place and is 16 addresses.
+    #[serde(default)]
+    pub prefixes: Vec<Ipv4Net>,
     pub security_groups: Vec<String>,
     pub tags: BTreeMap<String, String>,
     pub description: String,
 }
 
 impl Eni {
-    /// Its addresses of both families.
+    /// Its addresses of both families, those of its prefixes too.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let prefixes = self.prefixes.iter().flat_map(of_prefix);
         let v6 = self.v6.iter().copied().map(IpAddr::V6);
-        self.v4.iter().copied().map(IpAddr::V4).chain(v6)
+        self.v4.iter().copied().map(IpAddr::V4).chain(prefixes).chain(v6)
     }
+}
+
+/// The length of a prefix that an ENI can have, and how many addresses that is.
+pub const PREFIX: u8 = 28;
+pub const PER_PREFIX: u32 = 16;
+
+/// All addresses of a prefix: no one of them is for the network itself.
+pub fn of_prefix(prefix: &Ipv4Net) -> impl Iterator<Item = IpAddr> + use<> {
+    let (first, last) = (u32::from(prefix.network()), u32::from(prefix.broadcast()));
+    (first..=last).map(|ip| IpAddr::V4(ip.into()))
 }
 
 /// What an ENI is for; `Other` is a kind we do not know and leave alone.

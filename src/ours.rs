@@ -3,6 +3,9 @@
 use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
 use crate::ip::Mac;
 use crate::pod::{Attachment, PodName};
 use crate::rate::Both;
@@ -81,8 +84,29 @@ pub const DOOMED_GROUP: u32 = 0x7e4_dead;
 pub const ENI_TAG: (&str, &str) = ("creator", "terway");
 /// The tag that names the node an ENI was made for.
 pub const NODE_TAG: &str = "terway.alibabacloud.com/node";
+/// The tag that says which of an ENI's other tags are ours, by [`tag_mark`]: what it does not name is somebody else's.
+pub const TAGS_TAG: &str = "terway.alibabacloud.com/tags";
+/// The length of a [`tag_mark`]: the marks of all 20 tags that an ENI can bear fit into one tag's value.
+const TAG_MARK: usize = 6;
 /// What we write into an ENI's description.
 pub const ENI_DESCRIPTION: &str = "interface create by terway";
+
+/// What stands for a tag of ours in the value of [`TAGS_TAG`].
+fn tag_mark(key: &str) -> String {
+    let mut mark = URL_SAFE_NO_PAD.encode(sha1(key));
+    mark.truncate(TAG_MARK);
+    mark
+}
+
+/// The value of [`TAGS_TAG`] for tags with these keys.
+pub fn tag_marks<'a>(keys: impl Iterator<Item = &'a str>) -> String {
+    keys.map(tag_mark).collect()
+}
+
+/// Whether the value of [`TAGS_TAG`] names the tag with this key.
+pub fn marks_tag(marks: &str, key: &str) -> bool {
+    marks.as_bytes().chunks(TAG_MARK).any(|mark| mark == tag_mark(key).as_bytes())
+}
 
 /// The mark of the ENI in this slot (1 to [`MAX_SLOT`]).
 pub fn mark(slot: u32) -> u32 {
@@ -207,6 +231,15 @@ mod tests {
             assert_eq!(host_mac(name).0[0] & 3, 2);
             assert_ne!(host_mac(name), pod_mac(name));
         }
+    }
+
+    #[test]
+    fn the_tags_that_are_ours_are_known_by_their_marks() {
+        let keys: Vec<String> = (0..20).map(|n| format!("key-{n}")).collect();
+        let marks = tag_marks(keys.iter().map(String::as_str));
+        assert_eq!(marks.len(), 120);
+        assert!(keys.iter().all(|key| marks_tag(&marks, key)));
+        assert!(!marks_tag(&marks, "key-20") && !marks_tag("", "key-1") && !marks_tag("abc", "key-1"));
     }
 
     #[test]

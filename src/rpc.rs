@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::ip::{IpPair, Mac, NetPair};
@@ -110,6 +111,9 @@ pub struct Lease {
     /// Of a release that does not know it: shared.
     #[serde(default)]
     pub wiring: Wiring,
+    /// What the pod has routes for beside its default route, through the same gateway.
+    #[serde(default)]
+    pub routes: Vec<IpNet>,
 }
 
 /// What we do about a pod that ran before us.
@@ -250,6 +254,7 @@ pub fn example_lease() -> Lease {
         heritage: None,
         bandwidth: Both::default(),
         wiring: Wiring::Shared,
+        routes: Vec::new(),
     }
 }
 

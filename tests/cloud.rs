@@ -289,7 +289,7 @@ fn text(outcome: Result<impl fmt::Debug, Fault>) -> Result<String, Fault> {
 type Call = fn(&Client) -> Result<String, Fault>;
 
 /// Every call there is, and its action.
-const CALLS: [(&str, Call); 12] = [
+const CALLS: [(&str, Call); 16] = [
     ("CreateNetworkInterface", |c| text(c.create_eni(&creation()))),
     ("DescribeNetworkInterfaces", |c| text(c.describe_enis(&Filter::default()))),
     ("AttachNetworkInterface", |c| text(c.attach_eni("eni-1", "i-1"))),
@@ -300,7 +300,11 @@ const CALLS: [(&str, Call); 12] = [
     ("DescribeInstanceTypes", |c| text(c.instance_limits("ecs.g7.large"))),
     ("DescribeInstanceAttribute", |c| text(c.security_groups("i-1"))),
     ("DescribeVSwitches", |c| text(c.vswitch("vsw-1"))),
+    ("ModifyNetworkInterfaceAttribute", |c| text(c.set_security_groups("eni-1", &["sg-1".into(), "sg-2".into()]))),
+    ("TagResources", |c| text(c.tag_eni("eni-1", &creation().tags))),
+    ("UntagResources", |c| text(c.untag_eni("eni-1", &["name".into(), "team".into()]))),
     ("AssignIpv6Addresses", |c| text(c.assign_v6("eni-1", 2, "tok-1"))),
+    ("UnassignPrivateIpAddresses", |c| text(c.unassign_prefixes("eni-1", &["10.0.0.16/28".parse().unwrap()]))),
     ("UnassignIpv6Addresses", |c| text(c.unassign_v6("eni-1", &["fd00::8".parse().unwrap()]))),
 ];
 
@@ -363,8 +367,16 @@ fn every_call_says_what_the_cloud_expects_and_signs_it() {
         expect(7, "InstanceTypes.1=ecs.g7.large");
         expect(8, "InstanceId=i-1");
         expect(9, "VSwitchId=vsw-1");
-        expect(10, "ClientToken=tok-1 | Ipv6AddressCount=2 | NetworkInterfaceId=eni-1");
-        expect(11, "Ipv6Address.1=fd00::8 | NetworkInterfaceId=eni-1");
+        expect(10, "NetworkInterfaceId=eni-1 | SecurityGroupId.1=sg-1 | SecurityGroupId.2=sg-2");
+        expect(
+            11,
+            "ResourceId.1=eni-1 | ResourceType=eni | Tag.1.Key=creator | Tag.1.Value=terway | Tag.2.Key=name | \
+             Tag.2.Value=节点 a+b",
+        );
+        expect(12, "ResourceId.1=eni-1 | ResourceType=eni | TagKey.1=name | TagKey.2=team");
+        expect(13, "ClientToken=tok-1 | Ipv6AddressCount=2 | NetworkInterfaceId=eni-1");
+        expect(14, "Ipv4Prefix.1=10.0.0.16/28 | NetworkInterfaceId=eni-1");
+        expect(15, "Ipv6Address.1=fd00::8 | NetworkInterfaceId=eni-1");
     }
 }
 
@@ -460,6 +472,36 @@ fn good_replies_are_understood() {
             ("DescribeVSwitches", 1),
         ]
     );
+}
+
+#[test]
+fn prefixes_are_asked_for_by_their_number_and_believed_if_they_are_such() {
+    let reply = |prefix: &str| {
+        json!({"AssignedPrivateIpAddressesSet": {
+        "NetworkInterfaceId": "eni-1", "Ipv4PrefixSet": {"Ipv4Prefixes": [prefix]}}})
+    };
+    let server = Server::start(move |n, _| ok(reply(["10.0.0.16/28", "10.0.0.16/27", "10.0.0.17/28"][n])));
+    let client = client(&server, Signature::Acs3);
+    assert_eq!(client.assign_prefixes("eni-1", 1, "t").unwrap(), ["10.0.0.16/28".parse().unwrap()]);
+    let asked = verified(&server.seen()[0], "testsecret");
+    assert_eq!((asked["Ipv4PrefixCount"].as_str(), asked.contains_key("SecondaryPrivateIpAddressCount")), ("1", false));
+    for _ in 0..2 {
+        let fault = client.assign_prefixes("eni-1", 1, "t").unwrap_err();
+        assert!(fault.message.contains("Ipv4Prefixes[0] is not a prefix of 28 bits"), "{fault}");
+    }
+}
+
+#[test]
+fn a_client_made_anew_asks_elsewhere_and_goes_on_counting() {
+    let (first, second) = (honest(), honest());
+    let old = client(&first, Signature::Acs3);
+    old.security_groups("i-1").unwrap();
+    let key = Key::new("other", "othersecret", None).unwrap();
+    let new = old.anew(endpoint(&second, Signature::HmacSha1), pair(key)).unwrap();
+    new.security_groups("i-1").unwrap();
+    assert_eq!((first.seen().len(), second.seen().len()), (1, 1));
+    verified(&second.seen()[0], "othersecret");
+    assert_eq!((old.calls()["DescribeInstanceAttribute"], new.calls()["DescribeInstanceAttribute"]), (2, 2));
 }
 
 #[test]
@@ -629,7 +671,14 @@ fn every_kind_of_fault_comes_through_with_the_clouds_words() {
     ] {
         let server = Server::always(move || refusal(status, code, "in the cloud's own words"));
         for (action, call) in CALLS {
-            let fault = call(&client(&server, Signature::Acs3)).unwrap_err();
+            let mut fault = call(&client(&server, Signature::Acs3)).unwrap_err();
+            if kind == FaultKind::Forbidden {
+                // What a person must allow is said behind the cloud's words.
+                let (words, right) =
+                    fault.message.split_once("; the RAM policy must allow ").expect("the right is named");
+                assert!(right.contains(&format!(":{action} on acs:")), "{right}");
+                fault.message = words.to_owned();
+            }
             let want = Fault {
                 kind,
                 action: action.into(),

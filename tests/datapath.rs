@@ -87,6 +87,7 @@ impl World {
             heritage: None,
             bandwidth: Both::default(),
             wiring: Default::default(),
+            routes: Vec::new(),
         };
         Pod { world: self, plan: datapath::pod(&Setup::new(&lease, MTU)), lease, ns }
     }

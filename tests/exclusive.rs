@@ -129,6 +129,7 @@ impl World {
             heritage: None,
             bandwidth: Default::default(),
             wiring,
+            routes: Vec::new(),
         };
         Guest { world: self, plan: datapath::pod(&Setup::new(&lease, MTU)), lease, pod }
     }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use terway::cni::{self, Call, Env, NetConf, Request, Version};
-use terway::config::{self, Config, NodeFacts, Warning};
+use terway::config::{self, Config, NodeFacts, Pace, Reclaim, Warning};
 use terway::ip::{IpPair, NetPair};
 use terway::pod::{Attachment, PodName, Sandbox};
 use terway::rate::{Both, Rate};
@@ -270,6 +270,7 @@ fn lease() -> Lease {
         heritage: None,
         bandwidth: Both::default(),
         wiring: Default::default(),
+        routes: Vec::new(),
     }
 }
 
@@ -880,14 +881,40 @@ fn a_configuration_of_the_old_terway_is_understood() {
     assert_eq!(config.vswitch_choice, terway::eni::VSwitchChoice::Most);
     assert_eq!(config.eni_choice, terway::eni::EniChoice::LeastIps);
     assert_eq!(config.sync_period, secs(5400));
-    let idle = ["enable_eni_trunking", "kube_client_qps", "rate_limit"].map(|key| Warning::WithoutEffect(key.into()));
-    assert_eq!(warnings, [&[Warning::Unknown("slip".into())], &idle[..]].concat());
+    assert_eq!(config.rate_limit, BTreeMap::from([("AttachNetworkInterface".into(), 120)]));
+    assert_eq!(config.kube_pace, Some(Pace { per_second: 2.5, burst: 10 }));
+    let told: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            "configuration: slip is not a key that Terway knows; it is ignored",
+            "configuration: enable_eni_trunking has no effect here: there are no trunk ENIs",
+        ]
+    );
+}
+
+#[test]
+fn the_keys_of_the_pool_and_its_clients_are_read() {
+    let (config, warnings) = config(
+        r#"{"idle_ip_reclaim_after": "1h", "idle_ip_reclaim_batch_size": 3, "idle_ip_reclaim_interval": "5m",
+            "idle_ip_reclaim_jitter_factor": "0.2", "ip_warm_up_size": 12, "kube_client_burst": 7,
+            "extra_routes": [{"dst": "10.1.0.0/16"}, {"dst": "fd01::/64"}],
+            "enable_ip_prefix": true, "enable_erdma": false, "ipam_type": ""}"#,
+    )
+    .unwrap();
+    assert_eq!(config.reclaim, Some(Reclaim { after: secs(3600), interval: secs(300), batch: 3, jitter: 0.2 }));
+    assert_eq!(config.prefixes, Some(u32::MAX));
+    assert_eq!((config.warm_up, config.kube_pace), (12, Some(Pace { per_second: 5.0, burst: 7 })));
+    assert_eq!(config.extra_routes.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.1.0.0/16", "fd01::/64"]);
+    assert_eq!(warnings, []);
 }
 
 #[test]
 fn a_wrong_configuration_is_named_with_key_value_and_what_is_allowed() {
     let groups: Vec<String> = (0..11).map(|n| format!("sg-{n}")).collect();
     let groups = json!({"security_groups": groups}).to_string();
+    let many: serde_json::Map<String, Value> = (0..18).map(|n| (format!("key-{n}"), json!("x"))).collect();
+    let many = json!({"eni_tags": many}).to_string();
     for (text, want) in [
         ("", "EOF"),
         ("[1]", "[1] is not a JSON object"),
@@ -903,6 +930,25 @@ fn a_wrong_configuration_is_named_with_key_value_and_what_is_allowed() {
         (r#"{"vswitches": {"z": ["vsw 1"]}}"#, r#"vswitches.z is ["vsw 1"]"#),
         (r#"{"security_group": "sg/1"}"#, r#"security_group is "sg/1""#),
         (&groups, "name 11 groups; an ENI has at most 10"),
+        (&many, "name 18 tags; an ENI has room for 17"),
+        (r#"{"eni_tags": {"aliyun-x": "1"}}"#, r#"eni_tags.aliyun-x is "1"; it must be tags whose keys"#),
+        (r#"{"eni_tags": {"a": "https://x"}}"#, r#"eni_tags.a is "https://x""#),
+        (r#"{"idle_ip_reclaim_after": "soon"}"#, r#"idle_ip_reclaim_after is "soon"; it must be a duration"#),
+        (r#"{"idle_ip_reclaim_batch_size": 0}"#, "idle_ip_reclaim_batch_size is 0"),
+        (r#"{"idle_ip_reclaim_jitter_factor": "2"}"#, r#"jitter_factor is "2"; it must be a text with a number"#),
+        (r#"{"ip_warm_up_size": -1}"#, "ip_warm_up_size is -1"),
+        (r#"{"rate_limit": {"X": 0}}"#, "rate_limit.X is 0; it must be calls a minute"),
+        (r#"{"kube_client_qps": -1}"#, "kube_client_qps is -1; it must be a number of requests"),
+        (r#"{"extra_routes": ["10.1.0.0/16"]}"#, r#"extra_routes[] is "10.1.0.0/16"; it must be an object whose dst"#),
+        (r#"{"extra_routes": [{"dst": "10.1.0.1/16"}]}"#, "extra_routes[] is"),
+        (r#"{"enable_ip_prefix": "yes"}"#, r#"enable_ip_prefix is "yes"; it must be true or false"#),
+        (r#"{"enable_ip_prefix": true, "ip_stack": "dual"}"#, "ip_stack is"),
+        (r#"{"eni_tags": {"a": 1}}"#, "eni_tags.a is 1; it must be a text"),
+        (r#"{"eni_tags": {"a": "1"}, "eni_tag_filter": {"a": "2"}}"#, "asks for a=2 and eni_tags sets a=1"),
+        (
+            r#"{"eni_tags": {"a": "1"}, "eni_tag_block_list": [{"key": "a", "value": "1"}]}"#,
+            "eni_tag_block_list names a=1",
+        ),
         (r#"{"access_key": "a"}"#, "access_key is set and access_secret is not"),
         (r#"{"access_secret": "hush"}"#, "access_secret is set and access_key is not"),
         (r#"{"access_secret": 12345}"#, "access_secret is (hidden); it must be a text"),

@@ -143,9 +143,11 @@ fn by_name(code: &str) -> Option<FaultKind> {
         | "LastTokenProcessing"
         | "IdempotentProcessing" => FaultKind::Busy,
         "IdempotentFailed" | "IdempotentParameterMismatch" => FaultKind::Token,
-        "InvalidEniId.NotFound" | "InvalidEcsId.NotFound" | "InvalidInstanceId.NotFound" | "InvalidIp.IpUnassigned" => {
-            FaultKind::Gone
-        }
+        "InvalidEniId.NotFound"
+        | "InvalidEcsId.NotFound"
+        | "InvalidInstanceId.NotFound"
+        | "InvalidResourceId.NotFound"
+        | "InvalidIp.IpUnassigned" => FaultKind::Gone,
         // A fresh token, a fresh nonce, the same ClientToken.
         "InvalidSecurityToken.Expired" | "SignatureNonceUsed" => FaultKind::Unknown,
         "SignatureDoesNotMatch" | "IncompleteSignature" | "NoPermission" | "Account.Arrearage" => FaultKind::Forbidden,
@@ -194,6 +196,7 @@ mod tests {
             ("InvalidOperation.Ipv6CountExceeded", FaultKind::EniFull),
             ("InvalidIp.IpUnassigned", FaultKind::Gone),
             ("InvalidEniId.NotFound", FaultKind::Gone),
+            ("InvalidResourceId.NotFound", FaultKind::Gone),
             ("InvalidEcsId.NotFound", FaultKind::Gone),
             ("Throttling", FaultKind::Throttled),
             ("Throttling.User", FaultKind::Throttled),

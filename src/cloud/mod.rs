@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ipnet::Ipv4Net;
 use serde_json::Value;
 
 use crate::eni::{Eni, EniKind, EniState, Fault, FaultKind, Limits, VSwitch};
@@ -260,10 +261,44 @@ impl Client {
         self.ecs("AssignPrivateIpAddresses", params, |root| reply::assigned_v4(root, eni))
     }
 
+    /// Gives the ENI so many more prefixes of 16 addresses.
+    pub fn assign_prefixes(&self, eni: &str, count: u32, token: &str) -> Result<Vec<Ipv4Net>, Fault> {
+        let count = count.to_string();
+        let params = self.with(&[("NetworkInterfaceId", eni), ("Ipv4PrefixCount", &count), ("ClientToken", token)]);
+        self.ecs("AssignPrivateIpAddresses", params, |root| reply::assigned_prefixes(root, eni))
+    }
+
+    pub fn unassign_prefixes(&self, eni: &str, prefixes: &[Ipv4Net]) -> Result<(), Fault> {
+        let mut params = self.with(&[("NetworkInterfaceId", eni)]);
+        number(&mut params, "Ipv4Prefix", prefixes);
+        self.ecs("UnassignPrivateIpAddresses", params, nothing)
+    }
+
     pub fn unassign_v4(&self, eni: &str, addresses: &[Ipv4Addr]) -> Result<(), Fault> {
         let mut params = self.with(&[("NetworkInterfaceId", eni)]);
         number(&mut params, "PrivateIpAddress", addresses);
         self.ecs("UnassignPrivateIpAddresses", params, nothing)
+    }
+
+    /// The ENI is in these security groups from now on, and in no others.
+    pub fn set_security_groups(&self, eni: &str, groups: &[String]) -> Result<(), Fault> {
+        let mut params = self.with(&[("NetworkInterfaceId", eni)]);
+        number(&mut params, "SecurityGroupId", groups);
+        self.ecs("ModifyNetworkInterfaceAttribute", params, nothing)
+    }
+
+    /// The ENI bears these tags beside its others.
+    pub fn tag_eni(&self, eni: &str, tags: &BTreeMap<String, String>) -> Result<(), Fault> {
+        let mut params = self.with(&[("ResourceType", "eni"), ("ResourceId.1", eni)]);
+        tag(&mut params, tags);
+        self.ecs("TagResources", params, nothing)
+    }
+
+    /// The ENI bears these tags no longer.
+    pub fn untag_eni(&self, eni: &str, keys: &[String]) -> Result<(), Fault> {
+        let mut params = self.with(&[("ResourceType", "eni"), ("ResourceId.1", eni)]);
+        number(&mut params, "TagKey", keys);
+        self.ecs("UntagResources", params, nothing)
     }
 
     /// The same for IPv6.
@@ -283,14 +318,10 @@ impl Client {
     pub fn instance_limits(&self, instance_type: &str) -> Result<Limits, Fault> {
         let action = "DescribeInstanceTypes";
         let params = self.with(&[("InstanceTypes.1", instance_type)]);
-        let unknown = format!("the cloud does not tell what an {instance_type} can hold");
-        let found = self.ecs(action, params, |root| reply::limits(root, instance_type)).map_err(|fault| match fault
-            .kind
-        {
-            FaultKind::Invalid | FaultKind::Gone => Fault { message: format!("{unknown}: {}", fault.message), ..fault },
-            _ => fault,
-        })?;
-        found.ok_or_else(|| fault::found(action, FaultKind::Invalid, unknown))
+        let found = self.ecs(action, params, |root| reply::limits(root, instance_type))?;
+        found.ok_or_else(|| {
+            fault::found(action, FaultKind::Invalid, format!("the cloud knows no instance type {instance_type}"))
+        })
     }
 
     /// The security groups of an instance, which its ENIs have unless the configuration names others.

@@ -5,9 +5,10 @@ use std::fmt::Display;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+use ipnet::Ipv4Net;
 use serde_json::Value;
 
-use crate::eni::{Eni, EniKind, EniState, Limits, VSwitch};
+use crate::eni::{Eni, EniKind, EniState, Limits, PREFIX, VSwitch};
 use crate::ip::{Mac, NetPair};
 
 /// Names the field that is not as it should be.
@@ -108,6 +109,9 @@ pub fn eni(eni: &Field) -> Result<Eni, Malformed> {
         v6: unique(&eni.get("Ipv6Sets.Ipv6Set").list_or_empty()?, |set| {
             set.get("Ipv6Address").parse("an IPv6 address")
         })?,
+        prefixes: unique(&eni.get("Ipv4PrefixSets.Ipv4PrefixSet").list_or_empty()?, |set| {
+            prefix(&set.get("Ipv4Prefix"))
+        })?,
         security_groups: eni.get(SECURITY_GROUPS).list_or_empty()?.iter().map(Field::id).collect::<Result<_, _>>()?,
         tags: tags(eni)?,
         description: eni.get("Description").text_or_empty()?.to_string(),
@@ -161,6 +165,24 @@ pub fn assigned_v6(root: &Field, eni: &str) -> Result<Vec<Ipv6Addr>, Malformed> 
         return Err(named.wrong(format_args!("is not {eni}")));
     }
     unique(&root.get("Ipv6Sets.Ipv6Address").list()?, |address| address.parse("an IPv6 address"))
+}
+
+/// The prefixes that AssignPrivateIpAddresses gave to this ENI.
+pub fn assigned_prefixes(root: &Field, eni: &str) -> Result<Vec<Ipv4Net>, Malformed> {
+    let set = root.get("AssignedPrivateIpAddressesSet");
+    let named = set.get("NetworkInterfaceId");
+    if ![eni, ""].contains(&named.text_or_empty()?) {
+        return Err(named.wrong(format_args!("is not {eni}")));
+    }
+    unique(&set.get("Ipv4PrefixSet.Ipv4Prefixes").list()?, prefix)
+}
+
+fn prefix(field: &Field) -> Result<Ipv4Net, Malformed> {
+    let net = field.parse::<Ipv4Net>("an IPv4 prefix")?;
+    match net.prefix_len() == PREFIX && net.trunc() == net {
+        true => Ok(net),
+        false => Err(field.wrong(format_args!("is not a prefix of {PREFIX} bits: {net}"))),
+    }
 }
 
 /// What each field says, where no two may say the same.
@@ -268,6 +290,7 @@ mod tests {
                 {"PrivateIpAddress": "10.0.0.2", "Primary": true},
             ]},
             "Ipv6Sets": {"Ipv6Set": [{"Ipv6Address": "fd00::2"}]},
+            "Ipv4PrefixSets": {"Ipv4PrefixSet": [{"Ipv4Prefix": "10.0.0.16/28"}]},
             "SecurityGroupIds": {"SecurityGroupId": ["sg-1", "sg-2"]},
             "Tags": {"Tag": [{"TagKey": "creator", "TagValue": "terway"}, {"TagKey": "bare"}]},
             "Description": "d",
@@ -290,6 +313,7 @@ mod tests {
                 primary: Ipv4Addr::new(10, 0, 0, 2),
                 v4: vec![Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 3)],
                 v6: vec!["fd00::2".parse().unwrap()],
+                prefixes: vec!["10.0.0.16/28".parse().unwrap()],
                 security_groups: vec!["sg-1".into(), "sg-2".into()],
                 tags: BTreeMap::from([("bare".into(), "".into()), ("creator".into(), "terway".into())]),
                 description: "d".into(),
@@ -323,6 +347,11 @@ mod tests {
                 "/Ipv6Sets/Ipv6Set/0",
                 json!({"Ipv6Address": "10.0.0.1"}),
                 "Ipv6Sets.Ipv6Set[0].Ipv6Address is not an IPv6 address: \"10.0.0.1\"",
+            ),
+            (
+                "/Ipv4PrefixSets/Ipv4PrefixSet/0/Ipv4Prefix",
+                json!("10.0.0.17/28"),
+                "Ipv4PrefixSets.Ipv4PrefixSet[0].Ipv4Prefix is not a prefix of 28 bits: 10.0.0.17/28",
             ),
             ("/Tags/Tag/0", json!([]), "Tags.Tag[0].TagKey is missing"),
             ("/Status", json!(null), "Status is missing"),

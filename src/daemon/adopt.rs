@@ -74,8 +74,8 @@ pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result
         let marker = if heritage.is_some() { old::MARKER } else { known.marker };
         // What its annotations ask for is heard from the watch.
         let bandwidth = Both::default();
-        let (node, wiring) = (known.node, Wiring::Shared);
-        found.push(Lease { pod, sandbox, ip, eni, node, marker, bandwidth, sticky: false, heritage, wiring });
+        let (node, wiring, routes) = (known.node, Wiring::Shared, Vec::new());
+        found.push(Lease { pod, sandbox, ip, eni, node, marker, bandwidth, sticky: false, heritage, wiring, routes });
     }
     Ok(found)
 }
@@ -126,6 +126,7 @@ fn whole_lease(known: &Known, card: &Away, eni: &Eni, shaper: Shaper) -> Lease {
         sticky: false,
         heritage: None,
         wiring: Wiring::Whole(Whole { home: lent.home, services: known.services, answers, shaper }),
+        routes: Vec::new(),
     }
 }
 

@@ -184,6 +184,7 @@ fn attempt(start: &Start, machine: &mut Option<String>) -> Result<Gathered, Erro
     let (vswitches, enis) = (calls::vswitches(&cloud, &place)?, calls::look_all(&cloud, &place)?);
     let setup = set_up(&mut kernel, stack, &enis)?;
     let kube = start.kube(kube::Limits::default())?;
+    kube.pace(layers.config().kube_pace);
     let mut slots = adopt::slots(&mut kernel, &enis)?;
     let (ledger, mut contents) = Ledger::open(ours::LEDGER.as_ref(), &boot_id()?)?;
     let services = layers.config().service_cidr;

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::terms::admits;
 use crate::cloud::{Client, CreateEni, Filter};
 use crate::eni::{Eni, Fault, FaultKind, VSwitch};
 use crate::ip::{Family, IpPair};
@@ -16,9 +15,6 @@ pub struct Place {
     pub instance: String,
     /// Every vSwitch that the settings name.
     pub vswitches: Vec<String>,
-    /// Only ENIs that bear all of these tags are used, and none that bears one of those.
-    pub tag_filter: BTreeMap<String, String>,
-    pub tag_block: Vec<(String, String)>,
 }
 
 /// Blocks until the cloud has answered or has not.
@@ -35,9 +31,22 @@ pub fn perform(cloud: &Client, place: &Place, call: Call) -> Result<Outcome, Fau
         Call::Delete { eni } => cloud.delete_eni(&eni).map(|()| Outcome::Deleted),
         Call::Assign { eni, family, count, token } => assign(cloud, &eni, family, count, &token).map(Outcome::Assigned),
         Call::Unassign { eni, addresses } => unassign(cloud, &eni, &addresses).map(|()| Outcome::Unassigned),
+        Call::AssignPrefixes { eni, count, token } => cloud.assign_prefixes(&eni, count, &token).map(Outcome::Prefixes),
+        Call::UnassignPrefixes { eni, prefixes } => {
+            cloud.unassign_prefixes(&eni, &prefixes).map(|()| Outcome::Unassigned)
+        }
         Call::Look { enis } => cloud.describe_enis(&Filter { ids: enis, ..Filter::default() }).map(Outcome::Seen),
         Call::LookAll => look_all(cloud, place).map(Outcome::SeenAll),
         Call::VSwitches => vswitches(cloud, place).map(Outcome::VSwitches),
+        Call::Regroup { eni, security_groups } => {
+            let groups: Vec<String> = security_groups.into_iter().collect();
+            cloud.set_security_groups(&eni, &groups).map(|()| Outcome::Dressed)
+        }
+        Call::Tag { eni, tags } => cloud.tag_eni(&eni, &tags).map(|()| Outcome::Dressed),
+        Call::Untag { eni, keys } => {
+            let keys: Vec<String> = keys.into_iter().collect();
+            cloud.untag_eni(&eni, &keys).map(|()| Outcome::Dressed)
+        }
     }
 }
 
@@ -70,10 +79,6 @@ pub fn look_all(cloud: &Client, place: &Place) -> Result<Vec<Eni>, Fault> {
     let mut seen = cloud.describe_enis(&attached)?;
     let known: BTreeSet<String> = seen.iter().map(|e| e.id.clone()).collect();
     seen.extend(cloud.describe_enis(&made)?.into_iter().filter(|e| !known.contains(&e.id)));
-    // An ENI that the configuration keeps us from still takes up room on the instance: it is shown, as somebody else's.
-    for eni in seen.iter_mut().filter(|e| !admits(place, &e.tags)) {
-        eni.tags.clear();
-    }
     Ok(seen)
 }
 
@@ -94,10 +99,12 @@ pub fn vswitches(cloud: &Client, place: &Place) -> Result<Vec<VSwitch>, Fault> {
 pub fn summary(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Created(eni) => format!("created {} with {} addresses", eni.id, eni.addresses().count()),
+        Outcome::Dressed => "done".into(),
         Outcome::Attached => "attaching".into(),
         Outcome::Detached => "detaching".into(),
         Outcome::Deleted => "deleted".into(),
         Outcome::Assigned(addresses) => format!("assigned {addresses:?}"),
+        Outcome::Prefixes(prefixes) => format!("assigned {prefixes:?}"),
         Outcome::Unassigned => "unassigned".into(),
         Outcome::Seen(enis) => {
             let each = |eni: &Eni| format!("{} is {:?} with {} addresses", eni.id, eni.state, eni.addresses().count());

@@ -25,6 +25,8 @@ pub struct Layers {
     text: Vec<u8>,
     over: Option<NodeConfig>,
     merged: Object,
+    /// What the daemon started with: keys that are looked at only then keep these values.
+    started: Option<Object>,
     config: Config,
     warnings: Vec<Warning>,
 }
@@ -56,34 +58,47 @@ fn place(name: &str) -> String {
 impl Layers {
     /// The file alone.
     pub fn read(path: &Path, text: Vec<u8>, env: BTreeMap<String, String>) -> Result<Layers, Error> {
-        Layers::lay(path, env, text, None)
-    }
-
-    fn lay(
-        path: &Path,
-        env: BTreeMap<String, String>,
-        text: Vec<u8>,
-        over: Option<NodeConfig>,
-    ) -> Result<Layers, Error> {
         let in_file = || path.display().to_string();
         let base = json::object(&text).map_err(Error::malformed).context(|| "configuration").context(in_file)?;
-        let (mut config, mut warnings) = Config::of(&base, &env).context(in_file)?;
-        let mut merged = base.clone();
-        if let Some(over) = &over {
-            json::merge(&mut merged, &over.patch);
-            (config, warnings) = patched(over, &merged, &env).context(|| place(&over.name))?;
-        }
-        Ok(Layers { path: path.to_owned(), env, text, over, merged, config, warnings })
+        let (config, warnings) = Config::of(&base, &env).context(in_file)?;
+        Ok(Layers { path: path.to_owned(), env, text, over: None, merged: base, started: None, config, warnings })
     }
 
     /// These layers with another text of the file.
     pub fn with_file(&self, text: Vec<u8>) -> Result<Layers, Error> {
-        Layers::lay(&self.path, self.env.clone(), text, self.over.clone())
+        let file = Layers::read(&self.path, text, self.env.clone())?;
+        Layers { started: self.started.clone(), ..file }.lay(self.over.clone())
     }
 
     /// These layers with another one for the node, or with none.
     pub fn with_node_config(&self, over: Option<NodeConfig>) -> Result<Layers, Error> {
-        Layers::lay(&self.path, self.env.clone(), self.text.clone(), over)
+        let file = Layers::read(&self.path, self.text.clone(), self.env.clone())?;
+        Layers { started: self.started.clone(), ..file }.lay(over)
+    }
+
+    fn lay(mut self, over: Option<NodeConfig>) -> Result<Layers, Error> {
+        let name = over.as_ref().map(|over| over.name.clone());
+        if let Some(over) = &over {
+            is_for_node(over).context(|| place(&over.name))?;
+            json::merge(&mut self.merged, &over.patch);
+        }
+        let mut running = self.merged.clone();
+        if let Some(started) = &self.started {
+            running.retain(|key, _| !AT_START.contains(&key.as_str()));
+            running.extend(started.clone().into_iter().filter(|(key, _)| AT_START.contains(&key.as_str())));
+        }
+        let mut read = Config::of(&running, &self.env);
+        if let Some(name) = name {
+            read = read.context(|| place(&name));
+        }
+        (self.config, self.warnings) = read?;
+        self.over = over;
+        Ok(self)
+    }
+
+    /// The daemon runs: what is looked at only when it starts stays as it is now.
+    pub fn begin(self) -> Layers {
+        Layers { started: Some(self.merged.clone()), ..self }
     }
 
     pub fn config(&self) -> &Config {
@@ -113,15 +128,11 @@ impl Layers {
     }
 }
 
-fn patched(
-    over: &NodeConfig,
-    merged: &Object,
-    env: &BTreeMap<String, String>,
-) -> Result<(Config, Vec<Warning>), Error> {
-    if let Some(key) = FILE_ONLY.iter().find(|key| over.patch.contains_key(**key)) {
-        return Err(Error::malformed(format!("{key} can be set in the file only: it is needed to read the ConfigMap")));
+fn is_for_node(over: &NodeConfig) -> Result<(), Error> {
+    match FILE_ONLY.iter().find(|key| over.patch.contains_key(**key)) {
+        Some(key) => Err(Error::malformed(format!("{key} can be set in the file only, not in a ConfigMap"))),
+        None => Ok(()),
     }
-    Config::of(merged, env)
 }
 
 #[cfg(test)]
@@ -139,8 +150,11 @@ mod tests {
 
     #[test]
     fn a_configmap_patches_the_file_and_its_end_brings_the_file_back() {
-        let file = layers(r#"{"min_pool_size": 1, "max_pool_size": 9, "eni_tags": {"a": "1", "b": "2"}}"#);
+        let file = layers(
+            r#"{"min_pool_size": 1, "max_pool_size": 9, "kubeconfig": "/old", "eni_tags": {"a": "1", "b": "2"}}"#,
+        );
         let over = node_config(r#"{"min_pool_size": 3, "max_pool_size": null, "eni_tags": {"a": null, "c": "3"}}"#);
+        let file = file.begin();
         let patched = file.with_node_config(Some(over.unwrap())).unwrap();
         assert_eq!((patched.config().min_idle, patched.config().max_idle), (3, 5));
         assert_eq!(patched.config().eni_tags.keys().collect::<Vec<_>>(), ["b", "c"]);
@@ -148,6 +162,7 @@ mod tests {
         assert_eq!((live.join(" "), restart.len()), ("eni_tags max_pool_size min_pool_size".into(), 0));
         let newer = patched.with_file(br#"{"max_eni": 2, "kubeconfig": "/x"}"#.to_vec()).unwrap();
         assert_eq!((newer.config().min_idle, newer.config().max_enis), (3, Some(2)));
+        assert_eq!(newer.config().kubeconfig.as_deref(), Some(Path::new("/old")), "it keeps what it started with");
         let (live, restart) = newer.changes(&patched);
         assert_eq!((live.join(" "), restart.join(" ")), ("eni_tags max_eni".into(), "kubeconfig".into()));
         let bare = newer.with_node_config(None).unwrap();

@@ -609,6 +609,7 @@ impl Node {
             bandwidth,
             heritage: None,
             wiring,
+            routes: self.conf.layers().config().extra_routes.clone(),
         })
     }
 

@@ -1,13 +1,12 @@
 //! What machine and account allow, and the pool's settings that follow from them and from the configuration.
 
-use std::collections::BTreeMap;
 use std::thread;
 
 use super::calls::Place;
 use crate::cloud::Client;
 use crate::config::{Config, Mode, NodeFacts};
-use crate::eni::{Fault, Limits};
-use crate::error::Error;
+use crate::eni::Limits;
+use crate::error::{Context, Error};
 use crate::ip::{Family, Stack};
 use crate::ours;
 use crate::pool::Settings;
@@ -23,12 +22,12 @@ pub struct Terms {
 }
 
 impl Terms {
-    pub fn ask(cloud: &Client, facts: NodeFacts, mode: Mode) -> Result<Terms, Fault> {
+    pub fn ask(cloud: &Client, facts: NodeFacts, mode: Mode) -> Result<Terms, Error> {
         let (limits, groups) = thread::scope(|scope| {
             let groups = scope.spawn(|| cloud.security_groups(&facts.instance));
             (cloud.instance_limits(&facts.instance_type), groups.join().expect("a panic ends the process"))
         });
-        let (limits, groups) = (limits?, groups?);
+        let (limits, groups) = (limits.context(|| format!("what an {} can hold", facts.instance_type))?, groups?);
         Ok(Terms { facts, mode, limits, groups })
     }
 
@@ -54,7 +53,6 @@ impl Terms {
         let most = if whole { config.share.of(self.limits.adapters) } else { self.limits.adapters.saturating_sub(1) };
         let most = most.min(ours::MAX_SLOT);
         let max_enis = config.max_enis.map_or(most, |max| max.min(most));
-        let groups = if config.security_groups.is_empty() { &self.groups } else { &config.security_groups };
         let mut tags = config.eni_tags.clone();
         tags.extend([
             (ours::ENI_TAG.0.to_owned(), ours::ENI_TAG.1.to_owned()),
@@ -71,11 +69,18 @@ impl Terms {
             vswitches: vswitches(&self.facts, config),
             vswitch_choice: config.vswitch_choice,
             eni_choice: config.eni_choice,
-            security_groups: groups.clone(),
+            security_groups: config.security_groups.clone(),
+            instance_groups: self.groups.clone(),
             resource_group: config.resource_group.clone(),
             instance: self.facts.instance.clone(),
             instance_type: self.facts.instance_type.clone(),
             tags,
+            tag_filter: config.eni_tag_filter.clone(),
+            tag_block: config.eni_tag_block.clone(),
+            warm_up: config.warm_up,
+            prefixes: config.prefixes,
+            reclaim: config.reclaim,
+            rate_limit: config.rate_limit.clone(),
             cooldown: config.cooldown,
             reservation: config.reservation,
             eni_idle: config.eni_idle,
@@ -90,12 +95,7 @@ fn alone(limits: Limits) -> Limits {
 }
 
 pub fn place(facts: &NodeFacts, config: &Config) -> Place {
-    Place {
-        instance: facts.instance.clone(),
-        vswitches: vswitches(facts, config),
-        tag_filter: config.eni_tag_filter.clone(),
-        tag_block: config.eni_tag_block.clone(),
-    }
+    Place { instance: facts.instance.clone(), vswitches: vswitches(facts, config) }
 }
 
 /// Those of our zone; the instance's own where the configuration names none for it.
@@ -104,10 +104,4 @@ fn vswitches(facts: &NodeFacts, config: &Config) -> Vec<String> {
         Some(ids) if !ids.is_empty() => ids.clone(),
         _ => vec![facts.vswitch.clone()],
     }
-}
-
-/// Whether an ENI with these tags is for us to use.
-pub fn admits(place: &Place, tags: &BTreeMap<String, String>) -> bool {
-    let has = |key: &String, value: &String| tags.get(key) == Some(value);
-    place.tag_filter.iter().all(|(k, v)| has(k, v)) && !place.tag_block.iter().any(|(k, v)| has(k, v))
 }

@@ -40,11 +40,26 @@ pub fn veth(pod: &PodName, attachment: &Attachment, mtu: u32) -> Veth {
 
 /// The plan of one attachment; nothing for one that runs on as the old Terway has wired it.
 pub fn pod(setup: &Setup) -> Plan {
-    match &setup.lease.wiring {
+    let mut plan = match &setup.lease.wiring {
         _ if setup.lease.untouched().is_some() => Plan::default(),
         Wiring::Shared => policy_route::pod(setup),
         Wiring::Whole(whole) => exclusive::pod(setup, whole),
-    }
+    };
+    let extra = extra_routes(&plan, &setup.lease.routes);
+    plan.pod.extend(extra);
+    plan
+}
+
+/// The operator's own routes: as the pod's default route, for prefixes that another plugin's default route would take away.
+fn extra_routes(plan: &Plan, nets: &[IpNet]) -> Vec<Object> {
+    let route = |object: &Object| match object {
+        Object::Route(route) if route.to.prefix_len() == 0 && route.table.is_none() => Some(route.clone()),
+        _ => None,
+    };
+    let defaults: Vec<plan::Route> = plan.pod.iter().filter_map(route).collect();
+    let of_family = |net: &IpNet, route: &plan::Route| net.addr().is_ipv4() == route.to.addr().is_ipv4();
+    let through = |net: &IpNet| defaults.iter().find(|route| of_family(net, route)).cloned();
+    nets.iter().filter_map(|net| Some(Object::Route(plan::Route { to: *net, ..through(net)? }))).collect()
 }
 
 /// What holds an attachment to its bandwidth, to be made once it is wired; and what must not be there, to be undone.

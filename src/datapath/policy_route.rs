@@ -234,6 +234,16 @@ mod tests {
     }
 
     #[test]
+    fn an_operators_routes_lead_where_the_default_route_of_their_family_does() {
+        let mut lease = example_lease();
+        let before = printed(&lease);
+        lease.routes = vec!["10.1.0.0/16".parse().unwrap(), "fd01::/64".parse().unwrap()];
+        let plan = datapath::pod(&Setup::new(&lease, 1500)).to_string();
+        let added: Vec<&str> = plan.lines().filter(|line| !before.iter().any(|l| l == line)).collect();
+        assert_eq!(added, ["pod: ip route replace 10.1.0.0/16 via 169.254.1.1 dev eth0 onlink"]);
+    }
+
+    #[test]
     fn a_pod_taken_over_keeps_its_macs_and_one_left_alone_has_no_plan() {
         let mac = |last| Mac([2, 0, 0, 0, 0, last]);
         let adopted = Some(Heritage::Adopted { host_mac: mac(1), pod_mac: mac(2) });

@@ -7,6 +7,7 @@ mod yaml;
 
 use std::io::{self, BufReader, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
@@ -18,6 +19,7 @@ pub use crate::object::Patch;
 pub use access::Source;
 pub use watch::{Change, Stop, Watch};
 
+use crate::config::Pace;
 use crate::error::{Cause, Context, Error};
 use crate::object::{self, Object, Write};
 use crate::uri::percent_encode;
@@ -89,6 +91,37 @@ struct Session {
     read_at: Instant,
     agent: Agent,
     closed: bool,
+    /// Shared with all clients that came from this one.
+    turnstile: Arc<Mutex<Turnstile>>,
+}
+
+/// Lets so many requests a second through.
+struct Turnstile {
+    pace: Option<Pace>,
+    /// Requests that may go at once, as of then.
+    level: f64,
+    since: Instant,
+}
+
+impl Turnstile {
+    fn new() -> Turnstile {
+        Turnstile { pace: None, level: 0.0, since: Instant::now() }
+    }
+
+    fn set(&mut self, pace: Option<Pace>) {
+        self.pace = pace;
+        self.level = pace.map_or(0.0, |pace| f64::from(pace.burst));
+        self.since = Instant::now();
+    }
+
+    /// How long the next request waits for its turn.
+    fn next(&mut self, now: Instant) -> Duration {
+        let Some(pace) = self.pace else { return Duration::ZERO };
+        let gained = now.duration_since(self.since).as_secs_f64() * pace.per_second;
+        self.level = (self.level + gained).min(f64::from(pace.burst)) - 1.0;
+        self.since = now;
+        Duration::from_secs_f64((-self.level / pace.per_second).max(0.0))
+    }
 }
 
 impl Client {
@@ -99,8 +132,23 @@ impl Client {
     pub fn with_limits(source: Source, limits: Limits) -> Result<Client, Error> {
         let access = Arc::new(Access::load(&source)?);
         let agent = agent(&access, &limits);
-        let session = Session { source, limits, access, read_at: Instant::now(), agent, closed: false };
+        let turnstile = Arc::new(Mutex::new(Turnstile::new()));
+        let session = Session { source, limits, access, read_at: Instant::now(), agent, closed: false, turnstile };
         Ok(Client { session: Arc::new(Mutex::new(session)) })
+    }
+
+    /// From now on no more requests than this, of this client and of all that came from it; `None`: as many as there are.
+    pub fn pace(&self, pace: Option<Pace>) {
+        let turnstile = Arc::clone(&self.lock().turnstile);
+        turnstile.lock().unwrap_or_else(PoisonError::into_inner).set(pace);
+    }
+
+    fn wait_for_turn(&self) {
+        let turnstile = Arc::clone(&self.lock().turnstile);
+        let wait = turnstile.lock().unwrap_or_else(PoisonError::into_inner).next(Instant::now());
+        if !wait.is_zero() {
+            thread::sleep(wait);
+        }
     }
 
     /// One object, by the path that [`object::path`] makes. [`Cause::Absent`] where there is none.
@@ -171,6 +219,7 @@ impl Client {
             read_at: s.read_at,
             agent: agent(&s.access, &s.limits),
             closed: s.closed,
+            turnstile: Arc::clone(&s.turnstile),
         };
         Client { session: Arc::new(Mutex::new(session)) }
     }
@@ -210,6 +259,7 @@ impl Client {
 
     /// Sends; once more only if the server does not know us (any longer) and the files now say that we are another.
     fn send(&self, verb: Verb, target: &str) -> Result<Response<Body>, Error> {
+        self.wait_for_turn();
         let (agent, access, limits) = self.lock().ready()?;
         match verb.send(&agent, &access, &limits, target) {
             Err(Error { cause: Cause::Http { status: 401, .. }, .. }) if self.lock().renew(&access)? => {

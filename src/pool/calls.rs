@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::eni::{self, Address, Goal, Kernel, Next, Nic};
+use super::eni::{Address, Goal, Kernel, Next, Nic};
 use super::retry::{Backoff, LATE, POLL, SOON, Shut, jitter};
 use super::state::State;
 use super::{Call, CallId, Effect, Intent, Now, Outcome, Refused};
@@ -23,7 +23,7 @@ const MAX_LOOKED_AT: usize = 50;
 /// From an accepted attach or detach to the first look.
 const SETTLE: Duration = Duration::from_secs(2);
 /// How long a full or unfit ENI is not asked for addresses.
-const NO_ASSIGN: Duration = Duration::from_secs(600);
+pub(super) const NO_ASSIGN: Duration = Duration::from_secs(600);
 
 /// What is asked; a refusal of one does not stop the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,19 +37,27 @@ pub(super) enum Verb {
     Look,
     LookAll,
     VSwitches,
+    Regroup,
+    Tag,
+    Untag,
 }
 
-fn verb(call: &Call) -> Verb {
+pub(super) fn verb(call: &Call) -> Verb {
     match call {
         Call::Create { .. } => Verb::Create,
         Call::Attach { .. } => Verb::Attach,
         Call::Detach { .. } => Verb::Detach,
         Call::Delete { .. } => Verb::Delete,
         Call::Assign { family, .. } => Verb::Assign(*family),
+        Call::AssignPrefixes { .. } => Verb::Assign(Family::V4),
+        Call::UnassignPrefixes { .. } => Verb::Unassign(Family::V4),
         Call::Unassign { addresses, .. } => Verb::Unassign(addresses.first().map(Family::of).unwrap_or_default()),
         Call::Look { .. } => Verb::Look,
         Call::LookAll => Verb::LookAll,
         Call::VSwitches => Verb::VSwitches,
+        Call::Regroup { .. } => Verb::Regroup,
+        Call::Tag { .. } => Verb::Tag,
+        Call::Untag { .. } => Verb::Untag,
     }
 }
 
@@ -61,6 +69,8 @@ pub(super) fn enis_of(call: &Call) -> &[String] {
         | Call::Delete { eni }
         | Call::Assign { eni, .. }
         | Call::Unassign { eni, .. } => std::slice::from_ref(eni),
+        Call::Regroup { eni, .. } | Call::Tag { eni, .. } | Call::Untag { eni, .. } => std::slice::from_ref(eni),
+        Call::AssignPrefixes { eni, .. } | Call::UnassignPrefixes { eni, .. } => std::slice::from_ref(eni),
         Call::Look { enis } => enis,
         Call::Create { .. } | Call::LookAll | Call::VSwitches => &[],
     }
@@ -101,7 +111,7 @@ impl Create {
         }
     }
 
-    fn vswitch(&self) -> &str {
+    pub fn vswitch(&self) -> &str {
         match &self.intent.call {
             Call::Create { vswitch, .. } => vswitch,
             _ => "",
@@ -145,6 +155,10 @@ impl State {
         if !matches!(verb, Verb::LookAll | Verb::VSwitches) && under_way >= self.gate.width {
             return false;
         }
+        if let Some(at) = self.rates.next(self.now, verb, &self.settings.rate_limit) {
+            self.at(at);
+            return false;
+        }
         match self.gate.may(self.now) {
             Ok(()) => return true,
             Err(Shut::Until(at)) => self.at(at),
@@ -161,6 +175,7 @@ impl State {
         self.last_call += 1;
         let id = self.last_call;
         self.gate.sent(self.now, id, &mut self.rng);
+        self.rates.sent(self.now, verb(&call), &self.settings.rate_limit);
         for eni in enis_of(&call) {
             if let Some(nic) = self.nics.get_mut(eni) {
                 nic.busy = Some(id);
@@ -281,6 +296,9 @@ impl State {
 
     /// Unassigns the addresses that are marked as leaving, one family at a time.
     pub fn unassign(&mut self, id: &str) {
+        if let Some(call) = self.leaving_prefixes(id) {
+            return self.step_call(Verb::Unassign(Family::V4), Some(call));
+        }
         for family in [Family::V4, Family::V6] {
             let leaving = self.nics[id].addresses.iter().filter(|(ip, a)| a.leaving && Family::of(ip) == family);
             let addresses: Vec<IpAddr> = leaving.map(|(ip, _)| *ip).collect();
@@ -323,11 +341,20 @@ impl State {
                 self.assigned(&eni, family, count, &ips);
             }
             (Call::Unassign { eni, addresses }, Outcome::Unassigned) => self.unassigned(&eni, &addresses),
+            (Call::AssignPrefixes { eni, count, .. }, Outcome::Prefixes(nets)) => {
+                self.assigned_prefixes(&eni, count, &nets);
+            }
+            (Call::UnassignPrefixes { eni, prefixes }, Outcome::Unassigned) => {
+                self.unassigned_prefixes(&eni, &prefixes)
+            }
             (Call::Look { enis }, Outcome::Seen(seen)) => {
                 enis.iter().for_each(|id| self.seen(id, seen.iter().find(|eni| eni.id == *id)));
             }
             (Call::LookAll, Outcome::SeenAll(enis)) => self.seen_all(id, &enis),
             (Call::VSwitches, Outcome::VSwitches(list)) => self.vswitches.counted(self.now, id, list, &mut self.rng),
+            (call @ (Call::Regroup { .. } | Call::Tag { .. } | Call::Untag { .. }), Outcome::Dressed) => {
+                self.dressed(&call);
+            }
             (call, outcome) => {
                 let message = format!("the answer is about something else: {outcome:?}");
                 let action = format!("{:?}", verb(&call));
@@ -400,7 +427,7 @@ impl State {
     }
 
     /// The intent's call has ended; if in doubt, what it did is looked up.
-    fn settle_assign(&mut self, id: &str, doubt: bool) {
+    pub fn settle_assign(&mut self, id: &str, doubt: bool) {
         let Some(nic) = self.nics.get_mut(id) else { return };
         let Some(assign) = nic.assign.take() else { return };
         nic.stale |= doubt || assign.doubt;
@@ -430,7 +457,7 @@ impl State {
     fn seen_all(&mut self, id: CallId, enis: &[Eni]) {
         self.survey.running = None;
         self.survey.retry.restart(self.now + jitter(self.settings.sync_period, &mut self.rng));
-        self.foreign = enis.iter().filter(|e| eni::foreign(e, &self.settings)).count() as u32;
+        self.see_instance(enis);
         for eni in enis {
             self.compare(id, eni);
         }
@@ -451,7 +478,7 @@ impl State {
             Some(_) if !self.is_here(eni) => self.lose(&eni.id),
             Some(_) => self.see(eni),
             None if self.survey.gone.contains(&eni.id) || !self.creates.is_empty() => {}
-            None if eni::this_nodes(eni, &self.settings) => self.adopt(eni),
+            None if self.is_to_adopt(eni) => self.adopt(eni),
             None => {}
         }
     }
@@ -462,7 +489,8 @@ impl State {
         match call {
             Call::Create { token, .. } => self.create_failed(&token, &fault),
             Call::Assign { eni, family, .. } => self.assign_failed(&eni, family, &fault),
-            Call::Unassign { .. } => self.unassign_failed(&call, &fault),
+            Call::AssignPrefixes { eni, .. } => self.assign_failed(&eni, Family::V4, &fault),
+            Call::Unassign { .. } | Call::UnassignPrefixes { .. } => self.unassign_failed(&call, &fault),
             Call::Attach { eni } => self.attach_failed(&eni, &fault),
             Call::Detach { eni } => self.removal_failed(&eni, Verb::Detach, &fault),
             Call::Delete { eni } if fault.kind == FaultKind::Gone => self.lose(&eni),
@@ -480,6 +508,9 @@ impl State {
                 if self.survey.blind.is_some() {
                     self.survey.retry.next = self.survey.retry.next.min(self.now + Duration::from_secs(10));
                 }
+            }
+            Call::Regroup { ref eni, .. } | Call::Tag { ref eni, .. } | Call::Untag { ref eni, .. } => {
+                self.dress_failed(eni, &call, &fault);
             }
             Call::VSwitches => {
                 self.vswitches.not_counted(self.now, &mut self.rng);
@@ -519,8 +550,10 @@ impl State {
             return nic.retry.fail(self.now, &SOON, &mut self.rng);
         }
         let vswitch = nic.vswitch.clone();
+        let whole = matches!(assign.intent.call, Call::AssignPrefixes { .. });
         self.settle_assign(id, true);
         match fault.kind {
+            FaultKind::VSwitchEmpty | FaultKind::Invalid if whole => self.no_prefixes(&vswitch, fault),
             FaultKind::VSwitchEmpty => self.set_aside(&vswitch, family, fault),
             FaultKind::Forbidden | FaultKind::Quota => self.block(Verb::Assign(family), fault),
             FaultKind::EniFull | FaultKind::Invalid => self.ask_no_more(id, family, fault),
@@ -557,7 +590,7 @@ impl State {
     }
 
     /// The next call on the ENI waits; `look`: it is a look, since what we believe may be wrong.
-    fn later(&mut self, id: &str, look: bool) {
+    pub fn later(&mut self, id: &str, look: bool) {
         let Some(nic) = self.nics.get_mut(id) else { return };
         nic.stale |= look;
         nic.retry.fail(self.now, &SOON, &mut self.rng);
@@ -581,14 +614,16 @@ impl State {
     }
 
     /// The verb is refused for a while, longer each time.
-    fn block(&mut self, verb: Verb, fault: &Fault) {
+    pub fn block(&mut self, verb: Verb, fault: &Fault) {
         let old = self.blocks.remove(&verb);
         let mut backoff = Backoff { fails: old.as_ref().map_or(0, |b| b.fails), next: self.now };
         backoff.fail(self.now, &LATE, &mut self.rng);
         let refused = Refused { why: refusal(fault.kind), reason: fault.to_string() };
         let removal = matches!(verb, Verb::Detach | Verb::Delete | Verb::Unassign(_));
         let reason = if removal { "DisposeResourceFailed" } else { "AllocResourceFailed" };
-        if old.is_none() {
+        // What an ENI should bear is told with its name.
+        let told_there = matches!(verb, Verb::Regroup | Verb::Tag | Verb::Untag);
+        if old.is_none() && !told_there {
             self.tell(None, true, reason, refused.reason.clone());
         }
         self.blocks.insert(verb, Block { until: backoff.next, refused, fails: backoff.fails });
@@ -596,7 +631,7 @@ impl State {
 }
 
 /// The same call with the same token can still succeed.
-fn may_say_again(kind: FaultKind) -> bool {
+pub(super) fn may_say_again(kind: FaultKind) -> bool {
     matches!(kind, FaultKind::Unknown | FaultKind::Throttled | FaultKind::Busy)
 }
 

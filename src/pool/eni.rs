@@ -4,10 +4,13 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
+use ipnet::Ipv4Net;
+
+use super::dress::Dress;
 use super::retry::Backoff;
 use super::units::Supply;
-use super::{CallId, Intent, Link, Now, Refused, Settings};
-use crate::eni::{Eni, EniKind, EniState};
+use super::{Call, CallId, Intent, Link, Now, Refused, Settings};
+use crate::eni::{Eni, EniKind, EniState, PER_PREFIX};
 use crate::ip::{Family, Mac};
 use crate::ours;
 
@@ -32,6 +35,8 @@ pub(super) struct Nic {
     pub complaint: Option<String>,
     /// Those of both families; what pairs them up is the lease.
     pub addresses: BTreeMap<IpAddr, Address>,
+    /// Prefixes, whose addresses are among these.
+    pub prefixes: BTreeSet<Ipv4Net>,
     /// What was counted last, and at which edition of the state.
     pub supply: Cell<Option<(u64, Supply)>>,
     /// Addresses that the cloud has on it and that cannot be right.
@@ -45,6 +50,8 @@ pub(super) struct Nic {
     pub no_assign: BTreeMap<Family, (Now, Refused)>,
     /// Times that the cloud said no to attaching it.
     pub rejected: u32,
+    /// Its security groups and tags.
+    pub dress: Dress,
     /// What we believe of it may be wrong: look.
     pub stale: bool,
     /// The newest call there was when one of its own last ended: older pictures of it are out of date.
@@ -58,6 +65,9 @@ pub(super) enum Goal {
     Keep,
     /// Detach and delete it.
     GiveBack,
+    /// It is kept from us (`eni_tag_filter`, `eni_tag_block_list`): nothing new on it and no call for it, only the pods that
+    /// it has go on.
+    Leave,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,6 +120,7 @@ impl Nic {
             wiring: Backoff::default(),
             complaint: None,
             addresses: BTreeMap::new(),
+            prefixes: BTreeSet::new(),
             supply: Cell::new(None),
             suspect: BTreeSet::new(),
             assign: None,
@@ -117,6 +128,7 @@ impl Nic {
             retry: Backoff::default(),
             no_assign: BTreeMap::new(),
             rejected: 0,
+            dress: Dress::of(eni),
             stale: false,
             touched: 0,
             empty_since: now,
@@ -136,6 +148,8 @@ impl Nic {
         match (self.goal, self.state) {
             (Goal::Keep, EniState::Available) => Next::Attach,
             (Goal::Keep, EniState::InUse) => self.next_in_use(),
+            (Goal::Leave, EniState::InUse) if self.kernel == Kernel::Absent && !self.lent => Next::Prepare,
+            (Goal::Leave, _) => Next::Nothing,
             (Goal::GiveBack, EniState::InUse) => Next::Detach,
             (Goal::GiveBack, EniState::Available) => Next::Delete,
             _ => Next::Look,
@@ -155,6 +169,18 @@ impl Nic {
     /// Its addresses may be handed out.
     pub fn serves(&self) -> bool {
         self.kept() && self.state == EniState::InUse && matches!(self.kernel, Kernel::Ready(_))
+    }
+
+    /// The pods that it has are served.
+    pub fn carries(&self) -> bool {
+        let wired = self.state == EniState::InUse && matches!(self.kernel, Kernel::Ready(_));
+        self.serves() || self.goal == Goal::Leave && !self.missing && wired
+    }
+
+    /// The one pod that it is lent to is served.
+    pub fn carries_one(&self) -> bool {
+        let left = self.goal == Goal::Leave && !self.missing && self.state == EniState::InUse && self.lent;
+        self.serves_one() || left
     }
 
     /// It is lent, and as far as we know the pod has it.
@@ -177,6 +203,18 @@ impl Nic {
         self.next() == Next::Nothing && self.busy.is_none() && self.retry.next <= now
     }
 
+    /// The address is one of a prefix.
+    pub fn in_prefix(&self, ip: &IpAddr) -> bool {
+        matches!(ip, IpAddr::V4(ip) if self.prefixes.iter().any(|prefix| prefix.contains(ip)))
+    }
+
+    /// Places that have been asked for: a prefix takes one.
+    pub fn places_coming(&self, family: Family) -> u32 {
+        let whole = |assign: &&Assign| matches!(assign.intent.call, Call::AssignPrefixes { .. });
+        let per_place = if self.assign.as_ref().filter(whole).is_some() { PER_PREFIX } else { 1 };
+        self.coming(family) / per_place
+    }
+
     /// The address that a pod has which takes the whole of it.
     pub fn own(&self, family: Family) -> Option<IpAddr> {
         match family {
@@ -191,15 +229,28 @@ impl Nic {
     }
 }
 
-/// It is an ENI that we made, for pods.
-pub(super) fn ours(eni: &Eni) -> bool {
+/// It is an ENI that we made, for pods, and nobody keeps us from it.
+pub(super) fn ours(eni: &Eni, settings: &Settings) -> bool {
     let (key, value) = ours::ENI_TAG;
-    eni.kind == EniKind::Secondary && eni.tags.get(key).is_some_and(|v| v == value)
+    eni.kind == EniKind::Secondary && eni.tags.get(key).is_some_and(|v| v == value) && admits(settings, &eni.tags)
+}
+
+/// It is one that we made for this node, and we are to keep our hands off.
+pub(super) fn kept_from_us(eni: &Eni, settings: &Settings) -> bool {
+    let (key, value) = ours::ENI_TAG;
+    let made = eni.kind == EniKind::Secondary && eni.tags.get(key).is_some_and(|v| v == value);
+    made && eni.instance.as_ref() == Some(&settings.instance) && !admits(settings, &eni.tags)
+}
+
+/// Whether an ENI with these tags is for us to use.
+pub(super) fn admits(settings: &Settings, tags: &BTreeMap<String, String>) -> bool {
+    let has = |key: &String, value: &String| tags.get(key) == Some(value);
+    settings.tag_filter.iter().all(|(k, v)| has(k, v)) && !settings.tag_block.iter().any(|(k, v)| has(k, v))
 }
 
 /// It is one of ours and this node's: attached here, or unattached and made for this node.
 pub(super) fn this_nodes(eni: &Eni, settings: &Settings) -> bool {
-    ours(eni)
+    ours(eni, settings)
         && match eni.instance.as_deref().filter(|i| !i.is_empty()) {
             Some(instance) => instance == settings.instance,
             None => eni.tags.get(ours::NODE_TAG) == Some(&settings.instance),
@@ -208,5 +259,5 @@ pub(super) fn this_nodes(eni: &Eni, settings: &Settings) -> bool {
 
 /// It takes one of the node's places for ENIs, and is not ours.
 pub(super) fn foreign(eni: &Eni, settings: &Settings) -> bool {
-    eni.instance.as_deref() == Some(&settings.instance) && eni.kind != EniKind::Primary && !ours(eni)
+    eni.instance.as_deref() == Some(&settings.instance) && eni.kind != EniKind::Primary && !ours(eni, settings)
 }

@@ -10,9 +10,10 @@ use std::time::Duration;
 use fastrand::Rng;
 
 use super::calls::enis_of;
-use super::world::{Asked, Cloud, Flight, HERE, Ills, Ledger, attachment, pod, sandbox, settings};
+use super::world::{Asked, Cloud, Flight, HERE, Ills, Ledger, attachment, places, pod, sandbox, settings};
 use super::{Call, Effect, EniChoice, Event, Held, Link, Now, Outcome, Pool, Settings, VSwitchChoice};
-use crate::eni::{Eni, EniKind, EniState};
+use crate::config::Reclaim;
+use crate::eni::{Eni, EniKind, EniState, of_prefix};
 use crate::ip::{Family, IpPair, Stack};
 use crate::ours;
 use crate::rpc::Refusal;
@@ -165,7 +166,8 @@ impl Run {
             300..303 => self.outage(),
             303..306 => self.break_link(),
             306..308 if self.foul => self.take_away(),
-            308..320 => self.step(Event::Tick),
+            308..310 => self.meddle(),
+            310..320 => self.step(Event::Tick),
             320..325 => self.burst(),
             325..330 => self.repeat_answer(),
             330..334 => self.wait(),
@@ -261,6 +263,21 @@ impl Run {
         }
     }
 
+    /// Somebody else changes security groups and tags of an ENI, or keeps us from it and lets us again.
+    fn meddle(&mut self) {
+        let foul = self.foul;
+        let Some(eni) = self.cloud.enis.values_mut().filter(|e| made_here(e)).max_by_key(|_| self.rng.u8(..)) else {
+            return;
+        };
+        match self.rng.u8(..5) {
+            0 => eni.security_groups = vec!["sg-9".into()],
+            1 => drop(eni.tags.insert("others-cost".into(), self.rng.u8(..3).to_string())),
+            2 => drop(eni.tags.remove("team")),
+            3 if foul => drop(eni.tags.insert("excluded".into(), "true".into())),
+            _ => drop(eni.tags.remove("excluded")),
+        }
+    }
+
     fn repeat_answer(&mut self) {
         let result = Ok(Outcome::Attached);
         self.step(Event::Done { call: 1_000_000 + self.count, result });
@@ -329,7 +346,7 @@ impl Run {
 
     /// What becomes of a call whose caller died: done, not done, or done later.
     fn strand(&mut self, call: Call) {
-        let late = matches!(call, Call::Create { .. } | Call::Assign { .. });
+        let late = matches!(call, Call::Create { .. } | Call::Assign { .. } | Call::AssignPrefixes { .. });
         match self.rng.u8(..3) {
             0 => drop(self.cloud.act(self.now, &call)),
             1 if late => self.later(Due::Straggler(call), 3000),
@@ -449,6 +466,17 @@ impl Run {
                 let most = self.cloud.limits.per_adapter(*family);
                 assert!(self.foul || !first || there + count <= most, "{eni} overflows");
             }
+            Call::AssignPrefixes { eni, count, token } => {
+                assert!(self.ledger.intents.contains_key(token), "an assignment that is not written down");
+                let there = self.cloud.enis.get(eni).map_or(0, |e| places(e, Family::V4));
+                let first = self.ledger.intents[token].call == *call && !self.cloud.knows(token);
+                assert!(self.foul || !first || there + count <= self.cloud.limits.v4_per_adapter, "{eni} overflows");
+            }
+            Call::UnassignPrefixes { prefixes, .. } => {
+                for ip in prefixes.iter().flat_map(of_prefix) {
+                    assert!(!self.ledger.holds(ip), "{ip} is unassigned with its prefix while it is leased or rests");
+                }
+            }
             Call::Unassign { addresses, .. } => {
                 for ip in addresses {
                     assert!(!self.ledger.holds(*ip), "{ip} is unassigned while it is leased or rests");
@@ -562,8 +590,13 @@ impl Run {
     }
 
     fn places(&self) -> usize {
-        let foreign = usize::from(self.cloud.enis.contains_key("eni-foreign"));
-        (self.settings.max_enis as usize).min(self.cloud.limits.adapters as usize - 1 - foreign)
+        (self.settings.max_enis as usize).min((self.cloud.limits.adapters as usize - 1).saturating_sub(self.foreign()))
+    }
+
+    /// ENIs that take places and are not ours.
+    fn foreign(&self) -> usize {
+        let attached = self.cloud.enis.values().filter(|e| e.instance.is_some() && e.kind != EniKind::Primary);
+        attached.filter(|e| !is_ours(e)).count()
     }
 
     fn check(&mut self, effects: &[Effect]) {
@@ -612,6 +645,7 @@ impl Run {
                 ours.insert((eni["id"].as_str().unwrap().to_owned(), address["ip"].as_str().unwrap().to_owned()));
             }
         }
+        self.cloud.enis.values().filter(|e| is_ours(e)).for_each(|eni| self.check_dress(eni));
         let theirs = self.cloud.enis.values().filter(|e| is_ours(e));
         let theirs: BTreeSet<(String, String)> =
             theirs.flat_map(|e| e.addresses().map(|ip| (e.id.clone(), ip.to_string()))).collect();
@@ -633,18 +667,35 @@ impl Run {
         assert!(fine, "{v4} IPv4 and {v6} IPv6 addresses stay: {eni:?}");
     }
 
+    /// The groups and tags of the settings, no tag of earlier ones, and all of others.
+    fn check_dress(&self, eni: &Eni) {
+        let groups: BTreeSet<&String> = eni.security_groups.iter().collect();
+        let mut wanted: BTreeSet<&String> = self.settings.security_groups.iter().collect();
+        let own = "sg-instance".to_owned();
+        let primary = &self.cloud.enis["eni-primary"].security_groups;
+        if wanted.is_empty() {
+            wanted = if primary.is_empty() { [&own].into() } else { primary.iter().collect() };
+        }
+        assert_eq!(groups, wanted, "{} is in other groups", eni.id);
+        let ours = |key: &&String| !key.starts_with("others-") && !key.contains('/') && *key != ours::ENI_TAG.0;
+        let tags: Vec<(&String, &String)> = eni.tags.iter().filter(|(key, _)| ours(key)).collect();
+        assert_eq!(tags, self.settings.tags.iter().collect::<Vec<_>>(), "{} bears other tags", eni.id);
+    }
+
     fn check_size(&self, idle: u32, enis: u32) {
         let s = &self.settings;
-        let foreign = u32::from(self.cloud.enis.contains_key("eni-foreign"));
-        let most = s.max_enis.min(s.limits.adapters - 1 - foreign);
+        let most = self.places() as u32;
         assert!(enis <= most, "{enis} ENIs stay");
-        assert!(idle <= s.max_idle.max(s.min_idle).max(enis), "{idle} idle addresses stay");
+        // What is left of a prefix stays with it.
+        let whole = if self.cloud.enis.values().any(|e| !e.prefixes.is_empty()) { 15 } else { 0 };
+        let most_idle = s.max_idle.max(s.min_idle).max(enis).max(s.warm_up) + whole;
+        assert!(idle <= most_idle, "{idle} idle addresses stay");
         let scarce = |family| match family {
             Family::V4 => self.cloud.free.values().any(|free| free.len() < 16),
             Family::V6 => self.cloud.free6.values().any(|free| free.len() < 16),
         };
         let empty = scarce(Family::V4) || s.stack.has(Family::V6) && scarce(Family::V6);
-        let full = self.per_eni() == 0 || enis == most && idle == most * self.per_eni() as u32;
+        let full = self.per_eni() == 0 || enis == most && idle >= most * self.per_eni() as u32;
         assert!(idle >= s.min_idle || full || empty, "only {idle} idle addresses stay: {:#}", self.pool.show());
     }
 }
@@ -662,6 +713,14 @@ fn random_settings(rng: &mut Rng, old: Settings) -> Settings {
     new.vswitches =
         [vec!["vsw-1"], vec!["vsw-2"], vec!["vsw-1", "vsw-2"]][rng.usize(..3)].iter().map(|v| v.to_string()).collect();
     new.vswitch_choice = [VSwitchChoice::Random, VSwitchChoice::Ordered, VSwitchChoice::Most][rng.usize(..3)];
+    let groups = [vec![], vec!["sg-1"], vec!["sg-2", "sg-1"]];
+    new.security_groups = groups[rng.usize(..3)].iter().map(|g| g.to_string()).collect();
+    let tags = [vec![], vec![("team", "net")], vec![("team", "web"), ("env", "test")]];
+    new.tags = tags[rng.usize(..3)].iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+    let reclaim = Reclaim { after: Duration::from_secs(60), interval: Duration::from_secs(30), batch: 2, jitter: 0.1 };
+    new.reclaim = (rng.u8(..3) == 0).then_some(reclaim);
+    new.prefixes = [None, None, Some(rng.u32(1..4)), Some(u32::MAX)][rng.usize(..4)];
+    new.warm_up = [0, 0, rng.u32(..20)][rng.usize(..3)];
     new.eni_choice = [EniChoice::MostIps, EniChoice::LeastIps][rng.usize(..2)];
     new
 }
@@ -671,9 +730,13 @@ fn random_stack(rng: &mut Rng) -> Stack {
 }
 
 fn count_of(eni: &Eni, family: Family) -> usize {
-    eni.addresses().filter(|ip| Family::of(ip) == family).count()
+    places(eni, family) as usize
 }
 
 fn is_ours(eni: &Eni) -> bool {
+    made_here(eni) && !eni.tags.contains_key("excluded")
+}
+
+fn made_here(eni: &Eni) -> bool {
     eni.kind == EniKind::Secondary && eni.tags.get(ours::NODE_TAG).is_some_and(|node| node == HERE)
 }

@@ -5,8 +5,12 @@
 //! what must not be forgotten is recorded before it is done.
 
 mod calls;
+mod dress;
 mod eni;
+mod prefix;
 mod queue;
+mod rate;
+mod reclaim;
 mod retry;
 mod show;
 mod size;
@@ -21,10 +25,13 @@ mod tests;
 #[cfg(test)]
 mod world;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
+
+use crate::config::Reclaim;
 use crate::eni::{Eni, Fault, Limits, VSwitch};
 use crate::ip::{Family, IpPair, Mac, Stack};
 use crate::pod::{Attachment, PodName, Sandbox};
@@ -72,9 +79,9 @@ impl Pool {
         self.state.as_ref().ok_or_else(starting)?.ready(SOON)
     }
 
-    /// How many addresses for pods there can be.
+    /// What the node can hold for pods.
     pub fn capacity(&self) -> Capacity {
-        self.state.as_ref().map_or(Capacity::default(), |s| Capacity { enis: s.max_enis(), per_eni: s.per_eni() })
+        self.state.as_ref().map_or(Capacity::default(), |s| s.capacity())
     }
 
     /// Why pods cannot have addresses. A node that is full lacks none before someone was turned away.
@@ -111,7 +118,10 @@ pub struct Settings {
     pub vswitches: Vec<String>,
     pub vswitch_choice: VSwitchChoice,
     pub eni_choice: EniChoice,
+    /// None: those of the instance.
     pub security_groups: Vec<String>,
+    /// Those of the instance, until a look at its own ENI shows others.
+    pub instance_groups: Vec<String>,
     pub resource_group: Option<String>,
     /// The instance we run on, and its type.
     pub instance: String,
@@ -119,6 +129,16 @@ pub struct Settings {
     /// Tags for ENIs we make; an ENI is ours when it bears [`crate::ours::ENI_TAG`], and this node's when it is attached here
     /// or bears [`crate::ours::NODE_TAG`] with our instance.
     pub tags: BTreeMap<String, String>,
+    /// Only ENIs that bear all of these tags are used, and none that bears one of those.
+    pub tag_filter: BTreeMap<String, String>,
+    pub tag_block: Vec<(String, String)>,
+    /// IPv4 addresses are asked for in prefixes, at most so many an ENI; only where leases need no IPv6 address.
+    pub prefixes: Option<u32>,
+    /// Addresses to have once after the start, those in use included.
+    pub warm_up: u32,
+    pub reclaim: Option<Reclaim>,
+    /// Calls a minute, by API action.
+    pub rate_limit: BTreeMap<String, u32>,
     /// How long an address rests after its pod has gone.
     pub cooldown: Duration,
     /// How long the addresses of a pod that shall have them again are kept for it, where that is longer.
@@ -134,11 +154,21 @@ pub struct Settings {
 pub struct Capacity {
     pub enis: u32,
     pub per_eni: u32,
+    /// ENIs that pods have to themselves.
+    pub lent: u32,
+    /// ENIs that pods may have to themselves: those, and all that carry no pod that shares.
+    pub whole: u32,
 }
 
 impl Capacity {
-    pub fn addresses(&self) -> u32 {
-        self.enis * self.per_eni
+    /// Addresses for pods that share ENIs.
+    pub fn shared(&self) -> u32 {
+        self.enis.saturating_sub(self.lent) * self.per_eni
+    }
+
+    /// Pods that can have an address.
+    pub fn pods(&self) -> u32 {
+        self.shared() + self.lent
     }
 }
 
@@ -256,6 +286,16 @@ pub enum Call {
         eni: String,
         addresses: Vec<IpAddr>,
     },
+    /// AssignPrivateIpAddresses for prefixes of 16 addresses.
+    AssignPrefixes {
+        eni: String,
+        count: u32,
+        token: String,
+    },
+    UnassignPrefixes {
+        eni: String,
+        prefixes: Vec<Ipv4Net>,
+    },
     /// DescribeNetworkInterfaces for some ENIs, to see how far the cloud has come with them.
     Look {
         enis: Vec<String>,
@@ -264,15 +304,33 @@ pub enum Call {
     LookAll,
     /// DescribeVSwitches for the vSwitches of the settings.
     VSwitches,
+    /// ModifyNetworkInterfaceAttribute: these security groups and no others.
+    Regroup {
+        eni: String,
+        security_groups: BTreeSet<String>,
+    },
+    /// TagResources: these tags, beside those that are there.
+    Tag {
+        eni: String,
+        tags: BTreeMap<String, String>,
+    },
+    /// UntagResources.
+    Untag {
+        eni: String,
+        keys: BTreeSet<String>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
+    /// The ENI bears the security groups, or the tags, that were asked for.
+    Dressed,
     Created(Box<Eni>),
     Attached,
     Detached,
     Deleted,
     Assigned(Vec<IpAddr>),
+    Prefixes(Vec<Ipv4Net>),
     Unassigned,
     /// Those of the ENIs that the cloud knows.
     Seen(Vec<Eni>),

@@ -79,6 +79,7 @@ impl State {
         let held = Held { pod: w.pod.clone(), sandbox: w.sandbox.clone(), eni, ip, whole };
         self.out.push(Effect::Record(held.clone()));
         self.hold(held.clone());
+        self.reclaiming.leased = self.now;
         if whole {
             self.lend(&held.eni);
         }
@@ -127,8 +128,8 @@ impl State {
     /// The attachment asked before: the same lease, once its ENI serves.
     fn same_lease(&mut self, w: &Waiting) -> Option<Held> {
         let held = self.leases.get_mut(&w.sandbox.attachment)?;
-        let serves = |n: &Nic| if held.whole { n.serves_one() } else { n.serves() };
-        if !self.nics.get(&held.eni).is_some_and(serves) {
+        let carries = |n: &Nic| if held.whole { n.carries_one() } else { n.carries() };
+        if !self.nics.get(&held.eni).is_some_and(carries) {
             return None;
         }
         if held.sandbox != w.sandbox {
@@ -268,7 +269,7 @@ impl State {
         Refused { why: Refusal::NodeFull, reason }
     }
 
-    fn could_create(&self, by: Now) -> bool {
+    pub fn could_create(&self, by: Now) -> bool {
         let blocked = |verb| self.barrier(verb, by).is_some();
         !blocked(Verb::Create)
             && !blocked(Verb::Attach)

@@ -54,6 +54,9 @@ impl State {
             "id": id,
             "mac": nic.mac,
             "vswitch": nic.vswitch,
+            "security_groups": nic.dress.groups(),
+            "tags": nic.dress.tags,
+            "prefixes": nic.prefixes,
             "state": state(nic),
             "link": match &nic.kernel {
                 Kernel::Ready(link) => json!({"ifindex": link.ifindex, "slot": link.slot}),
@@ -94,6 +97,7 @@ impl State {
 fn state(nic: &Nic) -> String {
     match nic {
         Nic { missing: true, .. } => "missing".into(),
+        Nic { goal: Goal::Leave, .. } => "left alone: tags of the configuration keep us from it".into(),
         Nic { goal: Goal::GiveBack, .. } => format!("giving back: {:?}", nic.state),
         _ if nic.serves_one() => "lent".into(),
         _ if nic.serves() => "serving".into(),

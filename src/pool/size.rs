@@ -7,11 +7,12 @@ use std::time::Duration;
 use super::calls::{Create, Verb};
 use super::eni::{Assign, Goal, Kernel, Nic};
 use super::state::State;
-use super::{Call, Effect, EniChoice, Intent};
+use super::{Call, Capacity, Effect, EniChoice, Intent};
+use crate::eni::PER_PREFIX;
 use crate::ip::Family;
 
 /// Addresses given back in one call, which lists them.
-const MAX_PER_CALL: u32 = 10;
+pub(super) const MAX_PER_CALL: u32 = 10;
 /// How long the first who is short waits for others to be short with it.
 const GATHER: Duration = Duration::from_millis(100);
 /// How long there must be too many idle addresses before some go.
@@ -30,6 +31,13 @@ impl State {
     pub fn max_enis(&self) -> u32 {
         let places = self.settings.limits.adapters.saturating_sub(1).saturating_sub(self.foreign);
         self.settings.max_enis.min(places)
+    }
+
+    pub fn capacity(&self) -> Capacity {
+        let (enis, lent) = (self.max_enis(), self.nics.values().filter(|n| n.lent).count() as u32);
+        let shared = self.nics.iter().filter(|(id, n)| !n.missing && !n.lent && self.needed(id)).count() as u32;
+        let taken = if self.settings.whole { 0 } else { shared };
+        Capacity { enis, per_eni: self.per_eni(), lent, whole: enis.saturating_sub(taken) }
     }
 
     /// ENIs there are or will be, those on their way out included.
@@ -65,7 +73,7 @@ impl State {
 
     /// Addresses that lack for everyone who waits and for the smallest warm pool. What rests is no supply.
     pub fn shortage(&self) -> u32 {
-        self.lack(self.settings.min_idle)
+        self.lack(self.least_idle())
     }
 
     fn lack(&self, warm: u32) -> u32 {
@@ -74,7 +82,8 @@ impl State {
 
     /// What to ask for once we ask: the middle between the bounds, so that the next ADD does not cause the next call.
     fn ask(&self) -> u32 {
-        let (min, max) = (self.settings.min_idle, self.settings.max_idle.max(self.settings.min_idle));
+        let min = self.least_idle();
+        let max = self.settings.max_idle.max(min);
         self.lack(min + (max - min) / 2)
     }
 
@@ -152,14 +161,21 @@ impl State {
 
     /// Asks for what the ENI lacks to serve so many pods more.
     fn assign(&mut self, eni: &str, more: u32) -> bool {
-        let Some((family, count)) = self.lacking(&self.nics[eni], more) else { return false };
-        let left = self.vswitches.left(&self.nics[eni].vswitch, family);
-        let count = count.min(max_per_call(family)).min(left);
+        let nic = &self.nics[eni];
+        let Some((family, lack)) = self.lacking(nic, more) else { return false };
+        let prefixes = self.prefixes_to_ask(nic, family, lack);
+        let left = self.vswitches.left(&nic.vswitch, family);
         if !self.may(Verb::Assign(family)) {
             return false;
         }
         let (eni, token) = (eni.to_owned(), self.token());
-        let call = Call::Assign { eni: eni.clone(), family, count, token: token.clone() };
+        let (call, count) = match prefixes {
+            0 => {
+                let count = lack.min(max_per_call(family)).min(left);
+                (Call::Assign { eni: eni.clone(), family, count, token: token.clone() }, count)
+            }
+            count => (Call::AssignPrefixes { eni: eni.clone(), count, token: token.clone() }, count * PER_PREFIX),
+        };
         let intent = Intent { token, call };
         self.out.push(Effect::Intend(intent.clone()));
         let nic = self.nics.get_mut(&eni).expect("just chosen");
@@ -169,7 +185,9 @@ impl State {
     }
 
     fn best_to_fill(&self) -> Option<(String, u32)> {
+        let avoided = |n: &Nic| self.is_outdated(n) && self.can_make_another();
         let open = self.nics.iter().filter(|(_, n)| n.serves() && n.free_for(self.now) && self.room(n) > 0);
+        let open = open.filter(|(_, n)| !avoided(n));
         let best = match self.settings.eni_choice {
             EniChoice::MostIps => open.min_by_key(|(id, n)| (Reverse(n.addresses.len()), *id)),
             EniChoice::LeastIps => open.min_by_key(|(id, n)| (n.addresses.len(), *id)),
@@ -177,9 +195,19 @@ impl State {
         best.map(|(id, n)| (id.clone(), self.room(n)))
     }
 
+    /// The configuration does not name its vSwitch any more: it serves what it has, and gets more only where nothing else can.
+    fn is_outdated(&self, nic: &Nic) -> bool {
+        !self.settings.vswitches.contains(&nic.vswitch)
+    }
+
+    fn can_make_another(&self) -> bool {
+        self.free_places() > 0 && self.per_eni() > 0 && self.survey.blind.is_none() && self.could_create(self.now)
+    }
+
     /// Makes an ENI for what the ENIs there are have no room for.
     fn create_some(&mut self, short: u32, too_few: bool) -> bool {
-        let room: u32 = self.nics.values().filter(|n| n.promising()).map(|n| self.room(n)).sum();
+        let promising = self.nics.values().filter(|n| n.promising() && !self.is_outdated(n));
+        let room: u32 = promising.map(|n| self.room(n)).sum();
         if (short <= room && !too_few) || self.free_places() == 0 || self.per_eni() == 0 || self.survey.blind.is_some()
         {
             return false;
@@ -192,11 +220,13 @@ impl State {
     /// Every ENI has its primary IPv4 address, also where no pod has one.
     fn create(&mut self, more: u32) -> bool {
         let Some(vswitch) = self.vswitches.choose(self.now, &self.settings, &mut self.rng) else { return false };
+        // Its prefixes are asked for once it is there.
+        let more = if self.uses_prefixes(&vswitch) { 1 } else { more.min(self.settings.limits.v4_per_adapter) };
         let more = more.min(self.vswitches.left(&vswitch, Family::V4));
         let token = self.token();
         let call = Call::Create {
             vswitch,
-            security_groups: self.settings.security_groups.clone(),
+            security_groups: self.groups().into_iter().collect(),
             resource_group: self.settings.resource_group.clone(),
             tags: self.settings.tags.clone(),
             addresses: if self.settings.stack.has(Family::V4) { more } else { 1 },
@@ -221,7 +251,13 @@ impl State {
         let refusals = self.nics.values().flat_map(|n| n.no_assign.values().map(|(until, _)| *until));
         let blocks = self.blocks.values().map(|b| b.until);
         let aside = self.vswitches.next_end(self.now);
-        let next = retries.chain(refusals).chain(blocks).chain(aside).filter(|t| *t > self.now).min();
+        let next = retries
+            .chain(refusals)
+            .chain(blocks)
+            .chain(aside)
+            .chain(self.next_prefixes())
+            .filter(|t| *t > self.now)
+            .min();
         if let Some(at) = next {
             self.at(at);
         }
@@ -240,17 +276,18 @@ impl State {
     fn give_back(&mut self) {
         let kept = self.nics.values().filter(|n| n.kept()).count() as u32;
         let over = kept > self.max_enis();
-        if !over && kept <= self.settings.min_enis {
-            return;
-        }
-        let idle = self.idle();
-        let spare =
-            |n: &Nic| over || self.is_barren(n) || idle.saturating_sub(self.idle_on(n)) >= self.settings.min_idle;
+        let (idle, few) = (self.idle(), kept <= self.settings.min_enis);
+        // Another one, in a vSwitch of the configuration, takes its place.
+        let outdated = |n: &Nic| self.is_outdated(n) && self.could_create(self.now);
+        let spare = |n: &Nic| {
+            let enough = idle.saturating_sub(self.idle_on(n)) >= self.kept_idle();
+            over || outdated(n) || !few && (self.is_barren(n) || enough)
+        };
         let empty = self.nics.iter().filter(|(id, n)| self.is_empty(id, n) && spare(n));
         // Where every pod has a whole ENI, those above the bound are what elsewhere addresses are.
         let surplus = self.settings.whole && idle > self.settings.max_idle.max(self.settings.min_idle);
         let patience = if surplus { SURPLUS } else { self.settings.eni_idle };
-        let due = |n: &Nic| if over { n.empty_since } else { n.empty_since + patience };
+        let due = |n: &Nic| if over || outdated(n) { n.empty_since } else { n.empty_since + patience };
         let Some((due, _, id)) = empty.map(|(id, n)| (due(n), n.addresses.len(), id.clone())).min() else { return };
         if due > self.now {
             return self.at(due);
@@ -267,13 +304,15 @@ impl State {
 
     /// Unassigns idle addresses above the upper bound, from the emptiest ENI first, and those that no pod can have.
     fn trim(&mut self) {
-        let Some((eni, leaving)) = self.left_over().or_else(|| self.surplus()) else {
+        let above = self.idle().saturating_sub(self.most_idle());
+        let due = if above == 0 { self.reclaimable() } else { 0 };
+        let Some((eni, leaving)) = self.left_over().or_else(|| self.surplus(above.max(due), above == 0)) else {
             self.surplus_since = None;
             return;
         };
-        let due = *self.surplus_since.get_or_insert(self.now) + SURPLUS;
-        if due > self.now {
-            return self.at(due);
+        let end = *self.surplus_since.get_or_insert(self.now) + SURPLUS;
+        if end > self.now {
+            return self.at(end);
         }
         if leaving.iter().any(|ip| self.may(Verb::Unassign(Family::of(ip)))) {
             let nic = self.nics.get_mut(&eni).expect("just chosen");
@@ -282,6 +321,9 @@ impl State {
             }
             self.recount();
             self.unassign(&eni);
+            if due > 0 {
+                self.reclaimed();
+            }
         }
     }
 
@@ -297,12 +339,17 @@ impl State {
         })
     }
 
-    /// Where every pod has a whole ENI, an ENI too many goes as a whole.
-    fn surplus(&self) -> Option<(String, Vec<IpAddr>)> {
+    /// So many free addresses, or fewer, on the emptiest ENI. Where every pod has a whole ENI, an ENI too many goes as a whole.
+    fn surplus(&self, surplus: u32, reclaiming: bool) -> Option<(String, Vec<IpAddr>)> {
         if self.settings.whole {
             return None;
         }
-        let surplus = self.idle().saturating_sub(self.settings.max_idle.max(self.settings.min_idle));
+        // A batch to reclaim may be smaller than a prefix.
+        let spare =
+            if reclaiming && surplus > 0 { self.idle().saturating_sub(self.settings.min_idle) } else { surplus };
+        if let Some(whole) = self.surplus_prefix(spare) {
+            return Some(whole);
+        }
         let open = self.nics.iter().filter(|(_, n)| surplus > 0 && n.serves() && n.free_for(self.now));
         let open = open.map(|(id, n)| (id, n, self.least(|family| self.removable(n, family).len() as u32)));
         let (id, nic, most) = open.filter(|(_, _, most)| *most > 0).min_by_key(|(id, n, _)| (self.held_on(n), *id))?;

@@ -6,14 +6,16 @@ use std::net::IpAddr;
 use fastrand::Rng;
 
 use super::calls::{Block, Create, Survey, Verb};
+use super::dress::with_our_tags;
 use super::eni::{self, Address, Assign, Goal, Kernel, Nic};
 use super::queue::Waiting;
+use super::rate::Rates;
+use super::reclaim::Reclaiming;
 use super::retry::{Gate, SOON};
 use super::vswitch::VSwitches;
 use super::{Boot, Call, CallId, Effect, Event, Held, Intent, Link, Notice, Now, Reserved, Settings};
-use crate::eni::{Eni, EniState};
+use crate::eni::{Eni, EniState, PER_PREFIX, of_prefix};
 use crate::ip::{Family, IpPair};
-use crate::ours;
 use crate::pod::{Attachment, PodName};
 use crate::rpc::Refusal;
 
@@ -24,6 +26,8 @@ pub(super) struct State {
     pub nics: BTreeMap<String, Nic>,
     /// ENIs attached here that are not ours, the primary one apart.
     pub foreign: u32,
+    /// Security groups that the instance has.
+    pub instance_groups: Vec<String>,
     pub leases: BTreeMap<Attachment, Held>,
     /// How many leases there are on an address: more than one only if the ledger says so.
     pub taken: Tally,
@@ -38,7 +42,11 @@ pub(super) struct State {
     pub survey: Survey,
     pub calls: BTreeMap<CallId, Call>,
     pub last_call: CallId,
+    /// vSwitches that give no prefixes, until then.
+    pub prefixless: BTreeMap<String, Now>,
     pub gate: Gate,
+    pub rates: Rates,
+    pub reclaiming: Reclaiming,
     pub blocks: BTreeMap<Verb, Block>,
     /// Since when there have been too few, or too many, idle addresses.
     pub short_since: Option<Now>,
@@ -105,6 +113,7 @@ impl State {
         let mut state = State {
             now,
             survey: Survey::new(now, boot.settings.sync_period, &mut rng),
+            instance_groups: boot.settings.instance_groups.clone(),
             settings: with_our_tags(boot.settings),
             nics: BTreeMap::new(),
             foreign: 0,
@@ -118,7 +127,10 @@ impl State {
             vswitches: VSwitches::new(now, boot.vswitches, &mut rng),
             calls: BTreeMap::new(),
             last_call: 0,
+            prefixless: BTreeMap::new(),
             gate: Gate::new(),
+            rates: Rates::default(),
+            reclaiming: Reclaiming::new(now),
             blocks: BTreeMap::new(),
             short_since: None,
             surplus_since: None,
@@ -152,7 +164,11 @@ impl State {
         match event {
             Event::Boot(_) | Event::Tick => {}
             Event::Settings(settings) => {
-                self.settings = with_our_tags(*settings);
+                let settings = with_our_tags(*settings);
+                if self.settings != settings {
+                    self.settings = settings;
+                    self.settings_changed();
+                }
                 self.vswitches.expect(self.now, &self.settings.vswitches);
             }
             Event::Allocate { ticket, pod, sandbox, whole, deadline } => {
@@ -174,9 +190,12 @@ impl State {
         self.serve();
         self.refuse();
         self.look_around();
+        self.end_warm_up();
         self.grow();
         self.shrink();
+        self.let_go();
         self.advance();
+        self.dress();
         self.tell_trouble();
         self.tell_of_stack();
         if let Some(at) = self.wake.take() {
@@ -338,13 +357,19 @@ impl State {
 
     /// Takes up the node's ENIs that we do not know yet; those attached go first.
     fn adopt_all(&mut self, mut enis: Vec<Eni>) {
-        self.foreign = enis.iter().filter(|e| eni::foreign(e, &self.settings)).count() as u32;
+        self.see_instance(&enis);
         enis.sort_by_key(|e| e.state != EniState::InUse);
-        for eni in enis {
-            if eni::this_nodes(&eni, &self.settings) {
-                self.adopt(&eni);
+        for eni in &enis {
+            if self.is_to_adopt(eni) {
+                self.adopt(eni);
             }
         }
+        self.see_instance(&enis);
+    }
+
+    /// It is this node's, or one that we are kept from and that has pods of ours.
+    pub fn is_to_adopt(&self, eni: &Eni) -> bool {
+        eni::this_nodes(eni, &self.settings) || eni::kept_from_us(eni, &self.settings) && self.needed(&eni.id)
     }
 
     pub fn adopt(&mut self, eni: &Eni) {
@@ -376,8 +401,12 @@ impl State {
         let token = intent.token.clone();
         match &intent.call {
             Call::Create { .. } => return self.creates.push(Create::again(intent)),
-            Call::Assign { eni, family, count, .. } => {
-                let (family, count) = (*family, *count);
+            Call::Assign { eni, .. } | Call::AssignPrefixes { eni, .. } => {
+                let (family, count) = match &intent.call {
+                    Call::Assign { family, count, .. } => (*family, *count),
+                    Call::AssignPrefixes { count, .. } => (Family::V4, count * PER_PREFIX),
+                    _ => return,
+                };
                 if let Some(nic) = self.nics.get_mut(eni).filter(|n| n.kept() && !n.lent && n.assign.is_none()) {
                     nic.assign = Some(Assign { intent, family, count, tries: 0, doubt: true });
                     return;
@@ -405,6 +434,8 @@ impl State {
         nic.missing = false;
         nic.stale = false;
         nic.suspect = suspect;
+        nic.dress.see(eni);
+        nic.prefixes = eni.prefixes.iter().filter(|p| of_prefix(p).all(|ip| accepted.contains(&ip))).copied().collect();
         nic.addresses.retain(|ip, _| accepted.contains(ip));
         for ip in accepted {
             nic.addresses.entry(ip).or_insert(Address { free_since: now, leaving: false });
@@ -412,6 +443,7 @@ impl State {
         for ip in new {
             self.tell_suspect(&eni.id, ip);
         }
+        self.admit(&eni.id);
     }
 
     /// The addresses of an ENI, those that can be right and those that cannot.
@@ -465,7 +497,11 @@ impl State {
         if !self.nics.get(eni).is_some_and(|n| n.missing) || self.leased_from(eni) {
             return;
         }
-        let nic = self.nics.remove(eni).expect("just seen");
+        self.forget(eni);
+    }
+
+    pub fn forget(&mut self, eni: &str) {
+        let nic = self.nics.remove(eni).expect("the caller has just seen it");
         self.survey.gone.insert(eni.to_owned());
         if !nic.dismantled {
             self.out.push(Effect::Dismantle { eni: eni.to_owned(), mac: nic.mac });
@@ -510,7 +546,10 @@ impl State {
     }
 
     fn link_gone(&mut self, eni: &str) {
-        let Some(nic) = self.nics.get_mut(eni).filter(|n| n.kept() && n.kernel != Kernel::Absent) else { return };
+        let Some(nic) = self.nics.get_mut(eni).filter(|n| n.goal != Goal::GiveBack && n.kernel != Kernel::Absent)
+        else {
+            return;
+        };
         nic.kernel = Kernel::Absent;
         nic.wiring.fail(self.now, &SOON, &mut self.rng);
         self.survey.hurry(self.now);
@@ -521,14 +560,6 @@ impl State {
             format!("the link of {eni} went away; nothing is leased from it until it is back"),
         );
     }
-}
-
-/// An ENI without these tags would not be known as ours after a crash.
-fn with_our_tags(mut settings: Settings) -> Settings {
-    let (key, value) = ours::ENI_TAG;
-    settings.tags.insert(key.to_owned(), value.to_owned());
-    settings.tags.insert(ours::NODE_TAG.to_owned(), settings.instance.clone());
-    settings
 }
 
 /// Rests that end in the same second are one wake-up.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use super::calls::enis_of;
 use super::world::{Cloud, HERE, Ledger, attachment, eni, fault, pod, sandbox, settings, vswitch};
 use super::*;
 use crate::eni::{EniKind, EniState, FaultKind};
@@ -189,6 +190,11 @@ fn kind(call: &Call) -> &'static str {
         Call::Look { .. } => "look",
         Call::LookAll => "look all",
         Call::VSwitches => "vswitches",
+        Call::Regroup { .. } => "regroup",
+        Call::Tag { .. } => "tag",
+        Call::Untag { .. } => "untag",
+        Call::AssignPrefixes { .. } => "assign prefixes",
+        Call::UnassignPrefixes { .. } => "unassign prefixes",
     }
 }
 
@@ -973,10 +979,305 @@ fn new_settings_hold_for_new_enis_and_bounds_at_once() {
     rig.hear(Event::Settings(Box::new(new)));
     rig.run(secs(60));
     assert_eq!(rig.pool.show()["idle"], 8);
-    assert_eq!(rig.cloud.enis["eni-a"].v4.len(), 6, "an ENI in a vSwitch of old is still filled");
     let made = rig.cloud.enis.values().find(|e| e.id != "eni-a").unwrap();
     assert_eq!(made.vswitch, "vsw-2");
     assert_eq!(made.tags[ours::NODE_TAG], HERE);
+}
+
+/// Where the addresses are that pods have.
+fn vswitches_of(rig: &Rig, tickets: std::ops::RangeInclusive<u64>) -> Vec<String> {
+    let has = |eni: &&Eni, n: u64| eni.v4.contains(&v4(&rig.ip(n)));
+    tickets.map(|n| rig.cloud.enis.values().find(|eni| has(eni, n)).unwrap().vswitch.clone()).collect()
+}
+
+#[test]
+fn an_eni_of_a_vswitch_that_was_taken_away_serves_what_it_has_and_gets_more_only_when_nothing_else_can() {
+    let limits = Limits { adapters: 3, v4_per_adapter: 3, ..settings().limits };
+    let old = Settings { limits, max_enis: 2, max_idle: 0, eni_idle: secs(100), ..settings() };
+    let mut rig = Rig::with_eni(old.clone(), &["10.0.1.10", "10.0.1.11"]);
+    rig.add(1, secs(60));
+    let new = Settings { vswitches: vec!["vsw-2".into()], ..old };
+    rig.hear(Event::Settings(Box::new(new.clone())));
+    for n in 2..=6 {
+        rig.add(n, secs(60));
+    }
+    rig.run(secs(60));
+    assert_eq!(vswitches_of(&rig, 1..=2), ["vsw-1", "vsw-1"], "what it has is used");
+    let mut rest = vswitches_of(&rig, 3..=6);
+    rest.sort();
+    assert_eq!(rest, ["vsw-1", "vsw-2", "vsw-2", "vsw-2"], "the last one could be had nowhere else");
+    // Once its pods have gone it goes too, though nothing else makes up for its idle addresses, and its place is for the new vSwitch.
+    rig.hear(Event::Settings(Box::new(Settings { min_idle: 2, max_idle: 2, min_enis: 2, ..new })));
+    (1..=6).for_each(|n| rig.del(n));
+    rig.run(secs(400));
+    assert!(rig.cloud.enis.values().all(|eni| eni.vswitch == "vsw-2"), "{:?}", rig.cloud.enis);
+    assert_eq!(rig.cloud.enis.len(), 2);
+}
+
+// -- sizes --
+
+#[test]
+fn a_node_warms_up_once_and_keeps_that_until_a_batch_goes() {
+    let reclaim = Reclaim { after: secs(600), interval: secs(100), batch: 3, jitter: 0.0 };
+    let mut rig = Rig::new(Settings { warm_up: 9, min_idle: 1, max_idle: 2, reclaim: Some(reclaim), ..settings() });
+    rig.run(secs(60));
+    assert_eq!(rig.pool.show()["idle"], 9);
+    rig.add(1, secs(60));
+    rig.run(secs(400));
+    assert_eq!(rig.pool.show()["idle"], 8, "more than max_idle, and not filled up again");
+    // Nobody wants one: batch by batch down to the least, and no longer above the usual bound in between.
+    rig.run(secs(300));
+    assert!(rig.pool.show()["idle"].as_u64().unwrap() <= 2, "{}", rig.pool.show()["idle"]);
+    rig.run(secs(600));
+    assert_eq!(rig.pool.show()["idle"], 1);
+    let unassigned =
+        rig.calls.iter().map(|(_, call)| if let Call::Unassign { addresses, .. } = call { addresses.len() } else { 0 });
+    assert!(unassigned.max() <= Some(10));
+}
+
+#[test]
+fn idle_addresses_go_in_batches_when_nobody_has_wanted_one_for_long() {
+    let reclaim = Reclaim { after: secs(300), interval: secs(100), batch: 2, jitter: 0.0 };
+    let settings = Settings { min_idle: 1, max_idle: 9, reclaim: Some(reclaim), eni_idle: secs(9000), ..settings() };
+    let ips: Vec<String> = (10..16).map(|n| format!("10.0.1.{n}")).collect();
+    let ips: Vec<&str> = ips.iter().map(String::as_str).collect();
+    let mut rig = Rig::with_eni(settings, &ips);
+    rig.add(1, secs(60));
+    rig.run(secs(200));
+    assert_eq!((rig.count("unassign"), rig.pool.show()["idle"].as_u64()), (0, Some(5)));
+    rig.run(secs(130));
+    assert_eq!((rig.count("unassign"), rig.pool.show()["idle"].as_u64()), (1, Some(3)));
+    rig.run(secs(110));
+    assert_eq!((rig.count("unassign"), rig.pool.show()["idle"].as_u64()), (2, Some(1)));
+    rig.run(secs(1000));
+    assert_eq!((rig.count("unassign"), rig.pool.show()["idle"].as_u64()), (2, Some(1)));
+}
+
+#[test]
+fn an_action_is_called_no_more_often_than_the_operator_allows() {
+    let rate_limit = BTreeMap::from([("AssignPrivateIpAddresses".to_owned(), 2)]);
+    let mut rig = Rig::with_eni(Settings { rate_limit, max_enis: 1, ..settings() }, &["10.0.1.10"]);
+    for n in 1..=6 {
+        rig.add(n, secs(300));
+        rig.run(secs(4));
+    }
+    rig.run(secs(300));
+    let times: Vec<Now> = rig.calls.iter().filter(|(_, c)| kind(c) == "assign").map(|(at, _)| *at).collect();
+    assert!(times.windows(3).all(|w| w[2] >= w[0] + secs(60)), "{times:?}");
+    assert!(rig.replies.values().all(|(_, reply)| reply.is_ok()), "late, and served");
+}
+
+// -- prefixes --
+
+#[test]
+fn a_prefix_takes_one_place_and_its_addresses_are_leased_and_rest_one_by_one() {
+    let limits = Limits { adapters: 2, v4_per_adapter: 3, ..settings().limits };
+    let settings =
+        Settings { limits, max_enis: 1, prefixes: Some(u32::MAX), max_idle: 0, cooldown: secs(30), ..settings() };
+    let mut rig = Rig::new(settings.clone());
+    assert_eq!(rig.pool.show()["capacity"], 33, "the primary address and two prefixes");
+    for n in 1..=34 {
+        rig.add(n, secs(60));
+    }
+    rig.run(secs(30));
+    assert_eq!((rig.count("create"), rig.count("assign prefixes"), rig.count("assign")), (1, 1, 0));
+    let full = rig.replies.values().filter(|(_, r)| r.as_ref().is_err_and(|r| r.why == Refusal::NodeFull)).count();
+    assert_eq!((rig.replies.len(), full), (34, 1));
+    let ips: std::collections::BTreeSet<String> = (1..=33).map(|n| rig.ip(n)).collect();
+    assert_eq!(ips.len(), 33);
+    // One address of a prefix that is still in use keeps all of it.
+    let in_prefix = (1..=33).find(|n| rig.cloud.enis["eni-000"].prefixes[0].contains(&v4(&rig.ip(*n)))).unwrap();
+    (1..=33).filter(|n| *n != in_prefix).for_each(|n| rig.del(n));
+    rig.run(secs(20));
+    assert_eq!(rig.count("unassign prefixes"), 0, "they rest");
+    rig.run(secs(60));
+    let eni = &rig.cloud.enis["eni-000"];
+    assert_eq!((eni.prefixes.len(), rig.count("unassign prefixes")), (1, 1));
+    // Another life knows them.
+    let boot = rig.ledger.boot(settings, &rig.cloud);
+    rig.pool = Pool::new(8);
+    rig.hear(Event::Boot(Box::new(boot)));
+    rig.run(secs(5));
+    assert_eq!((rig.told("ResourceInvalid"), rig.pool.show()["leased"].as_u64()), (0, Some(1)));
+    rig.add(40, secs(10));
+    rig.run(secs(1));
+    assert_ne!(rig.ip(40), rig.ip(in_prefix));
+}
+
+#[test]
+fn a_vswitch_without_a_free_block_gives_single_addresses_and_that_is_said_once() {
+    let mut rig = Rig::with(Settings { prefixes: Some(2), ..settings() }, |cloud, _| {
+        // Every sixteenth address is somebody else's.
+        cloud.free.get_mut("vsw-1").unwrap().retain(|ip| ip.octets()[3] % 16 != 5);
+    });
+    for n in 1..=5 {
+        rig.add(n, secs(60));
+    }
+    rig.run(secs(60));
+    assert!(rig.replies.values().all(|(_, reply)| reply.is_ok()), "{:?}", rig.replies);
+    assert_eq!((rig.count("assign prefixes"), rig.told("ResourceInvalid")), (1, 1));
+    let told = rig.notices.iter().find(|n| n.reason == "ResourceInvalid").unwrap();
+    assert!(told.message.contains("vSwitch vsw-1 has no free block of 16 addresses"), "{}", told.message);
+}
+
+#[test]
+fn no_eni_has_more_prefixes_than_the_operator_allows() {
+    let settings = Settings { prefixes: Some(1), max_enis: 1, min_idle: 18, max_idle: 18, ..settings() };
+    let mut rig = Rig::new(settings);
+    rig.run(secs(60));
+    let eni = rig.cloud.enis.values().next().unwrap();
+    assert_eq!((eni.prefixes.len(), eni.v4.len()), (1, 2), "the rest is single");
+    assert_eq!(rig.pool.show()["idle"], 18);
+}
+
+// -- security groups and tags --
+
+/// What an ENI bears beside the tags that every ENI of ours bears.
+fn dress(rig: &Rig, id: &str) -> (String, String) {
+    let eni = &rig.cloud.enis[id];
+    let own = |key: &&String| ![ours::ENI_TAG.0, ours::NODE_TAG, ours::TAGS_TAG].contains(&key.as_str());
+    let tags = eni.tags.keys().filter(own).map(|key| format!("{key}={}", eni.tags[key]));
+    (eni.security_groups.join(" "), tags.collect::<Vec<_>>().join(" "))
+}
+
+fn tags(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+}
+
+#[test]
+fn changed_security_groups_and_tags_reach_enis_that_live() {
+    let mut rig = Rig::with_eni(settings(), &["10.0.1.10", "10.0.1.11"]);
+    rig.add(1, secs(60));
+    let groups = vec!["sg-2".into(), "sg-1".into()];
+    let wanted = tags(&[("team", "web"), ("env", "test")]);
+    rig.hear(Event::Settings(Box::new(Settings { security_groups: groups, tags: wanted, ..settings() })));
+    rig.run(secs(10));
+    assert_eq!(dress(&rig, "eni-a"), ("sg-1 sg-2".into(), "env=test team=web".into()));
+    assert_eq!((rig.count("regroup"), rig.count("tag"), rig.count("untag")), (1, 1, 0));
+    // Nothing more is done while nothing differs; a key that is gone from the settings is taken away, the groups are the instance's again.
+    rig.run(secs(300));
+    let wanted = tags(&[("env", "test")]);
+    rig.hear(Event::Settings(Box::new(Settings { security_groups: vec![], tags: wanted, ..settings() })));
+    rig.run(secs(10));
+    assert_eq!(dress(&rig, "eni-a"), ("sg-instance".into(), "env=test".into()));
+    assert_eq!((rig.count("regroup"), rig.count("tag"), rig.count("untag")), (2, 2, 1));
+    rig.hear(Event::Settings(Box::new(Settings { security_groups: vec![], tags: tags(&[]), ..settings() })));
+    rig.run(secs(10));
+    assert_eq!(dress(&rig, "eni-a").1, "");
+    assert!(!rig.cloud.enis["eni-a"].tags.contains_key(ours::TAGS_TAG));
+    assert_eq!(rig.ip(1), "10.0.1.10");
+}
+
+#[test]
+fn what_others_change_of_groups_and_tags_is_set_right_and_what_they_add_is_left() {
+    let mut rig = Rig::with(settings(), |cloud, _| {
+        let mut primary = eni("eni-p", EniState::InUse, "vsw-1", &["10.0.1.100"]);
+        (primary.kind, primary.security_groups) = (EniKind::Primary, vec!["sg-node".into()]);
+        put(cloud, primary);
+        put(cloud, eni("eni-a", EniState::InUse, "vsw-1", &["10.0.1.10"]));
+    });
+    rig.add(1, secs(60));
+    rig.run(secs(1));
+    let own = Settings { security_groups: vec![], ..settings() };
+    rig.hear(Event::Settings(Box::new(own)));
+    rig.run(secs(5));
+    assert_eq!(dress(&rig, "eni-a").0, "sg-node", "the groups of the instance are those of its own ENI");
+    let theirs = rig.cloud.enis.get_mut("eni-a").unwrap();
+    theirs.security_groups = vec!["sg-9".into()];
+    theirs.tags.remove("team");
+    theirs.tags.insert("others-cost".into(), "7".into());
+    rig.cloud.enis.get_mut("eni-p").unwrap().security_groups = vec!["sg-new".into()];
+    rig.run(secs(400));
+    assert_eq!(dress(&rig, "eni-a"), ("sg-new".into(), "others-cost=7 team=net".into()));
+    assert_eq!(dress(&rig, "eni-p").0, "sg-new");
+    assert!(!rig.calls.iter().any(|(_, call)| enis_of(call).iter().any(|id| id == "eni-p")));
+}
+
+#[test]
+fn a_tag_that_somebody_else_has_set_is_never_changed() {
+    let mut rig = Rig::with(settings(), |cloud, _| {
+        let mut theirs = eni("eni-a", EniState::InUse, "vsw-1", &["10.0.1.10"]);
+        theirs.tags.remove(ours::TAGS_TAG);
+        theirs.tags.extend(tags(&[("team", "data"), ("others-env", "prod")]));
+        put(cloud, theirs);
+    });
+    let wanted = tags(&[("team", "web"), ("others-env", "test")]);
+    rig.hear(Event::Settings(Box::new(Settings { tags: wanted, ..settings() })));
+    rig.run(secs(300));
+    assert_eq!(dress(&rig, "eni-a").1, "others-env=prod team=data");
+    assert_eq!((rig.count("untag"), rig.told("ResourceInvalid")), (0, 2), "once for each of the settings");
+    let told = &rig.notices.iter().rfind(|n| n.reason == "ResourceInvalid").unwrap().message;
+    assert!(told.contains("others-env=prod") && told.contains("team=data"), "{told}");
+    // What it has set itself in an earlier life, it knows by the marks.
+    let mut rig = Rig::with(settings(), |cloud, _| {
+        put(cloud, eni("eni-a", EniState::InUse, "vsw-1", &["10.0.1.10"]));
+    });
+    rig.hear(Event::Settings(Box::new(Settings { tags: tags(&[("team", "web")]), ..settings() })));
+    rig.run(secs(5));
+    assert_eq!(dress(&rig, "eni-a").1, "team=web");
+}
+
+#[test]
+fn groups_that_are_refused_are_told_with_eni_and_group_and_pods_go_on() {
+    for (says, words) in [(None, "Quota"), (Some(FaultKind::Forbidden), "allow ecs:ModifyNetworkInterfaceAttribute")] {
+        let mut rig = Rig::with_eni(settings(), &["10.0.1.10", "10.0.1.11"]);
+        rig.says.extend(says.map(|kind| ("regroup", kind)));
+        let new = Settings { security_groups: vec!["sg-full".into()], ..settings() };
+        rig.hear(Event::Settings(Box::new(new)));
+        rig.add(1, secs(60));
+        rig.run(secs(600));
+        let told: Vec<&Notice> = rig.notices.iter().filter(|n| n.warning).collect();
+        assert_eq!(told.len(), 1, "{told:?}");
+        for word in ["eni-a", "sg-full", words] {
+            assert!(told[0].message.contains(word), "{}", told[0].message);
+        }
+        assert!((2..6).contains(&rig.count("regroup")), "{} times", rig.count("regroup"));
+        assert_eq!(rig.ip(1), "10.0.1.10");
+        // A person changes the settings: it is tried at once.
+        let before = rig.count("regroup");
+        rig.says.clear();
+        rig.hear(Event::Settings(Box::new(Settings { security_groups: vec!["sg-3".into()], ..settings() })));
+        rig.run(secs(3));
+        assert_eq!((rig.count("regroup"), dress(&rig, "eni-a").0.as_str()), (before + 1, "sg-3"));
+    }
+}
+
+#[test]
+fn an_eni_that_we_are_kept_from_serves_what_it_has_and_is_left_as_it_is() {
+    let mut rig = Rig::with(settings(), |cloud, ledger| {
+        put(cloud, eni("eni-a", EniState::InUse, "vsw-1", &["10.0.1.10", "10.0.1.11"]));
+        lease(ledger, "c1", "eni-a", "10.0.1.10");
+    });
+    rig.run(secs(1));
+    rig.cloud.enis.get_mut("eni-a").unwrap().tags.insert("excluded".into(), "true".into());
+    rig.run(secs(400));
+    rig.add(2, secs(60));
+    rig.run(secs(30));
+    assert_ne!(rig.ip(2), "10.0.1.11", "nothing new on it");
+    let calls = |rig: &Rig| rig.calls.iter().filter(|(_, call)| enis_of(call).iter().any(|id| id == "eni-a")).count();
+    let before = calls(&rig);
+    // Its pod is told the same again, also by another life.
+    let boot = rig.ledger.boot(settings(), &rig.cloud);
+    rig.pool = Pool::new(8);
+    rig.hear(Event::Boot(Box::new(boot)));
+    rig.run(secs(5));
+    rig.hear(Event::Allocate {
+        ticket: 3,
+        pod: pod("web"),
+        sandbox: sandbox("c1"),
+        whole: false,
+        deadline: rig.now + secs(9),
+    });
+    rig.run(secs(1));
+    assert_eq!(rig.ip(3), "10.0.1.10");
+    assert_eq!(rig.told("ResourceInvalid"), 0);
+    rig.del(1);
+    rig.run(secs(600));
+    assert_eq!((calls(&rig), rig.cloud.enis["eni-a"].state), (before, EniState::InUse));
+    assert!(!rig.pool.show()["enis"].to_string().contains("eni-a"), "it is forgotten once nothing of ours is on it");
+    rig.cloud.enis.get_mut("eni-a").unwrap().tags.remove("excluded");
+    rig.run(secs(400));
+    assert!(rig.pool.show()["enis"].to_string().contains("eni-a"), "it is taken up again");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::ip::Family;
 /// The addresses of an ENI, counted per family.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Supply {
-    /// All of them, those that cannot be right too.
+    /// Places that they take, those that cannot be right too; a prefix takes one.
     there: [u32; 2],
     idle: [u32; 2],
     leaving: [u32; 2],
@@ -36,17 +36,18 @@ impl State {
         }
         for (ip, address) in &nic.addresses {
             let family = Family::of(ip) as usize;
-            supply.there[family] += 1;
+            supply.there[family] += u32::from(!nic.in_prefix(ip));
             supply.leaving[family] += u32::from(address.leaving);
             supply.idle[family] += u32::from(self.is_idle(ip, address));
         }
+        supply.there[Family::V4 as usize] += nic.prefixes.len() as u32;
         nic.supply.set(Some((self.edition, supply)));
         supply
     }
 
-    /// Addresses that the ENI could still get, were none of them leaving.
-    fn free_room(&self, nic: &Nic, family: Family) -> u32 {
-        let there = self.supply(nic).there[family as usize] + nic.coming(family);
+    /// Places of the ENI that are free, were none of its addresses leaving.
+    pub fn free_room(&self, nic: &Nic, family: Family) -> u32 {
+        let there = self.supply(nic).there[family as usize] + nic.places_coming(family);
         self.settings.limits.per_adapter(family).saturating_sub(there)
     }
 
@@ -61,7 +62,10 @@ impl State {
 
     /// The most pods that an ENI can serve.
     pub fn per_eni(&self) -> u32 {
-        self.least(|family| self.settings.limits.per_adapter(family))
+        self.least(|family| {
+            let on = |vswitch: &String| self.most_on(vswitch, family);
+            self.settings.vswitches.iter().map(on).max().unwrap_or(self.settings.limits.per_adapter(family))
+        })
     }
 
     /// Pods that the free addresses of the ENI are enough for.
@@ -82,7 +86,7 @@ impl State {
     fn reach(&self, nic: &Nic) -> u32 {
         self.least(|family| {
             let open = !nic.lent && self.no_assign(nic, family, self.now).is_none();
-            let room = if open { self.free_room(nic, family) } else { 0 };
+            let room = if open { self.gain(nic, family) } else { 0 };
             self.idle_of(nic, family) + nic.coming(family) + room
         })
     }
@@ -93,7 +97,7 @@ impl State {
             return 0;
         }
         self.least(|family| {
-            let more = self.free_room(nic, family) + self.leaving(nic, family);
+            let more = self.gain(nic, family) + self.leaving(nic, family);
             self.idle_of(nic, family) + nic.coming(family) + more
         })
     }
@@ -132,7 +136,8 @@ impl State {
 
     /// Pods that an ENI will serve which is being made.
     pub fn to_be_made(&self, create: &Create) -> u32 {
-        self.least(|family| create.addresses(family))
+        let whole = self.uses_prefixes(create.vswitch());
+        self.least(|family| if whole { self.most_on(create.vswitch(), family) } else { create.addresses(family) })
     }
 
     /// Pods that could be served from this ENI by that time; `cloud`: it may be asked by then.
@@ -146,7 +151,7 @@ impl State {
         self.least(|family| {
             let coming = if cloud || nic.busy.is_some() { nic.coming(family) } else { 0 };
             let open = cloud && self.no_assign(nic, family, by).is_none();
-            let room = if open { self.free_room(nic, family) + self.leaving(nic, family) } else { 0 };
+            let room = if open { self.gain(nic, family) + self.leaving(nic, family) } else { 0 };
             self.free_by(nic, family, by) + coming + room
         })
     }
@@ -172,7 +177,8 @@ impl State {
 
     /// Free addresses that can be unassigned, those that were free last first.
     pub fn removable(&self, nic: &Nic, family: Family) -> Vec<IpAddr> {
-        let idle = self.idle_addresses(nic, family).filter(|(ip, _)| *ip != IpAddr::V4(nic.primary));
+        let idle = self.idle_addresses(nic, family);
+        let idle = idle.filter(|(ip, _)| *ip != IpAddr::V4(nic.primary) && !nic.in_prefix(ip));
         let mut idle: Vec<_> = idle.map(|(ip, a)| (a.free_since, ip)).collect();
         idle.sort_by(|(a, ip), (b, other)| b.cmp(a).then(ip.cmp(other)));
         idle.into_iter().map(|(_, ip)| ip).collect()

@@ -5,11 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use fastrand::Rng;
+use ipnet::Ipv4Net;
 
+use super::calls::enis_of;
+use super::dress::with_our_tags;
 use super::{
     Boot, Call, CallId, Effect, EniChoice, Held, Intent, Now, Outcome, Reserved, Settings, Ticket, VSwitchChoice,
 };
-use crate::eni::{Eni, EniKind, EniState, Fault, FaultKind, Limits, VSwitch};
+use crate::eni::{Eni, EniKind, EniState, Fault, FaultKind, Limits, VSwitch, of_prefix};
 use crate::ip::{Family, IpPair, Mac, Pair, Stack};
 use crate::ours;
 use crate::pod::{Attachment, PodName, Sandbox};
@@ -29,10 +32,17 @@ pub fn settings() -> Settings {
         vswitch_choice: VSwitchChoice::Ordered,
         eni_choice: EniChoice::MostIps,
         security_groups: vec!["sg-1".into()],
+        instance_groups: vec!["sg-instance".into()],
         resource_group: None,
         instance: HERE.into(),
         instance_type: "ecs.test".into(),
         tags: BTreeMap::from([("team".into(), "net".into())]),
+        tag_filter: BTreeMap::new(),
+        tag_block: vec![("excluded".into(), "true".into())],
+        prefixes: None,
+        warm_up: 0,
+        reclaim: None,
+        rate_limit: BTreeMap::new(),
         cooldown: Duration::from_secs(130),
         reservation: Duration::from_secs(300),
         eni_idle: Duration::from_secs(300),
@@ -64,7 +74,7 @@ pub fn vswitch(id: &str, net: &str, free: u32) -> VSwitch {
 /// An ENI with addresses `net.first` and up.
 pub fn eni(id: &str, state: EniState, vswitch: &str, v4: &[&str]) -> Eni {
     let v4: Vec<Ipv4Addr> = v4.iter().map(|ip| ip.parse().unwrap()).collect();
-    let (key, value) = ours::ENI_TAG;
+    let tags = with_our_tags(settings()).tags;
     Eni {
         id: id.into(),
         mac: Mac([2, 0, 0, 0, 0, 1]),
@@ -76,8 +86,9 @@ pub fn eni(id: &str, state: EniState, vswitch: &str, v4: &[&str]) -> Eni {
         primary: v4[0],
         v4,
         v6: vec![],
+        prefixes: vec![],
         security_groups: vec!["sg-1".into()],
-        tags: BTreeMap::from([(key.into(), value.into()), (ours::NODE_TAG.into(), HERE.into())]),
+        tags,
         description: ours::ENI_DESCRIPTION.into(),
     }
 }
@@ -182,7 +193,10 @@ impl Cloud {
 
     pub fn act(&mut self, now: Now, call: &Call) -> Result<Outcome, Fault> {
         match call {
-            Call::Create { token, .. } | Call::Assign { token, .. } => self.once(token, call),
+            Call::Create { token, .. } | Call::Assign { token, .. } | Call::AssignPrefixes { token, .. } => {
+                self.once(token, call)
+            }
+            Call::UnassignPrefixes { eni, prefixes } => self.unassign_prefixes(eni, prefixes),
             Call::Attach { eni } => self.attach(now, eni),
             Call::Detach { eni } => self.begin(now, eni, EniState::InUse, EniState::Detaching, Outcome::Detached),
             Call::Delete { eni } => self.delete(eni),
@@ -192,7 +206,36 @@ impl Cloud {
             }
             Call::LookAll => Ok(Outcome::SeenAll(self.enis.values().cloned().collect())),
             Call::VSwitches => Ok(Outcome::VSwitches(self.vswitches())),
+            Call::Regroup { .. } | Call::Tag { .. } | Call::Untag { .. } => self.dress(call),
         }
+    }
+
+    fn dress(&mut self, call: &Call) -> Result<Outcome, Fault> {
+        let id = &enis_of(call)[0];
+        let eni = self.enis.get_mut(id).ok_or(fault(FaultKind::Gone))?;
+        if !matches!(eni.state, EniState::InUse | EniState::Available) {
+            return Err(fault(FaultKind::Busy));
+        }
+        match call {
+            Call::Regroup { security_groups, .. } => {
+                assert!(!security_groups.is_empty(), "{id} would be without a security group");
+                if security_groups.contains("sg-full") {
+                    return Err(fault(FaultKind::Quota));
+                }
+                eni.security_groups = security_groups.iter().cloned().collect();
+            }
+            Call::Tag { tags, .. } => {
+                assert!(!tags.keys().any(|key| key.starts_with("others-")), "a tag of somebody else is changed");
+                eni.tags.extend(tags.clone());
+            }
+            Call::Untag { keys, .. } => {
+                assert!(!keys.iter().any(|key| key.starts_with("others-")), "a tag of somebody else is taken away");
+                assert!(!keys.contains(ours::NODE_TAG) && !keys.contains(ours::ENI_TAG.0), "{id} would be nobody's");
+                eni.tags.retain(|key, _| !keys.contains(key));
+            }
+            _ => unreachable!("only these change what an ENI bears"),
+        }
+        Ok(Outcome::Dressed)
     }
 
     /// The token has been used with success.
@@ -210,8 +253,12 @@ impl Cloud {
             return if first == call { Ok(outcome.clone()) } else { Err(fault(FaultKind::Token)) };
         }
         let outcome = match call {
-            Call::Create { vswitch, tags, addresses, v6, .. } => self.create(vswitch, tags, *addresses, *v6)?,
+            Call::Create { vswitch, tags, security_groups, addresses, v6, .. } => {
+                let outcome = self.create(vswitch, tags, *addresses, *v6)?;
+                self.wear(outcome, security_groups)
+            }
             Call::Assign { eni, family, count, .. } => self.assign(eni, *family, *count)?,
+            Call::AssignPrefixes { eni, count, .. } => self.assign_prefixes(eni, *count)?,
             _ => unreachable!("only these have tokens"),
         };
         self.tokens.insert(token.into(), (call.clone(), outcome.clone()));
@@ -260,6 +307,13 @@ impl Cloud {
         Ok(Outcome::Created(Box::new(made)))
     }
 
+    fn wear(&mut self, made: Outcome, groups: &[String]) -> Outcome {
+        let Outcome::Created(mut eni) = made else { return made };
+        eni.security_groups = groups.to_vec();
+        self.enis.insert(eni.id.clone(), (*eni).clone());
+        Outcome::Created(eni)
+    }
+
     fn assign(&mut self, id: &str, family: Family, count: u32) -> Result<Outcome, Fault> {
         let most = if family == Family::V4 { 49 } else { 10 };
         assert!((1..=most).contains(&count), "{count} addresses of {family:?} are asked for in one call");
@@ -268,7 +322,7 @@ impl Cloud {
         if !matches!(eni.state, EniState::InUse | EniState::Available) {
             return Err(fault(FaultKind::Busy));
         }
-        let there = eni.addresses().filter(|ip| Family::of(ip) == family).count() as u32;
+        let there = places(&eni, family);
         if there + count > self.limits.per_adapter(family) {
             return Err(fault(FaultKind::EniFull));
         }
@@ -294,6 +348,41 @@ impl Cloud {
                 given.into_iter().map(IpAddr::V6).collect()
             }
         })
+    }
+
+    fn assign_prefixes(&mut self, id: &str, count: u32) -> Result<Outcome, Fault> {
+        assert!((1..=10).contains(&count), "{count} prefixes are asked for in one call");
+        self.assigns += 1;
+        let eni = self.enis.get(id).ok_or(fault(FaultKind::Gone))?.clone();
+        if !matches!(eni.state, EniState::InUse | EniState::Available) {
+            return Err(fault(FaultKind::Busy));
+        }
+        if places(&eni, Family::V4) + count > self.limits.v4_per_adapter {
+            return Err(fault(FaultKind::EniFull));
+        }
+        let net = self.cidrs[&eni.vswitch].cidr.v4.unwrap();
+        let free: BTreeSet<Ipv4Addr> = self.free[&eni.vswitch].iter().copied().collect();
+        let whole = |p: &Ipv4Net| of_prefix(p).all(|ip| matches!(ip, IpAddr::V4(ip) if free.contains(&ip)));
+        let given: Vec<Ipv4Net> = net.subnets(28).unwrap().filter(whole).take(count as usize).collect();
+        if given.len() < count as usize {
+            return Err(fault(FaultKind::VSwitchEmpty));
+        }
+        self.free.get_mut(&eni.vswitch).unwrap().retain(|ip| !given.iter().any(|p| p.contains(ip)));
+        self.enis.get_mut(id).unwrap().prefixes.extend(&given);
+        Ok(Outcome::Prefixes(given))
+    }
+
+    fn unassign_prefixes(&mut self, id: &str, prefixes: &[Ipv4Net]) -> Result<Outcome, Fault> {
+        let eni = self.enis.get_mut(id).ok_or(fault(FaultKind::Gone))?;
+        if eni.state != EniState::InUse {
+            return Err(fault(FaultKind::Busy));
+        }
+        if !prefixes.iter().all(|p| eni.prefixes.contains(p)) {
+            return Err(fault(FaultKind::Gone));
+        }
+        eni.prefixes.retain(|p| !prefixes.contains(p));
+        self.free.get_mut(&eni.vswitch.clone()).unwrap().extend(prefixes.iter().flat_map(hosts));
+        Ok(Outcome::Unassigned)
     }
 
     /// Names an address that lies outside the vSwitch, or is somewhere else.
@@ -339,7 +428,7 @@ impl Cloud {
     pub fn remove(&mut self, id: &str) {
         let eni = self.enis.remove(id).unwrap();
         self.moves.remove(id);
-        self.free.get_mut(&eni.vswitch).unwrap().extend(eni.v4);
+        self.free.get_mut(&eni.vswitch).unwrap().extend(eni.prefixes.iter().flat_map(hosts).chain(eni.v4));
         self.free6.get_mut(&eni.vswitch).unwrap().extend(eni.v6);
     }
 
@@ -370,6 +459,18 @@ impl Cloud {
     pub fn this_nodes(&self) -> Vec<Eni> {
         self.enis.values().cloned().collect()
     }
+}
+
+/// Places of the ENI that are taken.
+pub fn places(eni: &Eni, family: Family) -> u32 {
+    match family {
+        Family::V4 => (eni.v4.len() + eni.prefixes.len()) as u32,
+        Family::V6 => eni.v6.len() as u32,
+    }
+}
+
+fn hosts(prefix: &Ipv4Net) -> Vec<Ipv4Addr> {
+    of_prefix(prefix).filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None }).collect()
 }
 
 /// What is on disk.

@@ -32,7 +32,10 @@ pub fn show(screen: Screen, cluster: &mut Cluster, spec: InstanceSpec, other: &M
         faults.extend(scene(screen, cluster, n, other));
     }
     cluster.kill(n);
+    // As whoever takes a node away would: its ENIs go with it.
+    let enis = cluster.world.cloud.enis_of(&id);
     cluster.world.remove_node(&id);
+    enis.iter().for_each(|eni| cluster.world.cloud.vanish_eni(&eni.id));
     faults
 }
 

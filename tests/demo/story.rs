@@ -19,6 +19,7 @@ use crate::outage;
 use crate::paths::{self, PORT, Spot};
 use crate::repairs;
 use crate::screen::{Cell, Screen, Table, Tone, millis, seconds};
+use crate::settings;
 use crate::sim::cloud::{Config, Delays, EniView, InstanceSpec, InstanceType};
 use crate::sim::cluster::{Cluster, Member, SOON, node_name};
 use crate::sim::fabric::{Drops, OUTSIDE, OUTSIDE_V6};
@@ -103,6 +104,8 @@ impl Story {
         self.limit()?;
         self.screen.title("Pods talk");
         self.faults += self.talk(keep)?;
+        self.screen.title("The configuration changes while they run");
+        self.reconfigure();
         self.screen.title("Somebody flushes what makes their network");
         self.repair();
         self.screen.title("A node where each pod has an ENI to itself");
@@ -122,6 +125,14 @@ impl Story {
         self.faults += faults.len();
         self.explain(faults);
         Ok(())
+    }
+
+    fn reconfigure(&mut self) {
+        let other = self.of(1).next().map_or_else(String::new, |guest| guest.member.ip.clone());
+        let Some(pod) = self.of(0).next().map(|guest| &guest.member.pod) else { return };
+        let faults = settings::show(self.screen, self.cluster(), pod, &other);
+        self.faults += faults.len();
+        self.explain(faults);
     }
 
     pub fn faults(&self) -> usize {

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use terway::ours::host_veth;
 use terway::pod::PodName;
 
-use super::{events_about, is_bare, node, nothing, shown};
+use super::{events_about, idle_node, is_bare, node, nothing, shown};
 use crate::sim::cluster::{Cluster, Member, conf, node_name, soon, within};
+use crate::sim::fabric::OUTSIDE;
 use crate::sim::flood::flood;
 use crate::sim::kube;
 use crate::sim::traffic::Place;
@@ -190,4 +191,46 @@ fn a_limit_that_somebody_takes_away_comes_back_and_check_says_what_nobody_hears(
     cluster.node(0).sh(&format!("tc qdisc replace dev {veth} root handle 1: tbf rate 9mbit burst 9000 limit 90000"));
     thread::sleep(Duration::from_millis(200));
     assert!(cluster.node(0).sh(&format!("tc qdisc show dev {veth}")).contains("tbf 1: root"));
+}
+
+/// What two floods at once bring in sum.
+fn between(one: impl FnOnce() -> Vec<u64> + Send, other: impl FnOnce() -> Vec<u64> + Send) -> u64 {
+    let seen = thread::scope(|scope| {
+        let (one, other) = (scope.spawn(one), scope.spawn(other));
+        [one, other].map(|flood| flood.join().expect("a flood ends"))
+    });
+    seen.iter().flatten().sum()
+}
+
+/// What arrives by the ENI and what comes through the node have one limit between them, and so has what leaves.
+#[test]
+fn a_pod_with_an_eni_of_its_own_has_one_limit_for_both_links() {
+    let mut cluster =
+        idle_node("ecs.sim.2xlarge", &json!({"daemon_mode": "ENIOnly", "min_pool_size": 1, "max_pool_size": 2}));
+    cluster.start_ready(0);
+    let limit = 8_000_000;
+    let web = annotated(&cluster, "web", &json!({K8S_INGRESS: "8M", K8S_EGRESS: "8M"}));
+    cluster.call_for(&web, "CHECK").ok();
+    let (outside, node, addr) = (cluster.world.fabric.outside(), cluster.node(0), cluster.node(0).addr.to_string());
+    soon("it speaks", || web.pod.ping(OUTSIDE).is_some() && node.ping(&web.ip).is_some());
+    let offered = limit * 3 / 2;
+    let received =
+        between(|| flood(outside, &web.pod, &web.ip, offered, 2), || flood(&node.node, &web.pod, &web.ip, offered, 2));
+    let sent =
+        between(|| flood(&web.pod, outside, OUTSIDE, offered, 2), || flood(&web.pod, &node.node, &addr, offered, 2));
+    for bits in [received, sent] {
+        assert!(bits * 100 <= 2 * limit * 105 && bits * 10 >= 2 * limit * 6, "{received} {sent}");
+    }
+
+    let waits =
+        || web.pod.sh("tc qdisc | grep -o 'tbf 7e4: dev [^ ]* root refcnt 2 rate [^ ]*' | cut -d' ' -f4,9 || true");
+    assert_eq!(waits(), "shape-in 8Mbit\nshape-out 8Mbit\n");
+    annotate(&cluster, "web", &json!({K8S_INGRESS: "2M", K8S_EGRESS: null}));
+    soon("another limit", || waits() == "shape-in 2Mbit\n");
+    soon("as the plan has it", || cluster.call_for(&web, "CHECK").code == Some(0));
+    annotate(&cluster, "web", &json!({K8S_INGRESS: null}));
+    soon("no limit", || !web.pod.sh("ip -o link").contains("shape-"));
+    assert!(web.pod.ping(OUTSIDE).is_some());
+    cluster.del(web);
+    soon("nothing is left", || is_bare(&cluster));
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use terway::pod::PodName;
 
 use super::{events_about, idle_node, is_bare, node, pings_during, serving, shown, wait_for_enis};
-use crate::sim::cluster::{Cluster, Member, conf, node_name, soon};
+use crate::sim::cluster::{Cluster, Member, conf, node_name, soon, within};
 use crate::sim::fabric::{Drops, OUTSIDE};
 use crate::sim::kube;
 use crate::sim::traffic::Place;
@@ -56,7 +56,9 @@ fn has_card(member: &Member, mac: &str) {
     assert!(link.contains(mac), "{link}");
 }
 
+/// The far end of a simulated card hears up to a second later that it is up; until then what it sends is lost.
 fn talks(cluster: &Cluster, member: &Member) {
+    within(Duration::from_secs(3), || member.pod.ping(OUTSIDE).is_some());
     let node = cluster.node(0);
     let (ip, addr) = (&member.ip, node.addr.to_string());
     assert!(member.pod.ping(OUTSIDE).is_some(), "{} does not reach the outside", member.sandbox.pod);
@@ -306,9 +308,8 @@ fn one_pod_of_a_shared_node_has_an_eni_to_itself_by_annotation() {
     let enis = serving(&cluster);
     cluster.del(x);
     wait_for_enis(&cluster, enis + 1);
-    assert!(
-        cluster.node(0).sh("ip rule").contains(&format!("iif {}", cluster.node(0).ifname(&mac).expect("it is home")))
-    );
+    let home = cluster.node(0).ifname(&mac).expect("it is home");
+    soon("its rules are there again", || cluster.node(0).sh("ip rule").contains(&format!("iif {home}")));
     let last: Vec<Member> = (0..14).map(|n| cluster.add(0, &format!("l{n}"))).collect();
     assert!(last.iter().any(|member| lease_of(&cluster, member)["eni"]["id"] == eni), "its ENI is shared again");
     for member in [&last[0], &last[13], &shared[0]] {
@@ -342,6 +343,9 @@ fn services_and_node_ports_work_with_the_clients_own_address() {
         cluster
     };
     let (a, b, r) = (cluster.add(0, "a"), cluster.add(0, "b"), cluster.add(1, "r"));
+    for member in [&a, &b] {
+        talks(&cluster, member);
+    }
     let echoes = [&a, &b, &r].map(|m| (m.pod.tcp_echo("0.0.0.0:8080"), m.pod.udp_echo("0.0.0.0:8080")));
     let node = cluster.node(0);
     let service: Ipv4Addr = SERVICE_CIDR.split('/').next().and_then(|net| net.parse().ok()).expect("a prefix");

@@ -1,6 +1,6 @@
 //! Writes a bbolt database with one bucket, as small as the format allows: two metas, a free list, a root, a leaf.
 //!
-//! bbolt's own reader takes what it writes (see `tests/old/make.go`, which checks a file when it is named one).
+//! Files that bbolt itself has written are in `tests/old/` (`make.go` made them); the reader is held to those.
 
 use std::collections::BTreeMap;
 

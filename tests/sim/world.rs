@@ -191,7 +191,7 @@ fn card(eni: &EniView) -> Card {
 
 fn addrs(eni: &EniView) -> BTreeSet<IpAddr> {
     let v6 = eni.v6.iter().map(|addr| IpAddr::V6(*addr));
-    eni.v4.iter().map(|addr| IpAddr::V4(*addr)).chain(v6).collect()
+    eni.all_v4().map(IpAddr::V4).chain(v6).collect()
 }
 
 fn at(place: &str) -> SocketAddr {

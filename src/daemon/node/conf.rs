@@ -24,7 +24,7 @@ pub struct Conf {
 
 impl Conf {
     pub fn new(layers: Layers) -> Conf {
-        Conf { layers, namespace: news::own_namespace(), label: None, stop: None, complaint: None }
+        Conf { layers: layers.begin(), namespace: news::own_namespace(), label: None, stop: None, complaint: None }
     }
 
     pub fn layers(&self) -> &Layers {
@@ -113,6 +113,9 @@ impl Node {
         config.validate(&self.world.terms.facts)?;
         self.reach_cloud(config)?;
         self.world.place = self.world.terms.place(config);
+        if config.kube_pace != self.conf.layers.config().kube_pace {
+            self.world.kube.pace(config.kube_pace);
+        }
         self.world.mtu = config.mtu;
         self.world.orphan = config.orphan;
         self.world.publish = config.publish;

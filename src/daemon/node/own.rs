@@ -87,11 +87,14 @@ impl Node {
     }
 
     fn facts(&self) -> Facts {
-        let addresses = self.pool.capacity().addresses();
-        let published = self.world.publish.resources;
+        let (capacity, published) = (self.pool.capacity(), self.world.publish.resources);
+        let shares = self.world.terms.mode == Mode::Shared;
         Facts {
-            resources: BTreeMap::from([(ENI_RESOURCE, None), (ENIIP_RESOURCE, published.then_some(addresses))]),
-            annotations: BTreeMap::from([(MAX_IPS, Some(addresses.to_string()))]),
+            resources: BTreeMap::from([
+                (ENI_RESOURCE, published.then_some(capacity.whole)),
+                (ENIIP_RESOURCE, (published && shares).then_some(capacity.shared())),
+            ]),
+            annotations: BTreeMap::from([(MAX_IPS, Some(capacity.pods().to_string()))]),
             lack: self.lack(),
         }
     }
@@ -123,12 +126,14 @@ impl Node {
         let capacity = self.pool.capacity();
         let max = self.own_node().and_then(|own| own.status.capacity.count("pods"));
         let (Some(max), Some(without)) = (max, self.pods.without_address()) else { return };
-        if self.compared.replace((max, capacity.addresses())) == Some((max, capacity.addresses())) {
+        // What pods have to themselves comes and goes; the most there can be does not.
+        let most = capacity.enis * capacity.per_eni;
+        if self.compared.replace((max, most)) == Some((max, most)) {
             return;
         }
         let (kind, enis) = (&self.world.terms.facts.instance_type, capacity.enis);
         let because = format!("{kind} with {enis} ENIs of {} addresses", capacity.per_eni);
-        match (Guests { max, without, addresses: u64::from(capacity.addresses()), because }).fit() {
+        match (Guests { max, without, addresses: u64::from(most), because }).fit() {
             Fit::TooMany(message) => self.tell(Notice { pod: None, warning: true, reason: "ConfigError", message }),
             Fit::Spare(message) => log::info!("{message}"),
             Fit::Exact => {}

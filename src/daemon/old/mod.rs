@@ -250,6 +250,7 @@ impl Heir<'_> {
             sticky: false,
             heritage: Some(heritage),
             wiring: Wiring::Shared,
+            routes: Vec::new(),
         }
     }
 
@@ -357,7 +358,7 @@ fn unwired(eni: &Eni) -> EniLease {
 
 fn has(eni: &Eni, ip: IpAddr) -> bool {
     match ip {
-        IpAddr::V4(v4) => eni.v4.contains(&v4),
+        IpAddr::V4(_) => eni.addresses().any(|own| own == ip),
         IpAddr::V6(v6) => eni.v6.contains(&v6),
     }
 }

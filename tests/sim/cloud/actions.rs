@@ -1,10 +1,12 @@
 //! The actions of the API: from parameters to the model and back to the JSON that the cloud would answer.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
 use super::model::{Addresses, EniView, Instance, InstanceType, Kind, Model, NewEni, Status, VSwitch};
@@ -36,6 +38,8 @@ pub fn perform(world: &World, spec: &Spec, params: &Params) -> Answer {
         "AssignIpv6Addresses" => assign_v6(world, params),
         "UnassignIpv6Addresses" => unassign_v6(world, params),
         "ModifyNetworkInterfaceAttribute" => modify(world, params),
+        "TagResources" => tag(world, params),
+        "UntagResources" => untag(world, params),
         "DescribeInstanceTypes" => describe_types(world, params),
         "DescribeInstances" => describe_instances(world, params),
         "DescribeInstanceAttribute" => describe_instance(world, params),
@@ -68,6 +72,7 @@ fn create(world: &World, params: &Params) -> Answer {
         trunk,
         primary: params.parsed("PrimaryIpAddress")?,
         secondary: wanted(params.parsed_list("PrivateIpAddress")?, count, "SecondaryPrivateIpAddressCount")?,
+        prefixes: params.number("Ipv4PrefixCount", 1..=10)?.unwrap_or(0),
         v6: wanted(params.parsed_list("Ipv6Address")?, params.number("Ipv6AddressCount", 1..=10)?, "Ipv6AddressCount")?,
         tags: params.tags()?.into_iter().map(|(k, v)| (k, v.unwrap_or_default())).collect(),
         name: params.text("NetworkInterfaceName").into(),
@@ -92,6 +97,14 @@ fn assign_v4(world: &World, params: &Params) -> Answer {
     let id = params.text("NetworkInterfaceId");
     let count = params.number("SecondaryPrivateIpAddressCount", 1..=49)?;
     let wanted = wanted(params.parsed_list("PrivateIpAddress")?, count, "SecondaryPrivateIpAddressCount")?;
+    if let Some(count) = params.number("Ipv4PrefixCount", 1..=10)? {
+        if wanted != Addresses::Any(0) {
+            return Err(ApiError::invalid("Ipv4PrefixCount", "prefixes or addresses, not both in one call"));
+        }
+        let fresh = world.change(id, |model| model.assign_prefixes(id, count))?;
+        let set = json!({ "NetworkInterfaceId": id, "Ipv4PrefixSet": { "Ipv4Prefixes": fresh } });
+        return Ok(json!({ "AssignedPrivateIpAddressesSet": set }));
+    }
     if wanted == Addresses::Any(0) {
         return Err(ApiError::missing("SecondaryPrivateIpAddressCount"));
     }
@@ -106,6 +119,14 @@ fn assign_v4(world: &World, params: &Params) -> Answer {
 
 fn unassign_v4(world: &World, params: &Params) -> Answer {
     let id = params.text("NetworkInterfaceId");
+    let prefixes: Vec<Ipv4Net> = params.parsed_list("Ipv4Prefix")?;
+    if !prefixes.is_empty() {
+        if prefixes.len() > 10 || !params.list("PrivateIpAddress")?.is_empty() {
+            return Err(ApiError::invalid("Ipv4Prefix", "at most 10 prefixes, and no addresses beside them"));
+        }
+        world.change(id, |model| model.unassign_prefixes(id, &prefixes))?;
+        return Ok(json!({}));
+    }
     let gone: Vec<Ipv4Addr> = named(params, "PrivateIpAddress", 32)?;
     world.change(id, |model| model.unassign_v4(id, &gone))?;
     Ok(json!({}))
@@ -142,10 +163,49 @@ fn named<A: std::str::FromStr>(params: &Params, name: &str, most: usize) -> Resu
 fn modify(world: &World, params: &Params) -> Answer {
     let id = params.text("NetworkInterfaceId");
     let groups = owned(params.list("SecurityGroupId")?);
+    let different: BTreeSet<&String> = groups.iter().collect();
+    if different.len() != groups.len() || groups.len() > 10 {
+        return Err(ApiError::invalid("SecurityGroupId", "1 to 10 different security groups"));
+    }
     let groups = (!groups.is_empty()).then_some(groups);
     let text = |name| params.given(name).map(String::from);
     world.change(id, |model| model.modify(id, groups.clone(), text("NetworkInterfaceName"), text("Description")))?;
     Ok(json!({}))
+}
+
+fn tag(world: &World, params: &Params) -> Answer {
+    let enis = tagged(params)?;
+    let tags: BTreeMap<String, String> = params.tags()?.into_iter().map(|(k, v)| (k, v.unwrap_or_default())).collect();
+    world.model().tag(&enis, &tags)?;
+    Ok(json!({}))
+}
+
+fn untag(world: &World, params: &Params) -> Answer {
+    let enis = tagged(params)?;
+    let keys = owned(params.list("TagKey")?);
+    let all = params.given("All").is_some_and(|all| all.eq_ignore_ascii_case("true"));
+    match (keys.len(), all) {
+        (0, false) => return Err(ApiError::missing("TagKey.1")),
+        (n, _) if n > 20 => return Err(ApiError::new(403, "NumberExceed.Tags", "At most 20 tags.")),
+        _ => {}
+    }
+    world.model().untag(&enis, (!keys.is_empty()).then_some(&keys))?;
+    Ok(json!({}))
+}
+
+/// The ENIs whose tags are to be changed; the simulated cloud has no other resources that bear tags.
+fn tagged(params: &Params) -> Result<Vec<String>, ApiError> {
+    match params.text("ResourceType") {
+        "eni" => {}
+        other => {
+            let words = format!("There is no resource type {other}.");
+            return Err(ApiError::new(404, "InvalidResourceType.NotFound", words));
+        }
+    }
+    match owned(params.list("ResourceId")?) {
+        enis if enis.len() > 50 => Err(ApiError::new(403, "NumberExceed.ResourceIds", "At most 50 resources.")),
+        enis => Ok(enis),
+    }
 }
 
 fn describe_enis(world: &World, params: &Params) -> Answer {
@@ -299,6 +359,7 @@ fn eni_json(e: &EniView, region: &str) -> Value {
     let v4: Vec<Value> = e.v4.iter().map(|a| json!({ "PrivateIpAddress": a, "Primary": *a == e.v4[0] })).collect();
     let v6: Vec<Value> = e.v6.iter().map(|a| json!({ "Ipv6Address": a })).collect();
     let tags: Vec<Value> = e.tags.iter().map(|(k, v)| json!({ "TagKey": k, "TagValue": v })).collect();
+    let prefixes: Vec<Value> = e.prefixes.iter().map(|p| json!({ "Ipv4Prefix": p })).collect();
     let mut answer = json!({
         "NetworkInterfaceId": e.id,
         "NetworkInterfaceName": e.name,
@@ -314,7 +375,7 @@ fn eni_json(e: &EniView, region: &str) -> Value {
         "PrivateIpAddress": e.v4[0],
         "PrivateIpSets": { "PrivateIpSet": v4 },
         "Ipv6Sets": { "Ipv6Set": v6 },
-        "Ipv4PrefixSets": { "Ipv4PrefixSet": [] },
+        "Ipv4PrefixSets": { "Ipv4PrefixSet": prefixes },
         "Ipv6PrefixSets": { "Ipv6PrefixSet": [] },
         "SecurityGroupIds": { "SecurityGroupId": e.security_groups },
         "Tags": { "Tag": tags },

@@ -103,6 +103,8 @@ impl Default for Config {
             security_groups: vec![
                 SecurityGroup { id: "sg-sim".into(), vpc: "vpc-sim".into(), capacity: 2000 },
                 SecurityGroup { id: "sg-small".into(), vpc: "vpc-sim".into(), capacity: 3 },
+                SecurityGroup { id: "sg-web".into(), vpc: "vpc-sim".into(), capacity: 2000 },
+                SecurityGroup { id: "sg-tiny".into(), vpc: "vpc-sim".into(), capacity: 1 },
                 SecurityGroup { id: "sg-elsewhere".into(), vpc: "vpc-elsewhere".into(), capacity: 2000 },
             ],
             instance_types: vec![
@@ -239,7 +241,7 @@ impl Cloud {
     /// The addresses of an instance's secondary ENIs.
     pub fn pod_addresses(&self, instance: &str) -> BTreeSet<Ipv4Addr> {
         let enis = self.enis_of(instance).into_iter().filter(|e| e.kind != EniKind::Primary);
-        enis.flat_map(|e| e.v4).collect()
+        enis.flat_map(|e| e.all_v4().collect::<Vec<_>>()).collect()
     }
 
     /// How many addresses of a vSwitch nobody has.

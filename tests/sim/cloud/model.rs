@@ -12,6 +12,8 @@ use super::{ApiError, Delays};
 /// An ENI outside of any instance holds at most so many addresses.
 const LOOSE_ENI_ADDRESSES: usize = 50;
 
+const MOST_TAGS: usize = 20;
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VSwitch {
     pub id: String,
@@ -98,6 +100,8 @@ pub struct EniView {
     /// The primary address first.
     pub v4: Vec<Ipv4Addr>,
     pub v6: Vec<Ipv6Addr>,
+    /// Each takes one place and is sixteen addresses.
+    pub prefixes: Vec<Ipv4Net>,
     pub security_groups: Vec<String>,
     pub tags: BTreeMap<String, String>,
     pub name: String,
@@ -132,6 +136,7 @@ pub struct NewEni {
     pub primary: Option<Ipv4Addr>,
     pub secondary: Addresses<Ipv4Addr>,
     pub v6: Addresses<Ipv6Addr>,
+    pub prefixes: usize,
     pub tags: BTreeMap<String, String>,
     pub name: String,
     pub description: String,
@@ -173,6 +178,19 @@ pub struct Model {
     /// Addresses taken by somebody outside of the simulation, by vSwitch.
     foreign: BTreeMap<String, BTreeSet<Ipv4Addr>>,
     serial: u64,
+}
+
+impl EniView {
+    /// Its IPv4 addresses, those of prefixes too.
+    pub fn all_v4(&self) -> impl Iterator<Item = Ipv4Addr> {
+        let of = |p: &Ipv4Net| (u32::from(p.network())..=u32::from(p.broadcast())).map(Ipv4Addr::from);
+        self.v4.iter().copied().chain(self.prefixes.iter().flat_map(of))
+    }
+
+    /// Places for IPv4 that are taken.
+    fn places(&self) -> usize {
+        self.v4.len() + self.prefixes.len()
+    }
 }
 
 impl Model {
@@ -222,7 +240,7 @@ impl Model {
     }
 
     fn taken(&self, vswitch: &str) -> BTreeSet<Ipv4Addr> {
-        let ours = self.enis.values().filter(|e| e.view.vswitch == vswitch).flat_map(|e| e.view.v4.iter().copied());
+        let ours = self.enis.values().filter(|e| e.view.vswitch == vswitch).flat_map(|e| e.view.all_v4());
         ours.chain(self.foreign.get(vswitch).into_iter().flatten().copied()).collect()
     }
 
@@ -314,6 +332,7 @@ impl Model {
         let mut v4 = self.pick_v4(&vswitch, &first, &[])?;
         v4.extend(self.pick_v4(&vswitch, &new.secondary, &v4)?);
         let v6 = self.pick_v6(&vswitch, &new.v6)?;
+        let prefixes = self.pick_prefixes(&vswitch, new.prefixes, &v4)?;
         let (id, mac) = self.fresh_identity();
         let delay = self.delays.create;
         let view = EniView {
@@ -331,6 +350,7 @@ impl Model {
             zone: vswitch.zone,
             v4,
             v6,
+            prefixes,
             security_groups: new.security_groups.clone(),
             tags: new.tags.clone(),
             name: new.name.clone(),
@@ -360,7 +380,7 @@ impl Model {
             let words = format!("The instance type holds {} ENIs.", limits.eni_quantity);
             return Err(ApiError::new(403, "EniPerInstanceLimitExceeded", words));
         }
-        check_count(eni.view.v4.len(), limits.eni_private_ip_address_quantity, "InvalidOperation.Ipv4CountExceeded")?;
+        check_count(eni.view.places(), limits.eni_private_ip_address_quantity, "InvalidOperation.Ipv4CountExceeded")?;
         check_count(eni.view.v6.len(), limits.eni_ipv6_address_quantity, "InvalidOperation.Ipv6CountExceeded")?;
         let due = Instant::now() + self.delays.attach;
         let eni = self.enis.get_mut(id).expect("looked up above");
@@ -402,19 +422,44 @@ impl Model {
 
     pub fn assign_v4(&mut self, id: &str, wanted: &Addresses<Ipv4Addr>) -> Result<Vec<Ipv4Addr>, ApiError> {
         let view = self.changeable(id)?.clone();
-        let total = view.v4.len() + wanted.count();
-        match self.limits_of(&view) {
-            Some(t) => {
-                check_count(total, t.eni_private_ip_address_quantity, "InvalidOperation.Ipv4CountExceeded")?;
-            }
-            None => check_count(total, LOOSE_ENI_ADDRESSES, "QuotaExceeded.PrivateIpAddress")?,
-        }
+        self.check_places(&view, wanted.count())?;
         self.check_groups(&view.security_groups, &view.vpc, wanted.count())?;
         let vswitch = self.vswitches[&view.vswitch].clone();
         let fresh = self.pick_v4(&vswitch, wanted, &[])?;
         self.enis.get_mut(id).expect("looked up above").view.v4.extend(&fresh);
         self.changed(id);
         Ok(fresh)
+    }
+
+    fn check_places(&self, view: &EniView, more: usize) -> Result<(), ApiError> {
+        let total = view.places() + more;
+        match self.limits_of(view) {
+            Some(t) => check_count(total, t.eni_private_ip_address_quantity, "InvalidOperation.Ipv4CountExceeded"),
+            None => check_count(total, LOOSE_ENI_ADDRESSES, "QuotaExceeded.PrivateIpAddress"),
+        }
+    }
+
+    pub fn assign_prefixes(&mut self, id: &str, count: usize) -> Result<Vec<Ipv4Net>, ApiError> {
+        let view = self.changeable(id)?.clone();
+        self.check_places(&view, count)?;
+        self.check_groups(&view.security_groups, &view.vpc, count * 16)?;
+        let vswitch = self.vswitches[&view.vswitch].clone();
+        let fresh = self.pick_prefixes(&vswitch, count, &[])?;
+        self.enis.get_mut(id).expect("looked up above").view.prefixes.extend(&fresh);
+        self.changed(id);
+        Ok(fresh)
+    }
+
+    pub fn unassign_prefixes(&mut self, id: &str, gone: &[Ipv4Net]) -> Result<(), ApiError> {
+        let view = self.changeable(id)?;
+        if let Some(stranger) = gone.iter().find(|p| !view.prefixes.contains(p)) {
+            let words = format!("{stranger} is not assigned to this ENI.");
+            return Err(ApiError::new(403, "InvalidIp.IpUnassigned", words));
+        }
+        let eni = self.enis.get_mut(id).expect("looked up above");
+        eni.view.prefixes.retain(|p| !gone.contains(p));
+        self.changed(id);
+        Ok(())
     }
 
     pub fn unassign_v4(&mut self, id: &str, gone: &[Ipv4Addr]) -> Result<(), ApiError> {
@@ -470,13 +515,45 @@ impl Model {
                 return Err(ApiError::missing("SecurityGroupId"));
             }
             self.check_groups(groups, &view.vpc, 0)?;
-            self.check_groups(&newcomers, &view.vpc, view.v4.len())?;
+            self.check_groups(&newcomers, &view.vpc, view.all_v4().count())?;
         }
         let view = &mut self.enis.get_mut(id).expect("looked up above").view;
         view.security_groups = groups.unwrap_or_else(|| view.security_groups.clone());
         view.name = name.unwrap_or_else(|| view.name.clone());
         view.description = description.unwrap_or_else(|| view.description.clone());
         Ok(())
+    }
+
+    /// Gives all of these ENIs all of these tags, or none anything.
+    pub fn tag(&mut self, ids: &[String], tags: &BTreeMap<String, String>) -> Result<(), ApiError> {
+        for id in ids {
+            let view = &self.taggable(id)?.view;
+            let more = tags.keys().filter(|key| !view.tags.contains_key(*key)).count();
+            if view.tags.len() + more > MOST_TAGS {
+                let words = format!("{id} would bear {} tags, {MOST_TAGS} are allowed.", view.tags.len() + more);
+                return Err(ApiError::new(403, "NumberExceed.Tags", words));
+            }
+        }
+        for id in ids {
+            self.enis.get_mut(id).expect("looked up above").view.tags.extend(tags.clone());
+        }
+        Ok(())
+    }
+
+    /// Takes tags from all of these ENIs, or all tags; one that is not there is no error.
+    pub fn untag(&mut self, ids: &[String], keys: Option<&Vec<String>>) -> Result<(), ApiError> {
+        for id in ids {
+            self.taggable(id)?;
+        }
+        for id in ids {
+            let tags = &mut self.enis.get_mut(id).expect("looked up above").view.tags;
+            tags.retain(|key, _| keys.is_some_and(|keys| !keys.contains(key)));
+        }
+        Ok(())
+    }
+
+    fn taggable(&self, id: &str) -> Result<&Eni, ApiError> {
+        self.enis.get(id).ok_or_else(|| ApiError::not_found("InvalidResourceId.NotFound", id))
     }
 
     /// Marks an ENI as being changed, so that any other change of it meets a conflict.
@@ -633,7 +710,7 @@ impl Model {
                 return Err(ApiError::new(403, "InvalidOperation.VpcMismatch", words));
             }
             let members = self.enis.values().filter(|e| e.view.security_groups.contains(id));
-            let members: usize = members.map(|e| e.view.v4.len()).sum();
+            let members: usize = members.map(|e| e.view.all_v4().count()).sum();
             if members + more > group.capacity {
                 let words = format!("{id} holds {members} addresses of {}.", group.capacity);
                 return Err(ApiError::new(403, "SecurityGroupInstanceLimitExceed", words));
@@ -675,6 +752,21 @@ impl Model {
                 Ok(list.clone())
             }
         }
+    }
+
+    /// The lowest free blocks of sixteen, aligned.
+    fn pick_prefixes(&self, vswitch: &VSwitch, count: usize, held: &[Ipv4Addr]) -> Result<Vec<Ipv4Net>, ApiError> {
+        let mut taken = self.taken(&vswitch.id);
+        taken.extend(held);
+        let free: BTreeSet<Ipv4Addr> = usable(vswitch.cidr).filter(|a| !taken.contains(a)).collect();
+        let whole = |p: &Ipv4Net| free.range(p.network()..=p.broadcast()).count() == 16;
+        let blocks = vswitch.cidr.subnets(28).into_iter().flatten();
+        let found: Vec<Ipv4Net> = blocks.filter(whole).take(count).collect();
+        if found.len() < count {
+            let words = format!("{} has {} free blocks of 16 addresses, {count} are wanted.", vswitch.id, found.len());
+            return Err(ApiError::new(403, "InvalidVSwitchId.IpNotEnough", words));
+        }
+        Ok(found)
     }
 
     fn pick_v6(&self, vswitch: &VSwitch, wanted: &Addresses<Ipv6Addr>) -> Result<Vec<Ipv6Addr>, ApiError> {

@@ -22,7 +22,7 @@ const VPC: &str = "2016-04-28";
 /// Every action takes these and the simulation has no use for them.
 const IGNORED: [&str; 4] = ["OwnerId", "OwnerAccount", "ResourceOwnerId", "ResourceOwnerAccount"];
 
-const SPECS: [Spec; 15] = [
+const SPECS: [Spec; 17] = [
     Spec {
         action: "CreateNetworkInterface",
         version: ECS,
@@ -35,6 +35,7 @@ const SPECS: [Spec; 15] = [
             "PrimaryIpAddress",
             "SecondaryPrivateIpAddressCount",
             "PrivateIpAddress.N",
+            "Ipv4PrefixCount",
             "Ipv6AddressCount",
             "Ipv6Address.N",
             "NetworkInterfaceName",
@@ -98,14 +99,14 @@ const SPECS: [Spec; 15] = [
         version: ECS,
         right: "ecs:AssignPrivateIpAddresses",
         needs: &["RegionId", "NetworkInterfaceId"],
-        takes: &["SecondaryPrivateIpAddressCount", "PrivateIpAddress.N", "ClientToken"],
+        takes: &["SecondaryPrivateIpAddressCount", "PrivateIpAddress.N", "Ipv4PrefixCount", "ClientToken"],
     },
     Spec {
         action: "UnassignPrivateIpAddresses",
         version: ECS,
         right: "ecs:UnassignPrivateIpAddresses",
         needs: &["RegionId", "NetworkInterfaceId"],
-        takes: &["PrivateIpAddress.N"],
+        takes: &["PrivateIpAddress.N", "Ipv4Prefix.N"],
     },
     Spec {
         action: "AssignIpv6Addresses",
@@ -127,6 +128,20 @@ const SPECS: [Spec; 15] = [
         right: "ecs:ModifyNetworkInterfaceAttribute",
         needs: &["RegionId", "NetworkInterfaceId"],
         takes: &["SecurityGroupId.N", "NetworkInterfaceName", "Description", "DeleteOnRelease", "SourceDestCheck"],
+    },
+    Spec {
+        action: "TagResources",
+        version: ECS,
+        right: "ecs:TagResources",
+        needs: &["RegionId", "ResourceType", "ResourceId.1", "Tag.1.Key"],
+        takes: &["ResourceId.N", "Tag.N.Key", "Tag.N.Value"],
+    },
+    Spec {
+        action: "UntagResources",
+        version: ECS,
+        right: "ecs:UntagResources",
+        needs: &["RegionId", "ResourceType", "ResourceId.1"],
+        takes: &["ResourceId.N", "TagKey.N", "All"],
     },
     Spec {
         action: "DescribeNetworkInterfaceAttribute",
@@ -247,8 +262,14 @@ impl<'a> Params<'a> {
                     None => continue,
                 }
             };
-            if key.len() > 128 || key.starts_with("acs:") || key.starts_with("aliyun") {
+            if key.chars().count() > 128 || key.contains("://") || key.starts_with("acs:") || key.starts_with("aliyun")
+            {
                 return Err(ApiError::new(400, "InvalidTagKey.Malformed", format!("{key} cannot be a tag's key.")));
+            }
+            let plain =
+                |text: &str| text.chars().count() <= 128 && !text.contains("http://") && !text.contains("https://");
+            if !value.as_deref().is_none_or(plain) {
+                return Err(ApiError::new(400, "InvalidTagValue.Malformed", format!("{key} has no value of a tag.")));
             }
             if tags.insert(key.to_string(), value).is_some() {
                 return Err(ApiError::new(400, "Duplicate.TagKey", format!("The tag {key} is given twice.")));

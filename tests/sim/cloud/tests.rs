@@ -595,6 +595,92 @@ fn limits_of_type_account_vswitch_zone_and_group_hold() {
 }
 
 #[test]
+fn tags_come_and_go_and_do_not_exceed_twenty() {
+    let b = Bench::new(Config::default());
+    let eni = b.create();
+    let about = [("ResourceType", "eni"), ("ResourceId.1", eni.as_str())];
+    let with = |more: &[(&'static str, &'static str)]| [&about[..], more].concat();
+    let bears = || b.cloud.eni(&eni).unwrap().tags;
+    let before = bears();
+    b.ok("TagResources", &with(&[("Tag.1.Key", "a"), ("Tag.1.Value", "1"), ("Tag.2.Key", "b")]));
+    b.ok("TagResources", &with(&[("Tag.1.Key", "a"), ("Tag.1.Value", "2")]));
+    assert_eq!((bears()["a"].as_str(), bears()["b"].as_str()), ("2", ""));
+    b.ok("UntagResources", &with(&[("TagKey.1", "a"), ("TagKey.2", "b"), ("TagKey.3", "never there")]));
+    assert_eq!(bears(), before);
+
+    assert_eq!(b.refused("TagResources", &about), (400, "MissingParameter".into()));
+    assert_eq!(b.refused("UntagResources", &about), (400, "MissingParameter".into()));
+    let other = [("ResourceType", "eni"), ("ResourceId.1", "eni-x"), ("Tag.1.Key", "a")];
+    assert_eq!(b.refused("TagResources", &other), (404, "InvalidResourceId.NotFound".into()));
+    let kind = [("ResourceType", "enis"), ("ResourceId.1", &eni), ("Tag.1.Key", "a")];
+    assert_eq!(b.refused("TagResources", &kind), (404, "InvalidResourceType.NotFound".into()));
+    let bad = with(&[("Tag.1.Key", "a"), ("Tag.1.Value", "http://x")]);
+    assert_eq!(b.refused("TagResources", &bad), (400, "InvalidTagValue.Malformed".into()));
+    let names: Vec<String> = (1..=20).map(|n| format!("Tag.{n}.Key")).collect();
+    let twenty = names.iter().map(|name| (name.as_str(), name.as_str()));
+    let twenty: Vec<(&str, &str)> = about.into_iter().chain(twenty).collect();
+    b.ok("TagResources", &twenty);
+    assert_eq!(b.refused("TagResources", &with(&[("Tag.1.Key", "one more")])), (403, "NumberExceed.Tags".into()));
+    b.ok("UntagResources", &with(&[("All", "true")]));
+    assert!(bears().is_empty());
+}
+
+#[test]
+fn an_eni_is_in_one_to_ten_different_groups_of_its_vpc() {
+    let b = Bench::new(Config::default());
+    let eni = b.create();
+    let modify = |groups: &[&str]| {
+        let names: Vec<String> = (1..=groups.len()).map(|n| format!("SecurityGroupId.{n}")).collect();
+        let groups = names.iter().zip(groups).map(|(name, group)| (name.as_str(), *group));
+        let all: Vec<(&str, &str)> = [("NetworkInterfaceId", eni.as_str())].into_iter().chain(groups).collect();
+        b.call("ModifyNetworkInterfaceAttribute", &all).1["Code"].as_str().unwrap_or("OK").to_string()
+    };
+    assert_eq!(modify(&["sg-sim", "sg-small"]), "OK");
+    assert_eq!(b.cloud.eni(&eni).unwrap().security_groups, ["sg-sim", "sg-small"]);
+    assert_eq!(modify(&["sg-sim", "sg-sim"]), "InvalidParameter");
+    assert_eq!(modify(&["sg-elsewhere"]), "InvalidOperation.VpcMismatch");
+    assert_eq!(modify(&["sg-nowhere"]), "InvalidSecurityGroupId.NotFound");
+    assert_eq!(modify(&["sg-sim"]), "OK");
+    assert_eq!(b.cloud.eni(&eni).unwrap().security_groups, ["sg-sim"]);
+    // Full: three addresses there already.
+    let place = [("VSwitchId", "vsw-pod"), ("SecurityGroupIds.1", "sg-small"), ("SecondaryPrivateIpAddressCount", "2")];
+    b.ok("CreateNetworkInterface", &place);
+    assert_eq!(modify(&["sg-sim", "sg-small"]), "SecurityGroupInstanceLimitExceed");
+}
+
+#[test]
+fn a_prefix_is_a_free_aligned_block_and_takes_one_place() {
+    let b = Bench::new(Config::default());
+    let eni = b.attached();
+    let assign =
+        |n: &str| b.call("AssignPrivateIpAddresses", &[("NetworkInterfaceId", &eni), ("Ipv4PrefixCount", n)]).1;
+    let got = assign("2");
+    let list = &got["AssignedPrivateIpAddressesSet"]["Ipv4PrefixSet"]["Ipv4Prefixes"];
+    // The first block holds the network's own address, and the ENI's primary one.
+    assert_eq!(*list, json!(["10.0.8.16/28", "10.0.8.32/28"]));
+    assert_eq!(b.cloud.eni(&eni).unwrap().all_v4().count(), 33);
+    assert_eq!(assign("1")["Code"], "InvalidOperation.Ipv4CountExceeded", "three places, all taken");
+    let about = |prefix: &'static str| {
+        [("NetworkInterfaceId", eni.as_str()), ("Ipv4Prefix.1", prefix)].map(|(k, v)| (k, v.to_owned()))
+    };
+    let unassign = |prefix: &'static str| {
+        let params = about(prefix);
+        let params: Vec<(&str, &str)> = params.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        b.call("UnassignPrivateIpAddresses", &params).1["Code"].as_str().unwrap_or("OK").to_string()
+    };
+    assert_eq!(unassign("10.0.8.48/28"), "InvalidIp.IpUnassigned");
+    assert_eq!(unassign("10.0.8.16/28"), "OK");
+    b.cloud.crowd("vsw-pod", 30);
+    assert_eq!(assign("1")["AssignedPrivateIpAddressesSet"]["Ipv4PrefixSet"]["Ipv4Prefixes"], json!(["10.0.8.16/28"]));
+    assert_eq!(unassign("10.0.8.32/28"), "OK");
+    b.cloud.crowd("vsw-pod", 15);
+    assert_eq!(assign("1")["Code"], "InvalidVSwitchId.IpNotEnough", "fifteen are no block");
+    let both =
+        [("NetworkInterfaceId", eni.as_str()), ("Ipv4PrefixCount", "1"), ("SecondaryPrivateIpAddressCount", "1")];
+    assert_eq!(b.refused("AssignPrivateIpAddresses", &both), (400, "InvalidParameter".into()));
+}
+
+#[test]
 fn the_primary_eni_stays() {
     let b = Bench::new(Config::default());
     let primary = b.cloud.enis_of(NODE)[0].id.clone();
