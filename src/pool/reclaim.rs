@@ -10,7 +10,7 @@ pub(super) struct Reclaiming {
     pub leased: Now,
     /// No batch goes before this.
     next: Now,
-    /// `ip_warm_up_size` was reached, in this life.
+    /// `ip_warm_up_size` was reached, in this life, or is not to be had: a batch has gone before.
     warmed: bool,
     /// A batch has gone: what came beyond the usual bound is not kept any more.
     begun: bool,
@@ -72,6 +72,8 @@ impl State {
     pub fn reclaimed(&mut self) {
         let Some(reclaim) = self.settings.reclaim else { return };
         self.reclaiming.begun = true;
+        // What an empty vSwitch could not give by now would only be asked for and given back for ever.
+        self.reclaiming.warmed = true;
         self.reclaiming.next = self.now + reclaim.interval.mul_f64(1.0 + reclaim.jitter * self.rng.f64());
     }
 }

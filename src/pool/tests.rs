@@ -1036,6 +1036,19 @@ fn a_node_warms_up_once_and_keeps_that_until_a_batch_goes() {
 }
 
 #[test]
+fn a_warm_up_that_the_vswitch_cannot_give_ends_with_the_first_batch() {
+    let reclaim = Reclaim { after: secs(60), interval: secs(30), batch: 2, jitter: 0.0 };
+    let vswitches = vec!["vsw-1".into()];
+    let mut rig = Rig::new(Settings { warm_up: 13, min_idle: 1, vswitches, reclaim: Some(reclaim), ..settings() });
+    rig.cloud.free.get_mut("vsw-1").expect("it is there").truncate(5);
+    rig.run(secs(900));
+    let asked = rig.count("assign") + rig.count("create");
+    assert!(asked > 0);
+    rig.run(secs(3600));
+    assert_eq!(rig.count("assign") + rig.count("create"), asked);
+}
+
+#[test]
 fn idle_addresses_go_in_batches_when_nobody_has_wanted_one_for_long() {
     let reclaim = Reclaim { after: secs(300), interval: secs(100), batch: 2, jitter: 0.0 };
     let settings = Settings { min_idle: 1, max_idle: 9, reclaim: Some(reclaim), eni_idle: secs(9000), ..settings() };
