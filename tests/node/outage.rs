@@ -60,11 +60,18 @@ fn a_cloud_that_is_back_is_not_called_more_often_than_before() {
     let stays = cluster.add(0, "stays");
     waves(&cluster, 1);
     cluster.world.cloud.forget_calls();
+    let start = Instant::now();
+    // As many as will wait for the end of the outage.
+    let early = [cluster.add(0, "early-0"), cluster.add(0, "early-1")];
     waves(&cluster, 2);
-    let steady = calls(&cluster);
+    let (steady, steady_time) = (calls(&cluster), start.elapsed());
+    for pod in early {
+        cluster.del(pod);
+    }
+    waves(&cluster, 1);
     cluster.world.cloud.trouble_anywhere(When::Always, Kind::unavailable());
     let late: Vec<Member> = (0..2).map(|n| cluster.schedule(0, &format!("late-{n}"))).collect();
-    let (dead, after) = thread::scope(|scope| {
+    let (dead, after, after_time) = thread::scope(|scope| {
         let cluster = &cluster;
         let wait = |pod| scope.spawn(move || cluster.call_for(pod, "ADD"));
         let waiting: Vec<_> = late.iter().map(wait).collect();
@@ -74,15 +81,21 @@ fn a_cloud_that_is_back_is_not_called_more_often_than_before() {
         let dead = calls(cluster);
         cluster.world.cloud.calm();
         cluster.world.cloud.forget_calls();
+        let start = Instant::now();
         waiting.into_iter().for_each(|add| drop(add.join().expect("it has an end").ok()));
         waves(cluster, 2);
-        (dead, calls(cluster))
+        (dead, calls(cluster), start.elapsed())
     });
-    println!("calls in 16 s: {steady} before the outage, {dead} in it, {after} after it");
+    println!("calls: {steady} in {steady_time:?} before the outage, {dead} in it, {after} in {after_time:?} after it");
     assert!(steady >= 4, "this work costs only {steady} calls");
     assert!(dead < steady, "{dead} calls in the outage, {steady} before");
     // One look is two calls, and may fall into this window or into that.
-    assert!(after as f64 <= 1.2 * steady as f64 + 2.0, "{after} calls after the outage, {steady} before");
+    let steady_rate = steady as f64 / steady_time.as_secs_f64();
+    let most = 1.2 * steady_rate * after_time.as_secs_f64() + 2.0;
+    assert!(
+        after as f64 <= most,
+        "{after} calls in {after_time:?} after the outage, {steady} in {steady_time:?} before"
+    );
     drop(stays);
 }
 
