@@ -161,7 +161,7 @@ impl Repair {
             Happening::Link(link) => self.hear_of_link(now, link),
             Happening::LinkGone { ifindex } => {
                 if let Some(name) = self.names.remove(ifindex) {
-                    self.suspect(now, &Trace::Link(name), Depth::Outside);
+                    self.miss_link(now, name);
                 }
             }
             Happening::AddrGone { ifindex } | Happening::Traffic { ifindex } => {
@@ -219,6 +219,13 @@ impl Repair {
             if self.parts.get(&part).is_some_and(|guarded| guarded.from <= now) {
                 self.look_at(now, part, depth);
             }
+        }
+    }
+
+    /// No ADD takes the link of its pod away: this is damage from the first moment on.
+    fn miss_link(&mut self, now: Now, name: String) {
+        for part in self.index.get(&Trace::Link(name)).cloned().into_iter().flatten() {
+            self.look_at(now, part, Depth::Outside);
         }
     }
 
@@ -426,6 +433,17 @@ mod tests {
         repair.hear(T(300), &Happening::LinkGone { ifindex: VETH });
         assert_eq!(repair.due(), None);
         assert!(!repair.wanted.contains_key(&veth().name) && repair.index.len() < guarded().index.len());
+    }
+
+    #[test]
+    fn a_link_that_goes_right_after_its_add_is_missed() {
+        let mut repair = guarded();
+        repair.guard(pod(), &plan(), T(200));
+        repair.hear(T(100), &Happening::Link(veth()));
+        repair.hear(T(110), &Happening::Link(LinkNow { up: false, ..veth() }));
+        assert_eq!(repair.due(), None);
+        repair.hear(T(110), &Happening::LinkGone { ifindex: veth().ifindex });
+        assert_eq!(repair.take_due(T(120)), [(pod(), Depth::Outside)]);
     }
 
     /// How much is kept of everything.
