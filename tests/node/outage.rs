@@ -89,9 +89,10 @@ fn a_cloud_that_is_back_is_not_called_more_often_than_before() {
     println!("calls: {steady} in {steady_time:?} before the outage, {dead} in it, {after} in {after_time:?} after it");
     assert!(steady >= 4, "this work costs only {steady} calls");
     assert!(dead < steady, "{dead} calls in the outage, {steady} before");
-    // One look is two calls, and may fall into this window or into that.
+    // What fell due in the outage is made up for once, a look (two calls) and a count of vSwitches; another look may fall into
+    // this window or into that. `pool/tests/outage.rs` holds the rate itself, over ten minutes.
     let steady_rate = steady as f64 / steady_time.as_secs_f64();
-    let most = 1.2 * steady_rate * after_time.as_secs_f64() + 2.0;
+    let most = 1.2 * steady_rate * after_time.as_secs_f64() + 5.0;
     assert!(
         after as f64 <= most,
         "{after} calls in {after_time:?} after the outage, {steady} in {steady_time:?} before"
