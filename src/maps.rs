@@ -170,6 +170,16 @@ pub enum Write {
     RemoveNode(IpAddr),
 }
 
+/// All that the writes have led to, as it is read back; without what is nobody's.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Tables {
+    pub frontends: Vec<(FrontendKey, Frontend)>,
+    /// Place, backend.
+    pub slots: Vec<(u32, u32)>,
+    pub backends: Vec<(u32, Backend)>,
+    pub nodes: Vec<(IpAddr, u32)>,
+}
+
 /// How many entries each map has room for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
@@ -183,7 +193,7 @@ pub struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Sizes {
-        Sizes { frontends: 65536, backends: 131_072, slots: 262_144, nodes: 16384, affinity: 65536, flows: 131_072 }
+        Sizes { frontends: 65536, backends: 131_072, slots: 262_144, nodes: 16384, affinity: 65536, flows: 65536 }
     }
 }
 

@@ -14,7 +14,7 @@ use super::sys::{self, Load, Shape};
 use crate::error::{Context, Error};
 
 /// How much of the verifier's log an error holds: its end, where the reason stands.
-const LOG_SHOWN: usize = 4 << 10;
+const LOG_SHOWN: usize = 2 << 10;
 const LOG_SIZE: usize = 1 << 20;
 
 /// The bytes of an object where aya may read them: aligned like the structures of ELF.

@@ -5,6 +5,7 @@ pub mod load;
 pub mod map;
 mod marks;
 pub mod pin;
+pub mod services;
 mod sys;
 
 pub use marks::Programs;
