@@ -2,6 +2,7 @@
 
 // Words: types that everyone speaks. No I/O.
 pub mod bolt;
+pub mod cluster;
 pub mod cni;
 pub mod config;
 pub mod eni;
@@ -9,6 +10,7 @@ pub mod error;
 pub mod happening;
 pub mod ip;
 pub mod json;
+pub mod loose;
 pub mod object;
 pub mod ours;
 pub mod plan;
