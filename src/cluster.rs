@@ -132,8 +132,13 @@ pub struct Endpoint {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Hints {
-    pub zones: Box<[Tag]>,
-    pub nodes: Box<[Tag]>,
+    pub zones: Vec<Tag>,
+    pub nodes: Vec<Tag>,
+}
+
+impl Hints {
+    /// For everyone.
+    pub const NONE: &Hints = &Hints { zones: Vec::new(), nodes: Vec::new() };
 }
 
 /// What Services need of a node.
@@ -519,7 +524,7 @@ impl From<RawService> for Service {
             created: meta.created,
             r#type,
             cluster_ips,
-            ports: ports.into_iter().filter_map(|port| service_port(port, &mut faults)).collect(),
+            ports: service_ports(ports, &mut faults),
             external_ips: faults.addresses("spec.externalIPs[]", spec.external_ips),
             ingress: ingress(raw.status, &mut faults),
             source_ranges: ranges(spec.load_balancer_source_ranges, &mut faults),
@@ -540,6 +545,24 @@ fn cluster_ips(one: Loose<String>, all: Loose<Vec<Loose<String>>>, faults: &mut 
     let texts = faults.list("spec.clusterIPs[]", "an address or None", all);
     let real = texts.iter().filter(|text| !text.is_empty() && *text != "None");
     real.filter_map(|text| faults.address("spec.clusterIPs[]", text)).collect()
+}
+
+/// Each port of a protocol once: the first that names it.
+fn service_ports(raw: Vec<RawPort>, faults: &mut Faults) -> Box<[ServicePort]> {
+    let mut ports: Vec<ServicePort> = Vec::new();
+    for port in raw {
+        let Some(port) = service_port(port, faults) else { continue };
+        if ports.iter().any(|known| (known.port, known.protocol) == (port.port, port.protocol)) {
+            faults.add(
+                "spec.ports[].port",
+                &format!("{}/{} again", port.port, port.protocol),
+                "another in each of them",
+            );
+        } else {
+            ports.push(port);
+        }
+    }
+    ports.into()
 }
 
 fn service_port(raw: RawPort, faults: &mut Faults) -> Option<ServicePort> {
@@ -645,7 +668,7 @@ fn endpoint(raw: RawEndpoint, faults: &mut Faults) -> Option<Endpoint> {
 
 fn hints(field: Loose<RawHints>, faults: &mut Faults) -> Option<Box<Hints>> {
     let raw = faults.object("endpoints[].hints", field);
-    let mut tags = |what, list| -> Box<[Tag]> {
+    let mut tags = |what, list| -> Vec<Tag> {
         let all = faults.list(what, "an object", list);
         all.into_iter().map(|hint: RawHint| Tag::of(&faults.text(what, hint.name))).collect()
     };
@@ -760,7 +783,7 @@ mod tests {
                 "clusterIPs": ["10.0.0.1", "10.0.0.256", 5], "externalIPs": "203.0.113.7",
                 "ports": [
                     {"port": 0}, {"port": 70000}, {"port": "80"}, {"port": -1}, {"port": 80, "protocol": "ICMP"},
-                    {"port": 81, "nodePort": 70000}, 9, {"port": 82},
+                    {"port": 81, "nodePort": 70000}, 9, {"port": 82}, {"port": 82, "name": "again"},
                 ],
                 "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 0}},
                 "loadBalancerSourceRanges": ["all"],
@@ -784,6 +807,7 @@ mod tests {
                 "spec.ports[].port is -1; it must be a port from 1 to 65535",
                 "spec.ports[].protocol is \"ICMP\"; it must be TCP, UDP or SCTP",
                 "spec.ports[].nodePort is 70000; it must be a port from 1 to 65535",
+                "spec.ports[].port is 82/TCP again; it must be another in each of them",
                 "spec.externalIPs[] is \"203.0.113.7\"; it must be a list",
                 "status is a list; it must be an object",
                 "spec.loadBalancerSourceRanges[] is \"all\"; it must be a CIDR",

@@ -24,6 +24,7 @@ pub mod datapath;
 pub mod herald;
 pub mod pool;
 pub mod repair;
+pub mod service;
 
 // Hands: each touches one part of the world.
 pub mod client;
