@@ -11,6 +11,7 @@ pub mod happening;
 pub mod ip;
 pub mod json;
 pub mod loose;
+pub mod maps;
 pub mod object;
 pub mod ours;
 pub mod plan;

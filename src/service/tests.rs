@@ -174,7 +174,7 @@ fn hints_count_when_all_have_them_and_one_is_for_us() {
     let bare = endpoint("10.1.0.3", json!({}));
     let all = "172.21.0.1:80/TCP -> [10.1.0.1:8080 10.1.0.2:8080 10.1.0.3:8080]";
     assert_eq!(leads(&[ours.clone(), theirs.clone(), bare]), all);
-    assert_eq!(leads(&[theirs.clone()]), "172.21.0.1:80/TCP -> [10.1.0.2:8080]");
+    assert_eq!(leads(std::slice::from_ref(&theirs)), "172.21.0.1:80/TCP -> [10.1.0.2:8080]");
     let near = json!({"hints": {"forZones": [{"name": "g"}], "forNodes": [{"name": "n1"}]}});
     let far = json!({"hints": {"forZones": [{"name": "h"}], "forNodes": [{"name": "n2"}]}});
     let nodes = [endpoint("10.1.0.4", near), endpoint("10.1.0.5", far)];
