@@ -9,6 +9,7 @@ pub mod error;
 pub mod happening;
 pub mod ip;
 pub mod json;
+pub mod maps;
 pub mod object;
 pub mod ours;
 pub mod plan;

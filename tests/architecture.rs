@@ -26,6 +26,7 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("async_io", &["daemon/"]),
     ("neli", &["kernel/"]),
     ("aya", &["kernel/"]),
+    ("aya_obj", &["kernel/"]),
     ("ureq", &["cloud/", "kube/"]),
     ("argh", &["plugin/", "daemon/", "cli/", "main.rs"]),
 ];
