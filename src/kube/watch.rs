@@ -95,10 +95,8 @@ impl<T: Object> Watch<T> {
 
     fn take(&mut self, line: Line<T>) -> Result<Change<T>, Error> {
         let (version, change) = match line {
-            Line::Added(object) | Line::Modified(object) => {
-                (object.meta().resource_version.clone(), Change::Set(object))
-            }
-            Line::Deleted(object) => (object.meta().resource_version.clone(), Change::Gone(object)),
+            Line::Added(object) | Line::Modified(object) => (object.version().to_owned(), Change::Set(object)),
+            Line::Deleted(object) => (object.version().to_owned(), Change::Gone(object)),
             Line::Bookmark(mark) => (mark.metadata.resource_version, Change::Bookmark),
             Line::Error(status) => return Err(Error::new(Cause::Http { status: status.code, body: status.message })),
         };
