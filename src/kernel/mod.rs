@@ -20,6 +20,7 @@ mod restore;
 mod route;
 mod rule;
 mod socket;
+pub mod sockets;
 mod sysctl;
 mod tc;
 mod unwire;
