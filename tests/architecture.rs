@@ -23,7 +23,7 @@ const MINDS: &[&str] = &["datapath", "pool", "repair", "herald"];
 /// Text that only files under one of these places may hold (places are prefixes of a path below `src/`).
 const RESERVED: &[(&str, &[&str])] = &[
     ("smol", &["daemon/"]),
-    ("async_io", &["daemon/"]),
+    ("rustix::event", &["daemon/"]),
     ("neli", &["kernel/"]),
     ("aya", &["kernel/"]),
     ("ureq", &["cloud/", "kube/"]),
