@@ -12,7 +12,7 @@ DEMO := cargo test --test demo --no-run --message-format=json 2>/dev/null | sed 
 help:
 	@echo "make demo    build, then show two nodes, 16 pods and every path between them   (KEEP=1 leaves the world up)"
 	@echo "make test    build, then run every test"
-	@echo "make test-kernels   of these the ones on other kernels: without eBPF, and in User Mode Linux"
+	@echo "make test-kernels   of these the ones on other kernels: without eBPF, and Debian's two in guests"
 	@echo "make bench   build, then measure; also written to target/bench.json      (STRICT=1 fails on a missed goal)"
 	@echo "make build   the static binary: $(BINARY)"
 	@echo "make check   format and lints"
@@ -30,7 +30,9 @@ demo: build
 	@exec "$$($(DEMO))" $(if $(KEEP),--keep)
 
 test: build
+	@rm -f target/skipped
 	@cargo test -- --test-threads=2
+	@tests/skips.sh
 
 test-kernels: deps
 	@cargo test --test main vm::

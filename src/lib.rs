@@ -2,6 +2,7 @@
 
 // Words: types that everyone speaks. No I/O.
 pub mod bolt;
+pub mod cluster;
 pub mod cni;
 pub mod config;
 pub mod eni;
@@ -9,6 +10,8 @@ pub mod error;
 pub mod happening;
 pub mod ip;
 pub mod json;
+pub mod loose;
+pub mod maps;
 pub mod object;
 pub mod ours;
 pub mod plan;
@@ -22,6 +25,7 @@ pub mod datapath;
 pub mod herald;
 pub mod pool;
 pub mod repair;
+pub mod service;
 
 // Hands: each touches one part of the world.
 pub mod client;

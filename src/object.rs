@@ -12,14 +12,15 @@ use serde_json::{Value, json};
 use crate::pod::PodName;
 use crate::uri::percent_encode;
 
-/// What every kind has in common: where its collection lives, and the metadata.
+/// What every kind has in common: where its collection lives, and that each change has a version.
 pub trait Object: DeserializeOwned {
     /// `api/v1` for the core group, `apis/GROUP/VERSION` for the others.
     const API: &'static str;
     /// The collection's name in a path, such as `pods`.
     const PLURAL: &'static str;
 
-    fn meta(&self) -> &Meta;
+    /// Its resource version.
+    fn version(&self) -> &str;
 }
 
 /// The path of one object; `namespace` is empty for kinds without. Names are encoded: none can become another path.
@@ -204,8 +205,8 @@ impl Object for Pod {
     const API: &'static str = "api/v1";
     const PLURAL: &'static str = "pods";
 
-    fn meta(&self) -> &Meta {
-        &self.meta
+    fn version(&self) -> &str {
+        &self.meta.resource_version
     }
 }
 
@@ -295,8 +296,8 @@ impl Object for Node {
     const API: &'static str = "api/v1";
     const PLURAL: &'static str = "nodes";
 
-    fn meta(&self) -> &Meta {
-        &self.meta
+    fn version(&self) -> &str {
+        &self.meta.resource_version
     }
 }
 
@@ -313,8 +314,8 @@ impl Object for ConfigMap {
     const API: &'static str = "api/v1";
     const PLURAL: &'static str = "configmaps";
 
-    fn meta(&self) -> &Meta {
-        &self.meta
+    fn version(&self) -> &str {
+        &self.meta.resource_version
     }
 }
 

@@ -27,6 +27,14 @@ pub const CONFIG: &str = "/etc/eni/eni.json";
 /// What makes the kubelet call us; written only once the daemon serves.
 pub const CONFLIST: &str = "/etc/cni/net.d/10-terway.conflist";
 
+/// Where bpffs is, and our pinned maps in it: below, a folder for each layout of them (`maps::SCHEMA`).
+pub const BPF_ROOT: &str = "/sys/fs/bpf";
+pub const BPF_FOLDER: &str = "terway";
+/// How the name of every program begins that we attach to a cgroup.
+pub const BPF_PREFIX: &str = "terway_";
+/// Where we mount cgroup2 on a machine that has none.
+pub const CGROUP2: &str = "/run/terway/cgroup2";
+
 /// Rule that sends packets for local pods to [`PODS_TABLE`] (the old Terway's "to container" priority).
 pub const TO_POD_PRIORITY: u32 = 512;
 /// Rules that send a pod's packets to its ENI's table (the old Terway's "from container" priority).

@@ -9,16 +9,17 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("pool", &[]),
     ("herald", &[]),
     ("repair", &[]),
+    ("service", &[]),
     ("kernel", &[]),
     ("cloud", &[]),
     ("kube", &[]),
     ("client", &[]),
     ("plugin", &["datapath", "kernel", "client"]),
     ("cli", &["datapath", "kernel", "client"]),
-    ("daemon", &["datapath", "pool", "repair", "herald", "kernel", "cloud", "kube"]),
+    ("daemon", &["datapath", "pool", "repair", "herald", "service", "kernel", "cloud", "kube"]),
 ];
 
-const MINDS: &[&str] = &["datapath", "pool", "repair", "herald"];
+const MINDS: &[&str] = &["datapath", "pool", "repair", "herald", "service"];
 
 /// Text that only files under one of these places may hold (places are prefixes of a path below `src/`).
 const RESERVED: &[(&str, &[&str])] = &[
@@ -26,6 +27,7 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("rustix::event", &["daemon/"]),
     ("neli", &["kernel/"]),
     ("aya", &["kernel/"]),
+    ("aya_obj", &["kernel/"]),
     ("ureq", &["cloud/", "kube/"]),
     ("argh", &["plugin/", "daemon/", "cli/", "main.rs"]),
 ];

@@ -15,6 +15,7 @@ use terway::rpc::{EniLease, Lease, Marker};
 
 use crate::sim::cluster::soon;
 use crate::sim::ns::Ns;
+use crate::sim::skip;
 
 const MTU: u32 = 1400;
 /// How long a packet may take before it is given up.
@@ -223,7 +224,7 @@ fn skbedit_serves_where_there_is_no_ebpf() {
     let trial =
         "tc qdisc add dev lo ingress && tc filter add dev lo parent ffff: u32 match u32 0 0 action skbedit mark 1";
     if !Ns::new("trial").try_sh(trial) {
-        return println!("skipped: needs skbedit");
+        return skip::because("needs skbedit");
     }
     traffic(Marker::Skbedit);
     let world = World::with_marker(Marker::Skbedit);

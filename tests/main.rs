@@ -2,6 +2,7 @@
 
 mod adopt;
 mod architecture;
+mod bpf;
 mod cloud;
 mod datapath;
 mod exclusive;

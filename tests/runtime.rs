@@ -15,9 +15,9 @@ use crate::sim::cluster::{Cluster, node_name, soon, within};
 use crate::sim::containerd::{self, Containerd};
 use crate::sim::cri::{self, Listed};
 use crate::sim::grpc::Status;
-use crate::sim::kube;
 use crate::sim::traffic::Place;
 use crate::sim::world::{self, PODS};
+use crate::sim::{kube, skip};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -276,7 +276,7 @@ impl World {
     /// `None` where this machine cannot have one, which is said. No terwayd runs yet.
     fn new(nodes: usize) -> Option<World> {
         if let Err(why) = containerd::install() {
-            eprintln!("skipped: {why}");
+            skip::because(&why);
             return None;
         }
         let cluster = Cluster::new(world::config(), nodes, "ecs.sim.2xlarge");

@@ -4,7 +4,7 @@
 //! ago is written without looking, since nothing can be there yet; that makes the wiring of a pod three sends.
 
 mod addr;
-mod bpf;
+pub mod bpf;
 mod card;
 mod events;
 mod iptables;

@@ -103,9 +103,9 @@ impl<T: Object, K> Watch<T, K> {
     fn take(&mut self, line: Line<T>) -> Result<Change<K>, Error> {
         let (version, change) = match line {
             Line::Added(object) | Line::Modified(object) => {
-                (object.meta().resource_version.clone(), Change::Set((self.keep)(object)))
+                (object.version().to_owned(), Change::Set((self.keep)(object)))
             }
-            Line::Deleted(object) => (object.meta().resource_version.clone(), Change::Gone((self.keep)(object))),
+            Line::Deleted(object) => (object.version().to_owned(), Change::Gone((self.keep)(object))),
             Line::Bookmark(mark) => (mark.metadata.resource_version, Change::Bookmark),
             Line::Error(status) => return Err(Error::new(Cause::Http { status: status.code, body: status.message })),
         };

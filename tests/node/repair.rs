@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{deaf, events_about, idle_node, nothing, pings_during, shown};
 use crate::sim::cluster::{Cluster, Member, soon, within};
-use crate::sim::fabric::OUTSIDE;
+use crate::sim::fabric::{OUTSIDE, OUTSIDE_V6};
 use crate::sim::traffic::Place;
 use terway::ours;
 
@@ -123,6 +123,43 @@ fn a_pod_gets_back_what_belongs_to_it_on_the_node() {
     let reasons = events_about(&site.cluster, "a");
     let checks = reasons.iter().filter(|(reason, _)| reason == "ConfigCheck").count();
     assert!(checks >= 9, "{reasons:?}");
+}
+
+#[test]
+fn what_is_of_ipv6_comes_back_as_well() {
+    let site = Site::new(&json!({"ip_stack": "dual"}));
+    let (veth, cluster) = (site.veth(), &site.cluster);
+    let ip = site.a.ips.iter().find(|ip| ip.contains(':')).expect("it has an IPv6 address");
+    let state = || {
+        cluster.node(0).sh(&format!(
+            "ip -6 rule | sort; ip -6 route show table all | grep -e 'proto 116' -e 'table 1000' | sort
+             ip -6 neigh show nud permanent | sort; ip -6 -o addr show dev {veth} | sed 's/.*inet6/inet6/'
+             cd /proc/sys/net/ipv6/conf; head all/forwarding eth1/accept_ra eth1/accept_dad {veth}/accept_ra"
+        ))
+    };
+    let before = state();
+    let table = shown(cluster, "/leases/0/eni/table");
+    for damage in [
+        "ip -6 rule del priority 512".to_owned(),
+        "ip -6 rule flush; ip -6 rule add priority 32766 lookup main".into(),
+        "ip -6 rule del priority 2048".into(),
+        "ip -6 rule del priority 2049".into(),
+        "sysctl -qw net.ipv6.conf.all.forwarding=0".into(),
+        "ip -6 route flush table 1000".into(),
+        format!("ip -6 route flush table {table}"),
+        format!("ip -6 route replace {ip}/128 dev eth1 table 1000"),
+        "ip -6 neigh flush all nud permanent".into(),
+        format!("ip -6 addr flush dev {veth}"),
+        "ip link set eth1 down".into(),
+        format!("ip link set {veth} down"),
+        format!("ip link del {veth}"),
+    ] {
+        cluster.node(0).sh(&damage);
+        assert!(within(BOUND, || state() == before), "{damage}: was {before}\nis {}", state());
+        soon(&format!("a pod reaches the outside after {damage}"), || site.a.pod.ping(OUTSIDE_V6).is_some());
+        soon(&format!("the node reaches the pod after {damage}"), || cluster.node(0).ping(ip).is_some());
+        site.works(&format!("after {damage}"));
+    }
 }
 
 #[test]

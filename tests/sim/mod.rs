@@ -18,6 +18,7 @@ pub mod metadata;
 pub mod node;
 pub mod ns;
 pub mod old;
+pub mod skip;
 pub mod sweep;
 pub mod traffic;
 pub mod world;

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The first process of the guest that uml.sh starts: gives it a root of its own over the machine's files, and runs its arguments.
+# The first process of the guest that boot.sh starts: gives it a root of its own over the machine's files, and runs its arguments.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 HOME=/root
 
 end() {
@@ -24,6 +24,7 @@ must mount --bind "$VM_KERNEL/lib/modules" usr/lib/modules
 must mount -t proc proc proc
 must mount -t sysfs sysfs sys
 must mount -t devtmpfs devtmpfs dev
+must mount -t cgroup2 cgroup2 sys/fs/cgroup
 must mount -t tmpfs -o mode=755 tmpfs run
 must pivot_root . .host
 must cd "${0%/tests/vm/init.sh}"

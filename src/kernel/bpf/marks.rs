@@ -1,4 +1,4 @@
-//! eBPF programs of a few instructions, written here and loaded by bpf(2).
+//! eBPF programs of a few instructions, written here and loaded by bpf(2): a plugin has no time to read objects.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};

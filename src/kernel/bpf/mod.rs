@@ -1,0 +1,11 @@
+//! eBPF: programs of a few instructions that are written here, and objects that clang has made of `bpf/`, with their maps.
+
+pub mod cgroup;
+pub mod load;
+pub mod map;
+mod marks;
+pub mod pin;
+pub mod services;
+mod sys;
+
+pub use marks::Programs;

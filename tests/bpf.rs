@@ -1,0 +1,6 @@
+//! eBPF: maps, pins, cgroups, and the programs of `bpf/` on real sockets.
+
+mod cell;
+mod maps;
+mod objects;
+mod sockets;

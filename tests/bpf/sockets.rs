@@ -1,0 +1,293 @@
+//! The programs on real sockets.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use terway::kernel::bpf::pin::Age;
+use terway::kernel::bpf::services::Services;
+use terway::maps::{Count, Frontend, NODE_OWN, OWN_NODE_ONLY, Proto, Write};
+
+use super::cell::{Cell, SIZES, Servers, ask, datagrams, key, node_port, send, send_connected, told};
+use crate::sim::ns::Ns;
+
+#[test]
+fn a_connection_to_a_service_reaches_its_backend_and_shows_the_service() {
+    for first in 0..3 {
+        let (cell, chosen) = Cell::with("tcp", first);
+        println!("{chosen:?}");
+        let servers = Servers::new(&cell.node, &["192.0.2.1", "fd00::1"]);
+        cell.serve(key("10.96.0.10:80", Proto::Tcp), 1, 1, &servers.addrs[..1]);
+        cell.serve(key("[fd96::10]:80", Proto::Tcp), 2, 2, &servers.addrs[1..]);
+        for (to, server) in [("10.96.0.10:80", 0), ("[fd96::10]:80", 1), ("[::ffff:10.96.0.10]:80", 0)] {
+            cell.run(|| {
+                let stream = TcpStream::connect(to).unwrap();
+                assert_eq!(stream.peer_addr().unwrap(), to.parse::<SocketAddr>().unwrap());
+                assert_eq!(told(stream).unwrap(), servers.addrs[server], "{to}");
+            });
+        }
+        let direct = servers.addrs[0].to_string();
+        assert_eq!(cell.run(|| ask(&direct)).unwrap(), servers.addrs[0]);
+        assert_eq!(cell.services.counts().unwrap()[Count::Translated as usize], 3);
+    }
+}
+
+#[test]
+fn datagrams_reach_the_backend_and_answers_show_the_service() {
+    for first in 0..3 {
+        let (cell, _) = Cell::with("udp", first);
+        let servers = Servers::new(&cell.node, &["192.0.2.1", "fd00::1"]);
+        cell.serve(key("10.96.0.10:53", Proto::Udp), 1, 1, &servers.addrs[..1]);
+        cell.serve(key("[fd96::10]:53", Proto::Udp), 2, 2, &servers.addrs[1..]);
+        let cases = [("10.96.0.10:53", "0.0.0.0", 0), ("[fd96::10]:53", "::", 1), ("[::ffff:10.96.0.10]:53", "::", 0)];
+        for (to, own, server) in cases {
+            cell.run(|| {
+                let asked: SocketAddr = to.parse().unwrap();
+                let socket = datagrams(own);
+                assert_eq!(send(&socket, to).unwrap(), (servers.addrs[server], asked), "{to}");
+                let socket = datagrams(own);
+                socket.connect(asked).unwrap();
+                assert_eq!(socket.peer_addr().unwrap(), asked);
+                assert_eq!(send_connected(&socket).unwrap(), servers.addrs[server], "{to}");
+            });
+        }
+    }
+}
+
+#[test]
+fn nobody_behind_a_service_is_told_at_once() {
+    for first in 0..3 {
+        let (cell, chosen) = Cell::with("refuse", first);
+        for proto in [Proto::Tcp, Proto::Udp] {
+            cell.serve(key("10.96.0.10:80", proto), 1, 1, &[]);
+            cell.serve(key("[fd96::10]:80", proto), 2, 1, &[]);
+        }
+        for (to, own) in [("10.96.0.10:80", "0.0.0.0"), ("[fd96::10]:80", "::"), ("[::ffff:10.96.0.10]:80", "::")] {
+            cell.run(|| {
+                let begin = Instant::now();
+                assert_eq!(ask(to).unwrap_err().raw_os_error(), Some(libc::ECONNREFUSED), "{to}");
+                let socket = datagrams(own);
+                // Without bpf_set_retval the refusal comes with the answer to the first datagram.
+                let connected =
+                    socket.connect(to.parse::<SocketAddr>().unwrap()).and_then(|()| send_connected(&socket));
+                // The kernel itself refuses to send IPv4 to port 0 from a socket of IPv6.
+                let mapped = to.starts_with("[::ffff") && chosen.variant != "sock_retval";
+                let told = if mapped { libc::EINVAL } else { libc::ECONNREFUSED };
+                assert_eq!(connected.unwrap_err().raw_os_error(), Some(told), "{to}");
+                let unconnected = send(&datagrams(own), to).unwrap_err().raw_os_error();
+                let told = if chosen.variant == "sock_retval" { libc::ECONNREFUSED } else { libc::EPERM };
+                assert_eq!(unconnected, Some(told), "{to}");
+                assert!(begin.elapsed() < Duration::from_millis(200), "{to}: {:?}", begin.elapsed());
+            });
+        }
+        assert_eq!(cell.services.counts().unwrap()[Count::Refused as usize], 9);
+    }
+}
+
+#[test]
+fn backends_are_chosen_evenly() {
+    let cell = Cell::new("even");
+    let servers = Servers::new(&cell.node, &["192.0.2.1"; 7]);
+    cell.serve(key("10.96.0.10:80", Proto::Tcp), 1, 1, &servers.addrs);
+    cell.serve(key("10.96.0.10:80", Proto::Udp), 2, 20, &servers.addrs);
+    let mut met = BTreeMap::new();
+    cell.run(|| {
+        for _ in 0..3500 {
+            // A datagram socket is led by its connect(2); nothing need be sent.
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect("10.96.0.10:80").unwrap();
+        }
+    });
+    for (key, flow) in cell.services.flows().unwrap() {
+        assert_eq!((flow.addr.to_string().as_str(), flow.port), ("10.96.0.10", 80));
+        *met.entry(key.port).or_insert(0u32) += 1;
+    }
+    let square = |n: u32| (f64::from(n) - 500.0).powi(2) / 500.0;
+    let chi: f64 = met.values().map(|n| square(*n)).sum();
+    assert_eq!((met.len(), met.values().sum::<u32>()), (7, 3500));
+    // Six degrees of freedom: once in a million runs of an even choice.
+    assert!(chi < 38.3, "{met:?}");
+}
+
+#[test]
+fn a_client_keeps_its_backend_until_it_has_been_away_for_the_timeout() {
+    let cell = Cell::new("affinity");
+    let pod = Ns::new("affinity-pod");
+    pod.sh("ip addr add 192.0.2.1/32 dev lo");
+    let (servers, others) = (Servers::new(&cell.node, &["192.0.2.1"; 8]), Servers::new(&pod, &["192.0.2.1"; 8]));
+    let affine = |set, base, seconds| Frontend { set, base, count: 8, affinity: seconds, flags: 0 };
+    cell.serve_as(key("10.96.0.10:80", Proto::Tcp), affine(1, 1, 1), &servers.addrs);
+    cell.serve_as(key("10.96.0.11:80", Proto::Tcp), affine(2, 20, 1000), &others.addrs);
+    let ask_all = |ns: &Ns, to: &str, times: usize| -> BTreeSet<SocketAddr> {
+        cell.run_in(ns, || (0..times).map(|_| ask(to).unwrap()).collect())
+    };
+    // Each look counts as a use: the second never ends.
+    let first = ask_all(&cell.node, "10.96.0.10:80", 1);
+    for _ in 0..6 {
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(ask_all(&cell.node, "10.96.0.10:80", 3), first);
+    }
+    let expired = (0..20).any(|_| {
+        std::thread::sleep(Duration::from_millis(1050));
+        ask_all(&cell.node, "10.96.0.10:80", 1) != first
+    });
+    assert!(expired, "after the timeout it is any of eight");
+    // Another namespace is another client.
+    assert_eq!(ask_all(&pod, "10.96.0.11:80", 30).len(), 1);
+    assert!(cell.services.counts().unwrap()[Count::Affinity as usize] > 18);
+    // A backend that has left is nobody's last one.
+    let kept = ask_all(&pod, "10.96.0.11:80", 1).first().copied();
+    let rest: Vec<SocketAddr> = others.addrs.iter().copied().filter(|addr| Some(*addr) != kept).collect();
+    for id in 20..28 {
+        cell.write(&[Write::Backend { id, value: None }]);
+    }
+    cell.serve_as(key("10.96.0.11:80", Proto::Tcp), Frontend { count: 7, ..affine(2, 40, 1000) }, &rest);
+    let now = ask_all(&pod, "10.96.0.11:80", 30);
+    assert!(now.len() == 1 && now.first().copied() != kept, "{now:?}");
+}
+
+#[test]
+fn datagrams_of_a_socket_stay_with_their_backend_while_it_is_there() {
+    let cell = Cell::new("sticky");
+    let servers = Servers::new(&cell.node, &["192.0.2.1"; 8]);
+    cell.serve(key("10.96.0.10:53", Proto::Udp), 1, 1, &servers.addrs);
+    cell.run(|| {
+        let socket = datagrams("0.0.0.0");
+        let (first, _) = send(&socket, "10.96.0.10:53").unwrap();
+        for _ in 0..30 {
+            assert_eq!(send(&socket, "10.96.0.10:53").unwrap().0, first);
+        }
+        let met: BTreeSet<_> = (0..40).map(|_| send(&datagrams("0.0.0.0"), "10.96.0.10:53").unwrap().0).collect();
+        assert!(met.len() > 4, "other sockets choose for themselves: {met:?}");
+        // It leaves, in the order of a real change: new block, frontend, then the backend.
+        let rest: Vec<SocketAddr> = servers.addrs.iter().copied().filter(|addr| *addr != first).collect();
+        cell.serve(key("10.96.0.10:53", Proto::Udp), 1, 20, &rest);
+        for id in 1..9 {
+            cell.write(&[Write::Backend { id, value: None }]);
+        }
+        let (second, from) = send(&socket, "10.96.0.10:53").unwrap();
+        assert!(second != first && from == "10.96.0.10:53".parse().unwrap());
+        for _ in 0..10 {
+            assert_eq!(send(&socket, "10.96.0.10:53").unwrap().0, second);
+        }
+    });
+    assert_eq!(cell.services.counts().unwrap()[Count::Sticky as usize], 40);
+}
+
+#[test]
+fn node_ports_answer_at_every_node_address_and_at_the_nodes_own_loopback() {
+    for first in 0..3 {
+        let (cell, chosen) = Cell::with("nodeport", first);
+        let pod = Ns::new("nodeport-pod");
+        pod.sh("for n in 1 2; do ip addr add 192.0.2.$n/32 dev lo; ip addr add fd00::$n/128 dev lo nodad; done");
+        let (servers, inside) = (Servers::new(&cell.node, &["192.0.2.1"]), Servers::new(&pod, &["192.0.2.1"]));
+        cell.serve(node_port(30080, Proto::Tcp), 1, 1, &servers.addrs);
+        let own_only = Frontend { set: 2, base: 2, count: 1, affinity: 0, flags: OWN_NODE_ONLY };
+        cell.serve_as(node_port(30090, Proto::Tcp), own_only, &servers.addrs);
+        for (addr, flags) in [("192.0.2.2", NODE_OWN), ("203.0.113.9", 0), ("fd00::2", NODE_OWN)] {
+            cell.write(&[Write::Node { addr: addr.parse().unwrap(), flags }]);
+        }
+        let node = |to: &str| cell.run(|| ask(to)).ok();
+        let server = Some(servers.addrs[0]);
+        assert_eq!((node("192.0.2.2:30080"), node("203.0.113.9:30080")), (server, server));
+        assert_eq!((node("192.0.2.2:30090"), node("203.0.113.9:30090")), (server, None));
+        assert_eq!((node("192.0.2.3:30080"), node("192.0.2.2:30081")), (None, None), "no node, no port");
+        for to in ["127.0.0.1:30080", "127.8.9.10:30090", "0.0.0.0:30080", "[::ffff:127.0.0.1]:30080"] {
+            // Without cookies nobody knows whose loopback it is.
+            let expected = if chosen.variant == "sock" { None } else { server };
+            assert_eq!(node(to), expected, "{to} {}", chosen.variant);
+        }
+        let in_pod = |to: &str| cell.run_in(&pod, || ask(to)).ok();
+        assert_eq!(in_pod("192.0.2.2:30080"), None, "led to 192.0.2.1 of the node, where this pod has nobody");
+        let port = inside.addrs[0].port();
+        cell.serve(node_port(30099, Proto::Tcp), 3, 3, &inside.addrs);
+        assert_eq!(in_pod("203.0.113.9:30099"), Some(inside.addrs[0]));
+        for to in ["127.0.0.1:30099", "[::1]:30099", "[::]:30099", "0.0.0.0:30099"] {
+            assert_eq!(in_pod(to), None, "{to}: a pod's loopback is its own");
+        }
+        assert_eq!(in_pod(&format!("192.0.2.1:{port}")), Some(inside.addrs[0]));
+    }
+}
+
+#[test]
+fn a_change_under_load_never_leads_anywhere_else() {
+    let cell = Cell::new("change");
+    let servers = Servers::new(&cell.node, &["192.0.2.1"; 6]);
+    let (ours, theirs) = servers.addrs.split_at(3);
+    // Another Service changes beside it and takes over blocks and ids that have become free.
+    let (service, other) = (key("10.96.0.10:80", Proto::Tcp), key("10.96.0.11:80", Proto::Tcp));
+    cell.serve(service, 1, 1, ours);
+    cell.serve(other, 2, 11, theirs);
+    let (end, asked) = (AtomicBool::new(false), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                cell.run(|| {
+                    while !end.load(Ordering::Relaxed) {
+                        let server = ask("10.96.0.10:80").unwrap();
+                        assert!(ours.contains(&server), "{server} is another Service's");
+                        asked.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            });
+        }
+        let begin = Instant::now();
+        let free = |base: u32| (base..base + 3).for_each(|id| cell.write(&[Write::Backend { id, value: None }]));
+        while begin.elapsed() < Duration::from_secs(2) {
+            // Ids and blocks rest for a moment, as the table has it: an old reader must not outlive two changes.
+            for (mine, its) in [(101, 111), (201, 211), (1, 11)] {
+                cell.serve(service, 1, mine, ours);
+                cell.serve(other, 2, its, theirs);
+                let old = if mine == 1 { 201 } else { mine - 100 };
+                free(old);
+                free(old + 10);
+                if mine == 1 {
+                    cell.write(&[Write::RemoveFrontend(other)]);
+                }
+            }
+        }
+        end.store(true, Ordering::Relaxed);
+    });
+    println!("{} connections, counts {:?}", asked.load(Ordering::Relaxed), cell.services.counts().unwrap());
+    assert!(asked.load(Ordering::Relaxed) > 500);
+    assert_eq!(cell.services.counts().unwrap()[Count::Torn as usize], 0);
+}
+
+#[test]
+fn new_programs_take_the_place_of_old_ones_without_a_gap() {
+    let cell = Cell::new("replace");
+    let servers = Servers::new(&cell.node, &["192.0.2.1"]);
+    cell.serve(key("10.96.0.10:80", Proto::Tcp), 1, 1, &servers.addrs);
+    const CONNECT4: u32 = 10;
+    let (end, asked) = (AtomicBool::new(false), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                cell.run(|| {
+                    while !end.load(Ordering::Relaxed) {
+                        assert_eq!(ask("10.96.0.10:80").unwrap(), servers.addrs[0]);
+                        asked.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            });
+        }
+        let mut ids = BTreeSet::new();
+        for first in [0, 1, 2, 1, 0].repeat(6) {
+            // A process that remembers nothing: maps by their pins, programs by their names.
+            let (services, age) = Services::open(cell.fs.path(), &SIZES).unwrap();
+            assert_eq!(age, Age::Old);
+            cell.node.run(|| services.attach_from(&cell.cgroup, first)).unwrap();
+            let attached = cell.cgroup.attached(CONNECT4).unwrap();
+            assert_eq!((attached.len(), attached[0].name.as_str()), (1, "terway_connect4"));
+            assert!(ids.insert(attached[0].id));
+        }
+        end.store(true, Ordering::Relaxed);
+    });
+    assert!(asked.load(Ordering::Relaxed) > 100);
+    terway::kernel::bpf::services::remove(cell.fs.path(), &cell.cgroup).unwrap();
+    assert!(cell.cgroup.attached(CONNECT4).unwrap().is_empty());
+    assert!(!cell.fs.path().join("terway").exists());
+    assert!(cell.run(|| ask("10.96.0.10:80")).is_err());
+    terway::kernel::bpf::services::remove(cell.fs.path(), &cell.cgroup).unwrap();
+}
