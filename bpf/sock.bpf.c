@@ -30,13 +30,14 @@ struct bpf_sock_addr {
 #define MAP(name, kind, key, value, entries, flags) \
 	struct bpf_map_def SEC("maps") name = {BPF_MAP_TYPE_##kind, sizeof(key), sizeof(value), entries, flags}
 
-// The loader gives them their real sizes. Memory of `frontends` and `nodes` follows what is in them.
-MAP(frontends, HASH, struct frontend_key, struct frontend, 65536, BPF_F_NO_PREALLOC);
+// The loader gives them their real sizes. All memory is taken at once: elements that are made when they are written can be refused for
+// want of it (seen on 6.1: the kernel refills its store with a delay).
+MAP(frontends, HASH, struct frontend_key, struct frontend, 65536, 0);
 MAP(slots, ARRAY, __u32, __u32, 262144, 0);
 MAP(backends, ARRAY, __u32, struct backend, 131072, 0);
 MAP(affinity, LRU_HASH, struct affinity_key, struct affinity, 65536, 0);
 MAP(flows, LRU_HASH, struct flow_key, struct flow, 65536, 0);
-MAP(nodes, HASH, struct node_key, __u32, 16384, BPF_F_NO_PREALLOC);
+MAP(nodes, HASH, struct node_key, __u32, 16384, 0);
 MAP(state, ARRAY, __u32, struct state, 1, 0);
 MAP(counts, PERCPU_ARRAY, __u32, __u64, COUNTS, 0);
 

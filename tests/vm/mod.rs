@@ -66,6 +66,12 @@ fn user_mode_linux_carries_traffic_by_all_three_markers() {
     guest(Guest::Uml(1), &["datapath::"], &MARKERS, &[]);
 }
 
+#[test]
+fn user_mode_linux_leads_sockets_to_services() {
+    let changes = "bpf::sockets::a_change_under_load_never_leads_anywhere_else";
+    guest(Guest::Uml(0), &["bpf::"], &[changes], &[]);
+}
+
 /// Not all that the other guest runs: each command that a test starts takes a tenth of a second there.
 #[test]
 fn the_cloud_kernel_takes_every_noun_and_carries_traffic() {

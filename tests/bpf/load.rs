@@ -1,0 +1,104 @@
+//! Many Services: how fast they are written, that they are read back as they are, and what a full map says.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Instant;
+
+use terway::kernel::bpf::pin::Age;
+use terway::kernel::bpf::services::Services;
+use terway::maps::{Backend, Frontend, FrontendKey, NODE_OWN, Proto, Sizes, Tables, Write};
+
+use super::maps::BpfFs;
+
+const SERVICES: u32 = 10_000;
+const EACH: u32 = 5;
+
+fn service(n: u32) -> FrontendKey {
+    let addr = IpAddr::V4(Ipv4Addr::from(0x0a60_0000 + n));
+    FrontendKey { addr: Some(addr), port: 80, proto: Proto::Tcp }
+}
+
+/// 10,000 Services of five backends, as the table writes them: what is pointed to comes before what points there.
+fn many() -> (Vec<Write>, Tables) {
+    let mut tables = Tables::default();
+    for n in 0..SERVICES {
+        let (set, base) = (n + 1, n * EACH + 1);
+        let value = Frontend { set, base, count: EACH, affinity: 0, flags: 0 };
+        tables.frontends.push((service(n), value));
+        for id in base..base + EACH {
+            let addr = IpAddr::V4(Ipv4Addr::from(0xac10_0000 + id));
+            tables.backends.push((id, Backend { set, addr, port: 8080, proto: Proto::Tcp }));
+            tables.slots.push((id, id));
+        }
+    }
+    for n in 0..1000u32 {
+        let addr = IpAddr::V4(Ipv4Addr::from(0xc000_0000 + n));
+        tables.nodes.push((addr, if n == 7 { NODE_OWN } else { 0 }));
+    }
+    let backends = tables.backends.iter().map(|(id, b)| Write::Backend { id: *id, value: Some(*b) });
+    let slots = tables.slots.iter().map(|(at, backend)| Write::Slot { at: *at, backend: *backend });
+    let frontends = tables.frontends.iter().map(|(key, value)| Write::Frontend { key: *key, value: *value });
+    let nodes = tables.nodes.iter().map(|(addr, flags)| Write::Node { addr: *addr, flags: *flags });
+    (backends.chain(slots).chain(frontends).chain(nodes).collect(), tables)
+}
+
+fn sorted(mut tables: Tables) -> Tables {
+    tables.frontends.sort_by_key(|(key, _)| *key);
+    tables.slots.sort_unstable();
+    tables.backends.sort_by_key(|(id, _)| *id);
+    tables.nodes.sort_unstable();
+    tables
+}
+
+#[test]
+fn ten_thousand_services_are_written_in_no_time_and_read_back_by_who_comes_next() {
+    let fs = BpfFs::new("load");
+    let (services, age) = Services::open(fs.path(), &Sizes::default()).unwrap();
+    assert_eq!(age, Age::New);
+    let (writes, tables) = many();
+    let begin = Instant::now();
+    services.write(&writes).unwrap();
+    let written = begin.elapsed();
+    drop(services);
+    let (services, age) = Services::open(fs.path(), &Sizes::default()).unwrap();
+    assert_eq!(age, Age::Old);
+    let begin = Instant::now();
+    let found = services.read().unwrap();
+    println!("{} writes in {written:?}, read back in {:?}", writes.len(), begin.elapsed());
+    assert!(sorted(found) == sorted(tables), "what is read is what was written");
+    assert!(written.as_millis() < 500, "{written:?}");
+    // Away with half of them.
+    let mut gone = Vec::new();
+    for n in 0..SERVICES / 2 {
+        gone.push(Write::RemoveFrontend(service(n)));
+    }
+    gone.push(Write::RemoveNode("192.0.0.7".parse().unwrap()));
+    gone.extend((1..=SERVICES * EACH / 2).map(|id| Write::Backend { id, value: None }));
+    services.write(&gone).unwrap();
+    services.write(&gone).unwrap();
+    let left = services.read().unwrap();
+    assert_eq!((left.frontends.len(), left.backends.len(), left.nodes.len()), (5000, 25_000, 999));
+}
+
+#[test]
+fn other_sizes_mean_other_maps_and_the_old_ones_serve_until_then() {
+    let fs = BpfFs::new("sizes");
+    let small = Sizes { frontends: 10, backends: 20, slots: 40, nodes: 10, affinity: 100, flows: 100 };
+    let (services, _) = Services::open(fs.path(), &small).unwrap();
+    let value = Frontend { set: 1, base: 1, count: 0, affinity: 0, flags: 0 };
+    let writes: Vec<Write> = (0..20).map(|n| Write::Frontend { key: service(n), value }).collect();
+    let (done, e) = services.write(&writes).unwrap_err();
+    assert_eq!((done, e.to_string().as_str()), (10, "eBPF map frontends is full: it holds 10 entries"));
+    assert_eq!(services.read().unwrap().frontends.len(), 10, "those that were there go on");
+    let beyond = [Write::Backend { id: 20, value: None }];
+    assert_eq!(services.write(&beyond).unwrap_err().1.to_string(), "eBPF map backends is full: it holds 20 entries");
+    // What is replaced needs no room.
+    services.write(&[Write::Frontend { key: service(3), value: Frontend { set: 9, ..value } }]).unwrap();
+    assert_eq!(services.sizes(), small);
+    let larger = Sizes { frontends: 100, ..small };
+    let (bigger, age) = Services::open(fs.path(), &larger).unwrap();
+    assert_eq!((age, bigger.sizes(), bigger.read().unwrap().frontends.len()), (Age::New, larger, 0));
+    assert_eq!(services.read().unwrap().frontends.len(), 10);
+    // Cut off in the middle of making them: none counts.
+    std::fs::remove_file(bigger.folder().join("state")).unwrap();
+    assert_eq!(Services::open(fs.path(), &larger).unwrap().1, Age::New);
+}
