@@ -180,9 +180,12 @@ fn difference(before: &BTreeMap<Frontend, Target>, wanted: &BTreeMap<Frontend, T
     changes
 }
 
+/// Each with its affinity, and whether it is for our own node only.
+type Frontends = BTreeMap<Frontend, (u32, bool)>;
+
 /// Services of one set each, on frontends that they take from each other.
 struct World {
-    services: BTreeMap<u8, (Set, BTreeMap<Frontend, (u32, bool)>, Arc<[Backend]>)>,
+    services: BTreeMap<u8, (Set, Frontends, Arc<[Backend]>)>,
     next: u32,
 }
 
