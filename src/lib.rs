@@ -23,6 +23,7 @@ pub mod uri;
 // Minds: values in, values out.
 pub mod datapath;
 pub mod herald;
+pub mod policy;
 pub mod pool;
 pub mod repair;
 pub mod service;

@@ -10,16 +10,17 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("herald", &[]),
     ("repair", &[]),
     ("service", &[]),
+    ("policy", &[]),
     ("kernel", &[]),
     ("cloud", &[]),
     ("kube", &[]),
     ("client", &[]),
     ("plugin", &["datapath", "kernel", "client"]),
     ("cli", &["datapath", "kernel", "client"]),
-    ("daemon", &["datapath", "pool", "repair", "herald", "service", "kernel", "cloud", "kube"]),
+    ("daemon", &["datapath", "pool", "repair", "herald", "service", "policy", "kernel", "cloud", "kube"]),
 ];
 
-const MINDS: &[&str] = &["datapath", "pool", "repair", "herald", "service"];
+const MINDS: &[&str] = &["datapath", "pool", "repair", "herald", "service", "policy"];
 
 /// Text that only files under one of these places may hold (places are prefixes of a path below `src/`).
 const RESERVED: &[(&str, &[&str])] = &[

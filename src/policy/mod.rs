@@ -1,0 +1,3 @@
+//! What the cluster's network policies mean for the pods of this node.
+
+pub mod selector;
