@@ -10,7 +10,7 @@
 #define PROTO_TCP 6
 #define PROTO_UDP 17
 
-// What somebody connects to. Address :: stands for every node's addresses: a node port.
+// What somebody connects to. A node port stands at 0.0.0.0 (every node's IPv4 addresses) or :: (IPv6).
 struct frontend_key {
 	__u32 addr[4];
 	__u16 port;

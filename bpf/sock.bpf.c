@@ -123,7 +123,10 @@ INLINE struct frontend *find(void *ctx, struct frontend_key *key)
 	} else if (!is_of_the_node(ctx)) {
 		return NULL;
 	}
-	key->addr[0] = key->addr[1] = key->addr[2] = key->addr[3] = 0;
+	// Every node's addresses of its family.
+	int is_v4 = !key->addr[0] && !key->addr[1] && key->addr[2] == be32(0xffff);
+	key->addr[0] = key->addr[1] = key->addr[3] = 0;
+	key->addr[2] = is_v4 ? be32(0xffff) : 0;
 	f = bpf_map_lookup_elem(&frontends, key);
 	if (f && (f->flags & FRONTEND_OWN_NODE) && !own)
 		return NULL;

@@ -22,8 +22,8 @@ impl Proto {
 /// What somebody connects to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrontendKey {
-    /// `None`: the addresses of every node; a node port.
-    pub addr: Option<IpAddr>,
+    /// `0.0.0.0` or `::`: every node's addresses of the family; a node port.
+    pub addr: IpAddr,
     pub port: u16,
     pub proto: Proto,
 }
@@ -202,7 +202,7 @@ impl FrontendKey {
 
     pub fn to_bytes(&self) -> [u8; FrontendKey::SIZE] {
         let mut bytes = [0; FrontendKey::SIZE];
-        bytes[..16].copy_from_slice(&self.addr.map_or([0; 16], to_16));
+        bytes[..16].copy_from_slice(&to_16(self.addr));
         bytes[16..18].copy_from_slice(&self.port.to_be_bytes());
         bytes[18] = self.proto as u8;
         bytes
@@ -210,8 +210,7 @@ impl FrontendKey {
 
     pub fn from_bytes(bytes: &[u8]) -> Option<FrontendKey> {
         let bytes: &[u8; FrontendKey::SIZE] = bytes.try_into().ok()?;
-        let wildcard = bytes[..16] == [0; 16];
-        let addr = if wildcard { None } else { Some(from_16(&bytes[..16])?) };
+        let addr = from_16(&bytes[..16])?;
         Some(FrontendKey { addr, port: be16(&bytes[16..18]), proto: Proto::of(bytes[18])? })
     }
 
@@ -369,7 +368,7 @@ mod tests {
 
     #[test]
     fn a_frontend_lies_in_memory_as_maps_h_says() {
-        let key = FrontendKey { addr: Some(ip("10.1.2.3")), port: 0x1234, proto: Proto::Tcp };
+        let key = FrontendKey { addr: ip("10.1.2.3"), port: 0x1234, proto: Proto::Tcp };
         let bytes = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 1, 2, 3, 0x12, 0x34, 6, 0];
         assert_eq!(key.to_bytes(), bytes);
         assert_eq!(FrontendKey::from_bytes(&bytes), Some(key));
@@ -382,10 +381,12 @@ mod tests {
             ^ 6;
         assert_eq!([0, 1, 2, 3, 4, 5].map(word), [tag, 7, 0x100, 3, 10800, 1]);
         assert_eq!(Frontend::from_bytes(&bytes), Some(value));
-        let node_port = FrontendKey { addr: None, port: 30000, proto: Proto::Udp };
-        assert_eq!(node_port.to_bytes()[..16], [0; 16]);
-        assert_eq!(FrontendKey::from_bytes(&node_port.to_bytes()), Some(node_port));
-        let v6 = FrontendKey { addr: Some(ip("fd00::1")), port: 53, proto: Proto::Udp };
+        for (any, bytes) in [("0.0.0.0", [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0]), ("::", [0; 16])] {
+            let node_port = FrontendKey { addr: ip(any), port: 30000, proto: Proto::Udp };
+            assert_eq!(node_port.to_bytes()[..16], bytes);
+            assert_eq!(FrontendKey::from_bytes(&node_port.to_bytes()), Some(node_port));
+        }
+        let v6 = FrontendKey { addr: ip("fd00::1"), port: 53, proto: Proto::Udp };
         assert_eq!(FrontendKey::from_bytes(&v6.to_bytes()), Some(v6));
     }
 

@@ -6,11 +6,15 @@
 mod claims;
 mod endpoints;
 mod refusal;
+mod room;
+pub mod table;
 
 #[cfg(test)]
 mod fuzz;
 #[cfg(test)]
 mod oracle;
+#[cfg(test)]
+mod rewrite;
 #[cfg(test)]
 mod tests;
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -121,11 +121,11 @@ impl Cell {
 
 pub fn key(addr: &str, proto: Proto) -> FrontendKey {
     let addr: SocketAddr = addr.parse().unwrap();
-    FrontendKey { addr: Some(addr.ip()), port: addr.port(), proto }
+    FrontendKey { addr: addr.ip(), port: addr.port(), proto }
 }
 
 pub fn node_port(port: u16, proto: Proto) -> FrontendKey {
-    FrontendKey { addr: None, port, proto }
+    FrontendKey { addr: std::net::Ipv4Addr::UNSPECIFIED.into(), port, proto }
 }
 
 /// Servers in a namespace that tell their own address to whoever asks; they end when dropped.

@@ -14,7 +14,7 @@ const EACH: u32 = 5;
 
 fn service(n: u32) -> FrontendKey {
     let addr = IpAddr::V4(Ipv4Addr::from(0x0a60_0000 + n));
-    FrontendKey { addr: Some(addr), port: 80, proto: Proto::Tcp }
+    FrontendKey { addr, port: 80, proto: Proto::Tcp }
 }
 
 /// 10,000 Services of five backends, as the table writes them: what is pointed to comes before what points there.
