@@ -2,10 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use terway::kernel::bpf::pin::Age;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+use rustix::thread::UnshareFlags;
+use terway::kernel::bpf::cgroup::Cgroup;
+use terway::kernel::bpf::load::Object;
+use terway::kernel::bpf::map::Map;
+use terway::kernel::bpf::pin::{self, Age};
 use terway::kernel::bpf::services::Services;
 use terway::kernel::sockets;
 use terway::maps::{Backend, Count, Frontend, NODE_OWN, OWN_NODE_ONLY, Proto, Write};
@@ -293,6 +299,50 @@ fn new_programs_take_the_place_of_old_ones_without_a_gap() {
     assert!(!cell.fs.path().join("terway").exists());
     assert!(cell.run(|| ask("10.96.0.10:80")).is_err());
     terway::kernel::bpf::services::remove(cell.fs.path(), &cell.cgroup).unwrap();
+}
+
+#[test]
+fn where_the_kernel_cannot_replace_the_new_program_comes_before_the_old_one_goes() {
+    let cell = Cell::new("exchange");
+    let servers = Servers::new(&cell.node, &["192.0.2.1"]);
+    cell.serve(key("10.96.0.10:80", Proto::Tcp), 1, 1, &servers.addrs);
+    let folder = cell.services.folder();
+    let object = || Object::parse("sock", include_bytes!(concat!(env!("OUT_DIR"), "/sock.o"))).unwrap();
+    let maps: Vec<Map> = object().maps().keys().map(|name| pin::open(folder, name).unwrap().unwrap()).collect();
+    let linked = object().link(&maps).unwrap();
+    let end = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            cell.run(|| {
+                while !end.load(Ordering::Relaxed) {
+                    assert_eq!(ask("10.96.0.10:80").unwrap(), servers.addrs[0]);
+                }
+            });
+        });
+        for _ in 0..30 {
+            cell.cgroup.exchange(&linked.load("terway_connect4").unwrap()).unwrap();
+            assert_eq!(cell.cgroup.attached(foreign::CONNECT4).unwrap().len(), 1);
+        }
+        end.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_machine_without_cgroup2_gets_a_mount_of_our_own() {
+    let there = std::thread::spawn(|| {
+        // SAFETY: the thread shares its file system attributes with nobody who counts on them; it ends with this test.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS) }.unwrap();
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+        let found = Cgroup::root().unwrap().path().to_owned();
+        unmount(&found, UnmountFlags::DETACH).unwrap();
+        mount("none", "/run", "tmpfs", MountFlags::empty(), None).unwrap();
+        let own = Cgroup::root().unwrap();
+        assert_eq!(Cgroup::root().unwrap().path(), own.path(), "the second time it is found");
+        assert!(own.attached(foreign::CONNECT4).unwrap().is_empty());
+        own.path().to_owned()
+    });
+    assert_eq!(there.join().unwrap(), Path::new("/run/terway/cgroup2"));
+    assert_ne!(Cgroup::root().unwrap().path(), Path::new("/run/terway/cgroup2"));
 }
 
 #[test]

@@ -75,21 +75,27 @@ impl Cgroup {
     /// Has this program stand at its hook, and no other of ours: there is no moment without one.
     pub fn attach(&self, program: &Program) -> Result<(), Error> {
         let doing = || format!("attach {} to cgroup {}", program.name, self.path.display());
-        let mut old = self.attached(program.hook)?.into_iter();
-        let replaced = old.next();
-        let replace = |flags, old| sys::attach(self.fd.as_fd(), program.hook, program.as_fd(), flags, old);
-        match &replaced {
-            None => replace(sys::ALLOW_MULTI, None).context(doing)?,
-            Some(first) => match replace(sys::ALLOW_MULTI | sys::REPLACE, Some(first.fd.as_fd())) {
-                // Before 5.6: for a moment both see each socket, which the second leaves as it is.
-                Err(e) if e.errno() == Some(libc::EINVAL) => {
-                    replace(sys::ALLOW_MULTI, None).context(doing)?;
-                    self.detach(program.hook, first)?;
-                }
-                result => result.context(doing)?,
-            },
+        let old = self.attached(program.hook)?;
+        let Some((first, further)) = old.split_first() else { return self.add(program) };
+        let (here, flags) = (self.fd.as_fd(), sys::ALLOW_MULTI | sys::REPLACE);
+        match sys::attach(here, program.hook, program.as_fd(), flags, Some(first.fd.as_fd())) {
+            Err(e) if e.errno() == Some(libc::EINVAL) => return self.exchange(program),
+            result => result.context(doing)?,
         }
-        old.try_for_each(|further| self.detach(program.hook, &further))
+        further.iter().try_for_each(|further| self.detach(program.hook, further))
+    }
+
+    /// The same on kernels before 5.6, which cannot replace: for a moment old and new both see each socket, and what the first has led
+    /// to a backend is no Service's address for the second.
+    pub fn exchange(&self, program: &Program) -> Result<(), Error> {
+        let old = self.attached(program.hook)?;
+        self.add(program)?;
+        old.iter().try_for_each(|old| self.detach(program.hook, old))
+    }
+
+    fn add(&self, program: &Program) -> Result<(), Error> {
+        sys::attach(self.fd.as_fd(), program.hook, program.as_fd(), sys::ALLOW_MULTI, None)
+            .context(|| format!("attach {} to cgroup {}", program.name, self.path.display()))
     }
 
     /// Takes every program of ours away from this hook.
@@ -108,7 +114,7 @@ impl Cgroup {
 
 /// Where the whole tree of cgroup2 is mounted, if anywhere.
 fn mounted() -> Result<Option<PathBuf>, Error> {
-    const MOUNTS: &str = "/proc/self/mountinfo";
+    const MOUNTS: &str = "/proc/thread-self/mountinfo";
     let mounts = std::fs::read_to_string(MOUNTS).context(|| format!("read {MOUNTS}"))?;
     Ok(mounts.lines().find_map(whole_tree))
 }
