@@ -9,6 +9,7 @@ mod clock;
 mod early;
 mod eni;
 mod file;
+mod guard;
 mod layers;
 mod ledger;
 mod news;
@@ -141,7 +142,7 @@ fn run(args: &Args) -> Result<(), Error> {
         let watch = Watch::open().and_then(|watch| Ok(Async::new(watch)?));
         let trouble = Trouble::default();
         let booting = boot::boot(start.clone(), inputs.clone(), &trouble);
-        let node = future::or(booting, decline(&arriving, &trouble)).await?;
+        let mut node = future::or(booting, decline(&arriving, &trouble)).await?;
         let layers = node.layers();
         boot::announce(&layers.config().conflist)?;
         executor.spawn(file::watch(layers.path().to_owned(), layers.text().to_owned(), inputs.clone())).detach();
@@ -150,6 +151,7 @@ fn run(args: &Args) -> Result<(), Error> {
             Ok(watch) => executor.spawn(listen(watch, inputs.clone())).detach(),
             Err(e) => log::warn!("what others change is seen by comparison only: {e}"),
         }
+        node.begin_services();
         node.run(arriving).await;
         Ok(())
     };

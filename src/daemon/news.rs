@@ -20,7 +20,7 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// Follows the pods of this node for as long as somebody listens.
 pub fn watch_pods(client: &Client, node: &str, inputs: &Sender<Input>) {
     let select = Select { fields: format!("spec.nodeName={node}"), ..Select::default() };
-    follow::<Pod>(client.watch(select), "pods", inputs, |change| {
+    follow_to::<Pod>(client.watch(select), "pods", inputs, |change| {
         Some(Input::Pods(match change {
             Change::Reset(pods) => Known::all(&pods),
             Change::Set(pod) => Known::one(&pod),
@@ -33,7 +33,7 @@ pub fn watch_pods(client: &Client, node: &str, inputs: &Sender<Input>) {
 /// Follows our own node object, which others write too: kubelet, people, cloud controllers.
 pub fn watch_node(client: &Client, node: &str, inputs: &Sender<Input>) {
     let select = Select { fields: format!("metadata.name={node}"), ..Select::default() };
-    follow::<Node>(client.watch(select), "the node", inputs, |change| {
+    follow_to::<Node>(client.watch(select), "the node", inputs, |change| {
         Some(Input::OwnNode(match change {
             Change::Reset(nodes) => nodes.into_iter().next().map(Box::new),
             Change::Set(node) => Some(Box::new(node)),
@@ -49,7 +49,7 @@ pub fn watch_config(client: &Client, namespace: &str, name: String, inputs: Send
     let watch = client.watch::<ConfigMap>(select);
     let stop = watch.stopper();
     thread::spawn(move || {
-        follow(watch, &format!("configmap {name}"), &inputs, |change| {
+        follow_to(watch, &format!("configmap {name}"), &inputs, |change| {
             let found = match change {
                 Change::Reset(maps) => maps.into_iter().next().map(Box::new),
                 Change::Set(map) => Some(Box::new(map)),
@@ -89,24 +89,42 @@ pub fn own_namespace() -> String {
     std::env::var("POD_NAMESPACE").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "kube-system".into())
 }
 
-/// Lists and watches until nobody listens any more; `input` says what a change is to the loop, if anything.
-pub fn follow<T: Object>(
+/// Tells the node's loop for as long as it listens; `input` says what a change is to it, if anything.
+fn follow_to<T: Object>(
     watch: Watch<T>,
     what: &str,
     inputs: &Sender<Input>,
     input: impl Fn(Change<T>) -> Option<Input>,
 ) {
+    let tell = |change| input(change).is_none_or(|news| inputs.send_blocking(news).is_ok());
+    follow(watch, what, |_| false, tell);
+}
+
+/// Why a watch was followed no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Unheard,
+    /// An error that trying again does not help.
+    Over,
+}
+
+/// Lists and watches for as long as `hear` wants to hear more, over all errors but those that are final.
+pub fn follow<T: Object>(
+    watch: Watch<T>,
+    what: &str,
+    is_final: impl Fn(&Error) -> bool,
+    mut hear: impl FnMut(Change<T>) -> bool,
+) -> End {
     let mut pause = RETRY.0;
     for change in watch {
         match change {
             Ok(change) => {
                 pause = RETRY.0;
-                if let Some(news) = input(change)
-                    && inputs.send_blocking(news).is_err()
-                {
-                    return;
+                if !hear(change) {
+                    return End::Unheard;
                 }
             }
+            Err(e) if is_final(&e) => return End::Over,
             Err(e) => {
                 log::warn!("watch of {what}: {e}; again in {} s", pause.as_secs());
                 thread::sleep(pause + Duration::from_millis(fastrand::u64(..500)));
@@ -114,6 +132,7 @@ pub fn follow<T: Object>(
             }
         }
     }
+    End::Unheard
 }
 
 /// Writes to the API server and sorts the answer.

@@ -13,6 +13,7 @@ use terway::maps::{Backend, Frontend, FrontendKey, Proto, Sizes, Write};
 
 use super::maps::BpfFs;
 use crate::sim::ns::Ns;
+use crate::sim::traffic::Place;
 
 /// How long a socket of a test waits.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -24,7 +25,7 @@ pub const SIZES: Sizes =
 pub struct Threads(PathBuf);
 
 impl Threads {
-    fn new() -> Threads {
+    pub fn new() -> Threads {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let root = Cgroup::root().unwrap();
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
@@ -36,7 +37,12 @@ impl Threads {
         Threads(path)
     }
 
-    fn join(&self) {
+    pub fn path(&self) -> &std::path::Path {
+        &self.0
+    }
+
+    /// The calling thread is one of them from now on.
+    pub fn join(&self) {
         let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
         std::fs::write(self.0.join("cgroup.threads"), thread).unwrap();
     }
@@ -138,10 +144,15 @@ pub struct Servers {
 impl Servers {
     /// One for each address, on ports of the kernel's choice, TCP and UDP on the same.
     pub fn new(ns: &Ns, addrs: &[&str]) -> Servers {
+        Servers::on(ns, addrs, 0)
+    }
+
+    /// The same on this port, for which 0 stands for any.
+    pub fn on(place: &impl Place, addrs: &[&str], port: u16) -> Servers {
         let end = Arc::new(AtomicBool::new(false));
         let mut servers = Servers { addrs: Vec::new(), end: end.clone(), threads: Vec::new() };
         for addr in addrs {
-            let (tcp, udp) = ns.run(|| both(addr.parse().unwrap()));
+            let (tcp, udp) = place.run(|| both(addr.parse().unwrap(), port));
             let own = tcp.local_addr().unwrap();
             servers.addrs.push(own);
             let (over, also) = (end.clone(), end.clone());
@@ -159,9 +170,9 @@ impl Drop for Servers {
     }
 }
 
-fn both(addr: IpAddr) -> (TcpListener, UdpSocket) {
+fn both(addr: IpAddr, port: u16) -> (TcpListener, UdpSocket) {
     loop {
-        let tcp = TcpListener::bind((addr, 0)).unwrap();
+        let tcp = TcpListener::bind((addr, port)).unwrap();
         if let Ok(udp) = UdpSocket::bind(tcp.local_addr().unwrap()) {
             return (tcp, udp);
         }
