@@ -25,7 +25,7 @@ const MINDS: &[&str] = &["datapath", "pool", "repair", "herald", "service", "pol
 /// Text that only files under one of these places may hold (places are prefixes of a path below `src/`).
 const RESERVED: &[(&str, &[&str])] = &[
     ("smol", &["daemon/"]),
-    ("async_io", &["daemon/"]),
+    ("rustix::event", &["daemon/"]),
     ("neli", &["kernel/"]),
     ("aya", &["kernel/"]),
     ("aya_obj", &["kernel/"]),

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use async_io::Timer;
 use smol::channel::{Sender, bounded};
 
 use super::early::Early;
 use super::layers::Layers;
 use super::ledger::{self, Contents, Ledger, Resting};
 use super::node::{Found, Input, Node};
+use super::reactor::Timer;
 use super::sticky::Sticky;
 use super::terms::Terms;
 use super::world::World;

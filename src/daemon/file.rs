@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, os::fd::OwnedFd};
 
-use async_io::{Async, Timer};
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use smol::channel::Sender;
 use smol::future;
 
 use super::node::Input;
+use super::reactor::{Async, Timer};
 use crate::error::{Context, Error};
 
 /// What is written in several steps is read once they are over.

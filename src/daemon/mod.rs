@@ -16,6 +16,7 @@ mod news;
 mod node;
 mod old;
 mod pods;
+mod reactor;
 mod serve;
 mod sticky;
 mod terms;
@@ -28,19 +29,21 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use argh::FromArgs;
-use async_io::{Async, Timer};
-use async_signal::{Signal, Signals};
+use rustix::process::Signal;
 use smol::channel::{Receiver, Sender, bounded};
-use smol::stream::StreamExt;
 use smol::{LocalExecutor, future};
 
 use crate::config::Mode;
 use crate::error::Error;
 use crate::happening::Happening;
-use crate::kernel::Watch;
+use crate::kernel::{Signals, Watch};
 use crate::ours;
 use crate::rpc::{Refusal, Reply};
 use node::Input;
+use reactor::{Async, Timer, block_on};
+
+/// The signals that we heed.
+const HEEDED: [Signal; 3] = [Signal::TERM, Signal::INT, Signal::HUP];
 
 /// Inputs that wait for the node loop; whoever sends more waits.
 const INPUTS: usize = 4096;
@@ -134,7 +137,7 @@ fn run(args: &Args) -> Result<(), Error> {
     let _without_the_old = old::claim()?;
     let executor = Rc::new(LocalExecutor::new());
     let (inputs, arriving) = bounded(INPUTS);
-    let signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])?;
+    let signals = Async::new(Signals::open(&HEEDED.map(Signal::as_raw))?)?;
     let life = async {
         let listener = serve::listen(ours::SOCKET.as_ref())?;
         executor.spawn(serve::serve(listener, executor.clone(), inputs.clone())).detach();
@@ -156,18 +159,14 @@ fn run(args: &Args) -> Result<(), Error> {
         Ok(())
     };
     let until_told = heed(signals, &args.config, &inputs);
-    // Not the block_on of async-io: it polls the reactor itself, and fights for it with the reactor's own thread.
-    smol::future::block_on(executor.run(future::or(life, until_told)))
+    block_on(executor.run(future::or(life, until_told)))?
 }
 
 /// Tells the loop what happens in the kernel, a burst at a time.
 async fn listen(watch: Async<Watch>, inputs: Sender<Input>) {
     loop {
-        let heard = match watch.readable().await {
-            Ok(()) => watch.get_ref().hear(),
-            Err(e) => Err(e.into()),
-        };
-        let heard = heard.unwrap_or_else(|e| {
+        watch.readable().await;
+        let heard = watch.get_ref().hear().unwrap_or_else(|e| {
             log::warn!("{e}");
             vec![Happening::Lost]
         });
@@ -201,15 +200,14 @@ async fn decline<T>(arriving: &Receiver<Input>, trouble: &Trouble) -> Result<T, 
 
 /// Ends at SIGTERM and SIGINT; what is under way is found again by the next life, and the data path stays as it is.
 /// SIGHUP reads the configuration again, also where nobody has seen it change.
-async fn heed(mut signals: Signals, config: &Path, inputs: &Sender<Input>) -> Result<(), Error> {
-    while let Some(signal) = signals.next().await {
-        match signal? {
-            Signal::Hup => drop(inputs.send(Input::File(file::read(config))).await),
-            signal => {
-                log::info!("{signal:?}: ending; pods keep their network");
-                return Ok(());
-            }
+async fn heed(signals: Async<Signals>, config: &Path, inputs: &Sender<Input>) -> Result<(), Error> {
+    loop {
+        let number = signals.read_with(Signals::next).await?;
+        if number != Signal::HUP.as_raw() {
+            let name = if number == Signal::TERM.as_raw() { "SIGTERM" } else { "SIGINT" };
+            log::info!("{name}: ending; pods keep their network");
+            return Ok(());
         }
+        let _ = inputs.send(Input::File(file::read(config))).await;
     }
-    Ok(())
 }

@@ -7,7 +7,7 @@ use smol::channel::Sender;
 
 use super::layers::NodeConfig;
 use super::node::Input;
-use super::pods::Known;
+use super::pods::{self, Known};
 use crate::error::{Cause, Error};
 use crate::herald::Outcome;
 use crate::kube::{Change, Client, Select, Stop, Watch};
@@ -20,11 +20,11 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// Follows the pods of this node for as long as somebody listens.
 pub fn watch_pods(client: &Client, node: &str, inputs: &Sender<Input>) {
     let select = Select { fields: format!("spec.nodeName={node}"), ..Select::default() };
-    follow_to::<Pod>(client.watch(select), "pods", inputs, |change| {
+    follow_to(client.watch::<Pod>(select).keeping(pods::kept), "pods", inputs, |change| {
         Some(Input::Pods(match change {
-            Change::Reset(pods) => Known::all(&pods),
-            Change::Set(pod) => Known::one(&pod),
-            Change::Gone(pod) => Known::Gone(pod.name()),
+            Change::Reset(pods) => Known::All(pods),
+            Change::Set((name, seen)) => Known::One(name, seen),
+            Change::Gone((name, _)) => Known::Gone(name),
             Change::Bookmark => return None,
         }))
     });
@@ -33,7 +33,7 @@ pub fn watch_pods(client: &Client, node: &str, inputs: &Sender<Input>) {
 /// Follows our own node object, which others write too: kubelet, people, cloud controllers.
 pub fn watch_node(client: &Client, node: &str, inputs: &Sender<Input>) {
     let select = Select { fields: format!("metadata.name={node}"), ..Select::default() };
-    follow_to::<Node>(client.watch(select), "the node", inputs, |change| {
+    follow_to(client.watch::<Node>(select), "the node", inputs, |change| {
         Some(Input::OwnNode(match change {
             Change::Reset(nodes) => nodes.into_iter().next().map(Box::new),
             Change::Set(node) => Some(Box::new(node)),
@@ -90,11 +90,11 @@ pub fn own_namespace() -> String {
 }
 
 /// Tells the node's loop for as long as it listens; `input` says what a change is to it, if anything.
-fn follow_to<T: Object>(
-    watch: Watch<T>,
+fn follow_to<T: Object, K>(
+    watch: Watch<T, K>,
     what: &str,
     inputs: &Sender<Input>,
-    input: impl Fn(Change<T>) -> Option<Input>,
+    input: impl Fn(Change<K>) -> Option<Input>,
 ) {
     let tell = |change| input(change).is_none_or(|news| inputs.send_blocking(news).is_ok());
     follow(watch, what, |_| false, tell);
@@ -109,11 +109,11 @@ pub enum End {
 }
 
 /// Lists and watches for as long as `hear` wants to hear more, over all errors but those that are final.
-pub fn follow<T: Object>(
-    watch: Watch<T>,
+pub fn follow<T: Object, K>(
+    watch: Watch<T, K>,
     what: &str,
     is_final: impl Fn(&Error) -> bool,
-    mut hear: impl FnMut(Change<T>) -> bool,
+    mut hear: impl FnMut(Change<K>) -> bool,
 ) -> End {
     let mut pause = RETRY.0;
     for change in watch {

@@ -11,7 +11,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::time::Duration;
 
-use async_io::Timer;
 use smol::channel::{Receiver, Sender};
 use smol::future;
 
@@ -21,6 +20,7 @@ use super::eni::{self, Job};
 use super::layers::Layers;
 use super::ledger::{Ledger, Resting};
 use super::pods::{Known, Pods, Presence, Standing};
+use super::reactor::Timer;
 use super::sticky::Sticky;
 use super::world::World;
 use super::{calls, clock, guard};

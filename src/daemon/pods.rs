@@ -70,14 +70,9 @@ pub enum Standing {
     Gone(Now),
 }
 
-impl Known {
-    pub fn one(pod: &Pod) -> Known {
-        Known::One(pod.name(), seen(pod))
-    }
-
-    pub fn all(pods: &[Pod]) -> Known {
-        Known::All(pods.iter().map(|p| (p.name(), seen(p))).collect())
-    }
+/// What is kept of an object of the watch.
+pub fn kept(pod: Pod) -> (PodName, Seen) {
+    (pod.name(), seen(&pod))
 }
 
 fn seen(pod: &Pod) -> Seen {
@@ -128,8 +123,8 @@ impl Pods {
         } else {
             self.gone.remove(&name);
         }
-        let aspect = |seen: &Seen| (seen.uid.clone(), seen.bandwidth.clone());
-        if self.known.get(&name).map(aspect) != Some(aspect(&seen)) {
+        let as_before = |old: &Seen| old.uid == seen.uid && old.bandwidth == seen.bandwidth;
+        if !self.known.get(&name).is_some_and(as_before) {
             self.reshaped.insert(name.clone());
         }
         self.known.insert(name, seen);
@@ -270,7 +265,7 @@ mod tests {
         let is_sticky = |meta: &str| {
             let pod: Pod = serde_json::from_str(&format!(r#"{{"metadata": {{"name": "web-1", {meta}}}}}"#)).unwrap();
             let mut pods = Pods::default();
-            pods.take(Known::one(&pod), T(5));
+            pods.learn(&pod, T(5));
             pods.is_sticky(&pod.name(), &kinds)
         };
         let owner = |kind: &str| format!(r#""ownerReferences": [{{"kind": "{kind}", "name": "web"}}]"#);

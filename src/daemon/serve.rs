@@ -1,18 +1,17 @@
 //! The unix socket: one JSON line asked, one answered, for root alone, bounded in size, time and number.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use async_io::{Async, Timer};
 use smol::channel::{Receiver, Sender, bounded};
-use smol::io::{AsyncReadExt, AsyncWriteExt};
 use smol::{LocalExecutor, future};
 
 use super::node::Input;
+use super::reactor::{Async, Timer};
 use crate::error::{Context, Error};
 use crate::pod::Attachment;
 use crate::rpc::{MAX_LINE, Refusal, Reply, Request};
@@ -22,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Clients at once; more wait in the kernel's backlog.
 const MAX_CLIENTS: usize = 1024;
 
-type Stream = Async<std::os::unix::net::UnixStream>;
+type Stream = Async<UnixStream>;
 
 /// Listens on a socket that only root can open, in a folder that is there (`alone.rs` makes it); a stale socket of an
 /// earlier life is replaced.
@@ -48,8 +47,8 @@ pub async fn serve(listener: Async<UnixListener>, executor: Rc<LocalExecutor<'st
     let (permits, free) = bounded(MAX_CLIENTS);
     loop {
         let _ = permits.send(()).await; // waits while MAX_CLIENTS are served
-        match listener.accept().await {
-            Ok((stream, _)) => {
+        match listener.read_with(accept).await {
+            Ok(stream) => {
                 let (inputs, free) = (inputs.clone(), free.clone());
                 executor.spawn(client(stream, inputs, free)).detach();
             }
@@ -62,15 +61,21 @@ pub async fn serve(listener: Async<UnixListener>, executor: Rc<LocalExecutor<'st
     }
 }
 
-async fn client(mut stream: Stream, inputs: Sender<Input>, free: Receiver<()>) {
-    if let Err(e) = exchange(&mut stream, inputs).await {
+/// Blocking in name only: what it is called for is there.
+fn accept(listener: &UnixListener) -> io::Result<Stream> {
+    let (stream, _) = listener.accept()?;
+    Async::new(stream)
+}
+
+async fn client(stream: Stream, inputs: Sender<Input>, free: Receiver<()>) {
+    if let Err(e) = exchange(&stream, inputs).await {
         log::debug!("client: {e}");
     }
     let _ = free.recv().await;
 }
 
-async fn exchange(stream: &mut Stream, inputs: Sender<Input>) -> io::Result<()> {
-    let peer = rustix::net::sockopt::socket_peercred(&*stream)?;
+async fn exchange(stream: &Stream, inputs: Sender<Input>) -> io::Result<()> {
+    let peer = rustix::net::sockopt::socket_peercred(stream.get_ref())?;
     if !peer.uid.is_root() {
         return answer(stream, &refuse(format!("user {} may not ask, only root", peer.uid.as_raw()))).await;
     }
@@ -100,10 +105,10 @@ async fn exchange(stream: &mut Stream, inputs: Sender<Input>) -> io::Result<()> 
 }
 
 /// Who got a lease hangs up once the pod is wired, or nothing more is done about it.
-async fn wiring(stream: &mut Stream, attachment: Attachment, inputs: &Sender<Input>) {
+async fn wiring(stream: &Stream, attachment: Attachment, inputs: &Sender<Input>) {
     let over = async {
         let mut rest = [0; 64];
-        while stream.read(&mut rest).await.is_ok_and(|n| n != 0) {}
+        while read(stream, &mut rest).await.is_ok_and(|n| n != 0) {}
         true
     };
     let late = async {
@@ -122,11 +127,11 @@ enum Line {
     Nothing,
 }
 
-async fn read_line(stream: &mut Stream) -> io::Result<Line> {
+async fn read_line(stream: &Stream) -> io::Result<Line> {
     let mut line = Vec::new();
-    let mut chunk = [0; 4096];
+    let mut chunk = [0; 1024];
     loop {
-        let n = stream.read(&mut chunk).await?;
+        let n = read(stream, &mut chunk).await?;
         if n == 0 {
             return Ok(Line::Nothing);
         }
@@ -142,25 +147,34 @@ async fn read_line(stream: &mut Stream) -> io::Result<Line> {
 }
 
 /// Hands the request to the node loop and waits for its answer, or for the client to hang up.
-async fn ask(stream: &mut Stream, request: Request, inputs: &Sender<Input>) -> io::Result<Option<Reply>> {
+async fn ask(stream: &Stream, request: Request, inputs: &Sender<Input>) -> io::Result<Option<Reply>> {
     let (answer, answered) = bounded(1);
     if inputs.send(Input::Ask { request, answer }).await.is_err() {
         return Ok(Some(Reply::Refused { why: Refusal::Starting, reason: "terwayd is ending".into() }));
     }
     let hung_up = async {
         let mut rest = [0; 64];
-        while stream.read(&mut rest).await? != 0 {} // what comes after the one line is not ours to read
+        while read(stream, &mut rest).await? != 0 {} // what comes after the one line is not ours to read
         Ok(None)
     };
     let reply = async { Ok(answered.recv().await.ok()) };
     future::or(reply, hung_up).await // dropping `answered` tells the loop that nobody waits any more
 }
 
-async fn answer(stream: &mut Stream, reply: &Reply) -> io::Result<()> {
+async fn answer(stream: &Stream, reply: &Reply) -> io::Result<()> {
     let mut text = serde_json::to_vec(reply).expect("a reply is plain data");
     text.push(b'\n');
-    stream.write_all(&text).await?;
-    stream.flush().await
+    let mut rest = text.as_slice();
+    while !rest.is_empty() {
+        let n = stream.write_with(|mut stream| stream.write(rest)).await?;
+        rest = &rest[n..];
+    }
+    Ok(())
+}
+
+/// Waits for something to read, or for the end.
+async fn read(stream: &Stream, buffer: &mut [u8]) -> io::Result<usize> {
+    stream.read_with(|mut stream| stream.read(buffer)).await
 }
 
 fn refuse(reason: String) -> Reply {

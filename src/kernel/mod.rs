@@ -19,7 +19,9 @@ mod place;
 mod restore;
 mod route;
 mod rule;
+mod signals;
 mod socket;
+pub mod sockets;
 mod sysctl;
 mod tc;
 mod unwire;
@@ -35,6 +37,7 @@ pub use look::attempt;
 pub use old::OldPod;
 pub use place::Difference;
 pub use route::{MAIN, RouteSeen};
+pub use signals::Signals;
 pub use unwire::unwire;
 
 use self::netns::Netns;

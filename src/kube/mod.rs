@@ -2,16 +2,18 @@
 
 mod access;
 mod kubeadm;
+mod page;
 mod watch;
 mod yaml;
 
 use std::io::{self, BufReader, Read};
+use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, DeserializeSeed};
 use serde::{Deserialize, Serialize};
 use ureq::http::{Request, Response};
 use ureq::{Agent, Body};
@@ -25,6 +27,7 @@ use crate::error::{Cause, Context, Error};
 use crate::object::{self, Object, Write};
 use crate::uri::percent_encode;
 use access::Access;
+use page::Page;
 
 /// How often files are read again: a service account's token and a kubelet's certificate are replaced while we run.
 const REREAD: Duration = Duration::from_secs(60);
@@ -162,18 +165,24 @@ impl Client {
 
     /// One object, by the path that [`object::path`] makes. [`Cause::Absent`] where there is none.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
-        self.read(Verb::Get, path, |limits| limits.object_bytes).context(|| format!("get {path}"))
+        self.read(path, self.limits().object_bytes, PhantomData).context(|| format!("get {path}"))
     }
 
     /// All objects that are selected.
     pub fn list<T: Object>(&self, select: &Select) -> Result<Vec<T>, Error> {
-        self.pages(select, None).map(|list| list.0)
+        self.pages(select, None, |object: T| object).map(|list| list.0)
     }
 
-    /// The objects and their resource version, page by page; `version` "0" allows the server to answer from its cache.
-    fn pages<T: Object>(&self, select: &Select, version: Option<&str>) -> Result<(Vec<T>, String), Error> {
+    /// What is kept of the objects, and their resource version, page by page; `version` "0" allows the server to answer from
+    /// its cache.
+    fn pages<T: Object, K>(
+        &self,
+        select: &Select,
+        version: Option<&str>,
+        keep: fn(T) -> K,
+    ) -> Result<(Vec<K>, String), Error> {
         let path = object::collection::<T>(&select.namespace);
-        let mut items = Vec::new();
+        let mut kept = Vec::new();
         let mut next = String::new();
         loop {
             let mut query = select.query();
@@ -183,13 +192,12 @@ impl Client {
                 Some(version) => query.add("resourceVersion", version),
                 None => {}
             }
-            let target = format!("{path}{}", query.0);
-            let page: Page<T> =
-                self.read(Verb::Get, &target, |limits| limits.page_bytes).context(|| format!("list {path}"))?;
-            items.extend(page.items.unwrap_or_default());
-            next = page.metadata.r#continue;
+            let (target, max) = (format!("{path}{}", query.0), self.limits().page_bytes);
+            let page = Page { kept: &mut kept, keep };
+            let meta = self.read(&target, max, page).context(|| format!("list {path}"))?;
+            next = meta.r#continue;
             if next.is_empty() {
-                return Ok((items, page.metadata.resource_version));
+                return Ok((kept, meta.resource_version));
             }
         }
     }
@@ -253,10 +261,18 @@ impl Client {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read<T: DeserializeOwned>(&self, verb: Verb, target: &str, max: fn(&Limits) -> u64) -> Result<T, Error> {
-        let max = max(&self.limits());
-        let body = self.send(verb, target)?.into_body().into_with_config().limit(max).reader();
-        serde_json::from_reader(BufReader::with_capacity(16 << 10, body)).map_err(unreadable)
+    /// One object of JSON at `target`, of at most so many bytes, read as it arrives.
+    fn read<S: for<'de> DeserializeSeed<'de, Value = T>, T>(
+        &self,
+        target: &str,
+        max: u64,
+        seed: S,
+    ) -> Result<T, Error> {
+        let body = self.send(Verb::Get, target)?.into_body().into_with_config().limit(max).reader();
+        let mut json = serde_json::Deserializer::from_reader(BufReader::with_capacity(16 << 10, body));
+        let value = seed.deserialize(&mut json).map_err(unreadable)?;
+        json.end().map_err(unreadable)?;
+        Ok(value)
     }
 
     /// The answer repeats the object; it is read to its end so that the connection can be used again.
@@ -404,13 +420,7 @@ struct Status {
     message: String,
 }
 
-#[derive(Deserialize)]
-struct Page<T> {
-    #[serde(default)]
-    metadata: PageMeta,
-    items: Option<Vec<T>>,
-}
-
+/// The metadata of a list.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct PageMeta {

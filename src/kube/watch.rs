@@ -1,7 +1,6 @@
 //! List and watch as a blocking iterator of changes.
 
 use std::io::{BufRead, BufReader, Read};
-use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -33,7 +32,7 @@ pub enum Change<T> {
 /// Endless: it lists, then watches, and goes on where it was after every error. Errors come out so that the caller
 /// can wait as long as it sees fit before the next call; the iterator itself never waits or tries again.
 /// `None` only after [`Stop::stop`].
-pub struct Watch<T> {
+pub struct Watch<T, K = T> {
     client: Client,
     select: Select,
     path: String,
@@ -42,7 +41,7 @@ pub struct Watch<T> {
     /// The first list may come from the server's cache; a later one must not be older than what was seen.
     listed: bool,
     stream: Option<Stream>,
-    of: PhantomData<fn() -> T>,
+    keep: fn(T) -> K,
 }
 
 /// Ends a watch from another thread, also while it blocks.
@@ -58,14 +57,22 @@ impl Stop {
 impl<T: Object> Watch<T> {
     pub(super) fn new(client: Client, select: Select) -> Watch<T> {
         let path = object::collection::<T>(&select.namespace);
-        Watch { client, select, path, seen: None, listed: false, stream: None, of: PhantomData }
+        Watch { client, select, path, seen: None, listed: false, stream: None, keep: |object| object }
+    }
+}
+
+impl<T: Object, K> Watch<T, K> {
+    /// The same of what `keep` leaves of each object; of a long list the whole is never in memory.
+    pub fn keeping<L>(self, keep: fn(T) -> L) -> Watch<T, L> {
+        let Watch { client, select, path, seen, listed, stream, keep: _ } = self;
+        Watch { client, select, path, seen, listed, stream, keep }
     }
 
     pub fn stopper(&self) -> Stop {
         Stop(self.client.clone())
     }
 
-    fn step(&mut self) -> Result<Change<T>, Error> {
+    fn step(&mut self) -> Result<Change<K>, Error> {
         let Some(seen) = &self.seen else { return self.list() };
         loop {
             let stream = match &mut self.stream {
@@ -82,9 +89,9 @@ impl<T: Object> Watch<T> {
         }
     }
 
-    fn list(&mut self) -> Result<Change<T>, Error> {
+    fn list(&mut self) -> Result<Change<K>, Error> {
         let version = if self.listed { None } else { Some("0") };
-        let (items, version) = self.client.pages(&self.select, version)?;
+        let (items, version) = self.client.pages(&self.select, version, self.keep)?;
         if version.is_empty() {
             return Err(Error::malformed("a list without resourceVersion"));
         }
@@ -93,10 +100,12 @@ impl<T: Object> Watch<T> {
         Ok(Change::Reset(items))
     }
 
-    fn take(&mut self, line: Line<T>) -> Result<Change<T>, Error> {
+    fn take(&mut self, line: Line<T>) -> Result<Change<K>, Error> {
         let (version, change) = match line {
-            Line::Added(object) | Line::Modified(object) => (object.version().to_owned(), Change::Set(object)),
-            Line::Deleted(object) => (object.version().to_owned(), Change::Gone(object)),
+            Line::Added(object) | Line::Modified(object) => {
+                (object.version().to_owned(), Change::Set((self.keep)(object)))
+            }
+            Line::Deleted(object) => (object.version().to_owned(), Change::Gone((self.keep)(object))),
             Line::Bookmark(mark) => (mark.metadata.resource_version, Change::Bookmark),
             Line::Error(status) => return Err(Error::new(Cause::Http { status: status.code, body: status.message })),
         };
@@ -116,8 +125,8 @@ impl<T: Object> Watch<T> {
     }
 }
 
-impl<T: Object> Iterator for Watch<T> {
-    type Item = Result<Change<T>, Error>;
+impl<T: Object, K> Iterator for Watch<T, K> {
+    type Item = Result<Change<K>, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.client.is_closed() {

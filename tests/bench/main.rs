@@ -1,6 +1,7 @@
 //! `make bench`: our numbers beside those of a peer, in one run, as a table and as `target/bench.json`.
 //!
-//! With `--strict` a missed goal is a failure; `ordinary`, `shape`, `large` or `repair` measures that part only.
+//! With `--strict` a missed goal is a failure; `verbs`, `ordinary` (with the verbs), `shape`, `large` or `repair`
+//! measures that part only. `versus PATH` measures the verbs beside another build of ours instead.
 
 mod burst;
 mod churn;
@@ -16,6 +17,7 @@ mod sim;
 mod start;
 mod table;
 mod verbs;
+mod versus;
 mod workers;
 
 use std::fs;
@@ -87,9 +89,16 @@ fn again_with(installed: &Path) -> ExitCode {
 
 fn measure(table: &mut Table) {
     let asked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    if let [what, other] = asked.as_slice()
+        && what == "versus"
+    {
+        return versus(Path::new(other), table);
+    }
     let is_asked = |part: &str| asked.is_empty() || asked.iter().any(|a| a == part);
     if is_asked("ordinary") {
         ordinary(table);
+    } else if is_asked("verbs") {
+        drop(verbs(2, table));
     }
     if is_asked("shape") {
         bandwidth(table);
@@ -104,12 +113,28 @@ fn measure(table: &mut Table) {
     }
 }
 
-/// Nodes with 4 to 250 pods.
-fn ordinary(table: &mut Table) {
-    let mut cluster = Cluster::new(config(), 5, "ecs.sim.250");
+/// The verbs beside those of another build.
+fn versus(other: &Path, table: &mut Table) {
+    let mut cluster = Cluster::new(config(), 2, "ecs.sim.250");
+    versus::install(&cluster, PEER, &fs::canonicalize(other).expect("the other build is there"));
+    for n in [OURS, PEER] {
+        fill(&mut cluster, n, ADDRESSES);
+    }
+    versus::measure(&mut cluster, [OURS, PEER], table);
+}
+
+/// The verbs beside the peer's, on the first two of so many nodes.
+fn verbs(nodes: usize, table: &mut Table) -> Cluster {
+    let mut cluster = Cluster::new(config(), nodes, "ecs.sim.250");
     peer::install(&cluster, PEER);
     fill(&mut cluster, OURS, ADDRESSES);
     verbs::measure(&mut cluster, table);
+    cluster
+}
+
+/// Nodes with 4 to 250 pods.
+fn ordinary(table: &mut Table) {
+    let mut cluster = verbs(5, table);
 
     let few = populate(&mut cluster, FEW, FEW_PODS, 0);
     let full = populate(&mut cluster, FULL, FULL_PODS, start::STARTS);

@@ -10,8 +10,8 @@ use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use async_signal::{Signal, Signals};
-use smol::stream::StreamExt;
+use rustix::process::Signal;
+use terway::kernel::Signals;
 
 /// Says to the program that it is the inner one.
 pub const INSIDE: &str = "--inside";
@@ -26,7 +26,8 @@ enum Order {
 
 /// Runs this program once more as the inner one, and passes on what the person says.
 pub fn pass_on(args: &[&str]) -> ExitCode {
-    let signals = Signals::new([Signal::Int, Signal::Term, Signal::Hup]).expect("signals can be caught");
+    let signals =
+        Signals::open(&[Signal::INT, Signal::TERM, Signal::HUP].map(Signal::as_raw)).expect("signals can be caught");
     let own = std::env::current_exe().expect("we know where we are");
     let mut inner = Command::new(own);
     inner.arg(INSIDE).args(args).stdin(Stdio::piped()).process_group(0);
@@ -47,8 +48,8 @@ pub fn pass_on(args: &[&str]) -> ExitCode {
     ExitCode::from(status.code().map_or(1, |code| code as u8))
 }
 
-fn pass_signals(mut signals: Signals, pipe: &Mutex<ChildStdin>) {
-    while smol::block_on(signals.next()).is_some() {
+fn pass_signals(signals: Signals, pipe: &Mutex<ChildStdin>) {
+    while signals.next().is_ok() {
         say(pipe, Order::Stop);
     }
 }
