@@ -280,6 +280,48 @@ fn datagrams_are_led_and_answered_under_the_services_address() {
 }
 
 #[test]
+fn a_socket_that_is_connected_to_an_endpoint_that_goes_can_connect_anew() {
+    let bench = Bench::new(json!({}));
+    let (one, other, client) =
+        (bench.cluster.add(0, "one"), bench.cluster.add(0, "other"), bench.cluster.add(0, "client"));
+    let servers = serve(&[&one, &other]);
+    bench.service("dns", "172.21.0.10", json!({"ports": [{"name": "dns", "port": 53, "protocol": "UDP"}]}));
+    bench.endpoints("dns", &[(servers[0].1, json!({}))]);
+    let socket = client.pod.run(|| {
+        bench.threads.join();
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        socket
+    });
+    let ask = || {
+        let mut buffer = [0; 64];
+        socket.send(b"?")?;
+        let len = socket.recv(&mut buffer)?;
+        Ok::<_, std::io::Error>(String::from_utf8_lossy(&buffer[..len]).into_owned())
+    };
+    let connect = || {
+        client.pod.run(|| {
+            bench.threads.join();
+            socket.connect("172.21.0.10:53")
+        })
+    };
+    soon("it answers", || connect().is_ok() && ask().is_ok());
+    assert_eq!(ask().unwrap(), servers[0].1.to_string());
+    bench.endpoints("dns", &[(servers[1].1, json!({}))]);
+    if bench
+        .cluster
+        .node(0)
+        .sh("zcat /proc/config.gz 2>/dev/null | grep INET_DIAG_DESTROY || true")
+        .contains("is not set")
+    {
+        return crate::sim::skip::because("needs INET_DIAG_DESTROY");
+    }
+    soon("the socket hears of it", || ask().is_err_and(|e| e.raw_os_error() == Some(libc::EDESTADDRREQ)));
+    // What it has not heard of the old connection comes first.
+    soon("it is led to the other", || connect().is_ok() && ask().is_ok_and(|who| who == servers[1].1.to_string()));
+}
+
+#[test]
 fn both_families_of_a_service_are_led_to_endpoints_of_their_own() {
     let mut bench = Bench::idle(json!({"ip_stack": "dual"}));
     bench.cluster.world.speak_v6(0);

@@ -57,7 +57,7 @@ fn a_hundred_kills_cost_no_request() {
         for n in 0..KILLS {
             let daemon = bench.cluster.launch(0, &["--log-level", "info"]);
             // The endpoints change all the while, so that it dies at writing too.
-            thread::sleep(Duration::from_millis(fastrand::u64(5..120)));
+            thread::sleep(Duration::from_millis(fastrand::u64(150..700)));
             put_endpoints(&bench.cluster.kube, "web", &[[(a, json!({}))], [(b, json!({}))]][n as usize % 2]);
             thread::sleep(Duration::from_millis(fastrand::u64(..40)));
             daemon.kill();

@@ -7,7 +7,7 @@
 
 mod feed;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -23,10 +23,12 @@ use crate::config::Services as Wanted;
 use crate::error::Error;
 use crate::kernel::bpf::cgroup::Cgroup;
 use crate::kernel::bpf::services::{self, Chosen, Services};
+use crate::kernel::sockets;
 use crate::kube;
-use crate::maps::Sizes;
+use crate::maps::{Backend, Sizes};
 use crate::object::{self, Event, EventType};
 use crate::ours;
+use crate::rpc::Lease;
 use crate::service::table::{Full, Table};
 use crate::service::{About, Heard, Here, Model, Refused};
 
@@ -43,8 +45,8 @@ pub enum News {
     Services(Heard<Service>),
     Slices(Heard<EndpointSlice>),
     Nodes(Heard<Member>),
-    /// The addresses of all pods that have one on this node.
-    Pods(BTreeSet<Ipv6Addr>),
+    /// All pods of this node: their addresses, and where their namespaces are.
+    Pods(BTreeSet<Ipv6Addr>, Vec<PathBuf>),
 }
 
 /// What the loop is started with.
@@ -62,8 +64,13 @@ pub struct Ear(SyncSender<News>);
 
 impl Ear {
     /// Whether there was room: else it is to be told again.
-    pub fn tell(&self, pods: impl Iterator<Item = IpAddr>) -> bool {
-        !matches!(self.0.try_send(News::Pods(pods.map(mapped).collect())), Err(TrySendError::Full(_)))
+    pub fn tell<'a>(&self, leases: impl Iterator<Item = &'a Lease>) -> bool {
+        let (mut addresses, mut namespaces) = (BTreeSet::new(), Vec::new());
+        for lease in leases {
+            addresses.extend(lease.ip.iter().map(mapped));
+            namespaces.push(lease.sandbox.netns.clone());
+        }
+        !matches!(self.0.try_send(News::Pods(addresses, namespaces)), Err(TrySendError::Full(_)))
     }
 }
 
@@ -103,6 +110,8 @@ struct Guard {
     retry: Option<Instant>,
     pause: Duration,
     full: Vec<Full>,
+    /// Where the node's pods are.
+    namespaces: Vec<PathBuf>,
     /// When what is shown is next to be brought up to date.
     show: Option<Instant>,
 }
@@ -135,6 +144,7 @@ impl Guard {
             retry: None,
             pause: RETRY.0,
             full: Vec::new(),
+            namespaces: Vec::new(),
             show: Some(Instant::now()),
         }
     }
@@ -166,7 +176,10 @@ impl Guard {
             News::Services(heard) => self.model.hear_services(heard),
             News::Slices(heard) => self.model.hear_slices(heard),
             News::Nodes(heard) => self.model.hear_nodes(heard),
-            News::Pods(pods) => self.model.hear_pods(pods),
+            News::Pods(addresses, namespaces) => {
+                self.model.hear_pods(addresses);
+                self.namespaces = namespaces;
+            }
         }
     }
 
@@ -213,6 +226,10 @@ impl Guard {
         } else if !writes.is_empty() {
             log::debug!("{} writes of Services in {} us", writes.len(), begun.elapsed().as_micros());
         }
+        let gone = kernel.table.take_gone();
+        if let Err(e) = self.move_on(&kernel.services, &gone) {
+            log::warn!("{e}");
+        }
         let full = kernel.table.full();
         self.kernel = Some(kernel);
         self.tell_full(full);
@@ -224,6 +241,26 @@ impl Guard {
         let (services, _) = Services::open(ours::BPF_ROOT.as_ref(), &self.sizes)?;
         let table = Table::adopt(services.read()?, self.sizes);
         Ok(Kernel { services, cgroup, table, chosen: None })
+    }
+
+    /// Ends datagram sockets that are connected to what is gone, so that their owners connect anew: nothing else tells them.
+    fn move_on(&self, services: &Services, gone: &BTreeMap<u32, Backend>) -> Result<(), Error> {
+        let led = if gone.is_empty() { BTreeSet::new() } else { services.led_to(gone)? };
+        if led.is_empty() {
+            return Ok(());
+        }
+        let namespaces = self.namespaces.clone();
+        thread::spawn(move || {
+            let here = sockets::end(&led);
+            let there = namespaces.iter().map(|netns| sockets::end_in(netns, &led));
+            let (ended, failed): (Vec<_>, Vec<_>) = std::iter::once(here).chain(there).partition(Result::is_ok);
+            let ended: usize = ended.into_iter().flatten().sum();
+            log::debug!("{ended} datagram sockets of backends that are gone were ended");
+            if let Some(Err(e)) = failed.into_iter().next() {
+                log::warn!("a datagram socket stays with a backend that is gone: {e}");
+            }
+        });
+        Ok(())
     }
 
     // What people hear

@@ -26,7 +26,7 @@ impl Node {
     /// Tells the loop of a change of the node's pods, once it has room for news.
     pub(super) fn tell_pods(&mut self) {
         if let Some(ear) = self.ear.as_ref().filter(|_| self.untold) {
-            self.untold = !ear.tell(self.leases.values().flat_map(|lease| lease.ip.iter()));
+            self.untold = !ear.tell(self.leases.values());
         }
     }
 }
