@@ -41,6 +41,12 @@ fn hammered(threads: &Threads, client: &Member, story: impl FnOnce()) -> (u32, O
     (count.into_inner(), failed)
 }
 
+/// How many daemons have come as far as to attach their programs.
+fn lives(bench: &Bench) -> usize {
+    let log = bench.cluster.node(0).read_file("/var/log/terwayd.log").expect("daemons have a log");
+    log.matches("are led at the socket").count()
+}
+
 #[test]
 fn a_hundred_kills_cost_no_request() {
     let mut bench = Bench::new(json!({}));
@@ -55,20 +61,21 @@ fn a_hundred_kills_cost_no_request() {
     let begun = Instant::now();
     let (count, failed) = hammered(&bench.threads, &client, || {
         for n in 0..KILLS {
+            let known = lives(&bench);
             let daemon = bench.cluster.launch(0, &["--log-level", "info"]);
-            // The endpoints change all the while, so that it dies at writing too.
-            thread::sleep(Duration::from_millis(fastrand::u64(150..700)));
-            put_endpoints(&bench.cluster.kube, "web", &[[(a, json!({}))], [(b, json!({}))]][n as usize % 2]);
-            thread::sleep(Duration::from_millis(fastrand::u64(..40)));
+            // Half of them die when they have just begun to serve and the endpoints change, the others anywhere on the way there.
+            match n % 2 {
+                0 => soon("it serves", || lives(&bench) > known),
+                _ => thread::sleep(Duration::from_millis(fastrand::u64(..400))),
+            }
+            put_endpoints(&bench.cluster.kube, "web", &[[(a, json!({}))], [(b, json!({}))]][n as usize / 2 % 2]);
+            thread::sleep(Duration::from_micros(fastrand::u64(..10_000)));
             daemon.kill();
         }
     });
     assert_eq!(failed, None, "after {count} requests");
     eprintln!("{count} requests during {KILLS} kills in {:?}", begun.elapsed());
     assert!(count > KILLS, "{count} requests are none");
-    let log = bench.cluster.node(0).read_file("/var/log/terwayd.log").expect("daemons have a log");
-    let lives = log.matches("are led at the socket").count() as u32;
-    assert!(lives > KILLS / 4, "only {lives} lives came as far as to attach");
     bench.cluster.start_ready(0);
     bench.endpoints("web", &[(b, json!({}))]);
     bench.leads(&client.pod, "172.21.0.80:80", &[b]);
