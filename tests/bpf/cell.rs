@@ -12,6 +12,7 @@ use terway::kernel::bpf::services::{Chosen, Services};
 use terway::maps::{Backend, Frontend, FrontendKey, Proto, Sizes, Write};
 
 use super::maps::BpfFs;
+pub use crate::sim::cgroup::Threads;
 use crate::sim::ns::Ns;
 use crate::sim::traffic::Place;
 
@@ -20,46 +21,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 pub const SIZES: Sizes =
     Sizes { frontends: 1000, backends: 1000, slots: 2000, nodes: 100, affinity: 1000, flows: 10000 };
-
-/// A cgroup for threads: below that of this process, which no program is ever attached to.
-pub struct Threads(PathBuf);
-
-impl Threads {
-    pub fn new() -> Threads {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let root = Cgroup::root().unwrap();
-        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
-        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).expect("cgroup2");
-        let name = format!("tw{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = root.path().join(own).join(name);
-        std::fs::create_dir(&path).unwrap();
-        std::fs::write(path.join("cgroup.type"), "threaded").unwrap();
-        Threads(path)
-    }
-
-    pub fn path(&self) -> &std::path::Path {
-        &self.0
-    }
-
-    /// The calling thread is one of them from now on.
-    pub fn join(&self) {
-        let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
-        std::fs::write(self.0.join("cgroup.threads"), thread).unwrap();
-    }
-}
-
-impl Drop for Threads {
-    fn drop(&mut self) {
-        // A thread that was joined may take a moment more to leave.
-        for _ in 0..100 {
-            match std::fs::remove_dir(&self.0) {
-                Ok(()) => return,
-                Err(_) => std::thread::sleep(Duration::from_millis(10)),
-            }
-        }
-        eprintln!("cgroup {} could not be deleted", self.0.display());
-    }
-}
 
 pub struct Cell {
     pub node: Ns,
@@ -87,7 +48,7 @@ impl Cell {
         let node = Ns::new(tag);
         node.sh("for n in 1 2 3 4; do ip addr add 192.0.2.$n/32 dev lo; ip addr add fd00::$n/128 dev lo nodad; done");
         let threads = Threads::new();
-        let cgroup = Cgroup::at(&threads.0).unwrap();
+        let cgroup = Cgroup::at(threads.path()).unwrap();
         let fs = BpfFs::new(node.name());
         let (services, _) = Services::open(fs.path(), sizes).unwrap();
         Cell { node, threads, cgroup, services, fs }
