@@ -288,8 +288,9 @@ impl Table {
         }
         if let Some(block) = old {
             spare.runs.push((block.base, block.members.len() as u32));
-            let is_kept = |id: &u32| fresh.iter().any(|(_, kept)| kept == id);
-            spare.backends.extend(block.backends(set.protocol).filter(|(id, _)| !is_kept(id)));
+            let is_kept = |addr| wanted.binary_search_by_key(&addr, |b| (b.addr, b.port)).is_ok();
+            let gone = block.backends(set.protocol).filter(|(_, b)| !is_kept((mapped(b.addr), b.port)));
+            spare.backends.extend(gone);
         }
         if number == self.next_set {
             self.next_set = self.next_set.wrapping_add(1).max(1);

@@ -43,7 +43,12 @@ pub fn measure(cluster: &mut Cluster, n: usize, table: &mut Table) {
     let mut times = changes(&kube, &threads, &pods);
     times.sort();
     let p99 = times[times.len() * 99 / 100].as_secs_f64() * 1e3;
-    eprintln!("a change: median {:?}, 99th {:?}, worst {:?}", times[times.len() / 2], times[times.len() * 99 / 100], times.last());
+    eprintln!(
+        "a change: median {:?}, 99th {:?}, worst {:?}",
+        times[times.len() / 2],
+        times[times.len() * 99 / 100],
+        times.last()
+    );
     let what = "one endpoint change among them, from the API server to a connection that is led there, 99th percentile";
     table.push(Row::alone("svc_change_p99_ms", what, "ms", p99, 5.0));
     eprintln!("{} B after {CHANGES} changes", memory(cluster.daemon(n).pid()));
@@ -128,7 +133,8 @@ fn changes(kube: &Kube, threads: &Threads, [one, other, client]: &[Member; 3]) -
     };
     let servers = [listen(one), listen(other)];
     let to: SocketAddr = SocketAddr::new(Ipv4Addr::from(0xac15_0000 + 256).into(), 80);
-    let v4 = |addr: &SocketAddr| if let SocketAddr::V4(addr) = addr { *addr.ip() } else { unreachable!("they are IPv4") };
+    let v4 =
+        |addr: &SocketAddr| if let SocketAddr::V4(addr) = addr { *addr.ip() } else { unreachable!("they are IPv4") };
     client.pod.run(|| {
         threads.join();
         let ask = || {
