@@ -13,7 +13,7 @@ use crate::kernel::{self, Away, Kernel, LinkSeen};
 use crate::plan::RuleAction;
 use crate::pod::Sandbox;
 use crate::rate::Both;
-use crate::rpc::{Answers, EniLease, Heritage, Lease, Marker, Shaper, Whole, Wiring};
+use crate::rpc::{Answers, EniLease, Heritage, Lease, Marker, Shaper, Slave, Whole, Wiring};
 use crate::{datapath, ours, pod};
 
 /// What is known of the node beside the kernel.
@@ -54,6 +54,7 @@ pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result
     let links = kernel.links()?;
     let routes = kernel.routes(ours::PODS_TABLE)?;
     let mut found = whole_leases(kernel, known, contents, &links);
+    found.extend(slave_leases(kernel, known, contents, &links));
     for (attachment, veth) in kernel.pod_links()? {
         if found.iter().any(|lease| lease.sandbox.attachment == attachment) {
             continue;
@@ -93,6 +94,45 @@ fn whole_leases(kernel: &mut Kernel, known: &Known, contents: &Contents, links: 
     let unknown = seen.filter(|(card, eni)| !contents.knows(&card.lent.attachment, &own_addresses(known, eni)));
     let shaper = kernel.shaper().0;
     unknown.map(|(card, eni)| whole_lease(known, card, eni, shaper)).collect()
+}
+
+/// The same of pods that are slaves of an ENI: their link says whose it is, and its addresses are theirs. What the network
+/// configuration leaves to the node beside Services is told by the next ADD.
+fn slave_leases(kernel: &mut Kernel, known: &Known, contents: &Contents, links: &[LinkSeen]) -> Vec<Lease> {
+    let is_parent = |eni: &&Eni| {
+        let own = eni_link(links, eni).map(|link| ours::host_slave(link.ifindex));
+        own.is_some_and(|own| links.iter().any(|link| link.name == own && link.is_slave()))
+    };
+    let parents: Vec<&Eni> = known.enis.iter().filter(is_parent).collect();
+    if parents.is_empty() {
+        return Vec::new();
+    }
+    let shaper = kernel.shaper().0;
+    let mut found = Vec::new();
+    for slave in kernel::slaves() {
+        let is_its = |eni: &&&Eni| eni_link(links, eni).is_some_and(|link| link.ifindex == slave.parent);
+        let Some(eni) = parents.iter().find(is_its) else { continue };
+        if slave.ip.is_empty() || contents.knows(&slave.attachment, &slave.ip) {
+            continue;
+        }
+        let Some(slot) = known.slots.get(&eni.id) else { continue };
+        let pod = slave.pod.unwrap_or_else(pod::nameless);
+        log::info!("{} of pod {pod} holds {}: found in {}", slave.attachment, slave.ip, slave.netns.display());
+        found.push(Lease {
+            pod,
+            sandbox: Sandbox { attachment: slave.attachment, netns: slave.netns },
+            ip: slave.ip,
+            eni: eni_words(known, eni, *slot, ours::eni_table(slave.parent)),
+            node: known.node,
+            marker: known.marker,
+            bandwidth: Both::default(),
+            sticky: false,
+            heritage: None,
+            wiring: Wiring::Ipvlan(Slave { host_stack: Vec::new(), shaper }),
+            routes: Vec::new(),
+        });
+    }
+    found
 }
 
 fn own_addresses(known: &Known, eni: &Eni) -> IpPair {

@@ -1,6 +1,7 @@
 //! The loop that owns the pool, the ledger and the replies that wait: events in, effects out, one after the other.
 
 mod conf;
+mod ipvlan;
 mod own;
 mod repair;
 mod shape;
@@ -13,6 +14,8 @@ use std::time::Duration;
 use smol::channel::{Receiver, Sender};
 use smol::future;
 
+use self::ipvlan::Slaves;
+pub use self::ipvlan::take_out;
 pub use self::repair::Compared;
 use self::repair::Wires;
 use super::eni::{self, Job};
@@ -35,7 +38,7 @@ use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
 use crate::rate::{Both, Limit, Limits};
 use crate::repair::{Part, Repair};
-use crate::rpc::{EniLease, Lease, Refusal, Reply, Request, Whole, Wiring};
+use crate::rpc::{AskIpvlan, EniLease, Lease, Refusal, Reply, Request, Whole, Wiring};
 use crate::{datapath, eni::Fault};
 use conf::Conf;
 
@@ -97,6 +100,7 @@ struct Waiting {
     pod: PodName,
     sandbox: Sandbox,
     limits: Limits,
+    ipvlan: Option<AskIpvlan>,
     deadline: Now,
 }
 
@@ -150,6 +154,7 @@ pub struct Node {
     unsigned: BTreeSet<u32>,
     /// Attachments whose bandwidth is being changed.
     shaping: BTreeSet<Attachment>,
+    slaves: Slaves,
 }
 
 /// What boot found that the loop goes on from.
@@ -164,6 +169,7 @@ pub struct Found {
 
 impl Node {
     pub fn new(world: World, ledger: Ledger, kernel: Kernel, found: Found) -> Node {
+        let slaves = Slaves::of(found.leases.iter());
         let mut node = Node {
             world,
             conf: Conf::new(found.layers),
@@ -194,6 +200,7 @@ impl Node {
             superseded: BTreeMap::new(),
             unsigned: BTreeSet::new(),
             shaping: BTreeSet::new(),
+            slaves,
             mend: clock::now(),
             compare: clock::now(),
             repair: Repair::default(),
@@ -273,9 +280,9 @@ impl Node {
 
     fn ask(&mut self, request: Request, answer: Sender<Reply>) {
         let reply = match request {
-            Request::Allocate { pod, sandbox, limits } => {
+            Request::Allocate { pod, sandbox, limits, ipvlan } => {
                 let deadline = clock::now() + ADD_DEADLINE;
-                return self.allocate(Waiting { answer, pod, sandbox, limits, deadline });
+                return self.allocate(Waiting { answer, pod, sandbox, limits, ipvlan, deadline });
             }
             Request::Release { attachment } => self.release(&attachment),
             Request::Lease { attachment } => match self.leases.get(&attachment) {
@@ -434,7 +441,7 @@ impl Node {
             log::error!("del {}: {e}", lease.pod);
             return refusal(local(&e.to_string()));
         }
-        let whole = lease.is_whole();
+        let whole = lease.is_inside();
         self.unguard_pod(attachment);
         self.forget_lease(attachment);
         let attachment = attachment.clone();
@@ -445,6 +452,7 @@ impl Node {
 
     fn forget_lease(&mut self, attachment: &Attachment) -> Option<Lease> {
         let lease = self.leases.remove(attachment)?;
+        self.direct();
         if let Wiring::Whole(whole) = &lease.wiring {
             self.homes.insert(lease.eni.id.clone(), whole.home.clone());
         }
@@ -481,7 +489,7 @@ impl Node {
         let mut reply = Reply::None {};
         for attachment in &stale {
             log::info!("gc: {attachment} is not among the valid attachments");
-            if let refused @ Reply::Refused { .. } = self.release(attachment) {
+            if let refused @ Reply::Refused { .. } = self.release_unasked(attachment) {
                 reply = refused;
             }
         }
@@ -561,6 +569,7 @@ impl Node {
                 }
                 self.will_be_wired(&attachment);
                 self.leases.insert(attachment, lease);
+                self.direct();
             }
             Err(e) => {
                 self.keep_in_mind(Err(e.clone()));
@@ -597,7 +606,10 @@ impl Node {
             return Err(Error::refused(format!("ENI {} is not set up", held.eni)));
         };
         let bandwidth = self.bandwidth(&held);
-        let wiring = if held.whole { Wiring::Whole(self.whole(&eni)?) } else { Wiring::Shared };
+        let wiring = match held.whole {
+            true => Wiring::Whole(self.whole(&eni)?),
+            false => self.slave(&held, &eni).map_or(Wiring::Shared, Wiring::Ipvlan),
+        };
         Ok(Lease {
             sticky: self.pods.is_sticky(&held.pod, &self.world.stateful_kinds),
             pod: held.pod,
@@ -656,6 +668,7 @@ impl Node {
                 self.homes.remove(&eni);
                 self.enis.insert(eni.clone(), lease);
                 self.eni_is_up(&eni);
+                self.set_up_slaves(&eni);
                 Ok(link)
             }
             Err(e) => {
@@ -672,7 +685,7 @@ impl Node {
         let lease = self.enis.remove(eni);
         let undone = match (self.kernel.link_by_mac(mac), lease) {
             (Ok(Some(link)), Some(lease)) => {
-                let plan = self.world.eni_plan(&lease, &link.name);
+                let plan = self.world.eni_plan(&lease, &link.name, self.slaves.has(eni));
                 self.kernel.undo(&plan)
             }
             (Ok(Some(link)), None) => self.unmark(ours::eni_table(link.ifindex)),
@@ -680,6 +693,7 @@ impl Node {
             (Err(e), _) => Err(e),
         };
         self.noted("dismantle", undone.context(|| format!("ENI {eni}")));
+        self.forget_slaves(eni);
     }
 
     /// What an earlier life set up: the rule that leads a slot's packets into the table. The slot is free for another ENI now.
