@@ -45,6 +45,7 @@ struct packet {
 #define ICMPV6 58
 #define SCTP 132
 #define SOLICITATION 135
+#define ARP_REPLY 2
 
 struct way {
 	struct addr src, dst;
@@ -186,10 +187,26 @@ SEC("classifier") int terway_leaving(struct packet *skb)
 	return bpf_redirect(*slave, BPF_F_INGRESS);
 }
 
+// The node asks for its gateway by the ENI, in its own name, and the driver brings the answer here, where nobody waits for it. With nobody's
+// name on it, it stays with the ENI, which takes it all the same.
+INLINE int hand_back(struct packet *skb)
+{
+	__u16 what;
+	__u32 nobody = 0, ifindex = skb->ifindex;
+	__u32 *parent = bpf_map_lookup_elem(&twins, &ifindex);
+	if (!parent || bpf_skb_load_bytes(skb, ETHERNET + 6, &what, sizeof(what)) || what != be16(ARP_REPLY))
+		return TC_ACT_UNSPEC;
+	if (bpf_skb_store_bytes(skb, ETHERNET + 24, &nobody, sizeof(nobody), 0))
+		return TC_ACT_UNSPEC;
+	return bpf_redirect(*parent, BPF_F_INGRESS);
+}
+
 // What goes to a pod keeps the sender's address; the rest takes the node's own way, and may be made the node's.
 SEC("classifier") int terway_arriving(struct packet *skb)
 {
 	struct way way;
+	if (skb->protocol == ETH_ARP)
+		return hand_back(skb);
 	if (!read(skb, &way))
 		return TC_ACT_UNSPEC;
 	struct place *at = bpf_map_lookup_elem(&near, &way.dst);
