@@ -135,6 +135,11 @@ impl Lease {
         matches!(self.wiring, Wiring::Whole(_))
     }
 
+    /// The pod's interface is an IPvlan slave.
+    pub fn is_slave(&self) -> bool {
+        matches!(self.wiring, Wiring::Ipvlan(_))
+    }
+
     /// The pod's interface has no other end on the node.
     pub fn is_inside(&self) -> bool {
         self.wiring != Wiring::Shared

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::config::Mode;
-use crate::datapath;
+use crate::datapath::{self, EniSetup};
 use crate::eni::VSwitch;
 use crate::error::{Cause, Context, Error};
 use crate::ip::{Family, IpPair, Mac, NetPair, Stack};
@@ -52,16 +52,25 @@ pub fn prepare(
         slot,
         table: ours::eni_table(link.ifindex),
     };
-    let plan = datapath::eni(&datapath::EniSetup { eni: &lease, link: &link.name, mtu, node });
+    let setup = EniSetup { eni: &lease, link: &link.name, mtu, node };
     match mode {
-        Mode::Whole => kernel.undo(&plan).context(|| format!("lay {} ready", link.name))?,
+        Mode::Whole => lay_bare(&mut kernel, &setup).context(|| format!("lay {} ready", link.name))?,
         Mode::Shared => {
-            kernel.apply(&plan).context(|| format!("set up {}", link.name))?;
+            kernel.apply(&datapath::eni(&setup)).context(|| format!("set up {}", link.name))?;
             wait_for_carrier(&mut kernel, &link.name)?;
         }
     }
     log::info!("ENI {} is {} in slot {slot}", job.eni, link.name);
     Ok(lease)
+}
+
+/// It may have carried pods before, in either way.
+fn lay_bare(kernel: &mut Kernel, setup: &EniSetup) -> Result<(), Error> {
+    let plan = match kernel.is_parent(ours::eni_ifindex(setup.eni.table))? {
+        true => datapath::parent(setup),
+        false => datapath::eni(setup),
+    };
+    kernel.undo(&plan)
 }
 
 /// What an ENI of the vSwitch carries: IPv4 always, as no ENI is without; IPv6 where pods have it.

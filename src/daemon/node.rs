@@ -685,7 +685,9 @@ impl Node {
         let lease = self.enis.remove(eni);
         let undone = match (self.kernel.link_by_mac(mac), lease) {
             (Ok(Some(link)), Some(lease)) => {
-                let plan = self.world.eni_plan(&lease, &link.name, self.slaves.has(eni));
+                // An earlier life may have made it a parent.
+                let has_slaves = self.kernel.is_parent(link.ifindex).unwrap_or(true);
+                let plan = self.world.eni_plan(&lease, &link.name, has_slaves);
                 self.kernel.undo(&plan)
             }
             (Ok(Some(link)), None) => self.unmark(ours::eni_table(link.ifindex)),

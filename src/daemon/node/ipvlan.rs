@@ -1,5 +1,6 @@
 //! IPvlan: who gets a slave of an ENI, ENIs that have slaves, and what the programs on them know.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::Node;
@@ -13,7 +14,7 @@ use crate::plan::Plan;
 use crate::pod::Attachment;
 use crate::pool::{Held, Notice};
 use crate::repair::{Depth, Part};
-use crate::rpc::{AskIpvlan, EniLease, Lease, Slave, Wiring};
+use crate::rpc::{AskIpvlan, EniLease, Lease, Reply, Slave};
 
 /// The event that users of the old Terway know.
 const REASON: &str = "VirtualModeChanged";
@@ -22,7 +23,7 @@ const REASON: &str = "VirtualModeChanged";
 #[derive(Default)]
 pub(super) struct Slaves {
     /// ENIs that have slaves, or had.
-    parents: std::collections::BTreeSet<String>,
+    parents: BTreeSet<String>,
     /// What an ADD asked for last, if it was IPvlan: ENIs that come are made ready for it.
     wanted: bool,
     /// Opened with the first parent.
@@ -34,8 +35,8 @@ pub(super) struct Slaves {
 impl Slaves {
     /// As the leases of an earlier life have it.
     pub fn of<'a>(leases: impl Iterator<Item = &'a Lease>) -> Slaves {
-        let parents = leases.filter(|l| matches!(l.wiring, Wiring::Ipvlan(_))).map(|l| l.eni.id.clone());
-        let parents: std::collections::BTreeSet<String> = parents.collect();
+        let parents = leases.filter(|lease| lease.is_slave()).map(|lease| lease.eni.id.clone());
+        let parents: BTreeSet<String> = parents.collect();
         Slaves { wanted: !parents.is_empty(), parents, ..Slaves::default() }
     }
 
@@ -73,6 +74,9 @@ impl Node {
             return Ok(());
         }
         self.world.ipvlan()?;
+        if self.conf.layers().config().service_cidr.is_empty() {
+            log::warn!("service_cidr is not set: what IPvlan pods send to Services as packets leaves by their ENI");
+        }
         self.slaves.wanted = true;
         self.set_up_parent(eni).map_err(|e| format!("ENI {} cannot have IPvlan slaves ({e})", eni.id))
     }
@@ -102,7 +106,7 @@ impl Node {
             let ready = self.set_up_parent(&eni);
             self.noted("IPvlan", ready);
         }
-        let is_slave = |l: &&Lease| l.eni.id == id && l.eni != eni && matches!(l.wiring, Wiring::Ipvlan(_));
+        let is_slave = |lease: &&Lease| lease.eni.id == id && lease.eni != eni && lease.is_slave();
         let moved: Vec<Lease> = self.leases.values().filter(is_slave).cloned().collect();
         for lease in moved {
             let (attachment, lease) = (lease.sandbox.attachment.clone(), Lease { eni: eni.clone(), ..lease });
@@ -145,10 +149,10 @@ impl Node {
     }
 
     /// Releases a lease for which no DEL has come: a plugin that knows its namespace would have taken the slave out.
-    pub(super) fn release_unasked(&mut self, attachment: &Attachment) -> crate::rpc::Reply {
-        let lease = self.leases.get(attachment).filter(|l| matches!(l.wiring, Wiring::Ipvlan(_))).cloned();
+    pub(super) fn release_unasked(&mut self, attachment: &Attachment) -> Reply {
+        let lease = self.leases.get(attachment).filter(|lease| lease.is_slave()).cloned();
         let reply = self.release(attachment);
-        if let (Some(lease), crate::rpc::Reply::Released { .. }) = (lease, &reply) {
+        if let (Some(lease), Reply::Released { .. }) = (lease, &reply) {
             self.world.take_out(lease);
         }
         reply

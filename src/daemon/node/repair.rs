@@ -16,7 +16,7 @@ use crate::plan::Plan;
 use crate::pod::{Attachment, PodName};
 use crate::pool::{Event, Notice, Now};
 use crate::repair::{Depth, Part};
-use crate::rpc::{EniLease, Lease, Wiring};
+use crate::rpc::{EniLease, Lease};
 
 /// The insides of pods tell nobody what happens in them: they are looked at this often, with all the rest.
 const COMPARE_EVERY: Duration = Duration::from_secs(300);
@@ -99,7 +99,7 @@ impl Node {
         if !self.wires.unwired.contains_key(attachment) {
             return;
         }
-        if let Wiring::Ipvlan(_) = lease.wiring {
+        if lease.is_slave() {
             let link = self.slave_inside(lease);
             return link.map_or((), |link| self.guard_pod(attachment, &link, clock::now() + SETTLED_IN));
         }
@@ -122,9 +122,9 @@ impl Node {
         for attachment in old {
             let Some(lease) = self.leases.get(&attachment) else { continue };
             let veth = ours::host_veth(&lease.pod, &attachment.ifname);
-            let link = match lease.wiring {
-                Wiring::Ipvlan(_) => self.slave_inside(lease),
-                _ => by_name.get(veth.as_str()).map(|link| LinkSeen::clone(link)),
+            let link = match lease.is_slave() {
+                true => self.slave_inside(lease),
+                false => by_name.get(veth.as_str()).map(|link| LinkSeen::clone(link)),
             };
             match link {
                 Some(link) => self.guard_pod(&attachment, &link, now),
