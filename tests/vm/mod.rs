@@ -1,6 +1,6 @@
 //! Other kernels than this machine's: one that lacks eBPF, and Debian's two, which have what this one lacks.
 
-mod without_bpf;
+pub mod without_bpf;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -72,6 +72,13 @@ fn user_mode_linux_carries_pods_that_are_ipvlan_slaves() {
     let named = "ipvlan::a_slave_reaches_everybody_and_is_reached_with_its_own_address";
     let strict = "fabric::a_packet_from_an_address_of_somebody_else_is_dropped";
     guest(Guest::Uml(1), &["ipvlan::", "fabric::a_packet", "fabric::a_frame", "fabric::ipv6"], &[named, strict], &[]);
+}
+
+/// The real daemon and the real plugin, with the whole simulated world, in the guest.
+#[test]
+fn user_mode_linux_runs_a_node_whose_pods_are_slaves() {
+    let named = "node::ipvlan::pods_are_slaves_where_the_network_configuration_says_so";
+    guest(Guest::Uml(0), &["node::ipvlan::"], &[named], &[]);
 }
 
 #[test]
