@@ -42,16 +42,7 @@ pub fn prepare(
 ) -> Result<EniLease, Error> {
     let mut kernel = Kernel::host()?;
     let link = wait_for_link(&mut kernel, job)?;
-    let cidr = prefixes(vswitch, stack);
-    let lease = EniLease {
-        id: job.eni.clone(),
-        mac: job.mac,
-        vswitch: vswitch.id.clone(),
-        cidr,
-        gateway: cidr.gateway(),
-        slot,
-        table: ours::eni_table(link.ifindex),
-    };
+    let lease = lease(job, slot, vswitch, stack, link.ifindex);
     let setup = EniSetup { eni: &lease, link: &link.name, mtu, node };
     match mode {
         Mode::Whole => lay_bare(&mut kernel, &setup).context(|| format!("lay {} ready", link.name))?,
@@ -71,6 +62,20 @@ fn lay_bare(kernel: &mut Kernel, setup: &EniSetup) -> Result<(), Error> {
         false => datapath::eni(setup),
     };
     kernel.undo(&plan)
+}
+
+/// What is leased of an ENI that is in this slot.
+pub fn lease(job: &Job, slot: u32, vswitch: &VSwitch, stack: Stack, ifindex: u32) -> EniLease {
+    let cidr = prefixes(vswitch, stack);
+    EniLease {
+        id: job.eni.clone(),
+        mac: job.mac,
+        vswitch: vswitch.id.clone(),
+        cidr,
+        gateway: cidr.gateway(),
+        slot,
+        table: ours::eni_table(ifindex),
+    }
 }
 
 /// What an ENI of the vSwitch carries: IPv4 always, as no ENI is without; IPv6 where pods have it.

@@ -31,11 +31,11 @@ mod veth;
 use std::path::Path;
 
 pub use addr::AddrSeen;
-pub use card::{Away, away};
+pub use card::{Away, away, is_settled};
 pub use events::Watch;
 pub use ipvlan::{SlaveSeen, slaves, take_out};
 pub use link::LinkSeen;
-pub use look::{attempt, ipvlan};
+pub use look::{Look, attempt, ipvlan};
 pub use old::OldPod;
 pub use place::Difference;
 pub use route::{MAIN, RouteSeen};
