@@ -15,6 +15,7 @@ mod node;
 mod plugin;
 mod runtime;
 mod sdk;
+mod services;
 #[allow(dead_code)]
 mod sim;
 mod vm;
