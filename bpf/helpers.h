@@ -43,6 +43,7 @@ static long (*bpf_map_update_elem)(void *map, const void *key, const void *value
 static long (*bpf_map_delete_elem)(void *map, const void *key) = (void *)3;                            // 3.18
 static __u64 (*bpf_ktime_get_ns)(void) = (void *)5;                                                    // 3.18
 static __u32 (*bpf_get_prandom_u32)(void) = (void *)7;                                                 // 4.1
+static long (*bpf_skb_store_bytes)(void *skb, __u32 offset, const void *from, __u32 len, __u64 flags) = (void *)9; // 4.1
 static long (*bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;                                  // 4.4
 static long (*bpf_skb_load_bytes)(const void *skb, __u32 offset, void *to, __u32 len) = (void *)26;    // 4.5
 static __u64 (*bpf_get_socket_cookie)(void *ctx) = (void *)46;                                         // 4.19 for bpf_sock_addr

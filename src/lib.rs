@@ -12,6 +12,7 @@ pub mod ip;
 pub mod json;
 pub mod loose;
 pub mod maps;
+pub mod near;
 pub mod netpol;
 pub mod object;
 pub mod ours;

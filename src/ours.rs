@@ -20,8 +20,8 @@ pub const LEDGER: &str = "/run/terway";
 pub const LASTING: &str = "/var/lib/terway";
 /// Where the old Terway keeps its databases. We read them once, and never write there.
 pub const OLD_STORE: &str = "/var/lib/cni/terway";
-/// How the names of the host's own IPvlan links begin that the old Terway makes.
-pub const OLD_IPVLAN: &str = "ipvl_";
+/// How the names of the node's own IPvlan slaves begin, the old Terway's and ours.
+pub const HOST_SLAVE: &str = "ipvl_";
 /// The daemon's configuration.
 pub const CONFIG: &str = "/etc/eni/eni.json";
 /// What makes the kubelet call us; written only once the daemon serves.
@@ -85,6 +85,9 @@ pub const SHAPE_FILTER_PRIORITIES: Both<u16> = Both { ingress: 2050, egress: 205
 /// The longest `ifalias` (IFALIASZ of linux/if.h, less its NUL).
 const ALIAS_MAX: usize = 255;
 
+/// tc priority of the programs on an ENI and on the node's slave of it. The old Terway's filters there have 40000.
+pub const HOOK_PRIORITY: u16 = 2052;
+
 /// Host links that wait for the daemon to delete them together (`IFLA_GROUP`).
 pub const DOOMED_GROUP: u32 = 0x7e4_dead;
 
@@ -133,6 +136,16 @@ pub fn eni_table(ifindex: u32) -> u32 {
     PODS_TABLE + ifindex
 }
 
+/// The link that has the routing table of an ENI.
+pub fn eni_ifindex(table: u32) -> u32 {
+    table - PODS_TABLE
+}
+
+/// The node's own slave of the ENI with this interface index (the old Terway's name).
+pub fn host_slave(ifindex: u32) -> String {
+    format!("{HOST_SLAVE}{ifindex}")
+}
+
 /// The host end of a pod's veth: `cali` and 11 hex digits of SHA-1; for eth0 bit for bit Calico's workload interface name.
 pub fn host_veth(pod: &PodName, ifname: &str) -> String {
     // A pod's name holds no slash: `web` with `net1` is not `webnet1` with `eth0`.
@@ -144,6 +157,14 @@ pub fn host_veth(pod: &PodName, ifname: &str) -> String {
     name.truncate(15);
     name
 }
+
+/// What a pod's slave is called for the moment of its birth. The kernel takes no name that a link of the node has.
+pub fn newborn(pod: &PodName, ifname: &str) -> String {
+    host_veth(pod, ifname).replacen("cali", NEWBORN, 1)
+}
+
+/// How such a name begins.
+pub const NEWBORN: &str = "terw";
 
 /// MAC of a veth's host end: locally administered, derived from its name.
 pub fn host_mac(host_veth: &str) -> Mac {
@@ -165,7 +186,7 @@ fn sha1(text: &str) -> [u8; 20] {
     sha1_smol::Sha1::from(text).digest().bytes()
 }
 
-/// `ifalias` of a host veth: whose it is. A late DEL of an older sandbox of the same pod reads it and keeps its hands off,
+/// `ifalias` of a host veth, or of a pod's IPvlan slave: whose it is. A late DEL of an older sandbox of the same pod reads it and keeps its hands off,
 /// and a daemon that lost its ledger learns from it which pods run.
 pub fn alias(attachment: &Attachment, pod: &PodName) -> String {
     let short = format!("terway {attachment}");

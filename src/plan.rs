@@ -23,6 +23,8 @@ pub struct Plan {
 pub enum Object {
     Veth(Veth),
     Card(Card),
+    Slave(Slave),
+    HostSlave(HostSlave),
     Link(Link),
     Addr(Addr),
     Route(Route),
@@ -32,6 +34,7 @@ pub enum Object {
     Tbf(Tbf),
     Ifb(Ifb),
     Redirect(Redirect),
+    Hook(Hook),
     Sysctl(Sysctl),
     Iptables(Iptables),
 }
@@ -58,6 +61,28 @@ pub struct Card {
     pub name: String,
     /// `ifalias`: whose it is.
     pub alias: String,
+}
+
+/// An IPvlan slave of an ENI in mode L2, born in the pod's namespace. Its MAC is the ENI's: the kernel gives it no other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slave {
+    pub name: String,
+    /// What it is called until it is there.
+    pub newborn: String,
+    /// Index of the ENI's link.
+    pub parent: u32,
+    pub mac: Mac,
+    pub mtu: u32,
+    /// `ifalias`: whose it is.
+    pub alias: String,
+}
+
+/// The node's own slave of an ENI, up: by it node and pods reach each other. It asks nobody for MACs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostSlave {
+    pub name: String,
+    pub parent: u32,
+    pub mtu: u32,
 }
 
 /// A link that exists already, as it should be: up, with this MTU.
@@ -162,6 +187,37 @@ pub enum Side {
     Egress,
 }
 
+/// One of our eBPF programs on one side of a link, with the qdisc that carries it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hook {
+    pub link: String,
+    pub side: Side,
+    pub priority: u16,
+    pub program: Program,
+}
+
+/// The programs of `bpf/eni.bpf.c`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Program {
+    /// What slaves send by their ENI and the node must see goes to the node.
+    Leaving,
+    /// What comes to the node by its own slave is marked, but for what goes on to a pod.
+    Arriving,
+    /// Who speaks to a slave through the node is remembered: the answer goes through the node too.
+    Entering,
+}
+
+impl Program {
+    /// What it is called in its object, and in the kernel.
+    pub fn name(self) -> &'static str {
+        match self {
+            Program::Leaving => "terway_leaving",
+            Program::Arriving => "terway_arriving",
+            Program::Entering => "terway_entering",
+        }
+    }
+}
+
 /// A kernel parameter, its path below `/proc/sys`. Where the kernel does not have it there is nothing to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sysctl {
@@ -192,6 +248,9 @@ impl Object {
         match self {
             Object::Veth(v) => Some(&v.name),
             Object::Card(c) => Some(&c.home),
+            // It is in the pod: no link of the node.
+            Object::Slave(_) => None,
+            Object::HostSlave(s) => Some(&s.name),
             Object::Link(l) => Some(&l.name),
             Object::Addr(a) => Some(&a.link),
             Object::Route(r) => Some(&r.link),
@@ -200,6 +259,7 @@ impl Object {
             Object::Tbf(t) => Some(&t.link),
             Object::Ifb(i) => Some(&i.name),
             Object::Redirect(r) => Some(&r.link),
+            Object::Hook(h) => Some(&h.link),
             Object::Sysctl(s) => s.link(),
             Object::Rule(_) | Object::Iptables(_) => None,
         }
@@ -223,6 +283,8 @@ impl fmt::Display for Object {
         match self {
             Object::Veth(v) => v.fmt(f),
             Object::Card(c) => c.fmt(f),
+            Object::Slave(s) => s.fmt(f),
+            Object::HostSlave(s) => s.fmt(f),
             Object::Link(l) => l.fmt(f),
             Object::Addr(a) => write!(f, "ip addr replace {} dev {}", a.net, a.link),
             Object::Route(r) => r.fmt(f),
@@ -232,6 +294,7 @@ impl fmt::Display for Object {
             Object::Tbf(t) => t.fmt(f),
             Object::Ifb(i) => write!(f, "ip link add {} type ifb", i.name),
             Object::Redirect(r) => r.fmt(f),
+            Object::Hook(h) => h.fmt(f),
             Object::Sysctl(s) => write!(f, "sysctl -w {}={}", s.path.replace('/', "."), s.value),
             Object::Iptables(i) => i.fmt(f),
         }
@@ -242,6 +305,23 @@ impl fmt::Display for Card {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Card { mac, home, name, alias } = self;
         write!(f, "ip link set {home} alias '{alias}' netns pod name {name} # {mac}")
+    }
+}
+
+impl fmt::Display for Slave {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Slave { name, parent, mac, mtu, alias, .. } = self;
+        write!(
+            f,
+            "ip link add link if{parent} name {name} netns pod mtu {mtu} alias '{alias}' type ipvlan mode l2 bridge # {mac}"
+        )
+    }
+}
+
+impl fmt::Display for HostSlave {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let HostSlave { name, parent, mtu } = self;
+        write!(f, "ip link add link if{parent} name {name} mtu {mtu} up arp off type ipvlan mode l2 bridge")
     }
 }
 
@@ -336,13 +416,25 @@ impl fmt::Display for Tbf {
     }
 }
 
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Side::Ingress => "ingress",
+            Side::Egress => "egress",
+        })
+    }
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Hook { link, side, priority, program } = self;
+        write!(f, "tc filter replace dev {link} {side} priority {priority} bpf direct-action {}", program.name())
+    }
+}
+
 impl fmt::Display for Redirect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Redirect { link, side, priority, through } = self;
-        let side = match side {
-            Side::Ingress => "ingress",
-            Side::Egress => "egress",
-        };
         write!(f, "tc filter replace dev {link} {side} priority {priority} u32 match u32 0 0 ")?;
         write!(f, "action mirred egress redirect dev {through}")
     }

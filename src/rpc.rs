@@ -23,6 +23,9 @@ pub enum Request {
         /// What the runtime asks for, which goes before the pod's annotations.
         #[serde(default, skip_serializing_if = "Both::is_default")]
         limits: Limits,
+        /// The network configuration wants IPvlan; absent is a veth.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ipvlan: Option<AskIpvlan>,
     },
     /// DEL: the attachment is gone, or going; the daemon takes its route and link away and frees its address.
     Release { attachment: Attachment },
@@ -45,7 +48,8 @@ pub enum Reply {
     /// Nothing is leased to the attachment; all that GC named is gone.
     None {},
     /// The attachment's lease is over; what is left of it in the kernel is the daemon's business.
-    /// `whole`: an ENI was lent to it, which whoever knows its namespace brings home.
+    /// `whole`: its interface is a link in its namespace alone (an ENI that was lent to it, a slave of one), which whoever knows
+    /// that takes out.
     Released {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         whole: bool,
@@ -128,6 +132,16 @@ pub enum Heritage {
 
 impl Lease {
     pub fn is_whole(&self) -> bool {
+        matches!(self.wiring, Wiring::Whole(_))
+    }
+
+    /// The pod's interface is an IPvlan slave.
+    pub fn is_slave(&self) -> bool {
+        matches!(self.wiring, Wiring::Ipvlan(_))
+    }
+
+    /// The pod's interface has no other end on the node.
+    pub fn is_inside(&self) -> bool {
         self.wiring != Wiring::Shared
     }
 
@@ -149,6 +163,27 @@ pub enum Wiring {
     Shared,
     /// The ENI itself is moved into the pod.
     Whole(Whole),
+    /// The pod has an IPvlan slave of the ENI, which stays with the node and carries others too.
+    Ipvlan(Slave),
+}
+
+/// What an ADD says of IPvlan, from the network configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AskIpvlan {
+    /// What pods shall reach through the node rather than through the VPC, beside Services.
+    #[serde(default)]
+    pub host_stack: Vec<IpNet>,
+}
+
+/// What the wiring of a slave takes besides.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slave {
+    /// As the ADD had it: the node leads it for as long as one of its leases names it.
+    #[serde(default)]
+    pub host_stack: Vec<IpNet>,
+    #[serde(default)]
+    pub shaper: Shaper,
 }
 
 /// What the wiring of a whole ENI takes besides.
@@ -163,14 +198,14 @@ pub struct Whole {
     pub shaper: Shaper,
 }
 
-/// What holds the two links of such a pod to one bandwidth; what the kernel can do decides.
+/// What holds a pod to its bandwidth whose links end in it; what the kernel can do decides.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Shaper {
-    /// Both are led through one bucket.
+    /// All of its links are led through one bucket a direction.
     #[default]
     Ifb,
-    /// Each has a bucket of its own where it leaves a link; what arrives by the ENI has none.
+    /// Each has a bucket of its own where it leaves a link; what the ENI brings has none.
     Links,
 }
 
@@ -264,4 +299,11 @@ pub fn example_whole() -> Lease {
     let services = NetPair::v4("172.21.0.0/20".parse().expect("a prefix"));
     let whole = Whole { home: "eth1".into(), services, answers: Answers::Conntrack, shaper: Shaper::Ifb };
     Lease { wiring: Wiring::Whole(whole), ..example_lease() }
+}
+
+/// The same pod as a slave of its ENI.
+#[cfg(test)]
+pub fn example_slave() -> Lease {
+    let host_stack = vec!["169.254.20.10/32".parse().expect("a prefix")];
+    Lease { wiring: Wiring::Ipvlan(Slave { host_stack, shaper: Shaper::Ifb }), ..example_lease() }
 }

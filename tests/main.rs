@@ -8,6 +8,7 @@ mod datapath;
 mod exclusive;
 mod fabric;
 mod fire;
+mod ipvlan;
 mod kernel;
 mod kube;
 mod node;

@@ -5,6 +5,7 @@ mod config;
 mod connectivity;
 mod daemon;
 mod exclusive;
+mod ipvlan;
 mod outage;
 mod own_node;
 mod pool;

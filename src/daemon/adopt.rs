@@ -13,7 +13,7 @@ use crate::kernel::{self, Away, Kernel, LinkSeen, Look, RouteSeen};
 use crate::plan::RuleAction;
 use crate::pod::{Attachment, Sandbox};
 use crate::rate::Both;
-use crate::rpc::{Answers, EniLease, Heritage, Lease, Marker, Shaper, Whole, Wiring};
+use crate::rpc::{Answers, EniLease, Heritage, Lease, Marker, Shaper, Slave, Whole, Wiring};
 use crate::{datapath, ours, pod};
 
 /// What is known of the node beside the kernel.
@@ -51,6 +51,7 @@ fn eni_link<'a>(links: &'a [LinkSeen], eni: &Eni) -> Option<&'a LinkSeen> {
 /// the veth has no room for is nameless; nobody will think that it is gone.
 pub fn leases(kernel: &mut Kernel, look: &Look, known: &Known, contents: &Contents) -> Result<Vec<Lease>, Error> {
     let mut found = whole_leases(kernel, known, contents, &look.links);
+    found.extend(slave_leases(kernel, look, known, contents));
     let leased = contents.leases.iter().chain(&found).map(|lease| lease.sandbox.attachment.clone());
     let leased: BTreeSet<Attachment> = leased.collect();
     for (attachment, veth) in look.pod_links().filter(|(attachment, _)| !leased.contains(attachment)) {
@@ -90,6 +91,43 @@ fn whole_leases(kernel: &mut Kernel, known: &Known, contents: &Contents, links: 
     let unknown = seen.filter(|(card, eni)| !contents.knows(&card.lent.attachment, &own_addresses(known, eni)));
     let shaper = kernel.shaper().0;
     unknown.map(|(card, eni)| whole_lease(known, card, eni, shaper)).collect()
+}
+
+/// The same of pods that are slaves of an ENI: their link says whose it is, and its addresses are theirs. What the network
+/// configuration leaves to the node beside Services is told by the next ADD.
+fn slave_leases(kernel: &mut Kernel, look: &Look, known: &Known, contents: &Contents) -> Vec<Lease> {
+    let by_slave = |route: &&RouteSeen| look.links.iter().any(|l| l.is_slave() && route.oif == Some(l.ifindex));
+    let mut routes = look.routes.iter().filter(|route| route.table == ours::PODS_TABLE).filter(by_slave);
+    // Where the ledger knows of all that the node leads to its slaves, nothing is lost, and no namespace is looked into.
+    if routes.all(|route| contents.leases.iter().any(|lease| lease.ip.iter().any(|ip| ip == route.to.addr()))) {
+        return Vec::new();
+    }
+    let shaper = kernel.shaper().0;
+    let mut found = Vec::new();
+    for slave in kernel::slaves() {
+        let is_its = |eni: &&Eni| eni_link(&look.links, eni).is_some_and(|link| link.ifindex == slave.parent);
+        let Some(eni) = known.enis.iter().find(is_its) else { continue };
+        if slave.ip.is_empty() || contents.knows(&slave.attachment, &slave.ip) {
+            continue;
+        }
+        let Some(slot) = known.slots.get(&eni.id) else { continue };
+        let pod = slave.pod.unwrap_or_else(pod::nameless);
+        log::info!("{} of pod {pod} holds {}: found in {}", slave.attachment, slave.ip, slave.netns.display());
+        found.push(Lease {
+            pod,
+            sandbox: Sandbox { attachment: slave.attachment, netns: slave.netns },
+            ip: slave.ip,
+            eni: eni_words(known, eni, *slot, ours::eni_table(slave.parent)),
+            node: known.node,
+            marker: known.marker,
+            bandwidth: Both::default(),
+            sticky: false,
+            heritage: None,
+            wiring: Wiring::Ipvlan(Slave { host_stack: Vec::new(), shaper }),
+            routes: Vec::new(),
+        });
+    }
+    found
 }
 
 fn own_addresses(known: &Known, eni: &Eni) -> IpPair {

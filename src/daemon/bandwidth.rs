@@ -51,6 +51,10 @@ fn setup<'a>(lease: &'a Lease, kernel: &mut Kernel) -> Result<Setup<'a>, Error> 
             let link = kernel.link(&veth)?.filter(is_its).ok_or_else(|| absent(&veth))?;
             Ok(Setup::new(lease, link.mtu))
         }
+        Wiring::Ipvlan(_) => {
+            let link = kernel.link_inside(&attachment.ifname)?.filter(LinkSeen::is_slave);
+            Ok(Setup::new(lease, link.ok_or_else(|| absent(&attachment.ifname))?.mtu))
+        }
         Wiring::Whole(_) => {
             let card = kernel.link_inside(&attachment.ifname)?.filter(|link| link.mac == Some(lease.eni.mac));
             let card = card.ok_or_else(|| absent(&attachment.ifname))?;

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::config::Mode;
-use crate::datapath;
+use crate::datapath::{self, EniSetup};
 use crate::eni::VSwitch;
 use crate::error::{Cause, Context, Error};
 use crate::ip::{Family, IpPair, Mac, NetPair, Stack};
@@ -43,16 +43,25 @@ pub fn prepare(
     let mut kernel = Kernel::host()?;
     let link = wait_for_link(&mut kernel, job)?;
     let lease = lease(job, slot, vswitch, stack, link.ifindex);
-    let plan = datapath::eni(&datapath::EniSetup { eni: &lease, link: &link.name, mtu, node });
+    let setup = EniSetup { eni: &lease, link: &link.name, mtu, node };
     match mode {
-        Mode::Whole => kernel.undo(&plan).context(|| format!("lay {} ready", link.name))?,
+        Mode::Whole => lay_bare(&mut kernel, &setup).context(|| format!("lay {} ready", link.name))?,
         Mode::Shared => {
-            kernel.apply(&plan).context(|| format!("set up {}", link.name))?;
+            kernel.apply(&datapath::eni(&setup)).context(|| format!("set up {}", link.name))?;
             wait_for_carrier(&mut kernel, &link.name)?;
         }
     }
     log::info!("ENI {} is {} in slot {slot}", job.eni, link.name);
     Ok(lease)
+}
+
+/// It may have carried pods before, in either way.
+fn lay_bare(kernel: &mut Kernel, setup: &EniSetup) -> Result<(), Error> {
+    let plan = match kernel.is_parent(ours::eni_ifindex(setup.eni.table))? {
+        true => datapath::parent(setup),
+        false => datapath::eni(setup),
+    };
+    kernel.undo(&plan)
 }
 
 /// What is leased of an ENI that is in this slot.

@@ -122,7 +122,8 @@ mod tests {
         let (answer, answered) = bounded(1);
         let sandbox = example_lease().sandbox;
         let pod = PodName::new("default", "web-0");
-        (Input::Ask { request: Request::Allocate { pod, sandbox, limits: Limits::default() }, answer }, answered)
+        let request = Request::Allocate { pod, sandbox, limits: Limits::default(), ipvlan: None };
+        (Input::Ask { request, answer }, answered)
     }
 
     fn reason(reply: Reply) -> String {

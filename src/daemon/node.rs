@@ -1,6 +1,7 @@
 //! The loop that owns the pool, the ledger and the replies that wait: events in, effects out, one after the other.
 
 mod conf;
+mod ipvlan;
 mod own;
 mod repair;
 mod services;
@@ -14,6 +15,8 @@ use std::time::{Duration, SystemTime};
 use smol::channel::{Receiver, Sender};
 use smol::future;
 
+use self::ipvlan::Slaves;
+pub use self::ipvlan::take_out;
 pub use self::repair::Compared;
 use self::repair::Wires;
 use super::eni::{self, Job};
@@ -41,7 +44,7 @@ use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
 use crate::rate::{Both, Limit, Limits};
 use crate::repair::{Part, Repair};
-use crate::rpc::{EniLease, Lease, Refusal, Reply, Request, Whole, Wiring};
+use crate::rpc::{AskIpvlan, EniLease, Lease, Refusal, Reply, Request, Whole, Wiring};
 use conf::Conf;
 
 /// An ADD is answered within this time, well before the runtime gives up (the kubelet: two minutes).
@@ -113,6 +116,7 @@ struct Waiting {
     pod: PodName,
     sandbox: Sandbox,
     limits: Limits,
+    ipvlan: Option<AskIpvlan>,
     deadline: Now,
 }
 
@@ -176,6 +180,7 @@ pub struct Node {
     unsigned: BTreeSet<u32>,
     /// Attachments whose bandwidth is being changed.
     shaping: BTreeSet<Attachment>,
+    slaves: Slaves,
 }
 
 /// What boot found that the loop goes on from.
@@ -194,6 +199,7 @@ pub struct Found {
 
 impl Node {
     pub fn new(world: World, ledger: Ledger, kernel: Kernel, found: Found) -> Node {
+        let slaves = Slaves::of(found.leases.iter());
         let mut node = Node {
             world,
             conf: Conf::new(found.layers),
@@ -229,6 +235,7 @@ impl Node {
             superseded: BTreeMap::new(),
             unsigned: BTreeSet::new(),
             shaping: BTreeSet::new(),
+            slaves,
             mend: clock::now() + FIRST_ROUND,
             compare: clock::now() + FIRST_ROUND,
             begin: Some((clock::now() + GUARD_AFTER, found.look)),
@@ -343,9 +350,9 @@ impl Node {
 
     fn ask(&mut self, request: Request, answer: Sender<Reply>) {
         let reply = match request {
-            Request::Allocate { pod, sandbox, limits } => {
+            Request::Allocate { pod, sandbox, limits, ipvlan } => {
                 let deadline = clock::now() + ADD_DEADLINE;
-                return self.allocate(Waiting { answer, pod, sandbox, limits, deadline });
+                return self.allocate(Waiting { answer, pod, sandbox, limits, ipvlan, deadline });
             }
             Request::Release { attachment } => self.release(&attachment),
             Request::Lease { attachment } => match self.leases.get(&attachment) {
@@ -504,7 +511,7 @@ impl Node {
             log::error!("del {}: {e}", lease.pod);
             return refusal(local(&e.to_string()));
         }
-        let whole = lease.is_whole();
+        let whole = lease.is_inside();
         self.unguard_pod(attachment);
         self.forget_lease(attachment);
         let attachment = attachment.clone();
@@ -515,6 +522,7 @@ impl Node {
 
     fn forget_lease(&mut self, attachment: &Attachment) -> Option<Lease> {
         let lease = self.leases.remove(attachment)?;
+        self.direct();
         self.untold = true;
         if let Wiring::Whole(whole) = &lease.wiring {
             self.homes.insert(lease.eni.id.clone(), whole.home.clone());
@@ -552,7 +560,7 @@ impl Node {
         let mut reply = Reply::None {};
         for attachment in &stale {
             log::info!("gc: {attachment} is not among the valid attachments");
-            if let refused @ Reply::Refused { .. } = self.release(attachment) {
+            if let refused @ Reply::Refused { .. } = self.release_unasked(attachment) {
                 reply = refused;
             }
         }
@@ -632,6 +640,7 @@ impl Node {
                 }
                 self.will_be_wired(&attachment);
                 self.leases.insert(attachment, lease);
+                self.direct();
                 self.untold = true;
             }
             Err(e) => {
@@ -669,7 +678,10 @@ impl Node {
             return Err(Error::refused(format!("ENI {} is not set up", held.eni)));
         };
         let bandwidth = self.bandwidth(&held);
-        let wiring = if held.whole { Wiring::Whole(self.whole(&eni)?) } else { Wiring::Shared };
+        let wiring = match held.whole {
+            true => Wiring::Whole(self.whole(&eni)?),
+            false => self.slave(&held, &eni).map_or(Wiring::Shared, Wiring::Ipvlan),
+        };
         Ok(Lease {
             sticky: self.pods.is_sticky(&held.pod, &self.world.stateful_kinds),
             pod: held.pod,
@@ -729,6 +741,7 @@ impl Node {
                 let ready = Link { ifindex: lease.table - ours::PODS_TABLE, slot };
                 self.enis.insert(job.eni.clone(), lease);
                 self.guard_eni(&job.eni, &link, clock::now());
+                self.direct();
                 self.events.push_back(Event::Prepared { eni: job.eni, result: Ok(ready) });
             }
             None => self.world.prepare(job, slot),
@@ -744,7 +757,8 @@ impl Node {
         let settled = link.running && kernel::is_settled(link, job.home.as_deref());
         let vswitch = self.world.vswitches.get(&job.vswitch).filter(|_| settled)?;
         let lease = eni::lease(job, slot, vswitch, self.world.setup.stack, link.ifindex);
-        let (plan, name) = (self.world.eni_plan(&lease, &link.name), link.name.clone());
+        let has_slaves = self.slaves.has(&job.eni);
+        let (plan, name) = (self.world.eni_plan(&lease, &link.name, has_slaves), link.name.clone());
         let found = self.kernel.survey(&plan, None).ok()?;
         found.is_empty().then_some((name, lease))
     }
@@ -756,6 +770,7 @@ impl Node {
                 self.homes.remove(&eni);
                 self.enis.insert(eni.clone(), lease);
                 self.eni_is_up(&eni);
+                self.set_up_slaves(&eni);
                 Ok(link)
             }
             Err(e) => {
@@ -772,7 +787,9 @@ impl Node {
         let lease = self.enis.remove(eni);
         let undone = match (self.kernel.link_by_mac(mac), lease) {
             (Ok(Some(link)), Some(lease)) => {
-                let plan = self.world.eni_plan(&lease, &link.name);
+                // An earlier life may have made it a parent.
+                let has_slaves = self.kernel.is_parent(link.ifindex).unwrap_or(true);
+                let plan = self.world.eni_plan(&lease, &link.name, has_slaves);
                 self.kernel.undo(&plan)
             }
             (Ok(Some(link)), None) => self.unmark(ours::eni_table(link.ifindex)),
@@ -780,6 +797,7 @@ impl Node {
             (Err(e), _) => Err(e),
         };
         self.noted("dismantle", undone.context(|| format!("ENI {eni}")));
+        self.forget_slaves(eni);
     }
 
     /// What an earlier life set up: the rule that leads a slot's packets into the table. The slot is free for another ENI now.

@@ -11,7 +11,7 @@ use super::bandwidth;
 use super::calls::{self, Place};
 use super::eni::{self, Job};
 use super::news;
-use super::node::{Compared, Input};
+use super::node::{self, Compared, Input};
 use super::terms::Terms;
 use crate::config::{Mode, Publish};
 use crate::datapath::{self, EniSetup, NodeSetup};
@@ -39,8 +39,8 @@ pub struct World {
     pub node: IpPair,
     pub setup: NodeSetup,
     pub marker: Marker,
-    /// See [`World::answers`] and [`World::shaper`].
-    pub tried: (OnceCell<Answers>, OnceCell<Shaper>),
+    /// See [`World::answers`], [`World::shaper`] and [`World::ipvlan`].
+    pub tried: (OnceCell<Answers>, OnceCell<Shaper>, OnceCell<Result<(), String>>),
     pub mtu: u32,
     /// A lease whose pod has been gone this long is given up though no DEL came.
     pub orphan: Duration,
@@ -156,16 +156,28 @@ impl World {
         })
     }
 
+    /// Whether pods can be slaves of their ENI, or why not; tried out once, when the first one shall be.
+    pub fn ipvlan(&self) -> Result<(), String> {
+        let tried = self.tried.2.get_or_init(|| kernel::ipvlan().map_err(|e| e.to_string()));
+        tried.clone()
+    }
+
+    pub fn take_out(&self, lease: Lease) {
+        thread::spawn(move || node::take_out(&lease));
+    }
+
     pub fn write(&self, write: Write) {
         let kube = self.kube.clone();
         self.start(move || Input::Written(news::carry_out(&kube, &write)));
     }
 
-    /// What an ENI of the node needs in the kernel: nothing where pods have whole ones.
-    pub fn eni_plan(&self, eni: &EniLease, link: &str) -> Plan {
+    /// What an ENI of the node needs in the kernel, with slaves or without: nothing where pods have whole ones.
+    pub fn eni_plan(&self, eni: &EniLease, link: &str, has_slaves: bool) -> Plan {
+        let setup = EniSetup { eni, link, mtu: self.mtu, node: &self.node };
         match self.terms.mode {
             Mode::Whole => Plan::default(),
-            Mode::Shared => datapath::eni(&EniSetup { eni, link, mtu: self.mtu, node: &self.node }),
+            Mode::Shared if has_slaves => datapath::parent(&setup),
+            Mode::Shared => datapath::eni(&setup),
         }
     }
 }

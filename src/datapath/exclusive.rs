@@ -112,7 +112,7 @@ fn shape(plan: &mut Plan, setup: &Setup, how: Shaper) {
     }
 }
 
-fn lead_through(links: &[&str], side: Side, rate: Rate, mtu: u32) -> Vec<Object> {
+pub(super) fn lead_through(links: &[&str], side: Side, rate: Rate, mtu: u32) -> Vec<Object> {
     let (through, priority) = match side {
         Side::Ingress => (ours::SHAPE_LINKS.ingress, ours::SHAPE_FILTER_PRIORITIES.ingress),
         Side::Egress => (ours::SHAPE_LINKS.egress, ours::SHAPE_FILTER_PRIORITIES.egress),

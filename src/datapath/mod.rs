@@ -1,8 +1,11 @@
 //! What a pod, an ENI and a node need in the kernel: facts in, a [`Plan`] out.
 
 mod exclusive;
+mod ipvlan;
 mod policy_route;
 mod shape;
+
+pub use ipvlan::near;
 
 use std::net::IpAddr;
 
@@ -44,6 +47,7 @@ pub fn pod(setup: &Setup) -> Plan {
         _ if setup.lease.untouched().is_some() => Plan::default(),
         Wiring::Shared => policy_route::pod(setup),
         Wiring::Whole(whole) => exclusive::pod(setup, whole),
+        Wiring::Ipvlan(slave) => ipvlan::pod(setup, slave),
     };
     let extra = extra_routes(&plan, &setup.lease.routes);
     plan.pod.extend(extra);
@@ -109,6 +113,13 @@ pub struct EniSetup<'a> {
 /// The plan of one ENI.
 pub fn eni(setup: &EniSetup) -> Plan {
     policy_route::eni(setup)
+}
+
+/// The plan of one ENI that has, or will have, IPvlan slaves.
+pub fn parent(setup: &EniSetup) -> Plan {
+    let mut plan = eni(setup);
+    plan.host.extend(ipvlan::parent(setup));
+    plan
 }
 
 /// What the node's own plan depends on.

@@ -206,7 +206,7 @@ pub fn away() -> Vec<Away> {
 }
 
 /// Each namespace once, under one of its names.
-fn sandboxes() -> Vec<PathBuf> {
+pub(super) fn sandboxes() -> Vec<PathBuf> {
     let mut by_identity = BTreeMap::new();
     for folder in SANDBOXES {
         let Ok(entries) = fs::read_dir(folder) else { continue };

@@ -25,10 +25,17 @@ const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
+const IFLA_IPVLAN_MODE: u16 = 1;
+const IFLA_IPVLAN_FLAGS: u16 = 2;
+/// IPVLAN_MODE_L2.
+pub const L2: u16 = 0;
+/// Neither private nor vepa: slaves reach each other.
+const BRIDGE: u16 = 0;
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 /// RFC 2863's "up" (linux/if.h).
 const IF_OPER_UP: u8 = 6;
 const IFF_UP: u32 = libc::IFF_UP as u32;
+const IFF_NOARP: u32 = libc::IFF_NOARP as u32;
 
 /// Links that bear the MAC of another link.
 const BORROWERS: [&str; 8] = ["bond", "bridge", "ipvlan", "ipvtap", "macvlan", "macvtap", "team", "vlan"];
@@ -44,6 +51,8 @@ pub struct LinkSeen {
     pub up: bool,
     /// It takes and brings packets: up, and its other end too.
     pub running: bool,
+    /// It asks its neighbours for their MACs.
+    pub asks: bool,
     /// `None` for hardware.
     pub kind: Option<String>,
     pub alias: Option<String>,
@@ -53,11 +62,23 @@ pub struct LinkSeen {
     pub peer: Option<u32>,
     /// The namespace that `peer` counts in, if not ours.
     pub peer_netnsid: Option<u32>,
+    /// The mode of an IPvlan slave.
+    pub mode: Option<u16>,
 }
 
 impl LinkSeen {
     pub fn is_ifb(&self) -> bool {
         self.kind.as_deref() == Some("ifb")
+    }
+
+    /// It is an IPvlan slave.
+    pub fn is_slave(&self) -> bool {
+        self.kind.as_deref() == Some("ipvlan")
+    }
+
+    /// The link below.
+    pub fn parent(&self) -> u32 {
+        self.peer.unwrap_or(self.ifindex)
     }
 
     pub fn is_veth(&self) -> bool {
@@ -78,11 +99,13 @@ impl LinkSeen {
             mtu: 0,
             up: u32_at(body, 8)? & IFF_UP != 0,
             running: false,
+            asks: u32_at(body, 8)? & IFF_NOARP == 0,
             kind: None,
             alias: None,
             group: 0,
             peer: None,
             peer_netnsid: None,
+            mode: None,
         };
         let ethernet = u16_at(body, 2)? == libc::ARPHRD_ETHER;
         for (kind, value) in attrs(body.get(16..)?) {
@@ -91,7 +114,11 @@ impl LinkSeen {
                 IFLA_IFNAME => link.name = text(value),
                 IFLA_MTU => link.mtu = u32_at(value, 0)?,
                 IFLA_LINK => link.peer = u32_at(value, 0),
-                IFLA_LINKINFO => link.kind = attr(value, IFLA_INFO_KIND).map(text),
+                IFLA_LINKINFO => {
+                    link.kind = attr(value, IFLA_INFO_KIND).map(text);
+                    let data = attr(value, IFLA_INFO_DATA).filter(|_| link.is_slave());
+                    link.mode = data.and_then(|data| u16_at(attr(data, IFLA_IPVLAN_MODE)?, 0));
+                }
                 IFLA_IFALIAS => link.alias = Some(text(value)),
                 IFLA_GROUP => link.group = u32_at(value, 0)?,
                 IFLA_OPERSTATE => link.running = value.first() == Some(&IF_OPER_UP),
@@ -144,6 +171,32 @@ pub fn create_ifb(name: &str) -> Message {
         .u32(IFLA_NUM_TX_QUEUES, 1)
         .u32(IFLA_NUM_RX_QUEUES, 1)
         .nest(IFLA_LINKINFO, |m| m.text(IFLA_INFO_KIND, "ifb"))
+}
+
+/// Makes an IPvlan slave of the link with this index, which is ours; in the namespace of this descriptor, where there is one.
+pub fn create_slave(name: &str, parent: u32, mtu: u32, netns: Option<RawFd>) -> Message {
+    Message::new(libc::RTM_NEWLINK, CREATE | EXCL, &ifinfo(0, 0, 0))
+        .text(IFLA_IFNAME, name)
+        .u32(IFLA_LINK, parent)
+        .u32(IFLA_MTU, mtu)
+        .maybe(netns, |m, netns| m.u32(IFLA_NET_NS_FD, netns as u32))
+        .nest(IFLA_LINKINFO, l2)
+}
+
+/// The mode is its parent's, and that of all its slaves: the last word counts.
+pub fn set_l2(ifindex: u32) -> Message {
+    Message::new(libc::RTM_NEWLINK, 0, &ifinfo(ifindex, 0, 0)).nest(IFLA_LINKINFO, l2)
+}
+
+fn l2(message: Message) -> Message {
+    let u16_attr = |m: Message, kind, value: u16| m.attr(kind, &value.to_ne_bytes());
+    message
+        .text(IFLA_INFO_KIND, "ipvlan")
+        .nest(IFLA_INFO_DATA, |m| u16_attr(u16_attr(m, IFLA_IPVLAN_MODE, L2), IFLA_IPVLAN_FLAGS, BRIDGE))
+}
+
+pub fn no_arp(ifindex: u32) -> Message {
+    Message::new(libc::RTM_SETLINK, 0, &ifinfo(ifindex, IFF_NOARP, IFF_NOARP))
 }
 
 /// One end of a veth. It uses one queue each way; the kernel would make one for every CPU, which takes a fifth longer

@@ -1,6 +1,7 @@
 //! What others want to know of the kernel, and the single steps that the daemon takes outside any plan.
 
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
 
 use ipnet::IpNet;
 
@@ -12,7 +13,7 @@ use super::{AddrSeen, Kernel, LinkSeen, sysctl};
 use crate::error::{Context, Error, Errors};
 use crate::ip::{IpPair, Mac};
 use crate::ours;
-use crate::plan::{Filter, FilterAction, Ifb, Object, Plan, Redirect, Rule, Side};
+use crate::plan::{Filter, FilterAction, Hook, HostSlave, Ifb, Object, Plan, Program, Redirect, Rule, Side, Veth};
 use crate::pod::Attachment;
 use crate::rate::Both;
 use crate::rpc::{Marker, Shaper};
@@ -192,6 +193,39 @@ pub fn attempt(plan: &Plan) -> Result<(), Error> {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic),
     }
+}
+
+/// Whether this kernel can give pods slaves of an ENI, and run the programs that such an ENI needs; else why not.
+pub fn ipvlan() -> Result<(), Error> {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    if version(&release) < Some((4, 19)) {
+        return Err(Error::refused(format!("kernel {release} is older than 4.19")));
+    }
+    let trial = std::thread::Builder::new().spawn(ipvlan_of_a_new_namespace).context(|| "start a thread")?;
+    trial.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).context(|| format!("kernel {release} cannot"))
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|word| word.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
+fn ipvlan_of_a_new_namespace() -> Result<(), Error> {
+    let mut place = a_new_namespace()?;
+    let mac = Mac([2, 0, 0, 0, 0, 1]);
+    let name = |name: &str| name.to_string();
+    // Both ends of it are in here.
+    let eni = Veth { name: name("eni"), mac, mtu: 1500, alias: name(""), peer: name("vpc"), peer_mac: mac };
+    place.act(link::create_veth(&eni, super::netns::home()?.as_raw_fd()))?;
+    let parent = place.link("eni")?.map_or(0, |link| link.ifindex);
+    place.correct(&Object::HostSlave(HostSlave { name: name("slave"), parent, mtu: 1500 }))?;
+    let programs =
+        [(Side::Ingress, Program::Arriving), (Side::Egress, Program::Entering), (Side::Egress, Program::Leaving)];
+    for (side, program) in programs {
+        let on = if program == Program::Leaving { "eni" } else { "slave" };
+        place.correct(&Object::Hook(Hook { link: name(on), side, priority: ours::HOOK_PRIORITY, program }))?;
+    }
+    Ok(())
 }
 
 /// Runs on a thread of its own, which takes the namespace with it when it ends.

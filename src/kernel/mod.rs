@@ -8,6 +8,7 @@ pub mod bpf;
 mod card;
 mod events;
 mod iptables;
+mod ipvlan;
 mod link;
 mod look;
 pub mod memory;
@@ -32,8 +33,9 @@ use std::path::Path;
 pub use addr::AddrSeen;
 pub use card::{Away, away, is_settled};
 pub use events::Watch;
+pub use ipvlan::{SlaveSeen, slaves, take_out};
 pub use link::LinkSeen;
-pub use look::{Look, attempt};
+pub use look::{Look, attempt, ipvlan};
 pub use old::OldPod;
 pub use place::Difference;
 pub use route::{MAIN, RouteSeen};
@@ -44,7 +46,7 @@ use self::netns::Netns;
 use self::place::Place;
 use self::veth::Age;
 use crate::error::{Context, Error, Errors};
-use crate::plan::{Addr, Card, Object, Plan, Veth};
+use crate::plan::{Addr, Card, Object, Plan, Slave, Veth};
 
 /// The namespace of the node, and that of a pod where there is one to wire.
 pub struct Kernel {
@@ -133,10 +135,16 @@ impl Kernel {
         }
         let mut rest = Vec::new();
         let mut fresh: Vec<(&Veth, Vec<&Object>)> = Vec::new();
+        // The names of links inside on which nothing can be yet.
+        let mut bare: Vec<&str> = Vec::new();
         for object in &plan.host {
             match object {
-                Object::Veth(veth) if self.ensure(veth)? == Age::New => fresh.push((veth, Vec::new())),
-                Object::Veth(_) => {}
+                Object::Veth(veth) if self.ensure(veth)? == Age::New => {
+                    fresh.push((veth, Vec::new()));
+                    bare.push(&veth.peer);
+                }
+                Object::Slave(slave) if self.ensure_slave(slave)? == Age::New => bare.push(&slave.name),
+                Object::Veth(_) | Object::Slave(_) => {}
                 Object::Card(card) => {
                     let pod = self.pod.as_mut().ok_or_else(|| no_pod(&card.home))?;
                     card::ensure(&mut self.host, pod, card)?;
@@ -149,7 +157,7 @@ impl Kernel {
         }
         // The outer end comes up last of all: from then on the kernel is busy with both ends, on another thread and with the
         // network locked. Before, the pod could send nothing that is not marked.
-        self.apply_inside(&plan.pod, &fresh)?;
+        self.apply_inside(&plan.pod, &bare)?;
         for (veth, objects) in &fresh {
             place::set(objects).context(|| format!("wire link {}", veth.name))?;
             let signed = veth::sign(&mut self.host, veth)?;
@@ -184,12 +192,17 @@ impl Kernel {
         veth::ensure(&mut self.host, pod, veth)
     }
 
-    fn apply_inside(&mut self, objects: &[Object], fresh: &[(&Veth, Vec<&Object>)]) -> Result<(), Error> {
+    fn ensure_slave(&mut self, slave: &Slave) -> Result<Age, Error> {
+        let pod = self.pod.as_mut().ok_or_else(|| no_pod(&slave.name))?;
+        ipvlan::ensure(&mut self.host, pod, slave)
+    }
+
+    fn apply_inside(&mut self, objects: &[Object], bare: &[&str]) -> Result<(), Error> {
         let Some(first) = objects.first() else { return Ok(()) };
         let pod = self.pod.as_mut().ok_or_else(|| no_pod(&first.to_string()))?;
         // A redirect is of two links, and the other was not made just now.
         let is_fresh = |object: &&Object| {
-            let is_on_it = fresh.iter().any(|(veth, _)| object.link() == Some(&veth.peer));
+            let is_on_it = object.link().is_some_and(|link| bare.contains(&link));
             is_on_it && !matches!(object, Object::Redirect(_))
         };
         let (fresh, rest): (Vec<_>, Vec<_>) = objects.iter().partition(is_fresh);
@@ -212,6 +225,7 @@ impl Kernel {
             let difference = match object {
                 Object::Veth(veth) => veth::difference(&mut self.host, self.pod.as_mut(), veth)?,
                 Object::Card(card) => card::difference(&mut self.host, self.pod.as_mut(), card)?,
+                Object::Slave(slave) => ipvlan::difference(self.pod.as_mut(), slave)?,
                 _ => self.host.difference(object)?,
             };
             if difference.is_some() {
@@ -228,16 +242,16 @@ impl Kernel {
     }
 
     /// Takes away what the plan describes, the last first. What is not there is done already; a failure does not keep
-    /// the rest from being undone. A veth takes all that is on it along, as does a card that goes home; one of another sandbox
-    /// keeps it.
+    /// the rest from being undone. A veth or slave takes all that is on it along, as does a card that goes home; one of another
+    /// sandbox keeps it.
     pub fn undo(&mut self, plan: &Plan) -> Result<(), Error> {
         self.forget();
         let mut errors = Errors::default();
         let veths: Vec<&Veth> = plan.host.iter().filter_map(as_veth).collect();
         if let Some(pod) = self.pod.as_mut() {
-            let ends = veths.iter().map(|veth| veth.peer.as_str());
-            let ends: Vec<&str> =
-                ends.chain(plan.host.iter().filter_map(as_card).map(|card| card.name.as_str())).collect();
+            let mut ends: Vec<&str> = veths.iter().map(|veth| veth.peer.as_str()).collect();
+            ends.extend(plan.host.iter().filter_map(as_card).map(|card| card.name.as_str()));
+            ends.extend(plan.host.iter().filter_map(as_slave).map(|slave| slave.name.as_str()));
             let goes_along = |object: &&Object| object.link().is_some_and(|link| ends.contains(&link));
             for object in plan.pod.iter().rev().filter(|object| !goes_along(object)) {
                 errors.note(pod.remove(object));
@@ -248,6 +262,8 @@ impl Kernel {
                 errors.note(veth::remove(&mut self.host, self.pod.as_mut(), veth));
             } else if let Object::Card(card) = object {
                 errors.note(card::remove(&mut self.host, self.pod.as_mut(), card));
+            } else if let Object::Slave(slave) = object {
+                errors.note(ipvlan::remove(self.pod.as_mut(), slave));
             } else if !veths.iter().any(|veth| object.link() == Some(&veth.name)) {
                 errors.note(self.host.remove(object));
             }
@@ -280,6 +296,13 @@ fn as_veth(object: &Object) -> Option<&Veth> {
 fn as_card(object: &Object) -> Option<&Card> {
     match object {
         Object::Card(card) => Some(card),
+        _ => None,
+    }
+}
+
+fn as_slave(object: &Object) -> Option<&Slave> {
+    match object {
+        Object::Slave(slave) => Some(slave),
         _ => None,
     }
 }

@@ -73,7 +73,7 @@ fn enter(namespace: BorrowedFd) -> Result<(), Error> {
 }
 
 /// The namespace of the calling thread.
-fn home() -> Result<OwnedFd, Error> {
+pub(super) fn home() -> Result<OwnedFd, Error> {
     // Not /proc/thread-self, which 3.10 does not have.
     let path = format!("/proc/self/task/{}/ns/net", rustix::thread::gettid());
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)

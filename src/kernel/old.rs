@@ -90,7 +90,7 @@ impl Kernel {
                 None => drop(errors.note(absent_is_fine(self.host.act(remove_with_to(rule, *to))))),
             }
         }
-        let ours_to_clear = |link: &LinkSeen| link.name == pod.veth || link.name.starts_with(ours::OLD_IPVLAN);
+        let ours_to_clear = |link: &LinkSeen| link.name == pod.veth || link.name.starts_with(ours::HOST_SLAVE);
         let links: Vec<u32> = self.links()?.iter().filter(|link| ours_to_clear(link)).map(|l| l.ifindex).collect();
         let over_its_link = |route: &&RouteSeen| route.oif.is_some_and(|oif| links.contains(&oif));
         for seen in self.routes(MAIN)?.iter().filter(|route| pod.has_route(route)).filter(over_its_link) {

@@ -31,6 +31,9 @@ static FAMILIES: Set = Set { holds: &[(10, 0, &INET6)], ..flat("families", 39) }
 static INET6: Set = flat("inet6", 7);
 static IFB_LINK: Set = Set { holds: &[(18, 0, &IFB)], ..flat("link", 33) };
 static IFB: Set = Set { kind: Some((1, "ifb")), ..flat("info", 3) };
+/// if_link.h: IFLA_INFO_XSTATS. There is no such kind.
+static SLAVE_LINK: Set = Set { holds: &[(18, 0, &SLAVE)], ..flat("link", 33) };
+static SLAVE: Set = Set { kind: Some((1, "")), ..flat("slave", 3) };
 static VETH: Set = Set { holds: &[(1, 16, &LINK)], ..flat("veth", 1) };
 /// if_addr.h: IFA_MULTICAST. neighbour.h: NDA_IFINDEX. rtnetlink.h: RTA_MFC_STATS. fib_rules.h: FRA_OIFNAME.
 static ADDR: Set = flat("addr", 7);
@@ -61,6 +64,7 @@ static BPF: Set = flat("bpf", 0);
 const NEWER: &[(&str, &str, &str)] = &[
     ("link 29: bit 3", "4.4", "RTEXT_FILTER_SKIP_STATS: statistics come along and nobody reads them"),
     ("link::delete_group 27", "4.1", "EINVAL, and the links are deleted one by one"),
+    ("slave ipvlan", "3.19", "EOPNOTSUPP where it is tried out, and pods get a veth"),
     ("inet6 8", "3.17", "IFLA_INET6_ADDR_GEN_MODE: EINVAL, and the link gets a link-local address"),
     ("qdisc clsact", "4.5", "ENOENT, and ingress is taken"),
     ("skbedit 8", "4.10", "TCA_SKBEDIT_MASK: read over, and the whole of a mark that was 0 is set"),
@@ -93,6 +97,9 @@ fn requests() -> Vec<(&'static str, Message, usize, &'static Set)> {
         ("link::create_veth", link::create_veth(&veth, 3), 16, &LINK),
         ("link::no_own_address", link::no_own_address(1), 16, &LINK),
         ("link::create_ifb", link::create_ifb("shape-in"), 16, &IFB_LINK),
+        ("link::create_slave", link::create_slave("eth0", 3, 1500, Some(3)), 16, &SLAVE_LINK),
+        ("link::set_l2", link::set_l2(1), 16, &SLAVE_LINK),
+        ("link::no_arp", link::no_arp(1), 16, &LINK),
         ("link::set_up", link::set_up(1, Some(1500), Some(mac)), 16, &LINK),
         ("link::set_down", link::set_down(1), 16, &LINK),
         ("link::rename", link::rename(1, "eth0"), 16, &LINK),
@@ -114,6 +121,7 @@ fn requests() -> Vec<(&'static str, Message, usize, &'static Set)> {
         ("tc::add_qdisc", tc::add_qdisc(1, "clsact"), 20, &QDISC),
         ("tc::remove_qdisc", tc::remove_qdisc(1), 20, &QDISC),
         ("tc::add_bpf", tc::add_bpf(1, 2049, 3, "bpf mark"), 20, &BPF_FILTER),
+        ("tc::hook", tc::hook(1, tc::EGRESS, 2052, 3, "terway_leaving"), 20, &BPF_FILTER),
         ("tc::add_skbedit", tc::add_skbedit(1, 2049, 0x20, 0x7e0), 20, &FILTER),
         ("tc::set_tbf", tc::set_tbf(1, &tbf), 20, &TBF_QDISC),
         ("tc::remove_tbf", tc::remove_tbf(1), 20, &TBF_QDISC),

@@ -7,16 +7,19 @@ use std::time::{Duration, Instant};
 
 use super::addr::{self, AddrSeen};
 use super::bpf::Programs;
+use super::bpf::hooks::{self, Hooks};
 use super::link::{self, LinkSeen};
 use super::message::Message;
 use super::neigh::{self, NeighSeen};
 use super::route::{self, RouteSeen};
 use super::socket::{Outcome, Socket};
 use super::tc::QdiscSeen;
-use super::{iptables, rule, sysctl, tc};
+use super::{iptables, ipvlan, rule, sysctl, tc};
 use crate::error::{Cause, Context, Error};
 use crate::ours;
-use crate::plan::{Addr, Filter, FilterAction, Ifb, Link, Neigh, Object, Redirect, Route, Rule, Side, Sysctl, Tbf};
+use crate::plan::{
+    Addr, Filter, FilterAction, Hook, Ifb, Link, Neigh, Object, Redirect, Route, Rule, Side, Sysctl, Tbf,
+};
 
 /// The first thing in which the kernel is not as a plan wants it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +58,7 @@ const CARRIER_POLL: Duration = Duration::from_micros(200);
 pub struct Place {
     socket: Socket,
     programs: Programs,
+    hooks: Hooks,
     seen: Seen,
 }
 
@@ -71,7 +75,12 @@ struct Seen {
 impl Place {
     /// The namespace of the calling thread.
     pub fn here() -> Result<Place, Error> {
-        Ok(Place { socket: Socket::open()?, programs: Programs::default(), seen: Seen::default() })
+        Ok(Place {
+            socket: Socket::open()?,
+            programs: Programs::default(),
+            hooks: Hooks::default(),
+            seen: Seen::default(),
+        })
     }
 
     /// What was seen may be old: look again.
@@ -126,14 +135,18 @@ impl Place {
             Object::Tbf(t) => vec![tc::set_tbf(self.index(&t.link)?, t)],
             // They are for links that are made on the way, and the ENI may have been anybody's.
             Object::Ifb(_) | Object::Redirect(_) => Vec::new(),
-            Object::Veth(_) | Object::Card(_) | Object::Rule(_) | Object::Sysctl(_) | Object::Iptables(_) => Vec::new(),
+            Object::Hook(_) | Object::HostSlave(_) => Vec::new(),
+            Object::Veth(_) | Object::Card(_) | Object::Slave(_) => Vec::new(),
+            Object::Rule(_) | Object::Sysctl(_) | Object::Iptables(_) => Vec::new(),
         })
     }
 
-    /// In what this object differs from what is there. Veths and cards take two places to look at and are not for here.
+    /// In what this object differs from what is there. Veths, cards and slaves take two places to look at and are not for here.
     pub fn difference(&mut self, object: &Object) -> Result<Option<Difference>, Error> {
         match object {
-            Object::Veth(_) | Object::Card(_) => Ok(None),
+            Object::Veth(_) | Object::Card(_) | Object::Slave(_) => Ok(None),
+            Object::HostSlave(want) => ipvlan::host_difference(self, want),
+            Object::Hook(want) => self.hook_difference(want),
             Object::Link(want) => self.link_difference(want),
             Object::Addr(want) => self.addr_difference(want),
             Object::Route(want) => self.route_difference(want),
@@ -262,7 +275,9 @@ impl Place {
     /// Makes an object that is absent or different. What was seen stays.
     pub fn make(&mut self, object: &Object) -> Result<(), Error> {
         match object {
-            Object::Veth(_) | Object::Card(_) => Ok(()),
+            Object::Veth(_) | Object::Card(_) | Object::Slave(_) => Ok(()),
+            Object::HostSlave(want) => ipvlan::make_host(self, want),
+            Object::Hook(want) => self.make_hook(want),
             Object::Link(want) => {
                 let message = link::set_up(self.index(&want.name)?, want.mtu, None);
                 self.act(message)
@@ -313,6 +328,29 @@ impl Place {
         self.make_place(ifindex, tc::INGRESS, want.priority)?;
         let message = self.filter(want, ifindex)?;
         self.act(message)
+    }
+
+    fn make_hook(&mut self, want: &Hook) -> Result<(), Error> {
+        let (ifindex, side) = (self.index(&want.link)?, side(want.side));
+        self.make_qdisc(ifindex)?;
+        let program = self.hooks.open(want.program)?;
+        let name = hooks::called(want.program);
+        match self.act(tc::hook(ifindex, side, want.priority, program, &name)) {
+            // Something of another kind has the priority.
+            Err(e) if e.errno() == Some(libc::EINVAL) => {
+                absent_is_fine(self.act(tc::remove_filter(ifindex, side, want.priority)))?;
+                self.act(tc::hook(ifindex, side, want.priority, program, &name))
+            }
+            hooked => hooked,
+        }
+    }
+
+    fn hook_difference(&mut self, want: &Hook) -> Result<Option<Difference>, Error> {
+        let what = || format!("filter priority {} dev {} {}", want.priority, want.link, want.side);
+        let Some(ifindex) = self.find(&want.link)? else {
+            return Ok(Some(Difference::absent(what())));
+        };
+        self.only_filter(ifindex, side(want.side), want.priority, what(), &[hooks::called(want.program)])
     }
 
     fn make_redirect(&mut self, want: &Redirect) -> Result<(), Error> {
@@ -375,6 +413,10 @@ impl Place {
             }
             Object::Neigh(n) => absent_is_fine(self.act(neigh::remove(n.addr, ifindex))),
             Object::Filter(f) => self.remove_filter(ifindex, tc::INGRESS, f.priority),
+            Object::Hook(h) => self.remove_filter(ifindex, side(h.side), h.priority),
+            Object::HostSlave(s) if self.link(&s.name)?.is_some_and(|seen| seen.is_slave()) => {
+                absent_is_fine(self.act(link::delete(ifindex)))
+            }
             Object::Redirect(r) => self.remove_filter(ifindex, side(r.side), r.priority),
             Object::Ifb(i) if self.link(&i.name)?.is_some_and(|seen| seen.is_ifb()) => {
                 absent_is_fine(self.act(link::delete(ifindex)))

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::place::Difference;
 use super::veth;
-use super::{Kernel, Pod, link};
+use super::{Kernel, Pod, ipvlan, link};
 use crate::error::{Context, Error};
 use crate::ip::Mac;
 use crate::plan::{Object, Plan, Veth};
@@ -35,6 +35,7 @@ impl Kernel {
         for object in &plan.host {
             found.extend(match object {
                 Object::Veth(veth) => veth::difference(&mut self.host, self.pod.as_mut(), veth)?,
+                Object::Slave(slave) => ipvlan::difference(self.pod.as_mut(), slave)?,
                 _ => self.host.difference(object)?,
             });
         }
@@ -76,10 +77,24 @@ impl Kernel {
         }
         if let Some(netns) = netns.filter(|_| inside) {
             self.enter(netns)?;
+            if let Some(difference) = self.restore_slave(plan)? {
+                return Ok(vec![difference]);
+            }
             let pod = self.pod.as_mut().expect("it was entered");
             found.extend(pod.restore(plan).context(|| format!("in {}", netns.display()))?);
         }
         Ok(found)
+    }
+
+    /// A slave that is gone, or another's, is made anew with all that belongs to it.
+    fn restore_slave(&mut self, plan: &Plan) -> Result<Option<Difference>, Error> {
+        let slave = plan.host.iter().find_map(super::as_slave);
+        let Some(slave) = slave else { return Ok(None) };
+        let difference = ipvlan::difference(self.pod.as_mut(), slave)?;
+        if difference.is_some() {
+            self.apply(plan)?;
+        }
+        Ok(difference)
     }
 
     fn remake(&mut self, plan: &Plan, veth: &Veth, netns: Option<&Path>) -> Result<Vec<Difference>, Error> {

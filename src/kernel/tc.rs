@@ -147,11 +147,18 @@ fn filter(kind: u16, flags: u16, at: (u32, u32), handle: u32, priority: u16) -> 
 
 /// Runs the program of this descriptor, and takes what it returns as the verdict.
 pub fn add_bpf(ifindex: u32, priority: u16, program: RawFd, name: &str) -> Message {
-    filter(libc::RTM_NEWTFILTER, CREATE | EXCL, (ifindex, INGRESS), FILTER_HANDLE, priority)
-        .text(TCA_KIND, "bpf")
-        .nest(TCA_OPTIONS, |m| {
-            m.u32(TCA_BPF_FD, program as u32).text(TCA_BPF_NAME, name).u32(TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT)
-        })
+    run(CREATE | EXCL, (ifindex, INGRESS), priority, program, name)
+}
+
+/// The same on either side of a link, in the place of an earlier one at once: no packet passes between them.
+pub fn hook(ifindex: u32, side: u32, priority: u16, program: RawFd, name: &str) -> Message {
+    run(CREATE, (ifindex, side), priority, program, name)
+}
+
+fn run(flags: u16, at: (u32, u32), priority: u16, program: RawFd, name: &str) -> Message {
+    filter(libc::RTM_NEWTFILTER, flags, at, FILTER_HANDLE, priority).text(TCA_KIND, "bpf").nest(TCA_OPTIONS, |m| {
+        m.u32(TCA_BPF_FD, program as u32).text(TCA_BPF_NAME, name).u32(TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT)
+    })
 }
 
 /// Matches everything and edits it.

@@ -8,10 +8,10 @@ use super::{Kernel, LinkSeen};
 use crate::error::{Error, Errors};
 use crate::ip::host_net;
 use crate::ours;
-use crate::plan::Rule;
+use crate::plan::{Object, Route, Rule};
 use crate::pod::Attachment;
 
-/// Removes the attachment's veth, the routes to its addresses and the rules from them, and brings an ENI home that was lent to it.
+/// Removes the attachment's veth or slave, the routes to its addresses and the rules from them, and brings an ENI home that was lent to it.
 /// What is gone already is success, and so is a veth that belongs to a later sandbox of the same pod: it stays. Rules without a
 /// link that they could speak of go with the pod's namespace.
 ///
@@ -37,6 +37,7 @@ pub fn unwire(netns: Option<&Path>, host_link: Option<&str>, attachment: &Attach
         let deleted = pod.place.act(super::link::delete(inner.ifindex));
         errors.note(super::place::absent_is_fine(deleted).map_err(|e| e.within(format!("delete link {}", inner.name))));
     }
+    errors.note(kernel.take_slave_out(attachment));
     errors.note(kernel.delete_rules_from(&ips));
     errors.note(kernel.bring_home(attachment, card.as_ref()));
     errors.result()
@@ -69,6 +70,23 @@ impl Kernel {
             Some(mac) => self.settle(mac, None).map(drop),
             None => Ok(()),
         }
+    }
+
+    /// The pod's IPvlan slave goes, after the routes to its addresses.
+    fn take_slave_out(&mut self, attachment: &Attachment) -> Result<(), Error> {
+        let Some(pod) = &mut self.pod else { return Ok(()) };
+        let Some((slave, ip)) = super::ipvlan::slave_of(pod, attachment)? else { return Ok(()) };
+        let ours = ours::host_slave(slave.parent());
+        let mut errors = Errors::default();
+        for addr in ip.iter() {
+            let (to, table) = (host_net(addr), Some(ours::PODS_TABLE));
+            let route = Route { to, via: None, link: ours.clone(), table, onlink: false };
+            errors.note(self.host.remove(&Object::Route(route)));
+        }
+        if let Some(pod) = &mut self.pod {
+            errors.note(super::ipvlan::delete(&mut pod.place, &slave));
+        }
+        errors.result()
     }
 
     /// The veth's end in the pod's namespace: it bears the attachment's interface name, or that of a second link beside an ENI.

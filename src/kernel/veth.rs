@@ -181,7 +181,7 @@ pub fn mac_difference(seen: &LinkSeen, want: Mac) -> Difference {
     Difference::of(format!("mac of {}", seen.name), mac, want)
 }
 
-fn quoted(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     format!("'{text}'")
 }
 

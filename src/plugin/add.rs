@@ -9,9 +9,9 @@ use crate::client::Question;
 use crate::cni::{BandwidthMode, Code, Failure, NetConf, Reply, ReplyIp, VirtualType};
 use crate::datapath::{self, Setup};
 use crate::kernel::Kernel;
-use crate::plan::{Object, Plan, Veth};
+use crate::plan::{Object, Plan};
 use crate::pod::{PodName, Sandbox};
-use crate::rpc::{self, Lease, Request};
+use crate::rpc::{self, AskIpvlan, Lease, Request, Wiring};
 
 /// Runtimes give a command two minutes; the rest is for the wiring.
 const PATIENCE: Duration = Duration::from_secs(115);
@@ -23,14 +23,20 @@ pub fn add(pod: PodName, sandbox: Sandbox, conf: &NetConf) -> Result<Reply, Fail
     let mut kernel = open(&sandbox)?;
     del::revive(&sandbox.attachment);
     let veth = datapath::veth(&pod, &sandbox.attachment, conf.mtu);
-    let request = Request::Allocate { pod, sandbox: sandbox.clone(), limits: conf.runtime.limits };
+    let wants_slave = conf.virtual_type == VirtualType::IpVlan;
+    let ipvlan = wants_slave.then(|| AskIpvlan { host_stack: conf.host_stack.clone() });
+    let request = Request::Allocate { pod, sandbox: sandbox.clone(), limits: conf.runtime.limits, ipvlan };
     // Open until we end: by that the daemon knows that the pod is wired, and from then on keeps it so.
     let mut question =
         daemon::put(&request, PATIENCE).map_err(|f| Failure { msg: format!("add {name}: {}", f.msg), ..f })?;
-    let lease = lease(&mut question, &sandbox, &mut kernel, &veth)
+    if !wants_slave {
+        // The veth takes the kernel longest and does not depend on the lease: it is made while the daemon works.
+        kernel.begin(&veth);
+    }
+    let lease = lease(&mut question, &sandbox, &mut kernel)
         .map_err(|f| Failure { msg: format!("add {name}: {}", f.msg), ..f })?;
     let plan = datapath::pod(&setup(&lease, conf));
-    if conf.virtual_type != VirtualType::Veth {
+    if conf.virtual_type == VirtualType::DatapathV2 || wants_slave && lease.wiring == Wiring::Shared {
         log::warn!("add {name}: {:?} is not available, a veth is used", conf.virtual_type);
     }
     if conf.bandwidth_mode != BandwidthMode::Tc {
@@ -53,9 +59,7 @@ pub fn open(sandbox: &Sandbox) -> Result<Kernel, Failure> {
     Ok(kernel)
 }
 
-/// The veth, which takes the kernel longest and does not depend on the lease, is made while the daemon works.
-fn lease(question: &mut Question, sandbox: &Sandbox, kernel: &mut Kernel, veth: &Veth) -> Result<Lease, Failure> {
-    kernel.begin(veth);
+fn lease(question: &mut Question, sandbox: &Sandbox, kernel: &mut Kernel) -> Result<Lease, Failure> {
     let lease = daemon::answer(question).and_then(|reply| match reply {
         rpc::Reply::Lease(lease) => daemon::sound(*lease, &sandbox.attachment),
         rpc::Reply::Refused { why, reason } => Err(daemon::refused(why, &reason)),

@@ -143,6 +143,9 @@ impl Repair {
                 wanted.mtu = Some(veth.mtu);
                 wanted.running = true;
             }
+            Object::HostSlave(slave) => {
+                self.wanted.entry(slave.name.clone()).or_default().mtu = Some(slave.mtu);
+            }
             Object::Link(link) => {
                 let wanted = self.wanted.entry(link.name.clone()).or_default();
                 wanted.mtu = link.mtu.or(wanted.mtu);

@@ -1,7 +1,7 @@
 //! A VPC of namespaces: one router, a veth per ENI, and no frame passes whose MAC and address are not that ENI's.
 //!
 //! The router forwards in the kernel: a host route per address, one permanent neighbour per ENI (it learns from nobody),
-//! proxy ARP for whatever a node asks, and sets of nftables that know which port owns which MAC and address. It has no
+//! proxy ARP for whatever a node asks, and guards (see [`super::guards`]) that know which port owns which MAC and address. It has no
 //! way out: everything that is no address of the VPC goes to a namespace that plays a host outside.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +15,7 @@ use std::sync::{Mutex, MutexGuard, Once};
 use ipnet::IpNet;
 use terway::ip::Mac;
 
+use super::guards::{Guards, Passport};
 use super::ns::{Ns, Process};
 use super::sweep;
 
@@ -32,6 +33,7 @@ pub struct Fabric {
     router: Ns,
     outside: Ns,
     ports: Mutex<Ports>,
+    guards: Mutex<Guards>,
     /// What tells of links that go away; killed with the fabric.
     monitors: Mutex<Vec<Process>>,
 }
@@ -86,18 +88,13 @@ impl Fabric {
     pub fn new(vpc: &[IpNet]) -> Fabric {
         static ONCE: Once = Once::new();
         ONCE.call_once(sweep::sweep);
-        let fabric = Fabric {
-            router: Ns::new("vpc"),
-            outside: Ns::new("outside"),
-            ports: Mutex::default(),
-            monitors: Mutex::default(),
-        };
-        fabric.router.run(become_router);
-        fabric.outside.run(hurry);
-        ip(&fabric.router, &uplink(fabric.outside.name()));
-        ip(&fabric.outside, &beyond());
-        nft(&fabric.router, &guards(vpc));
-        fabric
+        let (router, outside) = (Ns::new("vpc"), Ns::new("outside"));
+        router.run(become_router);
+        outside.run(hurry);
+        ip(&router, &uplink(outside.name()));
+        ip(&outside, &beyond());
+        let guards = Mutex::new(Guards::new(&router, vpc));
+        Fabric { router, outside, ports: Mutex::default(), guards, monitors: Mutex::default() }
     }
 
     /// The host beyond the VPC, at [`OUTSIDE`].
@@ -118,7 +115,7 @@ impl Fabric {
         let bare = Card { addrs: BTreeSet::new(), ..card.clone() };
         let port = Port { link: format!("p{}", ports.born), card: bare, home: home.into() };
         ip(&self.router, &port.wiring("eth%d"));
-        nft(&self.router, &port.passport("add"));
+        self.guards().admit(&self.router, &port.passport());
         ports.by_eni.insert(card.id.clone(), port);
         self.give(&mut ports, &card.id, &card.addrs);
     }
@@ -127,7 +124,7 @@ impl Fabric {
     pub fn unplug(&self, id: &str) {
         let mut ports = self.ports();
         let Some(port) = ports.by_eni.remove(id) else { return };
-        nft(&self.router, &format!("{}{}", port.ownership("delete", &port.card.addrs), port.passport("delete")));
+        self.guards().dismiss(&self.router, &port.passport(), &port.card.addrs);
         try_ip(&self.router, &format!("link del {}", port.link));
         assert!(!self.router.run(|| port.is_alive()), "link {} of ENI {id} does not go", port.link);
     }
@@ -140,6 +137,9 @@ impl Fabric {
         for port in &dead {
             // The node may be on its way out too.
             try_ip(&self.router, &format!("{}{}", port.wiring("dev%d"), port.routes("replace", &port.card.addrs)));
+            if self.router.run(|| port.is_alive()) {
+                self.guards().renew(&self.router, &port.passport(), &port.card.addrs);
+            }
         }
         dead.len()
     }
@@ -183,19 +183,11 @@ impl Fabric {
     }
 
     pub fn drops(&self) -> Drops {
-        let text = self.router.sh("nft -j list counters");
-        let all: serde_json::Value = serde_json::from_str(&text).expect("nft prints JSON");
-        let count = |name: &str| {
-            let counters = all["nftables"].as_array().expect("a list").iter().map(|item| &item["counter"]);
-            let mut named = counters.filter(|counter| counter["name"] == name);
-            named.next().and_then(|counter| counter["packets"].as_u64()).expect("the counter is in our rules")
-        };
-        Drops {
-            wrong_mac: count("wrong_mac"),
-            wrong_ip: count("wrong_ip"),
-            wrong_arp: count("wrong_arp"),
-            nowhere: count("nowhere"),
-        }
+        self.guards().drops(&self.router)
+    }
+
+    fn guards(&self) -> MutexGuard<'_, Guards> {
+        self.guards.lock().expect("nobody panicked while changing the fabric")
     }
 
     fn ports(&self) -> MutexGuard<'_, Ports> {
@@ -211,7 +203,7 @@ impl Fabric {
         let Some(port) = ports.by_eni.get_mut(id) else { panic!("ENI {id} is not plugged in") };
         let new: BTreeSet<IpAddr> = addrs - &port.card.addrs;
         if !new.is_empty() {
-            nft(&self.router, &port.ownership("add", &new));
+            self.guards().grant(&self.router, &port.passport(), &new);
             // Where its link has died with a pod, the routes come with the next one; see `recover`.
             if self.router.run(|| port.is_alive()) {
                 ip(&self.router, &port.routes("replace", &new));
@@ -224,7 +216,7 @@ impl Fabric {
         let Some(port) = ports.by_eni.get_mut(id) else { panic!("ENI {id} is not plugged in") };
         let old: BTreeSet<IpAddr> = &port.card.addrs & addrs;
         if !old.is_empty() {
-            nft(&self.router, &port.ownership("delete", &old));
+            self.guards().revoke(&self.router, &port.passport(), &old);
             // With its link gone, the routes are too.
             try_ip(&self.router, &port.routes("del", &old));
             port.card.addrs.retain(|addr| !old.contains(addr));
@@ -262,23 +254,8 @@ impl Port {
         addrs.iter().map(route).collect()
     }
 
-    /// `nft` lines that let the MAC speak on this port, or no longer.
-    fn passport(&self, verb: &str) -> String {
-        let Port { link, card: Card { mac, .. }, .. } = self;
-        format!(
-            "{verb} element inet vpc cards {{ {link} . {mac} }}\n\
-             {verb} element arp vpc cards {{ {link} . {mac} . {mac} }}\n"
-        )
-    }
-
-    /// `nft` lines that let packets from these addresses in, or no longer.
-    fn ownership(&self, verb: &str, addrs: &BTreeSet<IpAddr>) -> String {
-        let Port { link, card: Card { mac, .. }, .. } = self;
-        let element = |addr: &IpAddr| {
-            let set = if addr.is_ipv4() { "owned4" } else { "owned6" };
-            format!("{verb} element inet vpc {set} {{ {link} . {mac} . {addr} }}\n")
-        };
-        addrs.iter().map(element).collect()
+    fn passport(&self) -> Passport<'_> {
+        Passport { link: &self.link, mac: &self.card.mac }
     }
 }
 
@@ -328,54 +305,6 @@ fn beyond() -> String {
     )
 }
 
-/// The anti-spoofing rules. ARP may name any sender address: nobody here believes it. What every IPv6 host mutters to its
-/// link is not counted.
-fn guards(vpc: &[IpNet]) -> String {
-    let nowhere = |net: &IpNet| {
-        let family = if net.addr().is_ipv4() { "ip" } else { "ip6" };
-        format!("        {family} daddr {net} oifname out counter name nowhere drop\n")
-    };
-    let nowhere: String = vpc.iter().map(nowhere).collect();
-    format!(
-        "table inet vpc {{
-    counter wrong_mac {{ }}
-    counter wrong_ip {{ }}
-    counter nowhere {{ }}
-    set cards {{ type ifname . ether_addr; }}
-    set owned4 {{ type ifname . ether_addr . ipv4_addr; }}
-    set owned6 {{ type ifname . ether_addr . ipv6_addr; }}
-    chain prerouting {{
-        type filter hook prerouting priority raw;
-        iifname {{ lo, out }} accept
-        iifname . ether saddr . ip saddr @owned4 accept
-        iifname . ether saddr . ip6 saddr @owned6 accept
-        ip6 saddr {{ fe80::/10, :: }} ip6 daddr {{ fe80::/10, ff02::/16 }} iifname . ether saddr @cards accept
-        ip6 saddr {{ fe80::/10, :: }} drop
-        iifname . ether saddr != @cards counter name wrong_mac drop
-        counter name wrong_ip drop
-    }}
-    chain forward {{
-        type filter hook forward priority filter;
-{nowhere}    }}
-    chain output {{
-        type filter hook output priority filter;
-        icmpv6 type nd-redirect drop
-    }}
-}}
-table arp vpc {{
-    counter wrong_arp {{ }}
-    set cards {{ type ifname . ether_addr . ether_addr; }}
-    chain input {{
-        type filter hook input priority filter;
-        iifname out accept
-        iifname . ether saddr . arp saddr ether @cards accept
-        counter name wrong_arp drop
-    }}
-}}
-"
-    )
-}
-
 fn one(addr: &str) -> BTreeSet<IpAddr> {
     BTreeSet::from([addr.parse().expect("an address")])
 }
@@ -394,12 +323,8 @@ fn try_ip(ns: &Ns, lines: &str) {
     let _ = feed(ns, &["ip", "-force", "-batch", "-"], Stdio::null(), lines);
 }
 
-/// Loads `nft` lines in the namespace, all or none.
-fn nft(ns: &Ns, lines: &str) {
-    feed(ns, &["nft", "-f", "-"], Stdio::piped(), lines).unwrap_or_else(|e| panic!("{}: {e}:\n{lines}", ns.name()));
-}
-
-fn feed(ns: &Ns, program: &[&str], stderr: Stdio, lines: &str) -> Result<(), String> {
+/// Has a program read these lines in the namespace.
+pub fn feed(ns: &Ns, program: &[&str], stderr: Stdio, lines: &str) -> Result<(), String> {
     let mut command = Command::new(program[0]);
     command.args(&program[1..]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(stderr);
     ns.run(|| {

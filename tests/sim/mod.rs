@@ -11,6 +11,7 @@ pub mod damage;
 pub mod fabric;
 pub mod flood;
 pub mod grpc;
+mod guards;
 pub mod http;
 pub mod image;
 pub mod kube;

@@ -66,6 +66,21 @@ fn user_mode_linux_carries_traffic_by_all_three_markers() {
     guest(Guest::Uml(1), &["datapath::"], &MARKERS, &[]);
 }
 
+/// The data path of IPvlan in the simulated VPC, which is as strict there as here.
+#[test]
+fn user_mode_linux_carries_pods_that_are_ipvlan_slaves() {
+    let named = "ipvlan::a_slave_reaches_everybody_and_is_reached_with_its_own_address";
+    let strict = "fabric::a_packet_from_an_address_of_somebody_else_is_dropped";
+    guest(Guest::Uml(1), &["ipvlan::", "fabric::a_packet", "fabric::a_frame", "fabric::ipv6"], &[named, strict], &[]);
+}
+
+/// The real daemon and the real plugin, with the whole simulated world, in the guest.
+#[test]
+fn user_mode_linux_runs_a_node_whose_pods_are_slaves() {
+    let named = "node::ipvlan::pods_are_slaves_where_the_network_configuration_says_so";
+    guest(Guest::Uml(0), &["node::ipvlan::"], &[named], &[]);
+}
+
 #[test]
 fn user_mode_linux_leads_sockets_to_services() {
     let changes = "bpf::sockets::a_change_under_load_never_leads_anywhere_else";

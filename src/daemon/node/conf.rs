@@ -126,6 +126,7 @@ impl Node {
             self.note(fresh.node_config());
         }
         self.conf.layers = fresh;
+        self.direct();
         self.feed(Event::Settings(Box::new(settings)));
         Ok(())
     }

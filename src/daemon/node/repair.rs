@@ -16,7 +16,7 @@ use crate::plan::Plan;
 use crate::pod::{Attachment, PodName};
 use crate::pool::{Event, Notice, Now};
 use crate::repair::{Depth, Part};
-use crate::rpc::{EniLease, Lease, Wiring};
+use crate::rpc::{EniLease, Lease};
 
 /// The insides of pods tell nobody what happens in them: they are looked at this often, with all the rest.
 const COMPARE_EVERY: Duration = Duration::from_secs(300);
@@ -104,6 +104,10 @@ impl Node {
         if !self.wires.unwired.contains_key(attachment) {
             return;
         }
+        if lease.is_slave() {
+            let link = self.slave_inside(lease);
+            return link.map_or((), |link| self.guard_pod(attachment, &link, clock::now() + SETTLED_IN));
+        }
         match self.kernel.link(&ours::host_veth(&lease.pod, &attachment.ifname)) {
             Ok(Some(link)) => self.guard_pod(attachment, &link, clock::now() + SETTLED_IN),
             Ok(None) => {}
@@ -123,8 +127,12 @@ impl Node {
         for attachment in old {
             let Some(lease) = self.leases.get(&attachment) else { continue };
             let veth = ours::host_veth(&lease.pod, &attachment.ifname);
-            match by_name.get(veth.as_str()) {
-                Some(link) => self.guard_pod(&attachment, link, now),
+            let link = match lease.is_slave() {
+                true => self.slave_inside(lease),
+                false => by_name.get(veth.as_str()).map(|link| LinkSeen::clone(link)),
+            };
+            match link {
+                Some(link) => self.guard_pod(&attachment, &link, now),
                 None => self.guard_unlinked(&attachment, now),
             }
         }
@@ -145,7 +153,7 @@ impl Node {
     /// A pod without a link whose namespace is there lost it while nobody looked, and gets it back. One that has the whole of its
     /// ENI may have none.
     fn guard_unlinked(&mut self, attachment: &Attachment, now: Now) {
-        let Some(lease) = self.leases.get(attachment).filter(|lease| lease.wiring == Wiring::Shared) else { return };
+        let Some(lease) = self.leases.get(attachment).filter(|lease| !lease.is_whole()) else { return };
         let present = self.pods.standing(&lease.pod) == Standing::Present;
         if !present || self.awaited(attachment) || !netns_of(&lease.sandbox.netns).is_some_and(Path::exists) {
             return;
@@ -155,7 +163,16 @@ impl Node {
         if let Some(plan) = self.pod_plan(attachment) {
             let part = Part::Pod(attachment.clone());
             self.repair.guard(part.clone(), &plan, now);
-            self.repair.look_at(now, part, Depth::Outside);
+            let depth = if self.leases[attachment].is_inside() { Depth::Inside } else { Depth::Outside };
+            self.repair.look_at(now, part, depth);
+        }
+    }
+
+    /// The plan of a pod that is guarded is another one now.
+    pub(super) fn guard_anew(&mut self, attachment: &Attachment) {
+        let part = Part::Pod(attachment.clone());
+        if let Some(plan) = self.pod_plan(attachment).filter(|_| self.repair.guards(&part)) {
+            self.repair.guard(part, &plan, clock::now() + SETTLED_IN);
         }
     }
 
@@ -168,7 +185,7 @@ impl Node {
 
     pub(super) fn guard_eni(&mut self, id: &str, link: &str, from: Now) {
         let Some(eni) = self.enis.get(id) else { return };
-        let plan = self.world.eni_plan(eni, link);
+        let plan = self.world.eni_plan(eni, link, self.slaves.has(id));
         let mac = eni.mac;
         self.repair.guard(Part::Eni(id.to_owned()), &plan, from);
         self.repair.expect_mac(link, mac);
@@ -227,7 +244,7 @@ impl Node {
 
     /// A pod has the link, whose ENI is its own.
     fn is_lent(&self, id: &str) -> bool {
-        self.leases.values().any(|lease| lease.eni.id == id && lease.wiring != Wiring::Shared)
+        self.leases.values().any(|lease| lease.eni.id == id && lease.is_whole())
     }
 
     /// The pool learns of it and looks at the cloud at once.
@@ -317,8 +334,13 @@ impl Node {
             }
             return Ok(Vec::new());
         };
-        let plan = self.world.eni_plan(&eni, &link);
-        found.extend(self.kernel.restore(&plan, None, false)?);
+        let plan = self.world.eni_plan(&eni, &link, self.slaves.has(id));
+        let damage = self.kernel.restore(&plan, None, false)?;
+        if !damage.is_empty() {
+            // The node's slave may be another one.
+            self.direct();
+        }
+        found.extend(damage);
         // It may have another name now.
         self.guard_eni(id, &link, Now::ZERO);
         Ok(found)

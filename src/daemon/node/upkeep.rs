@@ -71,7 +71,7 @@ impl Node {
             match self.pods.standing(&pod) {
                 Standing::Gone(since) if since + self.world.orphan <= now => {
                     log::info!("pod {pod} is gone and no DEL came for {attachment}: its address is freed");
-                    self.release(&attachment);
+                    self.release_unasked(&attachment);
                 }
                 Standing::Missed(since) if since + self.world.orphan <= now => drop(self.fetch(pod)),
                 _ => {}

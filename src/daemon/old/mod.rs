@@ -209,7 +209,7 @@ impl Heir<'_> {
 
     fn is_routed_over_ipvlan(&self, ip: &IpPair) -> bool {
         let over =
-            |r: &RouteSeen| self.links.iter().any(|l| Some(l.ifindex) == r.oif && l.name.starts_with(ours::OLD_IPVLAN));
+            |r: &RouteSeen| self.links.iter().any(|l| Some(l.ifindex) == r.oif && l.name.starts_with(ours::HOST_SLAVE));
         ip.iter().any(|ip| self.routes.iter().any(|route| leads_to(route, ip) && over(route)))
     }
 

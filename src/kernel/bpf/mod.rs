@@ -1,6 +1,7 @@
 //! eBPF: programs of a few instructions that are written here, and objects that clang has made of `bpf/`, with their maps.
 
 pub mod cgroup;
+pub mod hooks;
 pub mod load;
 pub mod map;
 mod marks;
