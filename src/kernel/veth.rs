@@ -132,7 +132,9 @@ pub fn mend(host: &mut Place, veth: &Veth) -> Result<(), Error> {
         }
         host.act(link::set_alias(seen.ifindex, &veth.alias)).context(doing)?;
     }
-    host.act(link::set_up(seen.ifindex, Some(veth.mtu), Some(veth.mac))).context(doing)
+    // Whoever is told a MAC, also the one it has, drops all neighbours on the link, those of others too.
+    let mac = Some(veth.mac).filter(|mac| seen.mac != Some(*mac));
+    host.act(link::set_up(seen.ifindex, Some(veth.mtu), mac)).context(doing)
 }
 
 /// The request that says whose the veth is. The first after its creation: one without it was cut off in between. Nobody speaks
