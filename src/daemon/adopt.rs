@@ -8,6 +8,7 @@ use super::ledger::Contents;
 use super::old;
 use crate::eni::{Eni, EniKind, EniState, VSwitch};
 use crate::error::Error;
+use crate::gather::Gather;
 use crate::ip::{Family, IpPair, NetPair, Stack};
 use crate::kernel::{self, Away, Kernel, LinkSeen};
 use crate::plan::RuleAction;
@@ -37,10 +38,10 @@ pub fn slots(kernel: &mut Kernel, enis: &[Eni]) -> Result<BTreeMap<String, u32>,
             (RuleAction::Lookup(table), Some((value, mask))) => Some((table, ours::slot(value, mask)?)),
             _ => None,
         })
-        .collect();
+        .gather();
     let links = kernel.links()?;
     let slot = |eni: &Eni| by_table.get(&ours::eni_table(eni_link(&links, eni)?.ifindex)).copied();
-    Ok(enis.iter().filter_map(|eni| Some((eni.id.clone(), slot(eni)?))).collect())
+    Ok(enis.iter().filter_map(|eni| Some((eni.id.clone(), slot(eni)?))).gather())
 }
 
 fn eni_link<'a>(links: &'a [LinkSeen], eni: &Eni) -> Option<&'a LinkSeen> {

@@ -1,10 +1,11 @@
 //! Carries the pool's calls to the cloud, one attempt each.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::cloud::{Client, CreateEni, Filter};
 use crate::eni::{Eni, Fault, FaultKind, VSwitch};
+use crate::gather::Gather;
 use crate::ip::{Family, IpPair};
 use crate::ours;
 use crate::pool::{Call, Outcome};
@@ -71,13 +72,11 @@ fn unassign(cloud: &Client, eni: &str, addresses: &[IpAddr]) -> Result<(), Fault
 /// Every ENI attached to this instance, and every other one that was made for it.
 pub fn look_all(cloud: &Client, place: &Place) -> Result<Vec<Eni>, Fault> {
     let attached = Filter { instance: Some(place.instance.clone()), ..Filter::default() };
-    let tags = BTreeMap::from([
-        (ours::ENI_TAG.0.to_owned(), ours::ENI_TAG.1.to_owned()),
-        (ours::NODE_TAG.to_owned(), place.instance.clone()),
-    ]);
-    let made = Filter { tags, ..Filter::default() };
+    let tags =
+        [(ours::ENI_TAG.0.to_owned(), ours::ENI_TAG.1.to_owned()), (ours::NODE_TAG.to_owned(), place.instance.clone())];
+    let made = Filter { tags: tags.into_iter().gather(), ..Filter::default() };
     let mut seen = cloud.describe_enis(&attached)?;
-    let known: BTreeSet<String> = seen.iter().map(|e| e.id.clone()).collect();
+    let known: BTreeSet<String> = seen.iter().map(|e| e.id.clone()).gather();
     seen.extend(cloud.describe_enis(&made)?.into_iter().filter(|e| !known.contains(&e.id)));
     Ok(seen)
 }

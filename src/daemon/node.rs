@@ -24,6 +24,7 @@ use super::sticky::Sticky;
 use super::world::World;
 use super::{calls, clock};
 use crate::error::{Context, Error};
+use crate::gather::Gather;
 use crate::happening::Happening;
 use crate::herald::{Herald, Outcome as Written};
 use crate::ip::{IpPair, Mac};
@@ -180,7 +181,7 @@ impl Node {
             unwritten: None,
             skew: 0,
             events: VecDeque::new(),
-            leases: found.leases.into_iter().map(|l| (l.sandbox.attachment.clone(), l)).collect(),
+            leases: found.leases.into_iter().map(|l| (l.sandbox.attachment.clone(), l)).gather(),
             enis: BTreeMap::new(),
             slots: found.slots,
             homes: BTreeMap::new(),

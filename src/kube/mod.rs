@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde::de::{DeserializeOwned, DeserializeSeed};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use ureq::http::{Request, Response};
 use ureq::{Agent, Body};
 
@@ -156,7 +157,8 @@ impl Client {
 
     /// One object, by the path that [`object::path`] makes. [`Cause::Absent`] where there is none.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
-        self.read(path, self.limits().object_bytes, PhantomData).context(|| format!("get {path}"))
+        let object: Result<Box<RawValue>, Error> = self.read(path, self.limits().object_bytes, PhantomData);
+        object.and_then(|object| Ok(page::whole(&object)?)).context(|| format!("get {path}"))
     }
 
     /// All objects that are selected.

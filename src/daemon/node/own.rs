@@ -1,12 +1,14 @@
 //! The node as Kubernetes sees it: our own node object is watched, compared with what it is to be, and written where they differ.
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::time::SystemTime;
 
 use super::Node;
 use crate::cloud;
 use crate::config::Mode;
 use crate::daemon::news;
+use crate::gather::Gather;
 use crate::herald::{Facts, Fit, Guests, Lack, Now};
 use crate::ip::IpPair;
 use crate::object::{self, ENI_RESOURCE, ENIIP_RESOURCE, MAX_IPS, POD_IPS};
@@ -90,11 +92,13 @@ impl Node {
         let (capacity, published) = (self.pool.capacity(), self.world.publish.resources);
         let shares = self.world.terms.mode == Mode::Shared;
         Facts {
-            resources: BTreeMap::from([
+            resources: [
                 (ENI_RESOURCE, published.then_some(capacity.whole)),
                 (ENIIP_RESOURCE, (published && shares).then_some(capacity.shared())),
-            ]),
-            annotations: BTreeMap::from([(MAX_IPS, Some(capacity.pods().to_string()))]),
+            ]
+            .into_iter()
+            .gather(),
+            annotations: iter::once((MAX_IPS, Some(capacity.pods().to_string()))).gather(),
             lack: self.lack(),
         }
     }
@@ -176,7 +180,7 @@ impl Node {
             *ips += &words(&lease.ip);
         }
         let wanting = all.into_iter().filter(|(pod, ips)| self.pods.lacks_ips(pod, ips));
-        wanting.map(|(pod, ips)| (pod.clone(), ips)).collect()
+        wanting.map(|(pod, ips)| (pod.clone(), ips)).gather()
     }
 }
 
