@@ -31,6 +31,9 @@ use page::Page;
 
 /// How often files are read again: a service account's token and a kubelet's certificate are replaced while we run.
 const REREAD: Duration = Duration::from_secs(60);
+/// Of each connection, four times: for what comes and goes, within TLS and outside. ureq's own are 128 KiB each, which stay as long
+/// as the connection; a request and the head of an answer fit into these.
+const BUFFER: usize = 24 << 10;
 /// How much of an error's body we read, and how much of its message we keep.
 const REFUSAL_MAX: u64 = 64 << 10;
 const MESSAGE_MAX: usize = 1024;
@@ -329,6 +332,8 @@ fn agent(access: &Access, limits: &Limits) -> Agent {
         .timeout_connect(Some(limits.connect))
         .timeout_global(Some(limits.call))
         .tls_config(access.tls())
+        .input_buffer_size(BUFFER)
+        .output_buffer_size(BUFFER)
         .build()
         .new_agent()
 }
