@@ -220,6 +220,8 @@ impl Node {
             .await;
             if let Some(input) = input {
                 self.take(input);
+                // Whoever was answered hears it before we look at what else there is.
+                future::yield_now().await;
             }
             self.do_what_is_due();
         }
