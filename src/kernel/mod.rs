@@ -21,6 +21,7 @@ mod route;
 mod rule;
 mod signals;
 mod socket;
+pub mod sockets;
 mod sysctl;
 mod tc;
 mod unwire;

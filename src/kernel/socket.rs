@@ -1,4 +1,4 @@
-//! A route netlink socket: several requests in one send, their answers, and dumps. The only file that knows neli.
+//! A netlink socket, of routes mostly: several requests in one send, their answers, and dumps. The only file that knows neli.
 
 use neli::consts::socket::{Msg, NlFamily};
 use neli::socket::NlSocket;
@@ -25,7 +25,16 @@ pub struct Socket {
 
 impl Socket {
     pub fn open() -> Result<Socket, Error> {
-        let nl = NlSocket::connect(NlFamily::Route, None, Groups::empty()).context(|| "open a netlink socket")?;
+        Socket::of(NlFamily::Route)
+    }
+
+    /// One that tells of sockets, not of routes.
+    pub fn diag() -> Result<Socket, Error> {
+        Socket::of(NlFamily::SockOrInetDiag)
+    }
+
+    fn of(family: NlFamily) -> Result<Socket, Error> {
+        let nl = NlSocket::connect(family, None, Groups::empty()).context(|| "open a netlink socket")?;
         // Before 4.12 the kernel has no words to add to an errno.
         let _ = nl.enable_ext_ack(true);
         Ok(Socket { nl, sequence: 0, buffer: vec![0; BUFFER] })

@@ -1,6 +1,7 @@
 //! Services at the socket: their maps, what is written to them and read back, and the programs at the hooks of a cgroup.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
@@ -10,8 +11,10 @@ use super::map::Map;
 use super::pin::{self, Age};
 use super::sys::Shape;
 use crate::error::{Context, Error};
+use crate::kernel::sockets::Led;
 use crate::maps::{
-    self, Backend, Count, Flow, FlowKey, Frontend, FrontendKey, STATE_PEERS, Sizes, State, Tables, Write,
+    self, Backend, Count, Direction, Flow, FlowKey, Frontend, FrontendKey, Proto, STATE_PEERS, Sizes, State, Tables,
+    Write,
 };
 use crate::ours;
 
@@ -241,6 +244,20 @@ impl Services {
         let mut flows = Vec::new();
         self.flows.each(|key, value| flows.extend(FlowKey::from_bytes(key).zip(Flow::from_bytes(value))))?;
         Ok(flows)
+    }
+
+    /// The datagram sockets that were led to these backends, by id, as far as it is noted.
+    pub fn led_to(&self, gone: &BTreeMap<u32, Backend>) -> Result<BTreeSet<Led>, Error> {
+        let mut led = BTreeSet::new();
+        self.flows.each(|key, value| {
+            let Some((key, flow)) = FlowKey::from_bytes(key).zip(Flow::from_bytes(value)) else { return };
+            let is_there =
+                |b: &&Backend| (b.set, b.addr, b.port, b.proto) == (flow.set, key.addr, key.port, Proto::Udp);
+            if key.direction == Direction::ToService && gone.get(&flow.backend).filter(is_there).is_some() {
+                led.insert((key.cookie, SocketAddr::new(key.addr, key.port)));
+            }
+        })?;
+        Ok(led)
     }
 
     /// For how much each map has room.
