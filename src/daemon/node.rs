@@ -112,8 +112,11 @@ pub struct Node {
     /// Our node object as the watch told of it last, and what is said of us there.
     own: Option<Box<object::Node>>,
     herald: Herald,
-    /// The pool has moved since the herald was told of it.
+    /// Something has moved since the herald was last asked what to write.
     stirred: bool,
+    /// When it was asked, and when it is to be asked again though nothing moves.
+    spoke: Now,
+    speak: Option<Now>,
     /// The kubelet's max-pods and the addresses there can be, as they were compared last.
     compared: Option<(u64, u32)>,
     /// Pods that were told why they had no address.
@@ -176,6 +179,8 @@ impl Node {
             own: None,
             herald: found.herald,
             stirred: true,
+            spoke: Now::ZERO,
+            speak: None,
             compared: None,
             complained: BTreeSet::new(),
             unwritten: None,
@@ -231,7 +236,7 @@ impl Node {
         let deadlines = self.unknown.values().flatten().map(|w| w.deadline);
         let sweep = self.sweeping.is_empty().then_some(self.sweep);
         let fixed = self.mend.min(self.compare);
-        let others = [self.repair.due(), self.due_to_speak(clock::now())].into_iter().flatten();
+        let others = [self.repair.due(), self.speak].into_iter().flatten();
         let due = deadlines.chain(self.wake).chain(sweep).chain(others).fold(fixed, Now::min);
         let wait = due.saturating_sub(clock::now());
         async move {
@@ -240,6 +245,8 @@ impl Node {
     }
 
     fn take(&mut self, input: Input) {
+        // What our own ADDs do in the kernel is most of what is heard, and moves nothing that others see.
+        self.stirred |= !matches!(input, Input::Happened(_) | Input::Wired { .. } | Input::Compared(_));
         match input {
             Input::Ask { request, answer } => self.ask(request, answer),
             Input::Done { call, result } => self.done(call, result),
