@@ -16,7 +16,7 @@
 #define IPPROTO_MPTCP 262
 #define ECONNREFUSED 111
 
-// The context of these hooks, as 4.18 has it.
+// The context of these hooks, as 4.18 has it. Every field is read and written by itself and whole (ONCE): 4.19 takes nothing else.
 struct bpf_sock_addr {
 	__u32 user_family;
 	__u32 user_ip4;
@@ -249,7 +249,7 @@ INLINE int is_asked_for_peers(void)
 
 INLINE __u8 proto(const struct bpf_sock_addr *ctx)
 {
-	__u32 p = ctx->protocol;
+	__u32 p = ONCE(ctx->protocol);
 	return p == IPPROTO_MPTCP ? PROTO_TCP : p == PROTO_TCP || p == PROTO_UDP ? p : 0;
 }
 
@@ -258,26 +258,26 @@ INLINE void read_addr(const struct bpf_sock_addr *ctx, int family, __u32 *addr)
 	if (family == AF_INET) {
 		addr[0] = addr[1] = 0;
 		addr[2] = be32(0xffff);
-		addr[3] = ctx->user_ip4;
+		addr[3] = ONCE(ctx->user_ip4);
 	} else {
-		addr[0] = ctx->user_ip6[0];
-		addr[1] = ctx->user_ip6[1];
-		addr[2] = ctx->user_ip6[2];
-		addr[3] = ctx->user_ip6[3];
+		addr[0] = ONCE(ctx->user_ip6[0]);
+		addr[1] = ONCE(ctx->user_ip6[1]);
+		addr[2] = ONCE(ctx->user_ip6[2]);
+		addr[3] = ONCE(ctx->user_ip6[3]);
 	}
 }
 
 INLINE void write_addr(struct bpf_sock_addr *ctx, int family, const __u32 *addr, __u16 port)
 {
 	if (family == AF_INET) {
-		ctx->user_ip4 = addr[3];
+		ONCE(ctx->user_ip4) = addr[3];
 	} else {
-		ctx->user_ip6[0] = addr[0];
-		ctx->user_ip6[1] = addr[1];
-		ctx->user_ip6[2] = addr[2];
-		ctx->user_ip6[3] = addr[3];
+		ONCE(ctx->user_ip6[0]) = addr[0];
+		ONCE(ctx->user_ip6[1]) = addr[1];
+		ONCE(ctx->user_ip6[2]) = addr[2];
+		ONCE(ctx->user_ip6[3]) = addr[3];
 	}
-	ctx->user_port = port;
+	ONCE(ctx->user_port) = port;
 }
 
 INLINE int refuse_connect(struct bpf_sock_addr *ctx, int family, const __u32 *asked)
@@ -306,7 +306,7 @@ INLINE int refuse_datagram(void)
 
 INLINE int connect(struct bpf_sock_addr *ctx, int family)
 {
-	struct frontend_key key = {.port = (__u16)ctx->user_port, .proto = proto(ctx)};
+	struct frontend_key key = {.port = (__u16)ONCE(ctx->user_port), .proto = proto(ctx)};
 	struct target to = {};
 
 	if (!key.proto)
@@ -326,11 +326,11 @@ INLINE int connect(struct bpf_sock_addr *ctx, int family)
 
 INLINE int sendmsg(struct bpf_sock_addr *ctx, int family)
 {
-	struct frontend_key key = {.port = (__u16)ctx->user_port, .proto = PROTO_UDP};
+	struct frontend_key key = {.port = (__u16)ONCE(ctx->user_port), .proto = PROTO_UDP};
 	struct flow_key flow = {.port = key.port, .proto = PROTO_UDP, .dir = FLOW_TO_BACKEND};
 	struct target to = {};
 
-	if (ctx->protocol != PROTO_UDP)
+	if (ONCE(ctx->protocol) != PROTO_UDP)
 		return 1;
 	read_addr(ctx, family, key.addr);
 	copy(flow.addr, key.addr);
@@ -349,7 +349,7 @@ INLINE int sendmsg(struct bpf_sock_addr *ctx, int family)
 // Shows whom the socket spoke to under the address that it asked for.
 INLINE int name(struct bpf_sock_addr *ctx, int family)
 {
-	struct flow_key key = {.port = (__u16)ctx->user_port, .proto = proto(ctx), .dir = FLOW_TO_SERVICE};
+	struct flow_key key = {.port = (__u16)ONCE(ctx->user_port), .proto = proto(ctx), .dir = FLOW_TO_SERVICE};
 
 	if (!key.proto)
 		return 1;

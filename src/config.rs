@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::eni::{EniChoice, VSwitchChoice};
@@ -96,7 +96,7 @@ pub struct Pace {
 }
 
 /// Whether a pod shares its ENI with others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mode {
     /// `ENIMultiIP`: many pods to an ENI.
     Shared,
@@ -230,7 +230,7 @@ impl fmt::Display for Warning {
 }
 
 /// What the metadata service says of the machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeFacts {
     pub instance: String,
     pub instance_type: String,

@@ -1,6 +1,7 @@
 //! eBPF: maps, pins, cgroups, and the programs of `bpf/` on real sockets.
 
 mod cell;
+mod foreign;
 mod load;
 mod maps;
 mod objects;

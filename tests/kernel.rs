@@ -389,7 +389,8 @@ fn links_are_seen_as_they_are() {
     assert_eq!(kernel.links().unwrap().len(), 4);
     assert_eq!(kernel.link_by_mac(Mac([2, 0, 0, 0, 0, 2])).unwrap().unwrap().name, "eth1");
     assert_eq!(kernel.link_by_mac(Mac([2, 0, 0, 0, 0, 1])).unwrap(), None);
-    let pods = kernel.pod_links().unwrap();
+    let look = kernel.look().unwrap();
+    let pods: Vec<_> = look.pod_links().collect();
     assert_eq!(pods.len(), 1);
     assert_eq!((pods[0].0.to_string().as_str(), pods[0].1.name.as_str()), ("c1/eth0", "cali01"));
 }

@@ -13,6 +13,7 @@ mod repair;
 mod semantics;
 mod socket;
 mod stacks;
+mod starts;
 mod sticky;
 mod upgrade;
 

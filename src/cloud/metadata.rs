@@ -88,11 +88,13 @@ impl Metadata {
         self.token();
         thread::scope(|scope| {
             let machine = scope.spawn(|| Ok::<_, Error>((self.instance_id()?, self.instance_type()?, self.region()?)));
-            let place = scope.spawn(|| Ok::<_, Error>((self.zone()?, self.vpc()?, self.vpc_cidrs()?, self.vswitch()?)));
+            let place = scope.spawn(|| Ok::<_, Error>((self.zone()?, self.vpc()?)));
+            let nets = scope.spawn(|| Ok::<_, Error>((self.vpc_cidrs()?, self.vswitch()?)));
             let mac = self.mac()?;
             let (vswitch_cidr, ips) = (NetPair::v4(self.vswitch_cidr(mac)?), IpPair::v4(self.primary(mac)?));
             let (instance, instance_type, region) = machine.join().expect("a panic ends the process")?;
-            let (zone, vpc, vpc_cidrs, vswitch) = place.join().expect("a panic ends the process")?;
+            let (zone, vpc) = place.join().expect("a panic ends the process")?;
+            let (vpc_cidrs, vswitch) = nets.join().expect("a panic ends the process")?;
             Ok(NodeFacts { instance, instance_type, region, zone, vpc, vpc_cidrs, vswitch, vswitch_cidr, ips })
         })
     }

@@ -1,6 +1,6 @@
 //! What the kernel alone tells of ENIs and pods: the slot that each ENI has, and, should the ledger have lost some, leases.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::eni::prefixes;
@@ -10,9 +10,9 @@ use crate::eni::{Eni, EniKind, EniState, VSwitch};
 use crate::error::Error;
 use crate::gather::Gather;
 use crate::ip::{Family, IpPair, NetPair, Stack};
-use crate::kernel::{self, Away, Kernel, LinkSeen};
+use crate::kernel::{self, Away, Kernel, LinkSeen, Look, RouteSeen};
 use crate::plan::RuleAction;
-use crate::pod::Sandbox;
+use crate::pod::{Attachment, Sandbox};
 use crate::rate::Both;
 use crate::rpc::{Answers, EniLease, Heritage, Lease, Marker, Shaper, Whole, Wiring};
 use crate::{datapath, ours, pod};
@@ -29,19 +29,18 @@ pub struct Known<'a> {
 }
 
 /// The slot of every ENI whose rule is in the kernel.
-pub fn slots(kernel: &mut Kernel, enis: &[Eni]) -> Result<BTreeMap<String, u32>, Error> {
-    let by_table: BTreeMap<u32, u32> = kernel
-        .rules()?
-        .into_iter()
+pub fn slots(look: &Look, enis: &[Eni]) -> BTreeMap<String, u32> {
+    let by_table: BTreeMap<u32, u32> = look
+        .rules
+        .iter()
         .filter(|rule| rule.priority == ours::FROM_POD_PRIORITY)
         .filter_map(|rule| match (rule.action, rule.mark) {
             (RuleAction::Lookup(table), Some((value, mask))) => Some((table, ours::slot(value, mask)?)),
             _ => None,
         })
         .gather();
-    let links = kernel.links()?;
-    let slot = |eni: &Eni| by_table.get(&ours::eni_table(eni_link(&links, eni)?.ifindex)).copied();
-    Ok(enis.iter().filter_map(|eni| Some((eni.id.clone(), slot(eni)?))).gather())
+    let slot = |eni: &Eni| by_table.get(&ours::eni_table(eni_link(&look.links, eni)?.ifindex)).copied();
+    enis.iter().filter_map(|eni| Some((eni.id.clone(), slot(eni)?))).gather()
 }
 
 fn eni_link<'a>(links: &'a [LinkSeen], eni: &Eni) -> Option<&'a LinkSeen> {
@@ -51,27 +50,25 @@ fn eni_link<'a>(links: &'a [LinkSeen], eni: &Eni) -> Option<&'a LinkSeen> {
 /// The leases of pods that are wired though the ledger knows nothing of them, because it or a record in it was lost: a host
 /// veth names the attachment, its route the address (a DEL takes that away first of all), the cloud the ENI. A pod whose name
 /// the veth has no room for is nameless; nobody will think that it is gone.
-pub fn leases(kernel: &mut Kernel, known: &Known, contents: &Contents) -> Result<Vec<Lease>, Error> {
-    let links = kernel.links()?;
-    let routes = kernel.routes(ours::PODS_TABLE)?;
-    let mut found = whole_leases(kernel, known, contents, &links);
-    for (attachment, veth) in kernel.pod_links()? {
-        if found.iter().any(|lease| lease.sandbox.attachment == attachment) {
-            continue;
-        }
-        let through = routes.iter().filter(|route| route.oif == Some(veth.ifindex));
+pub fn leases(kernel: &mut Kernel, look: &Look, known: &Known, contents: &Contents) -> Result<Vec<Lease>, Error> {
+    let mut found = whole_leases(kernel, known, contents, &look.links);
+    let leased = contents.leases.iter().chain(&found).map(|lease| lease.sandbox.attachment.clone());
+    let leased: BTreeSet<Attachment> = leased.gather();
+    for (attachment, veth) in look.pod_links().filter(|(attachment, _)| !leased.contains(attachment)) {
+        let is_its = |r: &&RouteSeen| r.table == ours::PODS_TABLE && r.oif == Some(veth.ifindex);
+        let through = look.routes.iter().filter(is_its);
         let ip: IpPair = through.map(|route| route.to.addr()).collect();
         if ip.is_empty() || contents.knows(&attachment, &ip) {
             continue;
         }
-        let Some(eni) = eni_lease(&ip, known, &links) else {
+        let Some(eni) = eni_lease(&ip, known, &look.links) else {
             log::warn!("{} is wired with {ip}, which no ENI serves here: re-create its pod", veth.name);
             continue;
         };
         let pod = veth.alias.as_deref().and_then(ours::pod).unwrap_or_else(pod::nameless);
         log::info!("{attachment} of pod {pod} holds {ip}: found in the kernel");
         let sandbox = Sandbox { attachment, netns: PathBuf::new() };
-        let heritage = heritage(kernel, &veth, &ip)?;
+        let heritage = heritage(kernel, veth, &ip)?;
         let marker = if heritage.is_some() { old::MARKER } else { known.marker };
         // What its annotations ask for is heard from the watch.
         let bandwidth = Both::default();

@@ -5,19 +5,27 @@ use std::io::{Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::error::{Context, Error};
 
 const PATIENCE: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(10);
 
-/// Holds the place of the node's daemon for as long as the file is open; refused while another process holds it.
-pub fn claim(path: &Path) -> Result<File, Error> {
+/// The place of the node's daemon, held for as long as the file is open.
+pub struct Place {
+    _lock: File,
+    /// When this life took it, and when the one before it did, whichever release that was.
+    pub turn: SystemTime,
+    pub last_turn: SystemTime,
+}
+
+/// Takes the place of the node's daemon; refused while another process holds it.
+pub fn claim(path: &Path) -> Result<Place, Error> {
     take(path).context(|| format!("lock {}", path.display()))
 }
 
-fn take(path: &Path) -> Result<File, Error> {
+fn take(path: &Path) -> Result<Place, Error> {
     if let Some(folder) = path.parent() {
         // The socket lives here too: the folder is for root alone.
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -33,9 +41,10 @@ fn take(path: &Path) -> Result<File, Error> {
             Err(TryLockError::Error(e)) => return Err(e.into()),
         }
     }
+    let last_turn = file.metadata()?.modified()?;
     file.set_len(0)?;
     writeln!(file, "{}", std::process::id())?;
-    Ok(file)
+    Ok(Place { turn: file.metadata()?.modified()?, last_turn, _lock: file })
 }
 
 /// The holder wrote its process id, for people; one that took the lock a moment ago may not have yet.

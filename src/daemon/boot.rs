@@ -1,23 +1,27 @@
 //! From nothing to serving: the configuration, the machine, what an earlier life left in ledger, cloud and kernel.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use smol::channel::{Sender, bounded};
 
+use super::alone::Place;
 use super::early::Early;
 use super::layers::Layers;
 use super::ledger::{self, Contents, Ledger, Resting};
+use super::legacy::Legacy;
+use super::lobby::{Heard, Lobby};
+use super::machine::Machine;
 use super::node::{Found, Input, Node};
+use super::outside::{Manner, Outside};
 use super::reactor::Timer;
 use super::sticky::Sticky;
 use super::terms::Terms;
 use super::world::World;
-use super::{adopt, calls, clock, file, news, old};
+use super::{adopt, clock, file, news, old, phases};
 use crate::cloud::{self, Credentials, Endpoint, Key, Metadata, Sources};
 use crate::config::{AccessKey, Config, Mode, NodeFacts, Scheme, Signature};
 use crate::datapath::NodeSetup;
@@ -26,7 +30,7 @@ use crate::error::{Cause, Context, Error};
 use crate::gather::Gather;
 use crate::herald::Herald;
 use crate::ip::{Family, IpPair, Stack};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Look};
 use crate::pool::{Boot, Held, Notice, Reserved};
 use crate::rpc::{Lease, Marker};
 use crate::{datapath, kube, object, ours};
@@ -52,6 +56,7 @@ pub struct Start {
 /// All that had to be asked before the loop can run.
 struct Gathered {
     kernel: Kernel,
+    look: Look,
     node: IpPair,
     setup: NodeSetup,
     marker: Marker,
@@ -61,6 +66,8 @@ struct Gathered {
     terms: Terms,
     vswitches: Vec<VSwitch>,
     enis: Vec<Eni>,
+    /// What is known of the cloud is out of the last life's will.
+    willed: bool,
     slots: BTreeMap<String, u32>,
     ledger: Ledger,
     contents: Contents,
@@ -97,21 +104,31 @@ impl Start {
         }
     }
 
+    /// None: we are a pod, and are told by our surroundings.
+    pub fn kubeconfig(&self) -> Option<PathBuf> {
+        self.kubeconfig.as_ref().or(self.layers.config().kubeconfig.as_ref()).cloned()
+    }
+
     pub fn kube(&self, limits: kube::Limits) -> Result<kube::Client, Error> {
-        let source = match self.kubeconfig.as_ref().or(self.layers.config().kubeconfig.as_ref()) {
-            Some(path) => kube::Source::Kubeconfig(path.clone()),
+        let source = match self.kubeconfig() {
+            Some(path) => kube::Source::Kubeconfig(path),
             None => kube::Source::in_cluster()?,
         };
         kube::Client::with_limits(source, limits).context(|| "Kubernetes API")
     }
 
+    /// The configuration file alone.
+    pub fn file(&self) -> &Layers {
+        &self.layers
+    }
+
     /// What the operator says of the mode: the command line before the configuration.
-    fn given_mode(&self, config: &Config) -> Option<Mode> {
+    pub fn given_mode(&self, config: &Config) -> Option<Mode> {
         self.mode.or(config.mode)
     }
 
     /// What the node's label says of it; with no answer, what it said before.
-    fn labelled_mode(&self) -> Mode {
+    pub fn labelled_mode(&self) -> Mode {
         let asked = self.kube(IMPATIENT).and_then(|kube| news::has_whole_enis(&kube, &self.node_name()));
         match asked {
             Ok(true) => Mode::Whole,
@@ -125,7 +142,7 @@ impl Start {
     }
 
     /// The layers with what Kubernetes has for this node, or had when it was asked last: the watch will tell what it is now.
-    fn layers_of_node(&self) -> Layers {
+    pub fn layers_of_node(&self) -> Layers {
         let over = ledger::node_config(ours::LEDGER.as_ref()).unwrap_or_else(|| {
             let asked = self.kube(IMPATIENT).and_then(|kube| news::node_config(&kube, &self.node_name()));
             asked.unwrap_or_else(|e| {
@@ -141,63 +158,75 @@ impl Start {
 }
 
 /// Tries until it succeeds; a cloud that is down only delays the start.
-pub async fn boot(mut start: Start, inputs: Sender<Input>, trouble: &RefCell<String>) -> Result<Node, Error> {
-    let mut pause = RETRY.0;
-    let mut early = Early::new(&start);
+pub async fn boot(
+    mut start: Start,
+    place: &Place,
+    inputs: Sender<Input>,
+    lobby: &Lobby,
+) -> Result<(Node, Vec<Input>), Error> {
+    let (mut pause, mut manner) = (RETRY.0, Manner::Hopeful);
+    let mut legacy = Legacy::take(ours::LEDGER.as_ref(), place.last_turn);
+    let mut early = Early::new(&start, inputs.clone());
     loop {
-        let begun = start.clone();
+        let (begun, left) = (start.clone(), legacy.take());
         let (done, attempt_ends) = bounded(1);
         thread::spawn(move || {
-            let found = attempt(&begun, &mut early.machine);
+            early.listen(&begun);
+            let found = attempt(&begun, manner, left, &mut early);
             let _ = found.as_ref().inspect_err(|e| early.tell(e));
             drop(done.send_blocking((found, early)));
         });
         let (found, then) = attempt_ends.recv().await.expect("an attempt has an end");
         early = then;
         match found {
-            Ok(found) => return Ok(assemble(&start, found, early.herald, inputs)),
+            Ok(found) => {
+                let (waiting, heard) = lobby.leave();
+                let node = assemble(&start, found, early.herald, heard, place.turn, inputs);
+                return Ok((node, waiting));
+            }
             Err(e) if is_final(&e) => return Err(e),
             Err(e) => {
                 log::warn!("start: {e}; again in {} ms", pause.as_millis());
-                *trouble.borrow_mut() = e.to_string();
+                lobby.fail(e.to_string());
                 Timer::after(pause).await;
-                pause = (pause * 2).min(RETRY.1);
+                (pause, manner) = ((pause * 2).min(RETRY.1), Manner::Wary);
                 start.refresh();
             }
         }
     }
 }
 
-fn attempt(start: &Start, machine: &mut Option<String>) -> Result<Gathered, Error> {
-    let mut kernel = Kernel::host()?;
-    let (marker, why) = kernel.marker();
-    log::info!("packets of pods are marked by {marker:?}: {why}");
-    let layers = start.layers_of_node();
-    let (facts, layers) = fitting(layers, &start.layers)?;
-    *machine = Some(facts.instance.clone());
-    let cloud = cloud::Client::new(endpoint(layers.config(), &facts), credentials(layers.config())?)?;
-    let stack = layers.config().stack;
-    let node = node_address(&mut kernel, stack)?;
-    let mode = start.given_mode(layers.config()).unwrap_or_else(|| start.labelled_mode());
-    let terms = Terms::ask(&cloud, facts, mode)?;
-    terms.check(stack)?;
-    let place = terms.place(layers.config());
-    let (vswitches, enis) = (calls::vswitches(&cloud, &place)?, calls::look_all(&cloud, &place)?);
-    let setup = set_up(&mut kernel, stack, &enis)?;
-    let kube = start.kube(kube::Limits::default())?;
+fn attempt(start: &Start, manner: Manner, legacy: Option<Legacy>, early: &mut Early) -> Result<Gathered, Error> {
+    let (machine, outside) = thread::scope(|scope| {
+        let machine = scope.spawn(Machine::look);
+        let inherited = legacy.and_then(|legacy| Outside::inherit(start, legacy));
+        let outside = inherited.map_or_else(|| Outside::ask(start, manner, &mut early.machine), Ok);
+        (machine.join().expect("a panic ends the process"), outside)
+    });
+    let (machine, mut outside) = (machine?, outside?);
+    if outside.willed && !machine.contents.intents.is_empty() {
+        outside = Outside::ask(start, manner, &mut early.machine)?;
+    }
+    early.machine = Some(outside.terms.facts.instance.clone());
+    let Machine { mut kernel, look, marker, ledger, mut contents, mut sticky, kept } = machine;
+    let Outside { layers, cloud, terms, vswitches, enis, willed } = outside;
+    phases::reached("all is known");
+    let (stack, mode) = (layers.config().stack, terms.mode);
+    let node = node_address(&look, stack)?;
+    let setup = set_up(&mut kernel, &look, stack, &enis)?;
+    let kube = early.kube(start)?;
     kube.pace(layers.config().kube_pace);
-    let mut slots = adopt::slots(&mut kernel, &enis)?;
-    let (ledger, mut contents) = Ledger::open(ours::LEDGER.as_ref(), &boot_id()?)?;
+    let mut slots = adopt::slots(&look, &enis);
     let services = layers.config().service_cidr;
     let known = adopt::Known { enis: &enis, vswitches: &vswitches, slots: &slots, stack, node, marker, services };
-    let adopted = adopt::leases(&mut kernel, &known, &contents)?;
+    let adopted = adopt::leases(&mut kernel, &look, &known, &contents)?;
     adopted.iter().try_for_each(|lease| ledger.record(lease))?;
     contents.leases.extend(adopted);
     let wired = contents.leases.iter().filter(|l| l.untouched().is_none() && !l.is_whole());
     slots.extend(wired.map(|l| (l.eni.id.clone(), l.eni.slot)));
-    let (mut sticky, kept) = Sticky::open(ours::LASTING.as_ref());
     let inherited = old::take_over(old::Ground {
         cloud: &cloud,
+        look: &look,
         ledger: &ledger,
         enis: &enis,
         vswitches: &vswitches,
@@ -212,8 +241,10 @@ fn attempt(start: &Start, machine: &mut Option<String>) -> Result<Gathered, Erro
     let longest = layers.config().reservation;
     let reserved =
         sticky.reservations(kept.into_iter().chain(inherited.kept).collect(), &mut contents, longest, clock::now());
+    phases::reached("what an earlier life has left is taken up");
     Ok(Gathered {
         kernel,
+        look,
         node,
         setup,
         marker,
@@ -223,6 +254,7 @@ fn attempt(start: &Start, machine: &mut Option<String>) -> Result<Gathered, Erro
         terms,
         vswitches,
         enis,
+        willed,
         slots,
         ledger,
         contents,
@@ -252,9 +284,8 @@ fn fit(mode: Mode, config: &Config, leases: &[Lease]) -> Result<(), Error> {
 }
 
 /// The addresses that the node is known by. ENIs bear that of IPv4 to speak ARP; of IPv6 the node need not have one.
-fn node_address(kernel: &mut Kernel, stack: Stack) -> Result<IpPair, Error> {
-    let mut source = kernel.default_source().context(|| "the node's own address")?;
-    source.v6 = source.v6.filter(|_| stack.has(Family::V6));
+fn node_address(look: &Look, stack: Stack) -> Result<IpPair, Error> {
+    let source = IpPair { v6: look.source.v6.filter(|_| stack.has(Family::V6)), ..look.source };
     if source.v4.is_none() && stack.has(Family::V4) {
         return Err(Error::new(Cause::Absent).within("the source address of the node's IPv4 default route"));
     }
@@ -262,35 +293,22 @@ fn node_address(kernel: &mut Kernel, stack: Stack) -> Result<IpPair, Error> {
 }
 
 /// Makes the node forward to pods. Its own links go on learning routes as they did; those of our ENIs learn none.
-fn set_up(kernel: &mut Kernel, stack: Stack, enis: &[Eni]) -> Result<NodeSetup, Error> {
+fn set_up(kernel: &mut Kernel, look: &Look, stack: Stack, enis: &[Eni]) -> Result<NodeSetup, Error> {
     if stack.has(Family::V6) && !kernel.has_v6() {
         let why = "this kernel has no IPv6 (is ipv6.disable=1 on its command line?)";
         return Err(Error::refused(format!("ip_stack is {stack}, and {why}; choose ip_stack ipv4 or switch it on")));
     }
-    let mut links = kernel.advertised_links()?;
+    let mut links = look.advertised_links();
     links.retain(|link| !enis.iter().any(|eni| eni.kind != EniKind::Primary && link.is_eni(eni.mac)));
-    let setup = NodeSetup { stack, advertised: links.into_iter().map(|link| link.name).collect() };
-    kernel.apply(&datapath::node(&setup)).context(|| "set up the node")?;
+    let setup = NodeSetup { stack, advertised: links.into_iter().map(|link| link.name.clone()).collect() };
+    let plan = datapath::node(&setup);
+    if !kernel.survey(&plan, None)?.is_empty() {
+        kernel.apply(&plan).context(|| "set up the node")?;
+    }
     Ok(setup)
 }
 
-fn boot_id() -> Result<String, Error> {
-    let path = "/proc/sys/kernel/random/boot_id";
-    fs::read_to_string(path).context(|| format!("read {path}"))
-}
-
-/// What the metadata service says of the machine, and the layers that fit it: those of the node, else the file alone.
-fn fitting(layers: Layers, file: &Layers) -> Result<(NodeFacts, Layers), Error> {
-    let facts = metadata(layers.config())?.node()?;
-    match layers.config().validate(&facts) {
-        Err(e) if layers.node_config().is_some() => log::error!("{e}; the configuration file alone holds"),
-        result => return result.map(|()| (facts, layers)),
-    }
-    file.config().validate(&facts)?;
-    Ok((facts, file.clone()))
-}
-
-fn metadata(config: &Config) -> Result<Metadata, Error> {
+pub fn metadata(config: &Config) -> Result<Metadata, Error> {
     Metadata::new(&config.cloud.metadata.as_ref().map_or(cloud::BASE.to_owned(), ToString::to_string))
 }
 
@@ -310,12 +328,12 @@ pub fn endpoint(config: &Config, facts: &NodeFacts) -> Endpoint {
 }
 
 /// Whom we are to the configuration's cloud.
-pub fn credentials(config: &Config) -> Result<Credentials, Error> {
+pub fn credentials(config: &Config, metadata: Metadata) -> Result<Credentials, Error> {
     Ok(Credentials::new(Sources {
         addon_secret: cloud::ADDON_SECRET.into(),
         pair: config.access.as_ref().map(key).transpose()?,
         token_file: config.credential_path.clone(),
-        role: Some(metadata(config)?),
+        role: Some(metadata),
     }))
 }
 
@@ -323,18 +341,22 @@ fn key(pair: &AccessKey) -> Result<Key, Error> {
     Key::new(&pair.id, pair.secret.expose(), None).context(|| "access_key and access_secret")
 }
 
-/// Starts the threads that talk to the API server, and the loop's state.
-fn assemble(start: &Start, g: Gathered, mut herald: Herald, inputs: Sender<Input>) -> Node {
-    let (client, name, news_to) = (g.kube.clone(), start.node_name(), inputs.clone());
-    thread::spawn(move || news::watch_pods(&client, &name, &news_to));
-    let (client, name, news_to) = (g.kube.clone(), start.node_name(), inputs.clone());
-    thread::spawn(move || news::watch_node(&client, &name, &news_to));
+/// The loop's state.
+fn assemble(
+    start: &Start,
+    g: Gathered,
+    mut herald: Herald,
+    heard: Heard,
+    turn: SystemTime,
+    inputs: Sender<Input>,
+) -> Node {
     let config = g.layers.config();
     let settings = g.terms.settings(config);
     let (reserved, resting): (Vec<Resting>, _) = g.contents.resting.into_iter().partition(|r| r.reserved.is_some());
     let boot = Boot {
         settings,
         enis: g.enis,
+        willed: g.willed,
         vswitches: g.vswitches.clone(),
         leases: g.contents.leases.iter().map(held).collect(),
         cooling: resting.into_iter().map(|r| (r.eni.clone(), r.ip, r.until())).collect(),
@@ -364,7 +386,8 @@ fn assemble(start: &Start, g: Gathered, mut herald: Herald, inputs: Sender<Input
         herald.hear(clock::now(), news::event(&notice, &uid, &start.node_name()));
     }
     let (leases, slots) = (g.contents.leases, g.slots);
-    let found = Found { boot, sticky: g.sticky, layers: g.layers, leases, slots, herald };
+    let (sticky, layers, look) = (g.sticky, g.layers, g.look);
+    let found = Found { boot, sticky, layers, leases, slots, herald, heard, look, turn };
     Node::new(world, g.ledger, g.kernel, found)
 }
 

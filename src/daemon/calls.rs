@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::thread;
 
 use crate::cloud::{Client, CreateEni, Filter};
 use crate::eni::{Eni, Fault, FaultKind, VSwitch};
@@ -69,16 +70,34 @@ fn unassign(cloud: &Client, eni: &str, addresses: &[IpAddr]) -> Result<(), Fault
     }
 }
 
-/// Every ENI attached to this instance, and every other one that was made for it.
-pub fn look_all(cloud: &Client, place: &Place) -> Result<Vec<Eni>, Fault> {
-    let attached = Filter { instance: Some(place.instance.clone()), ..Filter::default() };
+/// Every ENI attached to this instance, and every other one that was made for it. A cloud that is away gets one call of the two.
+fn look_all(cloud: &Client, place: &Place) -> Result<Vec<Eni>, Fault> {
+    let attached = cloud.describe_enis(&attached(place))?;
+    Ok(all(attached, cloud.describe_enis(&made(place))?))
+}
+
+/// The same in the time of one call.
+pub fn look_all_at_once(cloud: &Client, place: &Place) -> Result<Vec<Eni>, Fault> {
+    thread::scope(|scope| {
+        let made = scope.spawn(|| cloud.describe_enis(&made(place)));
+        let attached = cloud.describe_enis(&attached(place));
+        Ok(all(attached?, made.join().expect("a panic ends the process")?))
+    })
+}
+
+fn attached(place: &Place) -> Filter {
+    Filter { instance: Some(place.instance.clone()), ..Filter::default() }
+}
+
+fn made(place: &Place) -> Filter {
     let tags =
         [(ours::ENI_TAG.0.to_owned(), ours::ENI_TAG.1.to_owned()), (ours::NODE_TAG.to_owned(), place.instance.clone())];
-    let made = Filter { tags: tags.into_iter().gather(), ..Filter::default() };
-    let mut seen = cloud.describe_enis(&attached)?;
-    let known: BTreeSet<String> = seen.iter().map(|e| e.id.clone()).gather();
-    seen.extend(cloud.describe_enis(&made)?.into_iter().filter(|e| !known.contains(&e.id)));
-    Ok(seen)
+    Filter { tags: tags.into_iter().gather(), ..Filter::default() }
+}
+
+fn all(attached: Vec<Eni>, made: Vec<Eni>) -> Vec<Eni> {
+    let known: BTreeSet<String> = attached.iter().map(|e| e.id.clone()).gather();
+    attached.into_iter().chain(made.into_iter().filter(|e| !known.contains(&e.id))).collect()
 }
 
 /// The vSwitches of the settings; one that does not exist is an error of the configuration and left out with a warning.

@@ -1,9 +1,14 @@
-//! What Kubernetes is told of a start that fails: nobody looks into our log before a pod is missed.
+//! Kubernetes during a start: what it tells of our pods and node is heard from the beginning, and why a start fails is said there.
+//! Nobody looks into our log before a pod is missed.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
+use smol::channel::Sender;
+
 use super::boot::{Start, is_final};
+use super::node::Input;
 use super::{clock, news};
 use crate::error::Error;
 use crate::herald::{Facts, Herald, Lack};
@@ -18,19 +23,45 @@ pub struct Early {
     /// The instance we run on, once the metadata service has said so.
     pub machine: Option<String>,
     node_name: String,
-    kube: Option<kube::Client>,
+    /// Where the API server is, and how we speak to it.
+    kube: Option<(Option<PathBuf>, kube::Client)>,
+    inputs: Sender<Input>,
+    /// Ends the watches.
+    stops: Vec<kube::Stop>,
 }
 
 impl Early {
-    pub fn new(start: &Start) -> Early {
-        // Why it cannot be opened is said by the attempt that needs it.
-        let kube = start.kube(kube::Limits::default()).ok();
-        Early { herald: Herald::new(fastrand::u64(..)), machine: None, node_name: start.node_name(), kube }
+    pub fn new(start: &Start, inputs: Sender<Input>) -> Early {
+        let (herald, node_name) = (Herald::new(fastrand::u64(..)), start.node_name());
+        Early { herald, machine: None, node_name, kube: None, inputs, stops: Vec::new() }
+    }
+
+    /// Begins to hear of our pods and of our node, while all else is looked at. Called again when what says where the API
+    /// server is may have changed.
+    pub fn listen(&mut self, start: &Start) {
+        let (name, place) = (start.node_name(), start.kubeconfig());
+        if self.node_name == name && self.kube.as_ref().is_some_and(|(known, _)| *known == place) {
+            return;
+        }
+        self.stops.drain(..).for_each(|stop| stop.stop());
+        // Why it cannot be opened is said by the attempt, which needs it.
+        self.kube = start.kube(kube::Limits::default()).ok().map(|kube| (place, kube));
+        self.node_name = name;
+        let Some((_, kube)) = &self.kube else { return };
+        self.stops = vec![
+            news::watch_pods(kube, &self.node_name, self.inputs.clone()),
+            news::watch_node(kube, &self.node_name, self.inputs.clone()),
+        ];
+    }
+
+    /// How we speak to the API server, or why we cannot.
+    pub fn kube(&self, start: &Start) -> Result<kube::Client, Error> {
+        self.kube.as_ref().map_or_else(|| start.kube(kube::Limits::default()), |(_, kube)| Ok(kube.clone()))
     }
 
     /// Tells what keeps us from starting, for as long as the API server takes it; blocks meanwhile.
     pub fn tell(&mut self, e: &Error) {
-        let Some(kube) = self.kube.clone() else { return };
+        let Some((_, kube)) = self.kube.clone() else { return };
         let reason = if is_final(e) { "ConfigError" } else { "AllocResourceFailed" };
         let message = format!("terwayd cannot start: {e}");
         let notice = Notice { pod: None, warning: true, reason, message: message.clone() };

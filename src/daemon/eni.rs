@@ -42,16 +42,7 @@ pub fn prepare(
 ) -> Result<EniLease, Error> {
     let mut kernel = Kernel::host()?;
     let link = wait_for_link(&mut kernel, job)?;
-    let cidr = prefixes(vswitch, stack);
-    let lease = EniLease {
-        id: job.eni.clone(),
-        mac: job.mac,
-        vswitch: vswitch.id.clone(),
-        cidr,
-        gateway: cidr.gateway(),
-        slot,
-        table: ours::eni_table(link.ifindex),
-    };
+    let lease = lease(job, slot, vswitch, stack, link.ifindex);
     let plan = datapath::eni(&datapath::EniSetup { eni: &lease, link: &link.name, mtu, node });
     match mode {
         Mode::Whole => kernel.undo(&plan).context(|| format!("lay {} ready", link.name))?,
@@ -62,6 +53,20 @@ pub fn prepare(
     }
     log::info!("ENI {} is {} in slot {slot}", job.eni, link.name);
     Ok(lease)
+}
+
+/// What is leased of an ENI that is in this slot.
+pub fn lease(job: &Job, slot: u32, vswitch: &VSwitch, stack: Stack, ifindex: u32) -> EniLease {
+    let cidr = prefixes(vswitch, stack);
+    EniLease {
+        id: job.eni.clone(),
+        mac: job.mac,
+        vswitch: vswitch.id.clone(),
+        cidr,
+        gateway: cidr.gateway(),
+        slot,
+        table: ours::eni_table(ifindex),
+    }
 }
 
 /// What an ENI of the vSwitch carries: IPv4 always, as no ENI is without; IPv6 where pods have it.

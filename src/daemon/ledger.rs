@@ -17,7 +17,7 @@ use crate::error::{Context, Error};
 use crate::ip::IpPair;
 use crate::pod::{Attachment, PodName};
 use crate::pool::{Intent, Now};
-use crate::rpc::{Lease, Tombstone};
+use crate::rpc::{Lease, Marker, Tombstone};
 
 const LEASES: &str = "leases";
 const RESTING: &str = "resting";
@@ -27,8 +27,14 @@ const TOMBSTONES: &str = crate::rpc::TOMBSTONES;
 const NODE_CONFIG: &str = "node-config.json";
 /// In which mode the node was started last.
 const MODE: &str = "daemon-mode";
+/// How this kernel can mark packets.
+const MARKER: &str = "marker.json";
+/// What a life that ended in order leaves to the next.
+const LEGACY: &str = "legacy.json";
 /// Files that could not be read are kept here for a person to look at.
 const ASIDE: &str = "unreadable";
+
+const RELEASE: &str = env!("CARGO_PKG_VERSION");
 
 pub struct Ledger {
     root: PathBuf,
@@ -63,6 +69,28 @@ pub fn node_config(root: &Path) -> Option<Option<NodeConfig>> {
 pub fn mode(root: &Path) -> Option<Mode> {
     let text = fs::read_to_string(root.join(MODE)).ok()?;
     Mode::WORDS.iter().find(|(word, _)| *word == text).map(|(_, mode)| *mode)
+}
+
+/// What was tried out, and by whom: the kernel is the same until the next boot, what we try with another release is not.
+#[derive(Serialize, Deserialize)]
+struct Tried {
+    boot_id: String,
+    release: String,
+    marker: Marker,
+}
+
+/// How this kernel can mark packets, as an earlier life has found out.
+pub fn marker(root: &Path, boot_id: &str) -> Option<Marker> {
+    let tried: Tried = serde_json::from_slice(&fs::read(root.join(MARKER)).ok()?).ok()?;
+    (tried.boot_id == boot_id && tried.release == RELEASE).then_some(tried.marker)
+}
+
+/// What an earlier life has left, which is taken away. What cannot be taken away is nothing.
+pub fn inherit<T: DeserializeOwned>(root: &Path) -> Option<T> {
+    let path = root.join(LEGACY);
+    let text = fs::read(&path).ok()?;
+    fs::remove_file(&path).ok()?;
+    serde_json::from_slice(&text).ok()
 }
 
 impl Contents {
@@ -183,6 +211,19 @@ impl Ledger {
     pub fn note_mode(&self, mode: Mode) -> Result<(), Error> {
         let path = self.root.join(MODE);
         self.write(&path, mode.to_string().as_bytes()).context(|| format!("write {}", path.display()))
+    }
+
+    pub fn bequeath(&self, legacy: &impl Serialize) -> Result<(), Error> {
+        let path = self.root.join(LEGACY);
+        let text = serde_json::to_vec(legacy).context(|| format!("write {}", path.display()))?;
+        self.write(&path, &text).context(|| format!("write {}", path.display()))
+    }
+
+    pub fn note_marker(&self, boot_id: &str, marker: Marker) -> Result<(), Error> {
+        let path = self.root.join(MARKER);
+        let tried = Tried { boot_id: boot_id.into(), release: RELEASE.into(), marker };
+        let text = serde_json::to_vec(&tried).context(|| format!("write {}", path.display()))?;
+        self.write(&path, &text).context(|| format!("write {}", path.display()))
     }
 
     pub fn save<T: Serialize>(&self, folder: &str, name: &str, value: &T) -> Result<(), Error> {
@@ -306,6 +347,17 @@ mod tests {
         let intent: Intent = serde_json::from_str(old).unwrap();
         let call = Call::Assign { eni: "eni-1".into(), family: Family::V4, count: 3, token: "t-1".into() };
         assert_eq!(intent.call, call);
+    }
+
+    #[test]
+    fn what_was_tried_out_holds_for_this_boot() {
+        let root = folder("marker");
+        let (ledger, _) = Ledger::open(&root, "boot-1").unwrap();
+        assert_eq!(marker(&root, "boot-1"), None);
+        ledger.note_marker("boot-1", Marker::Bpf).unwrap();
+        assert_eq!(marker(&root, "boot-1"), Some(Marker::Bpf));
+        assert_eq!(marker(&root, "boot-2"), None);
+        fs::remove_dir_all(root).unwrap();
     }
 
     #[test]

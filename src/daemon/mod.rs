@@ -11,9 +11,14 @@ mod eni;
 mod file;
 mod layers;
 mod ledger;
+mod legacy;
+mod lobby;
+mod machine;
 mod news;
 mod node;
 mod old;
+mod outside;
+mod phases;
 mod pods;
 mod reactor;
 mod serve;
@@ -21,7 +26,7 @@ mod sticky;
 mod terms;
 mod world;
 
-use std::cell::RefCell;
+use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -29,7 +34,7 @@ use std::time::Duration;
 
 use argh::FromArgs;
 use rustix::process::Signal;
-use smol::channel::{Receiver, Sender, bounded};
+use smol::channel::{Sender, bounded};
 use smol::{LocalExecutor, future};
 
 use crate::config::Mode;
@@ -37,7 +42,7 @@ use crate::error::Error;
 use crate::happening::Happening;
 use crate::kernel::{Signals, Watch};
 use crate::ours;
-use crate::rpc::{Refusal, Reply};
+use lobby::Lobby;
 use node::Input;
 use reactor::{Async, Timer, block_on};
 
@@ -51,6 +56,9 @@ const INPUTS: usize = 256;
 const GATHER: Duration = Duration::from_millis(2);
 /// Everything is looked at when something was lost: not more often than this.
 const PAUSE_WHEN_LOST: Duration = Duration::from_secs(1);
+
+/// A loop that has not ended by then is left behind.
+const ENDING: Duration = Duration::from_millis(500);
 
 /// The Terway node daemon: gives pods VPC addresses.
 #[derive(FromArgs)]
@@ -75,6 +83,7 @@ struct Args {
 
 /// Runs the daemon until SIGTERM or SIGINT; `args` without the program's name.
 pub fn main(args: &[String]) -> ExitCode {
+    phases::begin();
     let args = with_two_dashes(args);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let args = match Args::from_args(&["terwayd"], &args) {
@@ -132,7 +141,7 @@ fn start_log(level: &str) -> Result<(), Error> {
 
 fn run(args: &Args) -> Result<(), Error> {
     let start = boot::Start::read(&args.config, args.kubeconfig.as_deref(), args.daemon_mode)?;
-    let _place = alone::claim(ours::LOCK.as_ref())?;
+    let place = alone::claim(ours::LOCK.as_ref())?;
     let _without_the_old = old::claim()?;
     let executor = Rc::new(LocalExecutor::new());
     let (inputs, arriving) = bounded(INPUTS);
@@ -142,9 +151,15 @@ fn run(args: &Args) -> Result<(), Error> {
         executor.spawn(serve::serve(listener, executor.clone(), inputs.clone())).detach();
         // Open before the kernel is looked at: nothing happens in between unheard.
         let watch = Watch::open().and_then(|watch| Ok(Async::new(watch)?));
-        let trouble = Trouble::default();
-        let booting = boot::boot(start.clone(), inputs.clone(), &trouble);
-        let node = future::or(booting, decline(&arriving, &trouble)).await?;
+        phases::reached("whoever asks is heard");
+        let lobby = Lobby::default();
+        let booting = boot::boot(start.clone(), &place, inputs.clone(), &lobby);
+        let booted = future::or(async { Some(booting.await) }, async {
+            lobby.receive(&arriving).await;
+            None
+        });
+        let Some(booted) = booted.await else { return Ok(()) };
+        let (node, waiting) = booted?;
         let layers = node.layers();
         boot::announce(&layers.config().conflist)?;
         executor.spawn(file::watch(layers.path().to_owned(), layers.text().to_owned(), inputs.clone())).detach();
@@ -153,7 +168,7 @@ fn run(args: &Args) -> Result<(), Error> {
             Ok(watch) => executor.spawn(listen(watch, inputs.clone())).detach(),
             Err(e) => log::warn!("what others change is seen by comparison only: {e}"),
         }
-        node.run(arriving).await;
+        node.run(waiting, arriving).await;
         Ok(())
     };
     let until_told = heed(signals, &args.config, &inputs);
@@ -176,27 +191,7 @@ async fn listen(watch: Async<Watch>, inputs: Sender<Input>) {
     }
 }
 
-/// What keeps the start from succeeding, for those who ask meanwhile.
-type Trouble = RefCell<String>;
-
-/// Tells whoever asks during the start that it is one, and what it waits for.
-async fn decline<T>(arriving: &Receiver<Input>, trouble: &Trouble) -> Result<T, Error> {
-    loop {
-        match arriving.recv().await {
-            Ok(Input::Ask { answer, .. }) => {
-                let why = trouble.borrow();
-                let reason =
-                    if why.is_empty() { "terwayd is starting".into() } else { format!("terwayd is starting: {why}") };
-                let _ = answer.try_send(Reply::Refused { why: Refusal::Starting, reason });
-            }
-            // A changed file is read by the next attempt to start.
-            Ok(_) => {}
-            Err(_) => return Err(Error::refused("nobody can ask any more")),
-        }
-    }
-}
-
-/// Ends at SIGTERM and SIGINT; what is under way is found again by the next life, and the data path stays as it is.
+/// Has the loop end at SIGTERM and SIGINT; what is under way is found again by the next life, and the data path stays as it is.
 /// SIGHUP reads the configuration again, also where nobody has seen it change.
 async fn heed(signals: Async<Signals>, config: &Path, inputs: &Sender<Input>) -> Result<(), Error> {
     loop {
@@ -204,6 +199,11 @@ async fn heed(signals: Async<Signals>, config: &Path, inputs: &Sender<Input>) ->
         if number != Signal::HUP.as_raw() {
             let name = if number == Signal::TERM.as_raw() { "SIGTERM" } else { "SIGINT" };
             log::info!("{name}: ending; pods keep their network");
+            let told = async {
+                let _ = inputs.send(Input::End).await;
+                pending().await
+            };
+            future::or(told, Timer::after(ENDING)).await;
             return Ok(());
         }
         let _ = inputs.send(Input::File(file::read(config))).await;

@@ -17,48 +17,55 @@ use crate::pool::Notice;
 
 /// After an error the watch is tried again after this long, doubling up to the second figure.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// Follows the pods of this node for as long as somebody listens.
-pub fn watch_pods(client: &Client, node: &str, inputs: &Sender<Input>) {
+/// Follows the pods of this node until it is told to stop, or nobody listens any more.
+pub fn watch_pods(client: &Client, node: &str, inputs: Sender<Input>) -> Stop {
     let select = Select { fields: format!("spec.nodeName={node}"), ..Select::default() };
-    follow(client.watch::<Pod>(select).keeping(pods::kept), "pods", inputs, |change| {
+    watch(client.watch::<Pod>(select).keeping(pods::kept), "pods".into(), inputs, |change| {
         Some(Input::Pods(match change {
             Change::Reset(pods) => Known::All(pods),
             Change::Set((name, seen)) => Known::One(name, seen),
             Change::Gone((name, _)) => Known::Gone(name),
             Change::Bookmark => return None,
         }))
-    });
+    })
 }
 
 /// Follows our own node object, which others write too: kubelet, people, cloud controllers.
-pub fn watch_node(client: &Client, node: &str, inputs: &Sender<Input>) {
+pub fn watch_node(client: &Client, node: &str, inputs: Sender<Input>) -> Stop {
     let select = Select { fields: format!("metadata.name={node}"), ..Select::default() };
-    follow(client.watch::<Node>(select), "the node", inputs, |change| {
+    watch(client.watch::<Node>(select), "the node".into(), inputs, |change| {
         Some(Input::OwnNode(match change {
             Change::Reset(nodes) => nodes.into_iter().next().map(Box::new),
             Change::Set(node) => Some(Box::new(node)),
             Change::Gone(_) => None,
             Change::Bookmark => return None,
         }))
-    });
+    })
 }
 
 /// Follows one ConfigMap until it is told to stop.
 pub fn watch_config(client: &Client, namespace: &str, name: String, inputs: Sender<Input>) -> Stop {
     let select = Select { namespace: namespace.into(), fields: format!("metadata.name={name}"), ..Select::default() };
-    let watch = client.watch::<ConfigMap>(select);
+    watch(client.watch::<ConfigMap>(select), format!("configmap {name}"), inputs, move |change| {
+        let found = match change {
+            Change::Reset(maps) => maps.into_iter().next().map(Box::new),
+            Change::Set(map) => Some(Box::new(map)),
+            Change::Gone(_) => None,
+            Change::Bookmark => return None,
+        };
+        Some(Input::NodeConfig { name: name.clone(), found })
+    })
+}
+
+/// Follows on a thread of its own.
+fn watch<T: Object + 'static, K: 'static>(
+    watch: Watch<T, K>,
+    what: String,
+    inputs: Sender<Input>,
+    input: impl Fn(Change<K>) -> Option<Input> + Send + 'static,
+) -> Stop {
     let stop = watch.stopper();
-    thread::spawn(move || {
-        follow(watch, &format!("configmap {name}"), &inputs, |change| {
-            let found = match change {
-                Change::Reset(maps) => maps.into_iter().next().map(Box::new),
-                Change::Set(map) => Some(Box::new(map)),
-                Change::Gone(_) => None,
-                Change::Bookmark => return None,
-            };
-            Some(Input::NodeConfig { name: name.clone(), found })
-        })
-    });
+    thread::spawn(move || follow(watch, &what, &inputs, input));
     stop
 }
 

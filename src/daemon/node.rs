@@ -8,7 +8,7 @@ mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use smol::channel::{Receiver, Sender};
 use smol::future;
@@ -18,17 +18,22 @@ use self::repair::Wires;
 use super::eni::{self, Job};
 use super::layers::Layers;
 use super::ledger::{Ledger, Resting};
+use super::legacy::Legacy;
+use super::lobby::Heard;
 use super::pods::{Known, Pods, Presence, Standing};
 use super::reactor::Timer;
 use super::sticky::Sticky;
 use super::world::World;
-use super::{calls, clock};
+use super::{calls, clock, phases};
+use crate::config::Mode;
+use crate::datapath;
+use crate::eni::{Eni, Fault};
 use crate::error::{Context, Error};
 use crate::gather::Gather;
 use crate::happening::Happening;
 use crate::herald::{Herald, Outcome as Written};
 use crate::ip::{IpPair, Mac};
-use crate::kernel::{Kernel, OldPod};
+use crate::kernel::{self, Kernel, Look, OldPod};
 use crate::object::{self, ConfigMap, Pod};
 use crate::ours;
 use crate::plan::{Plan, Rule, RuleAction};
@@ -37,7 +42,6 @@ use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Ou
 use crate::rate::{Both, Limit, Limits};
 use crate::repair::{Part, Repair};
 use crate::rpc::{EniLease, Lease, Refusal, Reply, Request, Whole, Wiring};
-use crate::{datapath, eni::Fault};
 use conf::Conf;
 
 /// An ADD is answered within this time, well before the runtime gives up (the kubelet: two minutes).
@@ -45,6 +49,11 @@ const ADD_DEADLINE: Duration = Duration::from_secs(90);
 /// Links whose attachment is over are deleted together, this long after the last DEL: one RCU grace period for all of
 /// them, and most are gone by then because their namespace is.
 const SWEEP_AFTER: Duration = Duration::from_millis(250);
+
+/// What was wired before is guarded so long after the start, and the first look at everything comes then: who wants an address
+/// when we start goes first.
+const GUARD_AFTER: Duration = Duration::from_millis(50);
+const FIRST_ROUND: Duration = Duration::from_millis(200);
 
 /// What reaches the loop.
 pub enum Input {
@@ -77,6 +86,8 @@ pub enum Input {
         found: Option<Box<ConfigMap>>,
     },
     Swept,
+    /// The daemon is to end.
+    End,
     /// Who was given a lease has hung up: the pod is wired, or will not be.
     Wired {
         attachment: Attachment,
@@ -106,6 +117,9 @@ pub struct Node {
     conf: Conf,
     pool: Pool,
     ledger: Ledger,
+    /// When this life began; what the last look at all ENIs has shown, and those that were made since.
+    turn: SystemTime,
+    seen: Vec<Eni>,
     sticky: Sticky,
     kernel: Kernel,
     pods: Pods,
@@ -145,6 +159,8 @@ pub struct Node {
     compare: Now,
     repair: Repair,
     wires: Wires,
+    /// When repairs begin, and the kernel as it was when we started, which they begin from; none once they have begun.
+    begin: Option<(Now, Look)>,
     /// Attachments whose links are being deleted, and ADDs of the same attachments: they come after that.
     sweeping: BTreeSet<Attachment>,
     returning: Vec<Waiting>,
@@ -164,6 +180,10 @@ pub struct Found {
     pub leases: Vec<Lease>,
     pub slots: BTreeMap<String, u32>,
     pub herald: Herald,
+    pub heard: Heard,
+    pub look: Look,
+    /// When this life began.
+    pub turn: SystemTime,
 }
 
 impl Node {
@@ -173,9 +193,11 @@ impl Node {
             conf: Conf::new(found.layers),
             pool: Pool::new(fastrand::u64(..)),
             ledger,
+            turn: found.turn,
+            seen: found.boot.enis.clone(),
             sticky: found.sticky,
             kernel,
-            pods: Pods::default(),
+            pods: found.heard.pods,
             own: None,
             herald: found.herald,
             stirred: true,
@@ -194,19 +216,25 @@ impl Node {
             unknown: BTreeMap::new(),
             last_ticket: 0,
             wake: None,
-            sweep: clock::now(),
+            sweep: clock::now() + FIRST_ROUND,
             sweeping: BTreeSet::new(),
             returning: Vec::new(),
             superseded: BTreeMap::new(),
             unsigned: BTreeSet::new(),
             shaping: BTreeSet::new(),
-            mend: clock::now(),
-            compare: clock::now(),
+            mend: clock::now() + FIRST_ROUND,
+            compare: clock::now() + FIRST_ROUND,
+            begin: Some((clock::now() + GUARD_AFTER, found.look)),
             repair: Repair::default(),
             wires: Wires::default(),
         };
-        node.begin_repairs();
         node.feed(Event::Boot(Box::new(found.boot)));
+        // From now on it is old; and by its links alone repairs begin.
+        node.kernel.look_again();
+        phases::reached("the pool knows what there is");
+        if let Some(own) = found.heard.own {
+            node.see_own_node(own);
+        }
         node
     }
 
@@ -215,28 +243,48 @@ impl Node {
         self.conf.layers()
     }
 
-    /// Runs until it is dropped. What is under way then is left as it is: the next life finds it again.
-    pub async fn run(mut self, inputs: Receiver<Input>) {
+    /// Runs until it is told to end, or dropped. What is under way then is left as it is: the next life finds it again. Those who have been
+    /// waiting are heard first.
+    pub async fn run(mut self, waiting: Vec<Input>, inputs: Receiver<Input>) {
+        for input in waiting {
+            self.take(input);
+            // What it brought about is on its way before anything else is done.
+            future::yield_now().await;
+        }
+        phases::reached("those who have been waiting are answered");
         loop {
             let input = future::or(async { inputs.recv().await.ok() }, async {
                 self.next_due().await;
                 None
             })
             .await;
+            if matches!(input, Some(Input::End)) {
+                return self.leave();
+            }
             if let Some(input) = input {
                 self.take(input);
-                // Whoever was answered hears it before we look at what else there is.
+                // An answer is on its way before anything else is done.
                 future::yield_now().await;
             }
             self.do_what_is_due();
         }
     }
 
+    /// Leaves to the next life what it can go by until it has looked itself, where that is certain.
+    fn leave(&self) {
+        let Some(will) = self.pool.will(&self.seen) else { return };
+        let (asked, vswitches) = (self.world.place.vswitches.clone(), self.world.vswitches.values().cloned().collect());
+        let legacy = Legacy::new(self.turn, self.world.terms.clone(), asked, vswitches, will);
+        self.noted("what the next life can go by", legacy.and_then(|legacy| legacy.leave(&self.ledger)));
+    }
+
     fn next_due(&self) -> impl Future<Output = ()> + use<> {
         let deadlines = self.unknown.values().flatten().map(|w| w.deadline);
         let sweep = self.sweeping.is_empty().then_some(self.sweep);
         let fixed = self.mend.min(self.compare);
-        let others = [self.repair.due(), self.speak].into_iter().flatten();
+        let begin = self.begin.as_ref().map(|(at, _)| *at);
+        let speak = if self.stirred { Some(Now::ZERO) } else { self.speak };
+        let others = [begin, self.repair.due(), speak].into_iter().flatten();
         let due = deadlines.chain(self.wake).chain(sweep).chain(others).fold(fixed, Now::min);
         let wait = due.saturating_sub(clock::now());
         async move {
@@ -261,6 +309,8 @@ impl Node {
             Input::File(text) => self.file_changed(text),
             Input::NodeConfig { name, found } => self.node_config_changed(&name, found.as_deref()),
             Input::Swept => self.swept(),
+            // Whoever runs the loop ends it.
+            Input::End => {}
             Input::Wired { attachment } => self.wired(&attachment),
             Input::Happened(heard) => self.happened(heard),
             Input::Compared(hurt) => self.compared(hurt),
@@ -276,6 +326,9 @@ impl Node {
             self.feed(Event::Tick);
         }
         self.refuse_unknown(now);
+        if self.begin.as_ref().is_some_and(|(at, _)| *at <= now) {
+            self.begin_repairs();
+        }
         self.keep_up(now);
         self.repair_what_is_due(clock::now());
         self.speak(clock::now());
@@ -642,8 +695,13 @@ impl Node {
             Ok(outcome) => log::info!("call {call}: {}", calls::summary(outcome)),
             Err(fault) => log::warn!("call {call}: {fault}"),
         }
-        if let Ok(Outcome::VSwitches(seen)) = &result {
-            self.world.vswitches.extend(seen.iter().map(|v| (v.id.clone(), v.clone())));
+        match &result {
+            Ok(Outcome::VSwitches(seen)) => {
+                self.world.vswitches.extend(seen.iter().map(|v| (v.id.clone(), v.clone())));
+            }
+            Ok(Outcome::SeenAll(enis)) => self.seen.clone_from(enis),
+            Ok(Outcome::Created(eni)) => self.seen.push((**eni).clone()),
+            _ => {}
         }
         self.watch_clock();
         self.feed(Event::Done { call, result });
@@ -656,7 +714,30 @@ impl Node {
             return self.events.push_back(Event::Prepared { eni: job.eni, result });
         };
         self.slots.insert(job.eni.clone(), slot);
-        self.world.prepare(job, slot);
+        match self.stands(&job, slot) {
+            Some((link, lease)) => {
+                log::info!("ENI {} is {link} in slot {slot}, as before", job.eni);
+                let ready = Link { ifindex: lease.table - ours::PODS_TABLE, slot };
+                self.enis.insert(job.eni.clone(), lease);
+                self.guard_eni(&job.eni, &link, clock::now());
+                self.events.push_back(Event::Prepared { eni: job.eni, result: Ok(ready) });
+            }
+            None => self.world.prepare(job, slot),
+        }
+    }
+
+    /// The link of an ENI which an earlier life has set up as it is to be, by the look at the start: there is nothing to do.
+    fn stands(&mut self, job: &Job, slot: u32) -> Option<(String, EniLease)> {
+        if self.world.terms.mode == Mode::Whole {
+            return None;
+        }
+        let link = self.begin.as_ref()?.1.links.iter().find(|link| link.is_eni(job.mac))?;
+        let settled = link.running && kernel::is_settled(link, job.home.as_deref());
+        let vswitch = self.world.vswitches.get(&job.vswitch).filter(|_| settled)?;
+        let lease = eni::lease(job, slot, vswitch, self.world.setup.stack, link.ifindex);
+        let (plan, name) = (self.world.eni_plan(&lease, &link.name), link.name.clone());
+        let found = self.kernel.survey(&plan, None).ok()?;
+        found.is_empty().then_some((name, lease))
     }
 
     fn prepared(&mut self, eni: String, result: Result<EniLease, Error>) {

@@ -2,6 +2,8 @@
 
 use std::thread;
 
+use serde::{Deserialize, Serialize};
+
 use super::calls::Place;
 use crate::cloud::Client;
 use crate::config::{Config, Mode, NodeFacts};
@@ -11,7 +13,7 @@ use crate::ip::{Family, Stack};
 use crate::ours;
 use crate::pool::Settings;
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Terms {
     pub facts: NodeFacts,
     /// Whether pods share their ENI, for as long as the daemon lives.
@@ -22,13 +24,14 @@ pub struct Terms {
 }
 
 impl Terms {
-    pub fn ask(cloud: &Client, facts: NodeFacts, mode: Mode) -> Result<Terms, Error> {
+    /// In the usual mode, as long as nobody has said another.
+    pub fn ask(cloud: &Client, facts: NodeFacts) -> Result<Terms, Error> {
         let (limits, groups) = thread::scope(|scope| {
             let groups = scope.spawn(|| cloud.security_groups(&facts.instance));
             (cloud.instance_limits(&facts.instance_type), groups.join().expect("a panic ends the process"))
         });
         let (limits, groups) = (limits.context(|| format!("what an {} can hold", facts.instance_type))?, groups?);
-        Ok(Terms { facts, mode, limits, groups })
+        Ok(Terms { facts, mode: Mode::Shared, limits, groups })
     }
 
     /// A stack that an ENI of this machine can never serve is a mistake of the operator.

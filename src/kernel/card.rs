@@ -225,7 +225,7 @@ impl Kernel {
     pub fn settle(&mut self, mac: Mac, home: Option<&str>) -> Result<Option<LinkSeen>, Error> {
         self.host.forget();
         match self.link_by_mac(mac)? {
-            Some(link) if needs_settling(&link, home) => settle(&mut self.host, &link, home).map(Some),
+            Some(link) if !is_settled(&link, home) => settle(&mut self.host, &link, home).map(Some),
             link => Ok(link),
         }
     }
@@ -240,7 +240,8 @@ impl Kernel {
     }
 }
 
-fn needs_settling(link: &LinkSeen, home: Option<&str>) -> bool {
+/// Whether the link is lent to nobody and is called as it was before.
+pub fn is_settled(link: &LinkSeen, home: Option<&str>) -> bool {
     let lent = link.alias.as_deref().is_some_and(|alias| ours::lent(alias).is_some());
-    lent || is_fallback(&link.name) || home.is_some_and(|home| home != link.name)
+    !lent && !is_fallback(&link.name) && home.is_none_or(|home| home == link.name)
 }

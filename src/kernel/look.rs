@@ -17,7 +17,42 @@ use crate::pod::Attachment;
 use crate::rate::Both;
 use crate::rpc::{Marker, Shaper};
 
+/// The node's network as it was seen at one time, for many questions.
+pub struct Look {
+    /// The addresses by which the node is known: those that its default routes send from.
+    pub source: IpPair,
+    pub links: Vec<LinkSeen>,
+    pub routes: Vec<RouteSeen>,
+    pub rules: Vec<Rule>,
+}
+
+impl Look {
+    /// The host ends of pods' veths, each with the attachment that its alias names.
+    pub fn pod_links(&self) -> impl Iterator<Item = (Attachment, &LinkSeen)> {
+        self.links.iter().filter_map(|link| Some((ours::attachment(link.alias.as_deref()?)?, link)))
+    }
+
+    /// Links whose IPv6 default route comes from router advertisements that the kernel reads.
+    pub fn advertised_links(&self) -> Vec<&LinkSeen> {
+        let default = |r: &RouteSeen| r.table == MAIN && r.to.prefix_len() == 0 && r.to.addr().is_ipv6();
+        let by_default = |link: &LinkSeen| self.routes.iter().any(|r| default(r) && r.oif == Some(link.ifindex));
+        let listens = |link: &LinkSeen| {
+            let value = sysctl::read(&format!("net/ipv6/conf/{}/accept_ra", link.name));
+            matches!(value.ok().flatten().as_deref(), Some("1" | "2"))
+        };
+        self.links.iter().filter(|link| by_default(link) && listens(link)).collect()
+    }
+}
+
 impl Kernel {
+    /// Looks at all there is. What is surveyed goes by it too, until something is changed or [`Kernel::look_again`].
+    pub fn look(&mut self) -> Result<Look, Error> {
+        let source = self.default_source().context(|| "the node's own address")?;
+        let links = self.links()?;
+        links.iter().for_each(|link| self.host.note(link.clone()));
+        Ok(Look { source, links, routes: self.host.routes()?.to_vec(), rules: self.host.rules()?.to_vec() })
+    }
+
     pub fn links(&mut self) -> Result<Vec<LinkSeen>, Error> {
         self.host.links()
     }
@@ -39,12 +74,6 @@ impl Kernel {
         Ok(self.links()?.into_iter().find(|link| link.is_eni(mac)))
     }
 
-    /// The host ends of pods' veths, each with the attachment that its alias names.
-    pub fn pod_links(&mut self) -> Result<Vec<(Attachment, LinkSeen)>, Error> {
-        let named = |link: LinkSeen| Some((ours::attachment(link.alias.as_deref()?)?, link));
-        Ok(self.links()?.into_iter().filter_map(named).collect())
-    }
-
     /// The addresses by which the node is known: those that its default routes send from.
     pub fn default_source(&mut self) -> Result<IpPair, Error> {
         self.host.forget();
@@ -62,19 +91,6 @@ impl Kernel {
             }
         }
         Ok(pair)
-    }
-
-    /// Links whose IPv6 default route comes from router advertisements that the kernel reads.
-    pub fn advertised_links(&mut self) -> Result<Vec<LinkSeen>, Error> {
-        let default = |route: &RouteSeen| route.to.prefix_len() == 0 && route.to.addr().is_ipv6();
-        let routes = self.routes(MAIN)?;
-        let by_default = |link: &LinkSeen| routes.iter().any(|r| default(r) && r.oif == Some(link.ifindex));
-        let mut links = self.links()?;
-        links.retain(|link| {
-            let listens = sysctl::read(&format!("net/ipv6/conf/{}/accept_ra", link.name));
-            by_default(link) && matches!(listens.ok().flatten().as_deref(), Some("1" | "2"))
-        });
-        Ok(links)
     }
 
     /// Whether this kernel speaks IPv6 at all.

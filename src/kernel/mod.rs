@@ -30,10 +30,10 @@ mod veth;
 use std::path::Path;
 
 pub use addr::AddrSeen;
-pub use card::{Away, away};
+pub use card::{Away, away, is_settled};
 pub use events::Watch;
 pub use link::LinkSeen;
-pub use look::attempt;
+pub use look::{Look, attempt};
 pub use old::OldPod;
 pub use place::Difference;
 pub use route::{MAIN, RouteSeen};

@@ -17,6 +17,8 @@ use crate::ip::Family;
 
 /// ENIs in one look, as many as the cloud takes in one page.
 const MAX_LOOKED_AT: usize = 50;
+/// From a start that goes by the last life's will to its first look: who wants an address then goes first.
+const FIRST_LOOK: Duration = Duration::from_millis(200);
 /// How long a full or unfit ENI is not asked for addresses.
 pub(super) const NO_ASSIGN: Duration = Duration::from_secs(600);
 
@@ -128,6 +130,17 @@ impl Survey {
     pub fn new(now: Now, period: Duration, rng: &mut Rng) -> Survey {
         let retry = Backoff { fails: 0, next: now + jitter(period, rng) };
         Survey { retry, running: None, gone: BTreeSet::new(), blind: None }
+    }
+
+    /// Nobody has looked yet in this life: it is done soon, and no ENI is made before.
+    pub fn begin_blind(&mut self, now: Now) {
+        self.retry.next = now + FIRST_LOOK;
+        self.blind = Some(0);
+    }
+
+    /// When the next look is due.
+    pub fn due(&self) -> Now {
+        self.retry.next
     }
 
     /// The next look comes now.

@@ -11,7 +11,7 @@ use fastrand::Rng;
 
 use super::calls::enis_of;
 use super::world::{Asked, Cloud, Flight, HERE, Ills, Ledger, attachment, places, pod, sandbox, settings};
-use super::{Call, Effect, EniChoice, Event, Held, Link, Now, Outcome, Pool, Settings, VSwitchChoice};
+use super::{Call, Effect, EniChoice, Event, Held, Link, Now, Outcome, Pool, Settings, VSwitchChoice, Will};
 use crate::config::Reclaim;
 use crate::eni::{Eni, EniKind, EniState, of_prefix};
 use crate::ip::{Family, IpPair, Stack};
@@ -40,7 +40,7 @@ fn a_million_random_events_break_no_promise() {
 
 fn episode(seed: u64) -> u64 {
     let mut run = Run::new(seed);
-    run.boot();
+    run.boot(None);
     for _ in 0..ACTIONS {
         run.act();
     }
@@ -74,6 +74,8 @@ struct Run {
     foul: bool,
     events: u64,
     wake: Option<Now>,
+    /// What the last look at everything has shown to the pool.
+    seen: Vec<Eni>,
     /// A call of an earlier life was carried out since the pool read everything.
     unseen: bool,
     /// The settings stay as they are.
@@ -125,6 +127,7 @@ impl Run {
             foul,
             events: 0,
             wake: None,
+            seen: Vec::new(),
             unseen: false,
             steady: rng.bool(),
             mood: 150,
@@ -160,7 +163,8 @@ impl Run {
             n if n < self.mood => self.allocate(),
             0..280 => self.release(),
             280..290 => self.forget(),
-            290..295 => self.step(Event::Release { attachment: attachment("nobody") }),
+            290..294 => self.step(Event::Release { attachment: attachment("nobody") }),
+            294..295 => self.end_in_order(),
             295..297 => self.crash(),
             297..300 if !self.steady => self.change_settings(),
             300..303 => self.outage(),
@@ -310,6 +314,11 @@ impl Run {
             Some(picture) if real.is_ok() => Ok(picture),
             _ => real,
         };
+        match &result {
+            Ok(Outcome::SeenAll(enis)) => self.seen.clone_from(enis),
+            Ok(Outcome::Created(eni)) => self.seen.push((**eni).clone()),
+            _ => {}
+        }
         self.step(Event::Done { call: flight.id, result });
     }
 
@@ -341,7 +350,24 @@ impl Run {
                 _ => {}
             }
         }
-        self.boot();
+        self.boot(None);
+    }
+
+    /// The daemon is told to end, and its next life goes by its will, if there is one.
+    fn end_in_order(&mut self) {
+        let Some(will) = self.pool.will(&self.seen) else { return self.crash() };
+        self.asked.clear();
+        self.wake = None;
+        for (_, due) in std::mem::take(&mut self.due) {
+            match due {
+                Due::Answer(flight) => {
+                    assert!(matches!(flight.call, Call::LookAll | Call::VSwitches), "{:?}", flight.call)
+                }
+                Due::Straggler(call) => self.strand(call),
+                _ => {}
+            }
+        }
+        self.boot(Some(will));
     }
 
     /// What becomes of a call whose caller died: done, not done, or done later.
@@ -354,13 +380,17 @@ impl Run {
         }
     }
 
-    fn boot(&mut self) {
+    fn boot(&mut self, will: Option<Will>) {
         self.now += Duration::from_millis(self.rng.u64(..5000));
         self.cloud.pass(self.now);
         self.pool = Pool::new(self.rng.u64(..));
         assert!(self.pool.ready().is_err(), "a pool that has not booted is ready");
         self.unseen = false;
-        let boot = self.ledger.boot(self.settings.clone(), &self.cloud);
+        let mut boot = self.ledger.boot(self.settings.clone(), &self.cloud);
+        if let Some(will) = will.filter(|will| self.now < will.until && boot.intents.is_empty()) {
+            (boot.enis, boot.willed) = (will.enis, true);
+        }
+        self.seen.clone_from(&boot.enis);
         self.step(Event::Boot(Box::new(boot)));
     }
 

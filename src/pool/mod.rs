@@ -17,6 +17,7 @@ mod size;
 mod state;
 mod units;
 mod vswitch;
+mod will;
 
 #[cfg(test)]
 mod fuzz;
@@ -37,6 +38,7 @@ use crate::ip::{Family, IpPair, Mac, Stack};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::rpc::Refusal;
 use state::State;
+pub use will::Will;
 
 /// How soon an ADD must have a chance for the pool to be ready.
 const SOON: Duration = Duration::from_secs(30);
@@ -77,6 +79,12 @@ impl Pool {
     /// Whether an ADD could be served now or soon, and if not, why.
     pub fn ready(&self) -> Result<(), Refused> {
         self.state.as_ref().ok_or_else(starting)?.ready(SOON)
+    }
+
+    /// What the next life may go by until it has looked at the cloud, if this one ends now. `seen`: what the last look
+    /// showed, and ENIs that were made since.
+    pub fn will(&self, seen: &[Eni]) -> Option<Will> {
+        self.state.as_ref()?.will(seen)
     }
 
     /// What the node can hold for pods.
@@ -213,6 +221,8 @@ pub struct Boot {
     pub settings: Settings,
     /// Every ENI attached to this instance, and every unattached one that bears our node's tag.
     pub enis: Vec<Eni>,
+    /// These are not from a look at the cloud but out of the last life's will: a look has to come soon.
+    pub willed: bool,
     pub vswitches: Vec<VSwitch>,
     pub leases: Vec<Held>,
     /// Addresses that rest, and until when.

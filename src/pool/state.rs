@@ -143,6 +143,9 @@ impl State {
             wake: None,
             rng,
         };
+        if boot.willed {
+            state.survey.begin_blind(now);
+        }
         for held in boot.leases {
             state.hold(held);
         }

@@ -3,6 +3,7 @@
 mod outage;
 mod stacks;
 mod sticky;
+mod will;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

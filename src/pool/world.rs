@@ -488,6 +488,7 @@ impl Ledger {
         Boot {
             settings,
             enis: cloud.this_nodes(),
+            willed: false,
             vswitches: cloud.vswitches(),
             leases: self.leases.values().cloned().collect(),
             cooling: self.rests(None).map(|((eni, ip), until)| (eni.clone(), *ip, *until)).collect(),

@@ -1,7 +1,7 @@
 //! `make bench`: our numbers beside those of a peer, in one run, as a table and as `target/bench.json`.
 //!
-//! With `--strict` a missed goal is a failure; `verbs`, `ordinary` (with the verbs), `shape`, `large` or `repair`
-//! measures that part only. `versus PATH` measures the verbs beside another build of ours instead.
+//! With `--strict` a missed goal is a failure; `verbs`, `ordinary` (with the verbs), `shape`, `large`, `repair` or `start` (a piece of
+//! `ordinary`) measures that part only. `versus PATH` measures the verbs beside another build of ours instead.
 
 mod burst;
 mod churn;
@@ -105,6 +105,11 @@ fn measure(table: &mut Table) {
     }
     if is_asked("large") {
         large(table);
+    }
+    if asked.iter().any(|part| part == "start") {
+        let mut cluster = Cluster::new(config(), 1, "ecs.sim.250");
+        let _pods = populate(&mut cluster, 0, FULL_PODS, start::STARTS);
+        start::measure(&mut cluster, 0, table);
     }
     if is_asked("repair") {
         let mut cluster = Cluster::new(config(), 1, "ecs.sim.250");

@@ -3,11 +3,14 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
-use terway::kernel::bpf::pin::Age;
+use terway::kernel::bpf::load::Object;
+use terway::kernel::bpf::map::Map;
+use terway::kernel::bpf::pin::{self, Age};
 use terway::kernel::bpf::services::Services;
 use terway::maps::{Backend, Frontend, FrontendKey, NODE_OWN, Proto, Sizes, Tables, Write};
 
 use super::maps::BpfFs;
+use crate::vm::without_bpf;
 
 const SERVICES: u32 = 10_000;
 const EACH: u32 = 5;
@@ -77,6 +80,41 @@ fn ten_thousand_services_are_written_in_no_time_and_read_back_by_who_comes_next(
     services.write(&gone).unwrap();
     let left = services.read().unwrap();
     assert_eq!((left.frontends.len(), left.backends.len(), left.nodes.len()), (5000, 25_000, 999));
+}
+
+#[test]
+fn without_batches_elements_are_written_and_read_one_by_one() {
+    const BATCHES: &[u64] = &[24, 25, 26, 27];
+    let fs = BpfFs::new("single");
+    let (writes, tables) = many();
+    without_bpf::run_without(BATCHES, libc::EINVAL, || {
+        let (services, _) = Services::open(fs.path(), &Sizes::default()).unwrap();
+        let begin = Instant::now();
+        services.write(&writes).unwrap();
+        println!("{} writes one by one in {:?}", writes.len(), begin.elapsed());
+        assert!(sorted(services.read().unwrap()) == sorted(tables));
+        let beyond = [Write::Slot { at: 1, backend: 1 }, Write::Slot { at: 262_144, backend: 1 }];
+        assert_eq!(services.write(&beyond).unwrap_err().0, 1);
+    });
+}
+
+#[test]
+fn a_program_that_the_kernel_refuses_is_refused_in_the_verifiers_words() {
+    let mut object = include_bytes!(concat!(env!("OUT_DIR"), "/sock.o")).to_vec();
+    // The first that keeps its context in r6 copies what nobody has written there instead.
+    let keeps = object.chunks(8).position(|i| i == [0xbf, 0x16, 0, 0, 0, 0, 0, 0]).unwrap();
+    object[8 * keeps..][..8].copy_from_slice(&[0xbf, 0x96, 0, 0, 0, 0, 0, 0]);
+    let fs = BpfFs::new("refused");
+    let folder = pin::folder(fs.path(), "terway").unwrap();
+    let object = Object::parse("broken", &object).unwrap();
+    let maps: Vec<Map> = object.maps().iter().map(|(name, shape)| pin::fresh(&folder, name, shape).unwrap()).collect();
+    let linked = object.link(&maps).unwrap();
+    let refused: Vec<String> =
+        linked.programs().filter_map(|name| linked.load(name).err()).map(|e| e.to_string()).collect();
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    let words = "the verifier says [";
+    assert!(refused[0].starts_with("load eBPF program terway_") && refused[0].contains(words), "{}", refused[0]);
+    assert!(refused[0].contains("R9 !read_ok"), "{}", refused[0]);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use terway::kernel::sockets;
 use terway::maps::{Backend, Count, Frontend, NODE_OWN, OWN_NODE_ONLY, Proto, Write};
 
 use super::cell::{Cell, SIZES, Servers, ask, datagrams, key, node_port, send, send_connected, told};
+use super::foreign;
 use crate::sim::ns::Ns;
 use crate::sim::skip;
 
@@ -292,6 +293,22 @@ fn new_programs_take_the_place_of_old_ones_without_a_gap() {
     assert!(!cell.fs.path().join("terway").exists());
     assert!(cell.run(|| ask("10.96.0.10:80")).is_err());
     terway::kernel::bpf::services::remove(cell.fs.path(), &cell.cgroup).unwrap();
+}
+
+#[test]
+fn a_program_of_somebody_else_stays_beside_ours() {
+    let cell = Cell::bare("beside", &SIZES);
+    let servers = Servers::new(&cell.node, &["192.0.2.1"]);
+    cell.serve(key("10.96.0.10:80", Proto::Tcp), 1, 1, &servers.addrs);
+    let foreign = foreign::attach(cell.cgroup.path());
+    let hook = foreign::CONNECT4;
+    cell.node.run(|| cell.services.attach(&cell.cgroup)).unwrap();
+    assert_eq!(cell.run(|| ask("10.96.0.10:80")).unwrap(), servers.addrs[0]);
+    cell.node.run(|| cell.services.attach(&cell.cgroup)).unwrap();
+    assert_eq!((foreign::count(cell.cgroup.path()), cell.cgroup.attached(hook).unwrap().len()), (2, 1));
+    terway::kernel::bpf::services::remove(cell.fs.path(), &cell.cgroup).unwrap();
+    assert_eq!((foreign::count(cell.cgroup.path()), cell.cgroup.attached(hook).unwrap().len()), (1, 0));
+    drop(foreign);
 }
 
 #[test]

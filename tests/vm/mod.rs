@@ -1,6 +1,6 @@
 //! Other kernels than this machine's: one that lacks eBPF, and Debian's two, which have what this one lacks.
 
-mod without_bpf;
+pub mod without_bpf;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::thread;
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    apply_filter,
+};
 use terway::kernel::Kernel;
 use terway::rpc::Marker;
 
@@ -11,8 +14,14 @@ use crate::sim::ns::Ns;
 
 /// Runs the closure on a thread to which, and to all threads and processes that come of it, bpf(2) is refused like this.
 pub fn run<T: Send>(errno: i32, f: impl FnOnce() -> T + Send) -> T {
+    run_without(&[], errno, f)
+}
+
+/// The same for some of its commands (`BPF_…`) only.
+pub fn run_without<T: Send>(commands: &[u64], errno: i32, f: impl FnOnce() -> T + Send) -> T {
+    let filter = refusal(commands, errno);
     let inside = || {
-        apply_filter(&refusal(errno)).expect("install a seccomp filter");
+        apply_filter(&filter).expect("install a seccomp filter");
         f()
     };
     match thread::scope(|scope| scope.spawn(inside).join()) {
@@ -21,8 +30,10 @@ pub fn run<T: Send>(errno: i32, f: impl FnOnce() -> T + Send) -> T {
     }
 }
 
-fn refusal(errno: i32) -> BpfProgram {
-    let bpf = BTreeMap::from([(libc::SYS_bpf, Vec::new())]);
+fn refusal(commands: &[u64], errno: i32) -> BpfProgram {
+    let is = |command: &u64| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *command);
+    let rules = commands.iter().map(|command| is(command).and_then(|is| SeccompRule::new(vec![is])).expect("a rule"));
+    let bpf = BTreeMap::from([(libc::SYS_bpf, rules.collect())]);
     let arch = std::env::consts::ARCH.try_into().expect("seccompiler knows this machine");
     let filter = SeccompFilter::new(bpf, SeccompAction::Allow, SeccompAction::Errno(errno as u32), arch);
     filter.and_then(TryInto::try_into).expect("a filter of one call")

@@ -135,7 +135,11 @@ impl Node {
         let way = |c: &Config| (c.cloud.clone(), c.region.clone(), c.access.clone(), c.credential_path.clone());
         if way(config) != way(self.conf.layers.config()) {
             let endpoint = boot::endpoint(config, &self.world.terms.facts);
-            let cloud = self.world.cloud.anew(endpoint, boot::credentials(config)?).context(|| "configuration")?;
+            let cloud = self
+                .world
+                .cloud
+                .anew(endpoint, boot::credentials(config, boot::metadata(config)?)?)
+                .context(|| "configuration")?;
             self.world.cloud = cloud;
         }
         Ok(())

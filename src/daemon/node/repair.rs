@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Node, Standing};
-use crate::daemon::clock;
+use crate::daemon::{clock, phases};
 use crate::datapath::{self, Setup};
 use crate::error::Error;
 use crate::gather::Gather;
@@ -54,6 +54,8 @@ pub(super) struct Wires {
     /// Addresses on ENIs that are not ours, which were told.
     told: BTreeSet<(String, String)>,
     comparing: Option<Comparison>,
+    /// What has happened since the start, until repairs begin.
+    early: Vec<Happening>,
 }
 
 /// A comparison of all pods that is under way.
@@ -65,24 +67,27 @@ struct Comparison {
 }
 
 impl Node {
-    /// The first look, before anything is heard: what an earlier life had wired is guarded from now on.
+    /// What an earlier life had wired is guarded from now on, by the look at the start and all that has happened since.
     pub(super) fn begin_repairs(&mut self) {
+        let Some((_, look)) = self.begin.take() else { return };
         let now = clock::now();
-        let leases: Vec<Attachment> = self.leases.keys().cloned().collect();
+        let guards = |attachment: &&Attachment| self.repair.guards(&Part::Pod((*attachment).clone()));
+        let leases: Vec<Attachment> = self.leases.keys().filter(|a| !guards(a)).cloned().collect();
         for attachment in leases {
             let age = self.ledger.age(&attachment).unwrap_or_default();
             self.wires.unwired.insert(attachment, now.saturating_sub(age));
         }
         self.repair.guard(Part::Node, &datapath::node(&self.world.setup), now);
-        let known = self.know_links();
-        self.noted("links", known);
+        self.know_links(look.links);
+        let heard = std::mem::take(&mut self.wires.early);
+        self.happened(heard);
+        self.hear_of_bandwidth();
+        phases::reached("what is wired is guarded");
     }
 
-    fn know_links(&mut self) -> Result<(), Error> {
-        let links = self.kernel.links()?;
+    fn know_links(&mut self, links: Vec<LinkSeen>) {
         self.guard_the_wired(&links);
         self.repair.know_links(links.into_iter().map(|link| (link.ifindex, link.name)));
-        Ok(())
     }
 
     // Who is guarded
@@ -190,12 +195,15 @@ impl Node {
     // What happens
 
     pub(super) fn happened(&mut self, heard: Vec<Happening>) {
+        if self.begin.is_some() {
+            return self.wires.early.extend(heard);
+        }
         let now = clock::now();
         for happening in heard {
             log::debug!("{happening:?}");
             if happening == Happening::Lost {
                 log::warn!("the kernel had more to tell than we could hear: everything is looked at");
-                let known = self.know_links();
+                let known = self.kernel.links().map(|links| self.know_links(links));
                 self.noted("links", known);
             }
             self.repair.hear(now, &happening);

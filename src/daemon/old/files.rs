@@ -37,6 +37,10 @@ pub fn claim(folder: &Path) -> Result<Vec<File>, Error> {
     Ok(held)
 }
 
+pub fn are_there(folder: &Path) -> bool {
+    [RELATION, PODS].iter().any(|(name, _)| folder.join(name).exists())
+}
+
 const RUNS: &str = "the old Terway still runs on this node and holds its database; stop it first \
                     (kubectl -n kube-system delete daemonset terway-eniip, or whatever it is called), its pods run on";
 

@@ -22,7 +22,7 @@ use crate::datapath::{self, Setup};
 use crate::eni::{Eni, VSwitch};
 use crate::error::{Error, Errors};
 use crate::ip::{IpPair, Mac, NetPair, Stack, host_net};
-use crate::kernel::{self, Kernel, LinkSeen, MAIN, RouteSeen};
+use crate::kernel::{self, Kernel, LinkSeen, Look, MAIN, RouteSeen};
 use crate::ours;
 use crate::plan::Plan;
 use crate::pod::{Attachment, PodName, Sandbox, nameless};
@@ -42,9 +42,15 @@ pub fn claim() -> Result<Vec<File>, Error> {
     files::claim(Path::new(ours::OLD_STORE))
 }
 
+/// Whether the old Terway has left anything here.
+pub fn is_there() -> bool {
+    files::are_there(Path::new(ours::OLD_STORE))
+}
+
 /// What the take-over stands on, and what it adds to.
 pub struct Ground<'a> {
     pub cloud: &'a Client,
+    pub look: &'a Look,
     pub ledger: &'a Ledger,
     pub enis: &'a [Eni],
     pub vswitches: &'a [VSwitch],
@@ -66,8 +72,8 @@ pub struct Inheritance {
 /// Takes over what runs.
 pub fn take_over(ground: Ground) -> Result<Inheritance, Error> {
     let found = files::read(Path::new(ours::OLD_STORE), Path::new(ours::LASTING))?;
-    let mut kernel = Kernel::host()?;
-    let (links, routes) = (kernel.links()?, kernel.routes(MAIN)?);
+    let (kernel, links) = (Kernel::host()?, ground.look.links.clone());
+    let routes = ground.look.routes.iter().filter(|route| route.table == MAIN).cloned().collect();
     let mut heir = Heir { ground, kernel, links, routes, enis: BTreeMap::new(), notices: Vec::new(), taken: 0 };
     let Some(found) = found else {
         heir.hold_the_unexplained()?;

@@ -1,0 +1,110 @@
+//! What a start asks of others: the metadata service, the cloud, and the API server for what the node's label says of the mode.
+
+use std::thread;
+
+use super::boot::{self, Start};
+use super::calls;
+use super::layers::Layers;
+use super::legacy::Legacy;
+use super::phases;
+use super::terms::{self, Terms};
+use crate::cloud::Client;
+use crate::config::{Config, NodeFacts};
+use crate::eni::{Eni, VSwitch};
+use crate::error::Error;
+
+/// How a start asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// All that can be asked at once.
+    Hopeful,
+    /// An attempt has failed: as little as shows that the cloud is back comes before all else.
+    Wary,
+}
+
+pub struct Outside {
+    pub layers: Layers,
+    pub cloud: Client,
+    pub terms: Terms,
+    pub vswitches: Vec<VSwitch>,
+    pub enis: Vec<Eni>,
+    /// Nobody was asked: this is what the last life has left.
+    pub willed: bool,
+}
+
+impl Outside {
+    /// The same out of what the last life has left, as far as the configuration and the node's label ask for nothing else by now.
+    pub fn inherit(start: &Start, legacy: Legacy) -> Option<Outside> {
+        let layers = start.layers_of_node();
+        let (config, Legacy { terms, asked, vswitches, will, .. }) = (layers.config(), legacy);
+        config.validate(&terms.facts).ok()?;
+        terms.check(config.stack).ok()?;
+        let credentials = boot::credentials(config, boot::metadata(config).ok()?).ok()?;
+        let cloud = Client::new(boot::endpoint(config, &terms.facts), credentials).ok()?;
+        let mode = start.given_mode(config).unwrap_or_else(|| start.labelled_mode());
+        let fits = mode == terms.mode && terms.place(config).vswitches == asked;
+        phases::reached("what the last life has left is read");
+        fits.then_some(Outside { layers, cloud, terms, vswitches, enis: will.enis, willed: true })
+    }
+
+    /// `machine` is told who the metadata service says that we are, as soon as it says so.
+    pub fn ask(start: &Start, manner: Manner, machine: &mut Option<String>) -> Result<Outside, Error> {
+        let layers = start.layers_of_node();
+        thread::scope(|scope| {
+            let given = start.given_mode(layers.config());
+            let label = given.is_none().then(|| scope.spawn(|| start.labelled_mode()));
+            let (facts, layers, cloud) = reach(&layers, start.file())?;
+            *machine = Some(facts.instance.clone());
+            let (mut terms, vswitches, enis) = ask_cloud(&cloud, facts, layers.config(), manner)?;
+            phases::reached("the cloud has answered");
+            let label = label.map(|label| label.join().expect("a panic ends the process"));
+            terms.mode = start.given_mode(layers.config()).or(label).unwrap_or_else(|| start.labelled_mode());
+            Ok(Outside { layers, cloud, terms, vswitches, enis, willed: false })
+        })
+    }
+}
+
+fn ask_cloud(
+    cloud: &Client,
+    facts: NodeFacts,
+    config: &Config,
+    manner: Manner,
+) -> Result<(Terms, Vec<VSwitch>, Vec<Eni>), Error> {
+    let place = terms::place(&facts, config);
+    let ask_terms = || Terms::ask(cloud, facts.clone());
+    let first = (manner == Manner::Wary).then(ask_terms).transpose()?;
+    thread::scope(|scope| {
+        let vswitches = scope.spawn(|| calls::vswitches(cloud, &place));
+        let enis = scope.spawn(|| calls::look_all_at_once(cloud, &place));
+        let terms = first.map_or_else(ask_terms, Ok)?;
+        terms.check(config.stack)?;
+        let (vswitches, enis) = (vswitches.join(), enis.join());
+        Ok((terms, vswitches.expect("a panic ends the process")?, enis.expect("a panic ends the process")?))
+    })
+}
+
+/// What the metadata service says of the machine, the layers that fit it (those of the node, else the file alone), and the way
+/// to the cloud, with the key to it at hand.
+fn reach(layers: &Layers, file: &Layers) -> Result<(NodeFacts, Layers, Client), Error> {
+    let metadata = boot::metadata(layers.config())?;
+    let credentials = boot::credentials(layers.config(), metadata.clone())?;
+    let facts = thread::scope(|scope| {
+        // Why there is no key is said by the first call that needs it.
+        scope.spawn(|| drop(credentials.key()));
+        metadata.node()
+    })?;
+    phases::reached("the metadata service has answered");
+    let way = |config: &Config| boot::endpoint(config, &facts);
+    let Err(e) = layers.config().validate(&facts) else {
+        let cloud = Client::new(way(layers.config()), credentials)?;
+        return Ok((facts, layers.clone(), cloud));
+    };
+    if layers.node_config().is_none() {
+        return Err(e);
+    }
+    log::error!("{e}; the configuration file alone holds");
+    file.config().validate(&facts)?;
+    let credentials = boot::credentials(file.config(), boot::metadata(file.config())?)?;
+    let cloud = Client::new(way(file.config()), credentials)?;
+    Ok((facts, file.clone(), cloud))
+}
