@@ -13,12 +13,15 @@ pub mod ip;
 pub mod json;
 pub mod loose;
 pub mod maps;
+pub mod netpol;
 pub mod object;
 pub mod ours;
+pub mod peer;
 pub mod plan;
 pub mod pod;
 pub mod rate;
 pub mod rpc;
+pub mod rules;
 pub mod uri;
 
 // Minds: values in, values out.

@@ -1,3 +1,556 @@
-//! What the cluster's network policies mean for the pods of this node.
+//! What the cluster's network policies mean for the pods of this node, as data that every renderer can write into the kernel.
+//!
+//! Pure: no clock, no I/O, no log. What holds is a function of the present objects, never of the order in which they came: a change
+//! marks pods and addresses, and [`Model::changes`] works out anew all that a marked one has.
 
-pub mod selector;
+mod admin;
+mod calico;
+mod compile;
+mod form;
+mod index;
+mod kubernetes;
+mod needs;
+mod read;
+mod refusal;
+mod selector;
+mod store;
+mod table;
+mod why;
+
+#[cfg(test)]
+mod fuzz;
+#[cfg(test)]
+mod oracle;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::cluster::Name;
+use crate::netpol::Document;
+use crate::peer::{Labels, Namespace, Node, Pod, ServiceAccount, namespace_of};
+use crate::rules::{DIRECTIONS, Origin, PodSets, Rules, Write};
+use calico::NetworkSet;
+use compile::Subject;
+use form::{Kind, Policy, PolicyName, Space};
+use index::{Entity, Key};
+use store::Store;
+
+pub use needs::Need;
+pub use refusal::{About, Refusal, Refused};
+pub use why::{Side, Why};
+
+/// What is known of the node itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Here {
+    pub name: String,
+    /// By which the node reaches its own pods.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// News of a kind.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Heard<T> {
+    /// There are these and no others.
+    All(Vec<T>),
+    One(T),
+    /// The one of this name is gone.
+    Gone(Name),
+}
+
+/// Kinds that are read as documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Told {
+    NetworkPolicy,
+    ClusterNetworkPolicy,
+    CalicoNetworkPolicy,
+    CalicoGlobalNetworkPolicy,
+    NetworkSet,
+    GlobalNetworkSet,
+    HostEndpoint,
+}
+
+/// What is to change.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// In the order in which they are to be made.
+    pub writes: Vec<Write>,
+    /// What is refused and was not before.
+    pub refused: Vec<Refused>,
+}
+
+pub struct Model {
+    here: Here,
+    node_nets: Box<[IpNet]>,
+    objects: Objects,
+    /// Pods of this node that have rules.
+    locals: BTreeMap<Name, Local>,
+    /// How many pods say of a port's name and protocol that it is this number.
+    numbers: BTreeMap<(Box<str>, u8), BTreeMap<u16, u32>>,
+    store: Store,
+    dirty: BTreeSet<Key>,
+    dirty_locals: BTreeSet<Name>,
+    untold: Vec<Refused>,
+}
+
+#[derive(Default)]
+struct Objects {
+    pods: BTreeMap<Name, Pod>,
+    /// Addresses that we gave to pods of ours, which their objects may not say yet.
+    given: BTreeMap<Name, Box<[IpAddr]>>,
+    spaces: BTreeMap<Name, Labels>,
+    accounts: BTreeMap<Name, Labels>,
+    nodes: BTreeMap<Name, Node>,
+    sets: BTreeMap<Name, NetworkSet>,
+    policies: BTreeMap<PolicyName, Policy>,
+    host_endpoints: BTreeSet<Name>,
+}
+
+struct Local {
+    sets: PodSets,
+    /// Names of ports that mean something elsewhere.
+    names: BTreeSet<(Box<str>, u8)>,
+}
+
+impl Objects {
+    fn pod<'a>(&'a self, key: &'a Key, pod: &'a Pod) -> Entity<'a> {
+        let account = format!("{}/{}", namespace_of(&pod.name), pod.account);
+        Entity {
+            key,
+            labels: &pod.labels,
+            space: self.spaces.get(namespace_of(&pod.name)),
+            is_on_host: pod.is_on_host,
+            account: &pod.account,
+            account_labels: self.accounts.get(&*account),
+            ports: &pod.ports,
+        }
+    }
+
+    fn addresses(&self, pod: &Pod) -> Box<[IpNet]> {
+        let given = self.given.get(&pod.name).into_iter().flatten();
+        let all: BTreeSet<IpNet> = pod.addresses.iter().chain(given).map(|addr| IpNet::from(*addr)).collect();
+        all.into_iter().collect()
+    }
+
+    /// None: it is gone, or has no address of its own that counts.
+    fn entity<'a>(&'a self, key: &'a Key) -> Option<(Entity<'a>, Box<[IpNet]>)> {
+        let bare = |labels, space| Entity {
+            key,
+            labels,
+            space,
+            is_on_host: false,
+            account: "",
+            account_labels: None,
+            ports: &[],
+        };
+        match key {
+            Key::Pod(name) => {
+                let pod = self.pods.get(name).filter(|pod| !pod.is_over)?;
+                Some((self.pod(key, pod), self.addresses(pod)))
+            }
+            Key::Node(name) => {
+                let node = self.nodes.get(name)?;
+                Some((bare(&node.labels, None), node.addresses.iter().map(|addr| IpNet::from(*addr)).collect()))
+            }
+            Key::Set(name) => {
+                let set = self.sets.get(name)?;
+                let nets: BTreeSet<IpNet> = set.nets.iter().copied().collect();
+                Some((bare(&set.labels, self.spaces.get(namespace_of(name))), nets.into_iter().collect()))
+            }
+        }
+    }
+
+    fn keys(&self) -> Vec<Key> {
+        let pods = self.pods.keys().cloned().map(Key::Pod);
+        let nodes = self.nodes.keys().cloned().map(Key::Node);
+        pods.chain(nodes).chain(self.sets.keys().cloned().map(Key::Set)).collect()
+    }
+
+    /// All pods of a namespace.
+    fn pods_in(&self, space: &str) -> impl Iterator<Item = &Pod> {
+        within(&self.pods, space).map(|(_, pod)| pod)
+    }
+
+    /// What decides on a pod and is not known: nothing may pass until it is.
+    fn unknown(&self, pod: &Pod) -> Option<Origin> {
+        let space = namespace_of(&pod.name);
+        let asks_spaces = |policy: &Policy| matches!(policy.subject.space, Space::Matching(_));
+        let asks_accounts = |policy: &Policy| policy.subject.account.is_some();
+        let lacks_space = !self.spaces.contains_key(space);
+        if lacks_space && self.policies.values().any(asks_spaces) {
+            return Some(Origin::Unknown(format!("namespace {space}").into()));
+        }
+        let account = format!("{space}/{}", pod.account);
+        let lacks_account = !self.accounts.contains_key(&*account);
+        (lacks_account && self.policies.values().any(asks_accounts))
+            .then(|| Origin::Unknown(format!("serviceaccount {account}").into()))
+    }
+}
+
+fn within<'a, T>(all: &'a BTreeMap<Name, T>, space: &str) -> impl Iterator<Item = (&'a Name, &'a T)> {
+    let prefix = format!("{space}/");
+    let from: Name = prefix.as_str().into();
+    all.range(from..).take_while(move |(name, _)| name.starts_with(&prefix))
+}
+
+impl Model {
+    pub fn new(here: Here) -> Model {
+        Model {
+            node_nets: here.addresses.iter().map(|addr| IpNet::from(*addr)).collect(),
+            here,
+            objects: Objects::default(),
+            locals: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+            store: Store::default(),
+            dirty: BTreeSet::new(),
+            dirty_locals: BTreeSet::new(),
+            untold: Vec::new(),
+        }
+    }
+
+    /// All that holds since the last [`Model::changes`].
+    pub fn rules(&self) -> &Rules {
+        self.store.rules()
+    }
+
+    // What is heard
+
+    pub fn hear_pods(&mut self, news: Heard<Pod>) {
+        hear(
+            self,
+            news,
+            |m| m.objects.pods.keys().cloned().collect(),
+            |pod| pod.name.clone(),
+            |m, name, pod| {
+                m.set_pod(name, pod);
+            },
+        );
+    }
+
+    /// The addresses that each pod of ours was given, all of them.
+    pub fn hear_given(&mut self, given: BTreeMap<Name, Box<[IpAddr]>>) {
+        let before = std::mem::replace(&mut self.objects.given, given);
+        let names: BTreeSet<Name> = before.keys().chain(self.objects.given.keys()).cloned().collect();
+        for name in names.iter().filter(|name| before.get(*name) != self.objects.given.get(*name)) {
+            self.dirty.insert(Key::Pod(name.clone()));
+            self.dirty_locals.insert(name.clone());
+        }
+    }
+
+    pub fn hear_namespaces(&mut self, news: Heard<Namespace>) {
+        hear(
+            self,
+            news,
+            |m| m.objects.spaces.keys().cloned().collect(),
+            |one| one.0.name.clone(),
+            |m, name, one| {
+                if !replace(&mut m.objects.spaces, &name, one.map(|one| one.0.labels)) {
+                    return;
+                }
+                let pods: Vec<Name> = m.objects.pods_in(&name).map(|pod| pod.name.clone()).collect();
+                let sets = within(&m.objects.sets, &name).map(|(name, _)| Key::Set(name.clone()));
+                m.dirty.extend(sets.chain(pods.iter().cloned().map(Key::Pod)));
+                m.dirty_locals.extend(pods);
+            },
+        );
+    }
+
+    pub fn hear_accounts(&mut self, news: Heard<ServiceAccount>) {
+        hear(
+            self,
+            news,
+            |m| m.objects.accounts.keys().cloned().collect(),
+            |one| one.0.name.clone(),
+            |m, name, one| {
+                if !replace(&mut m.objects.accounts, &name, one.map(|one| one.0.labels)) {
+                    return;
+                }
+                let Some((space, account)) = name.split_once('/') else { return };
+                let pods = m.objects.pods_in(space).filter(|pod| *pod.account == *account).map(|pod| pod.name.clone());
+                let pods: Vec<Name> = pods.collect();
+                m.dirty.extend(pods.iter().cloned().map(Key::Pod));
+                m.dirty_locals.extend(pods);
+            },
+        );
+    }
+
+    pub fn hear_nodes(&mut self, news: Heard<Node>) {
+        hear(
+            self,
+            news,
+            |m| m.objects.nodes.keys().cloned().collect(),
+            |one| one.name.clone(),
+            |m, name, one| {
+                let one = one.map(|node| Node { version: Box::default(), ..node });
+                if replace(&mut m.objects.nodes, &name, one) {
+                    m.dirty.insert(Key::Node(name));
+                }
+            },
+        );
+    }
+
+    pub fn hear(&mut self, kind: Told, news: Heard<Document>) {
+        match kind {
+            Told::NetworkPolicy => self.hear_policies(Kind::Kubernetes, news, kubernetes::read),
+            Told::ClusterNetworkPolicy => self.hear_policies(Kind::Cluster, news, admin::read),
+            Told::CalicoNetworkPolicy => self.hear_policies(Kind::Calico, news, calico::read),
+            Told::CalicoGlobalNetworkPolicy => self.hear_policies(Kind::GlobalCalico, news, calico::read),
+            Told::NetworkSet => self.hear_sets(news, false),
+            Told::GlobalNetworkSet => self.hear_sets(news, true),
+            Told::HostEndpoint => {
+                let names = |m: &Model| m.objects.host_endpoints.clone();
+                hear(
+                    self,
+                    news,
+                    names,
+                    |one| one.name.clone(),
+                    |m, name, one| m.set_host_endpoint(name, one.is_some()),
+                );
+            }
+        }
+    }
+
+    fn hear_policies(&mut self, kind: Kind, news: Heard<Document>, read: fn(&Document) -> Policy) {
+        let names = |m: &Model| {
+            let of_kind = m.objects.policies.keys().filter(|policy| policy.kind == kind);
+            of_kind.map(|policy| policy.name.clone()).collect()
+        };
+        hear(
+            self,
+            news,
+            names,
+            |one| one.name.clone(),
+            |m, name, one| {
+                m.set_policy(PolicyName { name, kind }, one.map(|document| read(&document)));
+            },
+        );
+    }
+
+    fn hear_sets(&mut self, news: Heard<Document>, is_global: bool) {
+        let names = |m: &Model| {
+            let names = m.objects.sets.keys().filter(|name| namespace_of(name).is_empty() == is_global);
+            names.cloned().collect()
+        };
+        hear(
+            self,
+            news,
+            names,
+            |one| one.name.clone(),
+            |m, name, one| {
+                let set = one.map(|document| calico::read_set(&document));
+                let before = m.objects.sets.get(&name).map(|set| set.faults.clone()).unwrap_or_default();
+                if let Some(set) = &set {
+                    let fresh = set.faults.iter().filter(|fault| !before.contains(fault)).cloned();
+                    m.untold.extend(
+                        fresh.map(|fault| Refused { about: About::Set(name.clone()), reason: Refusal::Set(fault) }),
+                    );
+                }
+                if replace(&mut m.objects.sets, &name, set) {
+                    m.dirty.insert(Key::Set(name));
+                }
+            },
+        );
+    }
+
+    fn set_pod(&mut self, name: Name, pod: Option<Pod>) {
+        let pod = pod.map(|pod| Pod { version: Box::default(), ..pod });
+        let before = self.objects.pods.get(&name).cloned();
+        if !replace(&mut self.objects.pods, &name, pod) {
+            return;
+        }
+        self.count(before.as_ref(), false);
+        let after = self.objects.pods.get(&name).cloned();
+        self.count(after.as_ref(), true);
+        self.dirty_locals.insert(name.clone());
+        self.dirty.insert(Key::Pod(name));
+    }
+
+    /// Counts the names of a pod's ports; who goes by a name whose meaning changes is marked.
+    fn count(&mut self, pod: Option<&Pod>, is_there: bool) {
+        for port in pod.into_iter().filter(|pod| !pod.is_over).flat_map(|pod| &pod.ports) {
+            let key = (port.name.clone(), port.protocol);
+            let numbers = self.numbers.entry(key.clone()).or_default();
+            let uses = numbers.entry(port.number).or_default();
+            *uses = if is_there { *uses + 1 } else { *uses - 1 };
+            let is_news = *uses == u32::from(is_there);
+            if *uses == 0 {
+                numbers.remove(&port.number);
+            }
+            if numbers.is_empty() {
+                self.numbers.remove(&key);
+            }
+            if is_news {
+                let users = self.locals.iter().filter(|(_, local)| local.names.contains(&key));
+                self.dirty_locals.extend(users.map(|(name, _)| name.clone()));
+            }
+        }
+    }
+
+    fn set_policy(&mut self, name: PolicyName, policy: Option<Policy>) {
+        let before = self.objects.policies.get(&name).cloned();
+        if before == policy || name.name.is_empty() {
+            return;
+        }
+        if let Some(policy) = &policy {
+            let told = before.as_ref().map(|policy| policy.faults.clone()).unwrap_or_default();
+            let fresh = policy.faults.iter().filter(|fault| !told.contains(fault)).cloned();
+            let refused =
+                |fault| Refused { about: About::Policy(name.to_string().into()), reason: Refusal::Policy(fault) };
+            self.untold.extend(fresh.map(refused));
+        }
+        // What must be known of a pod depends on what is asked at all.
+        let asks =
+            |policy: &Policy| policy.subject.account.is_some() || matches!(policy.subject.space, Space::Matching(_));
+        let of_all = [&before, &policy].into_iter().flatten().any(asks);
+        for pod in self.objects.pods.values().filter(|pod| is_local(&self.here, pod)) {
+            let key = Key::Pod(pod.name.clone());
+            let entity = self.objects.pod(&key, pod);
+            let selected = [&before, &policy].into_iter().flatten().any(|policy| entity.is_selected(&policy.subject));
+            let is_unknown = of_all && (entity.space.is_none() || entity.account_labels.is_none());
+            if selected || is_unknown {
+                self.dirty_locals.insert(pod.name.clone());
+            }
+        }
+        match policy {
+            Some(policy) => drop(self.objects.policies.insert(name, policy)),
+            None => drop(self.objects.policies.remove(&name)),
+        }
+    }
+
+    fn set_host_endpoint(&mut self, name: Name, is_there: bool) {
+        if !is_there {
+            self.objects.host_endpoints.remove(&name);
+        } else if self.objects.host_endpoints.insert(name.clone()) {
+            self.untold.push(Refused { about: About::HostEndpoint(name), reason: Refusal::HostEndpoint });
+        }
+    }
+
+    // What follows
+
+    /// All that has changed since the last time.
+    pub fn changes(&mut self) -> Changes {
+        // New peers come first, so that the rules that ask for them find every address in its class; pods have their new rules
+        // at once; what nobody asks for any more goes last.
+        let pods = self.recompile();
+        self.compare();
+        self.store.settle();
+        self.store.switch(pods);
+        self.store.retire();
+        self.store.settle();
+        Changes { writes: self.store.sweep(), refused: std::mem::take(&mut self.untold) }
+    }
+
+    fn recompile(&mut self) -> Vec<(Name, Option<PodSets>)> {
+        let mut pods = Vec::new();
+        for name in std::mem::take(&mut self.dirty_locals) {
+            let is_there = self.objects.pods.get(&name).is_some_and(|pod| is_local(&self.here, pod));
+            let before = self.locals.remove(&name);
+            if !is_there {
+                pods.extend(before.map(|_| (name, None)));
+                continue;
+            }
+            let local = self.compile(&name);
+            if before.is_none_or(|before| before.sets != local.sets) {
+                pods.push((name.clone(), Some(local.sets)));
+            }
+            self.locals.insert(name, local);
+        }
+        pods
+    }
+
+    /// All that a pod of ours has.
+    fn compile(&mut self, name: &Name) -> Local {
+        let (key, pod) = (Key::Pod(name.clone()), &self.objects.pods[name]);
+        let entity = self.objects.pod(&key, pod);
+        let policies = self.objects.policies.values().filter(|policy| !policy.is_void);
+        let mut policies: Vec<&Policy> = policies.filter(|policy| entity.is_selected(&policy.subject)).collect();
+        policies.sort_by_key(|policy| (policy.place, &policy.name));
+        let nets = self.objects.addresses(pod);
+        let subject = Subject { entity, nets: &nets, node: &self.node_nets, unknown: self.objects.unknown(pod) };
+        let mut known = store::Numbering::new(&mut self.store, &self.numbers);
+        let [ingress, egress] =
+            DIRECTIONS.map(|direction| compile::rule_set(&subject, direction, &policies, &mut known));
+        let names = known.names();
+        let sets = PodSets { ingress: self.store.set(ingress), egress: self.store.set(egress) };
+        Local { sets, names }
+    }
+
+    /// Brings up to date who is selected by whom.
+    fn compare(&mut self) {
+        let dirty = std::mem::take(&mut self.dirty);
+        let table = self.store.table();
+        for key in &dirty {
+            match self.objects.entity(key) {
+                Some((entity, nets)) => table.put(&entity, nets),
+                None => table.remove(key),
+            }
+        }
+        if table.has_fresh() {
+            for key in self.objects.keys().iter().filter(|key| !dirty.contains(*key)) {
+                if let Some((entity, nets)) = self.objects.entity(key) {
+                    table.compare(&entity, || nets);
+                }
+            }
+        }
+        table.compared();
+    }
+
+    /// Why a packet passes or does not, by the rules of both sides as far as they are pods of ours.
+    pub fn why(&self, src: IpAddr, dst: IpAddr, protocol: u8, ports: Option<(u16, u16)>) -> Why {
+        let pod = |addr: IpAddr| {
+            let net = IpNet::from(addr.to_canonical());
+            self.locals.keys().find(|name| self.objects.addresses(&self.objects.pods[*name]).contains(&net))
+        };
+        why::why(self.rules(), (src, pod(src)), (dst, pod(dst)), &crate::rules::Packet { protocol, ports })
+    }
+
+    /// What must be watched for the policies that apply to pods of ours, and no more.
+    pub fn needs(&self) -> BTreeSet<Need> {
+        let locals: Vec<&Pod> = self.objects.pods.values().filter(|pod| is_local(&self.here, pod)).collect();
+        let policies = self.objects.policies.values();
+        let applies = |policy: &&Policy| {
+            locals.iter().any(|pod| self.objects.pod(&Key::Pod(pod.name.clone()), pod).is_selected(&policy.subject))
+        };
+        let applying = policies.clone().filter(|policy| !policy.is_void).filter(applies);
+        needs::needs(locals.iter().copied(), policies, applying, &self.objects, self.store.peers())
+    }
+}
+
+/// Whether its rules are ours to enforce.
+fn is_local(here: &Here, pod: &Pod) -> bool {
+    *pod.node == *here.name && !pod.is_on_host && !pod.is_over
+}
+
+/// Whether that is news.
+fn replace<T: PartialEq>(all: &mut BTreeMap<Name, T>, name: &Name, value: Option<T>) -> bool {
+    if all.get(name) == value.as_ref() || name.is_empty() {
+        return false;
+    }
+    match value {
+        Some(value) => drop(all.insert(name.clone(), value)),
+        None => drop(all.remove(name)),
+    }
+    true
+}
+
+fn hear<T>(
+    model: &mut Model,
+    news: Heard<T>,
+    names: impl Fn(&Model) -> BTreeSet<Name>,
+    name: impl Fn(&T) -> Name,
+    mut set: impl FnMut(&mut Model, Name, Option<T>),
+) {
+    match news {
+        Heard::All(all) => {
+            let mut gone = names(model);
+            for one in all {
+                gone.remove(&name(&one));
+                set(model, name(&one), Some(one));
+            }
+            gone.into_iter().for_each(|name| set(model, name, None));
+        }
+        Heard::One(one) => set(model, name(&one), Some(one)),
+        Heard::Gone(name) => set(model, name, None),
+    }
+}

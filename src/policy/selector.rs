@@ -57,10 +57,6 @@ impl Selector {
         }
     }
 
-    pub fn and(self, other: Selector) -> Selector {
-        all_of(vec![self, other])
-    }
-
     pub fn negated(self) -> Selector {
         match self {
             Selector::Not(inner) => *inner,
@@ -86,6 +82,29 @@ impl Selector {
         }
     }
 
+    /// Demands no labels that Calico makes up: the API server does not know them.
+    pub fn without_given(&self) -> Selector {
+        match self {
+            Selector::And(all) => all_of(all.iter().map(Selector::without_given).collect()),
+            other if other.keys().iter().any(|key| is_given(key)) => Selector::All,
+            other => other.clone(),
+        }
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        match self {
+            Selector::All | Selector::Global => Vec::new(),
+            Selector::Has(key)
+            | Selector::Equal(key, _)
+            | Selector::In(key, _)
+            | Selector::Contains(key, _)
+            | Selector::StartsWith(key, _)
+            | Selector::EndsWith(key, _) => vec![key],
+            Selector::Not(inner) => inner.keys(),
+            Selector::And(some) | Selector::Or(some) => some.iter().flat_map(Selector::keys).collect(),
+        }
+    }
+
     /// As the API server takes it in `labelSelector=`, where it can be said there.
     pub fn for_server(&self) -> Option<String> {
         let term = |one: &Selector| match one {
@@ -105,6 +124,33 @@ impl Selector {
             // What cannot be said is left out: more is then sent than is needed, never less.
             Selector::And(all) => Some(all.iter().filter_map(term).collect::<Vec<_>>().join(",")),
             other => term(other),
+        }
+    }
+}
+
+/// Labels that are not among the labels of the object itself: Calico sees them there.
+pub fn is_given(key: &str) -> bool {
+    ["projectcalico.org/", "pcns.", "pcsa."].iter().any(|prefix| key.starts_with(prefix))
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let joined = |some: &[Selector], by: &str| some.iter().map(Selector::to_string).collect::<Vec<_>>().join(by);
+        match self {
+            Selector::All => f.write_str("all()"),
+            Selector::Global => f.write_str("global()"),
+            Selector::Has(key) => write!(f, "has({key})"),
+            Selector::Equal(key, value) => write!(f, "{key} == '{value}'"),
+            Selector::In(key, values) => {
+                let values: Vec<String> = values.iter().map(|value| format!("'{value}'")).collect();
+                write!(f, "{key} in {{{}}}", values.join(", "))
+            }
+            Selector::Contains(key, part) => write!(f, "{key} contains '{part}'"),
+            Selector::StartsWith(key, part) => write!(f, "{key} starts with '{part}'"),
+            Selector::EndsWith(key, part) => write!(f, "{key} ends with '{part}'"),
+            Selector::Not(inner) => write!(f, "!({inner})"),
+            Selector::And(all) => f.write_str(&joined(all, " && ")),
+            Selector::Or(any) => write!(f, "({})", joined(any, " || ")),
         }
     }
 }
@@ -462,6 +508,8 @@ mod tests {
             let labels: Vec<_> = some.into_iter().filter(|_| rng.bool()).collect();
             let (text, want) = random(&mut rng, 3, &labels);
             assert_eq!(holds(&text, &labels), want, "{text} on {labels:?}");
+            let selector = parse(&text).unwrap();
+            assert_eq!(parse(&selector.to_string()), Ok(selector), "{text}");
             let chars: Vec<char> = text.chars().chain("'\"(){}!é,".chars()).collect();
             let noise: String = (0..rng.usize(..30)).map(|_| chars[rng.usize(..chars.len())]).collect();
             let _ = parse(&noise);
