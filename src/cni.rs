@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::gather::Gather;
 use crate::ip::Mac;
 use crate::json::{self, Object, Reader, Wrong, shortened};
 use crate::pod::{Attachment, PodName, Sandbox};
@@ -607,7 +608,7 @@ impl PrevResult {
         let addresses = keys.list("ips", "an object whose address is a CIDR", |ip| {
             Some(ip.get("address")?.as_str()?.parse::<IpNet>().ok()?.addr())
         })?;
-        Ok(Some(PrevResult { addresses: addresses.into_iter().collect() }))
+        Ok(Some(PrevResult { addresses: addresses.into_iter().gather() }))
     }
 }
 
@@ -623,7 +624,7 @@ fn valid_attachments(keys: &mut Reader) -> Result<BTreeSet<Attachment>, Failure>
         let ifname = item.get("ifname")?.as_str().filter(|t| is_ifname(t))?;
         Some(Attachment { container: container.into(), ifname: ifname.into() })
     })?;
-    Ok(list.into_iter().collect())
+    Ok(list.into_iter().gather())
 }
 
 // ---- answers ----

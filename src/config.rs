@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::eni::{EniChoice, VSwitchChoice};
 use crate::error::{Context, Error};
+use crate::gather::Gather;
 use crate::ip::{IpPair, NetPair, Stack, overlap};
 use crate::json::{self, Object, Reader, Wrong, shortened};
 use crate::maps::Sizes;
@@ -582,8 +583,7 @@ fn vswitches(keys: &mut Reader) -> Result<BTreeMap<String, Vec<String>>, Wrong> 
 /// Those of StatefulSets always; operators that make pods themselves have kinds of their own.
 fn stateful_kinds(keys: &mut Reader) -> Result<BTreeSet<String>, Error> {
     let kind = |value: &Value| value.as_str().filter(|kind| !kind.is_empty()).map(str::to_lowercase);
-    let mut kinds: BTreeSet<String> =
-        keys.list("custom_stateful_workload_kinds", "a kind", kind)?.into_iter().collect();
+    let mut kinds: BTreeSet<String> = keys.list("custom_stateful_workload_kinds", "a kind", kind)?.into_iter().gather();
     kinds.insert("statefulset".into());
     Ok(kinds)
 }
@@ -618,7 +618,7 @@ fn all_tags(keys: &mut Reader) -> Result<(Tags, Tags, TagList), Error> {
             return Err(Error::malformed(text));
         }
     }
-    let all: Tags = set.iter().chain(&filter).map(|(key, value)| (key.clone(), value.clone())).collect();
+    let all: Tags = set.iter().chain(&filter).map(|(key, value)| (key.clone(), value.clone())).gather();
     if let Some((key, value)) = block.iter().find(|(key, value)| all.get(key) == Some(value)) {
         let text =
             format!("eni_tag_block_list names {key}={value}, which eni_tags or eni_tag_filter puts on every ENI");
@@ -673,7 +673,8 @@ fn map<T>(
         Some(t) => Ok((name.clone(), t)),
         None => Err(keys.wrong(&format!("{key}.{}", shortened(name)), value, want)),
     };
-    object.iter().map(entry).collect()
+    let entries: Vec<(String, T)> = object.iter().map(entry).collect::<Result<_, _>>()?;
+    Ok(entries.into_iter().gather())
 }
 
 fn services(keys: &mut Reader) -> Result<Services, Wrong> {

@@ -6,6 +6,8 @@ use std::ops::RangeInclusive;
 
 use serde_json::Value;
 
+use crate::gather::Gather;
+
 pub type Object = serde_json::Map<String, Value>;
 
 /// A known key whose value cannot be used.
@@ -54,7 +56,7 @@ pub fn merge(target: &mut Object, patch: &Object) {
 /// The keys whose values differ, in their order.
 pub fn differing<'a>(one: &'a Object, other: &'a Object) -> BTreeSet<&'a str> {
     let keys = one.keys().chain(other.keys());
-    keys.filter(|key| one.get(*key) != other.get(*key)).map(String::as_str).collect()
+    keys.filter(|key| one.get(*key) != other.get(*key)).map(String::as_str).gather()
 }
 
 /// A value for people: one line, not longer than a line should be.

@@ -7,6 +7,7 @@ pub mod cni;
 pub mod config;
 pub mod eni;
 pub mod error;
+pub mod gather;
 pub mod happening;
 pub mod ip;
 pub mod json;

@@ -71,7 +71,8 @@ fn pool() -> Result<Value, Error> {
 
 /// One line per lease; the pool shows them as a list under `leases`.
 fn list(pool: &Value) -> Result<String, Error> {
-    let leases: Vec<Lease> = serde_json::from_value(pool["leases"].clone()).context(|| "leases of terwayd")?;
+    let leases: Vec<Lease> =
+        serde_json::from_slice(pool["leases"].to_string().as_bytes()).context(|| "leases of terwayd")?;
     let mut text = format!("{:<48} {:<24} {:<24} {}\n", "POD", "ADDRESS", "ENI", "ATTACHMENT");
     for Lease { pod, ip, eni, sandbox, .. } in &leases {
         let (pod, ip, id) = (pod.to_string(), ip.to_string(), &eni.id);

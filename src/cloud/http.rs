@@ -10,6 +10,8 @@ use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use super::clock::Clock;
 use crate::error::{Cause, Context, Error};
 
+/// Of each connection, for what comes and goes; ureq's own are 128 KiB, which stay as long as the connection.
+const BUFFER: usize = 32 << 10;
 /// The longest answer that is read.
 const MAX_ANSWER: u64 = 8 << 20;
 
@@ -71,6 +73,8 @@ impl Http {
             .user_agent(USER_AGENT)
             .accept("application/json")
             .max_idle_connections(8)
+            .input_buffer_size(BUFFER)
+            .output_buffer_size(BUFFER)
             .build();
         Ok(Http { agent: config.new_agent(), clock })
     }

@@ -1,7 +1,7 @@
 //! The instance metadata service: what the machine is told about itself, in plain text.
 
-use std::collections::BTreeMap;
 use std::fmt;
+use std::iter;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +14,7 @@ use crate::cloud::clock::Clock;
 use crate::cloud::http::{Answer, Http, Method, Trust};
 use crate::config::NodeFacts;
 use crate::error::{Cause, Context, Error};
+use crate::gather::Gather;
 use crate::ip::{IpPair, Mac, NetPair};
 
 /// Where every instance finds the service.
@@ -240,7 +241,7 @@ impl Metadata {
 
     fn ask(&self, path: &str, token: Option<&str>) -> Result<Answer, Error> {
         let token = token.map(|token| ("x-aliyun-ecs-metadata-token", token.to_string()));
-        let headers = BTreeMap::from_iter(token);
+        let headers = token.into_iter().gather();
         self.0.http.send(Method::Get, &self.0.base, &format!("/latest/meta-data/{path}"), &headers)
     }
 
@@ -257,7 +258,7 @@ impl Metadata {
 
     fn new_token(&self) -> Option<String> {
         let ttl = TOKEN_TTL.as_secs().to_string();
-        let headers = BTreeMap::from([("x-aliyun-ecs-metadata-token-ttl-seconds", ttl)]);
+        let headers = iter::once(("x-aliyun-ecs-metadata-token-ttl-seconds", ttl)).gather();
         let answer = self.0.http.send(Method::Put, &self.0.base, "/latest/api/token", &headers).ok()?;
         let token = String::from_utf8(answer.body).ok().filter(|_| answer.status == 200)?;
         let token = token.trim();

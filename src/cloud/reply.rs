@@ -9,6 +9,7 @@ use ipnet::Ipv4Net;
 use serde_json::Value;
 
 use crate::eni::{Eni, EniKind, EniState, Limits, PREFIX, VSwitch};
+use crate::gather::Gather;
 use crate::ip::{Mac, NetPair};
 
 /// Names the field that is not as it should be.
@@ -140,7 +141,8 @@ fn instance(eni: &Field) -> Result<Option<String>, Malformed> {
 fn tags(eni: &Field) -> Result<BTreeMap<String, String>, Malformed> {
     let pair =
         |tag: &Field| Ok((tag.get("TagKey").text()?.to_string(), tag.get("TagValue").text_or_empty()?.to_string()));
-    eni.get("Tags.Tag").list_or_empty()?.iter().map(pair).collect()
+    let pairs = eni.get("Tags.Tag").list_or_empty()?.iter().map(pair).collect::<Result<Vec<_>, Malformed>>()?;
+    Ok(pairs.into_iter().gather())
 }
 
 /// Of an instance; there is no instance without a list of them.

@@ -1,6 +1,7 @@
 //! Request signatures of Alibaba Cloud: ACS3-HMAC-SHA256, and the older HMAC-SHA1 of RPC calls.
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::time::SystemTime;
 
 use base64::Engine;
@@ -10,6 +11,7 @@ use ring::{digest, hmac};
 
 use crate::cloud::credentials::Key;
 use crate::error::Error;
+use crate::gather::Gather;
 use crate::uri::percent_encode;
 
 /// The parameters of a call by name.
@@ -61,14 +63,16 @@ impl Stamp {
 /// Signs a POST with an empty body by ACS3-HMAC-SHA256.
 pub fn acs3(call: &Call, params: &Params, key: &Key, stamp: Stamp) -> Signed {
     let query = canonical_query(params);
-    let mut headers = BTreeMap::from([
+    let mut headers: BTreeMap<_, _> = [
         ("host", call.host.to_string()),
         ("x-acs-action", call.action.to_string()),
         ("x-acs-content-sha256", hex(digest::digest(&digest::SHA256, b"").as_ref())),
         ("x-acs-date", stamp.at),
         ("x-acs-signature-nonce", stamp.nonce),
         ("x-acs-version", call.version.to_string()),
-    ]);
+    ]
+    .into_iter()
+    .gather();
     if let Some(token) = &key.token {
         headers.insert("x-acs-accesskey-id", key.id.clone());
         headers.insert("x-acs-security-token", token.clone());
@@ -117,7 +121,7 @@ pub fn hmac_sha1(call: &Call, params: &Params, key: &Key, stamp: Stamp) -> Signe
     let query = canonical_query(&params);
     let signature = hmac_sha1_signature(&hmac_sha1_string_to_sign("POST", &query), &key.secret);
     let query = format!("{query}&Signature={}", percent_encode(&signature));
-    Signed { query, headers: BTreeMap::from([("host", call.host.to_string())]) }
+    Signed { query, headers: iter::once(("host", call.host.to_string())).gather() }
 }
 
 fn hmac_sha1_string_to_sign(method: &str, canonical_query: &str) -> String {

@@ -8,6 +8,7 @@ use super::ledger::Contents;
 use super::old;
 use crate::eni::{Eni, EniKind, EniState, VSwitch};
 use crate::error::Error;
+use crate::gather::Gather;
 use crate::ip::{Family, IpPair, NetPair, Stack};
 use crate::kernel::{self, Away, Kernel, LinkSeen, Look, RouteSeen};
 use crate::plan::RuleAction;
@@ -37,9 +38,9 @@ pub fn slots(look: &Look, enis: &[Eni]) -> BTreeMap<String, u32> {
             (RuleAction::Lookup(table), Some((value, mask))) => Some((table, ours::slot(value, mask)?)),
             _ => None,
         })
-        .collect();
+        .gather();
     let slot = |eni: &Eni| by_table.get(&ours::eni_table(eni_link(&look.links, eni)?.ifindex)).copied();
-    enis.iter().filter_map(|eni| Some((eni.id.clone(), slot(eni)?))).collect()
+    enis.iter().filter_map(|eni| Some((eni.id.clone(), slot(eni)?))).gather()
 }
 
 fn eni_link<'a>(links: &'a [LinkSeen], eni: &Eni) -> Option<&'a LinkSeen> {
@@ -53,7 +54,7 @@ pub fn leases(kernel: &mut Kernel, look: &Look, known: &Known, contents: &Conten
     let mut found = whole_leases(kernel, known, contents, &look.links);
     found.extend(slave_leases(kernel, look, known, contents));
     let leased = contents.leases.iter().chain(&found).map(|lease| lease.sandbox.attachment.clone());
-    let leased: BTreeSet<Attachment> = leased.collect();
+    let leased: BTreeSet<Attachment> = leased.gather();
     for (attachment, veth) in look.pod_links().filter(|(attachment, _)| !leased.contains(attachment)) {
         let is_its = |r: &&RouteSeen| r.table == ours::PODS_TABLE && r.oif == Some(veth.ifindex);
         let through = look.routes.iter().filter(is_its);

@@ -27,6 +27,7 @@ use crate::config::{AccessKey, Config, Mode, NodeFacts, Scheme, Signature};
 use crate::datapath::NodeSetup;
 use crate::eni::{Eni, EniKind, VSwitch};
 use crate::error::{Cause, Context, Error};
+use crate::gather::Gather;
 use crate::herald::Herald;
 use crate::ip::{Family, IpPair, Stack};
 use crate::kernel::{Kernel, Look};
@@ -79,7 +80,7 @@ struct Gathered {
 
 impl Start {
     pub fn read(path: &Path, kubeconfig: Option<&Path>, mode: Option<Mode>) -> Result<Start, Error> {
-        let layers = Layers::read(path, file::read(path)?, std::env::vars().collect())?;
+        let layers = Layers::read(path, file::read(path)?, std::env::vars().gather())?;
         layers.warnings().iter().for_each(|warning| log::warn!("{warning}"));
         Ok(Start { kubeconfig: kubeconfig.map(Path::to_owned), layers, mode })
     }
@@ -377,7 +378,7 @@ fn assemble(
         mtu: config.mtu,
         orphan: config.orphan,
         stateful_kinds: config.stateful_kinds.clone(),
-        vswitches: g.vswitches.into_iter().map(|v| (v.id.clone(), v)).collect(),
+        vswitches: g.vswitches.into_iter().map(|v| (v.id.clone(), v)).gather(),
         publish: config.publish,
     };
     for (notice, uid) in g.notices {

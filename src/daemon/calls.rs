@@ -1,11 +1,12 @@
 //! Carries the pool's calls to the cloud, one attempt each.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::thread;
 
 use crate::cloud::{Client, CreateEni, Filter};
 use crate::eni::{Eni, Fault, FaultKind, VSwitch};
+use crate::gather::Gather;
 use crate::ip::{Family, IpPair};
 use crate::ours;
 use crate::pool::{Call, Outcome};
@@ -89,15 +90,13 @@ fn attached(place: &Place) -> Filter {
 }
 
 fn made(place: &Place) -> Filter {
-    let tags = BTreeMap::from([
-        (ours::ENI_TAG.0.to_owned(), ours::ENI_TAG.1.to_owned()),
-        (ours::NODE_TAG.to_owned(), place.instance.clone()),
-    ]);
-    Filter { tags, ..Filter::default() }
+    let tags =
+        [(ours::ENI_TAG.0.to_owned(), ours::ENI_TAG.1.to_owned()), (ours::NODE_TAG.to_owned(), place.instance.clone())];
+    Filter { tags: tags.into_iter().gather(), ..Filter::default() }
 }
 
 fn all(attached: Vec<Eni>, made: Vec<Eni>) -> Vec<Eni> {
-    let known: BTreeSet<String> = attached.iter().map(|e| e.id.clone()).collect();
+    let known: BTreeSet<String> = attached.iter().map(|e| e.id.clone()).gather();
     attached.into_iter().chain(made.into_iter().filter(|e| !known.contains(&e.id))).collect()
 }
 

@@ -50,8 +50,8 @@ use reactor::{Async, Timer, block_on};
 /// The signals that we heed.
 const HEEDED: [Signal; 3] = [Signal::TERM, Signal::INT, Signal::HUP];
 
-/// Inputs that wait for the node loop; whoever sends more waits.
-const INPUTS: usize = 4096;
+/// Inputs that wait for the node loop; whoever sends more waits. There is room for all of them from the start.
+const INPUTS: usize = 256;
 
 /// What happens within this time is heard at once.
 const GATHER: Duration = Duration::from_millis(2);

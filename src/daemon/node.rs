@@ -33,6 +33,7 @@ use crate::config::Mode;
 use crate::datapath;
 use crate::eni::{Eni, Fault};
 use crate::error::{Context, Error};
+use crate::gather::Gather;
 use crate::happening::Happening;
 use crate::herald::{Herald, Outcome as Written};
 use crate::ip::{IpPair, Mac};
@@ -139,8 +140,11 @@ pub struct Node {
     untold: bool,
     /// What is shown of them.
     services: serde_json::Value,
-    /// The pool has moved since the herald was told of it.
+    /// Something has moved since the herald was last asked what to write.
     stirred: bool,
+    /// When it was asked, and when it is to be asked again though nothing moves.
+    spoke: Now,
+    speak: Option<Now>,
     /// The kubelet's max-pods and the addresses there can be, as they were compared last.
     compared: Option<(u64, u32)>,
     /// Pods that were told why they had no address.
@@ -216,12 +220,14 @@ impl Node {
             untold: false,
             services: serde_json::Value::Null,
             stirred: true,
+            spoke: Now::ZERO,
+            speak: None,
             compared: None,
             complained: BTreeSet::new(),
             unwritten: None,
             skew: 0,
             events: VecDeque::new(),
-            leases: found.leases.into_iter().map(|l| (l.sandbox.attachment.clone(), l)).collect(),
+            leases: found.leases.into_iter().map(|l| (l.sandbox.attachment.clone(), l)).gather(),
             enis: BTreeMap::new(),
             slots: found.slots,
             homes: BTreeMap::new(),
@@ -297,7 +303,8 @@ impl Node {
         let sweep = self.sweeping.is_empty().then_some(self.sweep);
         let fixed = self.mend.min(self.compare);
         let begin = self.begin.as_ref().map(|(at, _)| *at);
-        let others = [begin, self.repair.due(), self.due_to_speak(clock::now())].into_iter().flatten();
+        let speak = if self.stirred { Some(Now::ZERO) } else { self.speak };
+        let others = [begin, self.repair.due(), speak].into_iter().flatten();
         let due = deadlines.chain(self.wake).chain(sweep).chain(others).fold(fixed, Now::min);
         let wait = due.saturating_sub(clock::now());
         async move {
@@ -306,6 +313,8 @@ impl Node {
     }
 
     fn take(&mut self, input: Input) {
+        // What our own ADDs do in the kernel is most of what is heard, and moves nothing that others see.
+        self.stirred |= !matches!(input, Input::Happened(_) | Input::Wired { .. } | Input::Compared(_));
         match input {
             Input::Ask { request, answer } => self.ask(request, answer),
             Input::Done { call, result } => self.done(call, result),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::gather::Gather;
 use crate::object::{self, Pod};
 use crate::pod::{PodName, nameless};
 use crate::pool::Now;
@@ -100,7 +101,7 @@ impl Pods {
             Known::All(list) => {
                 self.synced.get_or_insert(now);
                 self.named |= !list.is_empty();
-                let here: BTreeSet<&PodName> = list.iter().map(|(name, _)| name).collect();
+                let here: BTreeSet<&PodName> = list.iter().map(|(name, _)| name).gather();
                 for (name, _) in self.known.extract_if(.., |name, _| !here.contains(name)) {
                     self.gone.insert(name, (now, false));
                 }

@@ -266,7 +266,7 @@ mod tests {
         };
         block_on(async {
             let all = async {
-                future::zip(after(20), future::zip(after(10), after(0))).await;
+                future::zip(after(0), future::zip(after(10), after(20))).await;
             };
             future::or(after(10_000), all).await;
         })

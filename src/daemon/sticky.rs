@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ledger::{Contents, Ledger, resting_key};
 use crate::error::Error;
+use crate::gather::Gather;
 use crate::ip::IpPair;
 use crate::pod::PodName;
 use crate::pool::{Now, Reserved};
@@ -42,7 +43,7 @@ impl Sticky {
             log::error!("addresses kept for pods are not known: {e}");
             Vec::new()
         });
-        (Sticky { written: kept.iter().map(|k| k.ip).collect(), files }, kept)
+        (Sticky { written: kept.iter().map(|k| k.ip).gather(), files }, kept)
     }
 
     /// The pod has the address.

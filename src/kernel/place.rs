@@ -567,10 +567,10 @@ impl Place {
     }
 }
 
-/// Sets the kernel parameters among the objects, in the namespace of the calling thread.
+/// Sets the kernel parameters among the objects of a new link, in the namespace of the calling thread.
 pub(super) fn set(objects: &[&Object]) -> Result<(), Error> {
     let sysctls = objects.iter().filter_map(|object| if let Object::Sysctl(s) = object { Some(s) } else { None });
-    sysctls.into_iter().try_for_each(sysctl::ensure)
+    sysctls.into_iter().try_for_each(sysctl::write)
 }
 
 /// What a link should be besides being there.

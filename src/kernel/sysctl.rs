@@ -1,5 +1,7 @@
 //! Kernel parameters below `/proc/sys`: read, compare, write. Those of `net` are of the namespace of the calling thread.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error};
@@ -21,6 +23,18 @@ pub fn ensure(sysctl: &Sysctl) -> Result<(), Error> {
             std::fs::write(file(&sysctl.path), &sysctl.value).context(|| format!("write sysctl {}", sysctl.path))
         }
         _ => Ok(()),
+    }
+}
+
+/// The same without a look at it: a link that was just made has what the kernel gives to all.
+pub fn write(sysctl: &Sysctl) -> Result<(), Error> {
+    match File::options()
+        .write(true)
+        .open(file(&sysctl.path))
+        .and_then(|mut file| file.write_all(sysctl.value.as_bytes()))
+    {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        written => written.context(|| format!("write sysctl {}", sysctl.path)),
     }
 }
 

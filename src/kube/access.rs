@@ -295,10 +295,11 @@ impl Named for NamedUser {
 /// JSON is read as JSON (YAML would stumble over tabs), all else as YAML.
 fn parse(text: &str) -> Result<Kubeconfig, Error> {
     let value: Value = match text.trim_start().starts_with('{') {
-        true => serde_json::from_str(text)?,
+        true => serde_json::from_slice(text.as_bytes())?,
         false => yaml::parse(text)?,
     };
-    serde_json::from_value(value).map_err(|e| Error::malformed(format!("not a kubeconfig: {e}")))
+    // From text, as all else is read: reading from a `Value` would be code of its own.
+    serde_json::from_slice(value.to_string().as_bytes()).map_err(|e| Error::malformed(format!("not a kubeconfig: {e}")))
 }
 
 /// `FIELD-data` in base64 wins over `FIELD`, a path.

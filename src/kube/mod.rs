@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use serde::de::{DeserializeOwned, DeserializeSeed};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use ureq::http::{Request, Response};
 use ureq::{Agent, Body};
 
@@ -31,6 +32,9 @@ use page::Page;
 
 /// How often files are read again: a service account's token and a kubelet's certificate are replaced while we run.
 const REREAD: Duration = Duration::from_secs(60);
+/// Of each connection, four times: for what comes and goes, within TLS and outside. ureq's own are 128 KiB each, which stay as long
+/// as the connection; a request and the head of an answer fit into these.
+const BUFFER: usize = 24 << 10;
 /// How much of an error's body we read, and how much of its message we keep.
 const REFUSAL_MAX: u64 = 64 << 10;
 const MESSAGE_MAX: usize = 1024;
@@ -165,7 +169,8 @@ impl Client {
 
     /// One object, by the path that [`object::path`] makes. [`Cause::Absent`] where there is none.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
-        self.read(path, self.limits().object_bytes, PhantomData).context(|| format!("get {path}"))
+        let object: Result<Box<RawValue>, Error> = self.read(path, self.limits().object_bytes, PhantomData);
+        object.and_then(|object| Ok(page::whole(&object)?)).context(|| format!("get {path}"))
     }
 
     /// All objects that are selected.
@@ -336,6 +341,8 @@ fn agent(access: &Access, limits: &Limits) -> Agent {
         .timeout_connect(Some(limits.connect))
         .timeout_global(Some(limits.call))
         .tls_config(access.tls())
+        .input_buffer_size(BUFFER)
+        .output_buffer_size(BUFFER)
         .build()
         .new_agent()
 }

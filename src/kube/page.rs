@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
 use super::PageMeta;
 
@@ -12,7 +13,7 @@ pub(super) struct Page<'a, T, K> {
     pub keep: fn(T) -> K,
 }
 
-impl<'de, T: Deserialize<'de>, K> DeserializeSeed<'de> for Page<'_, T, K> {
+impl<'de, T: DeserializeOwned, K> DeserializeSeed<'de> for Page<'_, T, K> {
     type Value = PageMeta;
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<PageMeta, D::Error> {
@@ -20,7 +21,7 @@ impl<'de, T: Deserialize<'de>, K> DeserializeSeed<'de> for Page<'_, T, K> {
     }
 }
 
-impl<'de, T: Deserialize<'de>, K> Visitor<'de> for Page<'_, T, K> {
+impl<'de, T: DeserializeOwned, K> Visitor<'de> for Page<'_, T, K> {
     type Value = PageMeta;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -31,7 +32,7 @@ impl<'de, T: Deserialize<'de>, K> Visitor<'de> for Page<'_, T, K> {
         let mut meta = PageMeta::default();
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
-                "metadata" => meta = map.next_value()?,
+                "metadata" => meta = whole(map.next_value::<Box<RawValue>>()?.as_ref()).map_err(A::Error::custom)?,
                 "items" => map.next_value_seed(Items { kept: &mut *self.kept, keep: self.keep })?,
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
@@ -40,13 +41,19 @@ impl<'de, T: Deserialize<'de>, K> Visitor<'de> for Page<'_, T, K> {
     }
 }
 
+/// What the text of an object says. All that comes from the API server is read here, from text and nothing else: for each
+/// further kind of source, all code for all kinds of objects would be there once more.
+pub fn whole<T: DeserializeOwned>(object: &RawValue) -> Result<T, serde_json::Error> {
+    serde_json::from_slice(object.get().as_bytes())
+}
+
 /// The list itself, or `null`, as Go writes an empty one.
 struct Items<'a, T, K> {
     kept: &'a mut Vec<K>,
     keep: fn(T) -> K,
 }
 
-impl<'de, T: Deserialize<'de>, K> DeserializeSeed<'de> for Items<'_, T, K> {
+impl<'de, T: DeserializeOwned, K> DeserializeSeed<'de> for Items<'_, T, K> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
@@ -54,7 +61,7 @@ impl<'de, T: Deserialize<'de>, K> DeserializeSeed<'de> for Items<'_, T, K> {
     }
 }
 
-impl<'de, T: Deserialize<'de>, K> Visitor<'de> for Items<'_, T, K> {
+impl<'de, T: DeserializeOwned, K> Visitor<'de> for Items<'_, T, K> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -66,8 +73,8 @@ impl<'de, T: Deserialize<'de>, K> Visitor<'de> for Items<'_, T, K> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        while let Some(object) = seq.next_element()? {
-            self.kept.push((self.keep)(object));
+        while let Some(object) = seq.next_element::<Box<RawValue>>()? {
+            self.kept.push((self.keep)(whole(&object).map_err(A::Error::custom)?));
         }
         Ok(())
     }

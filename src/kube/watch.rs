@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 use ureq::BodyReader;
 
+use super::page::whole;
 use super::{Client, PageMeta, Select, Status, Verb, too_large, wire};
 use crate::error::{Cause, Context, Error};
 use crate::object::{self, Object};
@@ -156,14 +158,42 @@ fn open(client: &Client, select: &Select, path: &str, seen: &str) -> Result<Stre
 }
 
 /// A line of a watch.
-#[derive(Debug, Deserialize)]
-#[serde(tag = "type", content = "object", rename_all = "UPPERCASE")]
+#[derive(Debug)]
 enum Line<T> {
     Added(T),
     Modified(T),
     Deleted(T),
     Bookmark(Mark),
     Error(Status),
+}
+
+/// Its object is read once its type is known, as text: serde's own way would have the code for each kind of object twice.
+#[derive(Deserialize)]
+struct Raw<'a> {
+    r#type: Type,
+    #[serde(borrow)]
+    object: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+enum Type {
+    Added,
+    Modified,
+    Deleted,
+    Bookmark,
+    Error,
+}
+
+fn line<T: DeserializeOwned>(text: &[u8]) -> Result<Line<T>, Error> {
+    let Raw { r#type, object } = serde_json::from_slice(text)?;
+    Ok(match r#type {
+        Type::Added => Line::Added(whole(object)?),
+        Type::Modified => Line::Modified(whole(object)?),
+        Type::Deleted => Line::Deleted(whole(object)?),
+        Type::Bookmark => Line::Bookmark(whole(object)?),
+        Type::Error => Line::Error(whole(object)?),
+    })
 }
 
 /// An object of which only the resource version is set.
@@ -194,7 +224,7 @@ impl<R: Read> Lines<R> {
             return Ok(None);
         }
         match self.line.ends_with(b"\n") {
-            true => Ok(Some(serde_json::from_slice(&self.line)?)),
+            true => Ok(Some(line(&self.line)?)),
             false if self.line.len() as u64 > self.max => Err(too_large(self.max)),
             false => Err(Error::malformed("the watch broke off within a change")),
         }

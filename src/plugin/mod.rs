@@ -11,6 +11,7 @@ use std::io::{Read, Write};
 use std::process::ExitCode;
 
 use crate::cni::{self, Call, Code, Env, Failure, NetConf, Request, Version};
+use crate::gather::Gather;
 
 /// One call of the runtime. Without `CNI_COMMAND` nobody but a person can have called: say what this is.
 pub fn main() -> ExitCode {
@@ -36,7 +37,7 @@ fn answer(text: &str, code: ExitCode) -> ExitCode {
 
 fn environment() -> Env {
     let ours = |(name, value): (std::ffi::OsString, _)| Some((name.into_string().ok()?, value));
-    std::env::vars_os().filter_map(ours).filter(|(name, _)| name.starts_with("CNI_")).collect()
+    std::env::vars_os().filter_map(ours).filter(|(name, _)| name.starts_with("CNI_")).gather()
 }
 
 fn about() -> ExitCode {

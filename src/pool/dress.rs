@@ -9,6 +9,7 @@ use super::retry::{Backoff, LATE};
 use super::state::State;
 use super::{Call, Settings};
 use crate::eni::{Eni, EniKind, EniState, Fault, FaultKind};
+use crate::gather::Gather;
 use crate::ours;
 
 /// What the cloud showed of an ENI last.
@@ -23,7 +24,7 @@ pub(super) struct Dress {
 
 impl Dress {
     pub fn of(eni: &Eni) -> Dress {
-        let groups = eni.security_groups.iter().cloned().collect();
+        let groups = eni.security_groups.iter().cloned().gather();
         Dress { groups, tags: eni.tags.clone(), retry: Backoff::default(), complaint: None }
     }
 
@@ -33,7 +34,7 @@ impl Dress {
 
     /// Takes up what the cloud shows now.
     pub fn see(&mut self, eni: &Eni) {
-        self.groups = eni.security_groups.iter().cloned().collect();
+        self.groups = eni.security_groups.iter().cloned().gather();
         self.tags = eni.tags.clone();
     }
 
@@ -64,14 +65,14 @@ impl Dress {
 
     /// Tags that we have set and that nobody wants any more.
     fn unwanted(&self, wanted: &BTreeMap<String, String>) -> BTreeSet<String> {
-        self.tags.keys().filter(|key| self.is_ours(key) && !wanted.contains_key(*key)).cloned().collect()
+        self.tags.keys().filter(|key| self.is_ours(key) && !wanted.contains_key(*key)).cloned().gather()
     }
 
     /// Tags that are not there, or have another value although they are ours.
     fn missing(&self, wanted: &BTreeMap<String, String>) -> BTreeMap<String, String> {
         let ours = |(key, value): &(&String, &String)| !self.is_others(key, value);
         let mut all: BTreeMap<String, String> =
-            wanted.iter().filter(ours).map(|(key, value)| (key.clone(), value.clone())).collect();
+            wanted.iter().filter(ours).map(|(key, value)| (key.clone(), value.clone())).gather();
         mark(&mut all);
         all.retain(|key, value| self.tags.get(key) != Some(value));
         all
@@ -96,7 +97,7 @@ impl State {
     /// The security groups for our ENIs.
     pub fn groups(&self) -> BTreeSet<String> {
         let own = &self.settings.security_groups;
-        if own.is_empty() { &self.instance_groups } else { own }.iter().cloned().collect()
+        if own.is_empty() { &self.instance_groups } else { own }.iter().cloned().gather()
     }
 
     /// An ENI that has nothing better to do is brought nearer to the groups and tags of the settings.

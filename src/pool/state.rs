@@ -15,6 +15,7 @@ use super::retry::{Gate, SOON};
 use super::vswitch::VSwitches;
 use super::{Boot, Call, CallId, Effect, Event, Held, Intent, Link, Notice, Now, Reserved, Settings};
 use crate::eni::{Eni, EniState, PER_PREFIX, of_prefix};
+use crate::gather::Gather;
 use crate::ip::{Family, IpPair};
 use crate::pod::{Attachment, PodName};
 use crate::rpc::Refusal;
@@ -438,7 +439,7 @@ impl State {
         nic.stale = false;
         nic.suspect = suspect;
         nic.dress.see(eni);
-        nic.prefixes = eni.prefixes.iter().filter(|p| of_prefix(p).all(|ip| accepted.contains(&ip))).copied().collect();
+        nic.prefixes = eni.prefixes.iter().filter(|p| of_prefix(p).all(|ip| accepted.contains(&ip))).copied().gather();
         nic.addresses.retain(|ip, _| accepted.contains(ip));
         for ip in accepted {
             nic.addresses.entry(ip).or_insert(Address { free_since: now, leaving: false });
@@ -515,8 +516,7 @@ impl State {
     pub fn check_leases(&mut self) {
         let known =
             |h: &Held| h.ip.iter().all(|ip| self.nics.get(&h.eni).is_some_and(|n| n.addresses.contains_key(&ip)));
-        let lost: BTreeSet<Attachment> =
-            self.leases.iter().filter(|(_, h)| !known(h)).map(|(a, _)| a.clone()).collect();
+        let lost: BTreeSet<Attachment> = self.leases.iter().filter(|(_, h)| !known(h)).map(|(a, _)| a.clone()).gather();
         for attachment in lost.difference(&self.lost) {
             let held = &self.leases[attachment];
             let (ip, eni) = (held.ip, &held.eni);

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::gather::Gather;
 use crate::happening::{Happening, LinkNow, Scope};
 use crate::ip::Mac;
 use crate::plan::{Object, Plan, Rule};
@@ -156,7 +157,7 @@ impl Repair {
 
     /// The links there are: at the start, and whenever the kernel told less than happened.
     pub fn know_links(&mut self, links: impl IntoIterator<Item = (u32, String)>) {
-        self.names = links.into_iter().collect();
+        self.names = links.into_iter().gather();
     }
 
     pub fn hear(&mut self, now: Now, happening: &Happening) {

@@ -25,9 +25,10 @@ pub fn measure(cluster: &mut Cluster, table: &mut Table) {
     table.push(Row::alone("rss_250_pods", what, "B", memory(daemon) as f64, 10e6));
 }
 
-/// Resident memory of a process, in bytes.
+/// Resident memory of a process, in bytes. Counted page by page: the sum in `status` is kept by each CPU for itself and is off
+/// by up to 64 pages a CPU.
 pub fn memory(pid: u32) -> u64 {
-    field(&format!("/proc/{pid}/status"), "VmRSS:") * 1024
+    field(&format!("/proc/{pid}/smaps_rollup"), "Rss:") * 1024
 }
 
 /// Voluntary or not, of every thread that lives.

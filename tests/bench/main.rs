@@ -46,7 +46,7 @@ const RULES: usize = 4;
 const FEW_PODS: usize = 4;
 const FULL_PODS: usize = 250;
 /// Idle addresses that the verbs take.
-const ADDRESSES: usize = 320;
+const ADDRESSES: usize = 335;
 const BINARY: &str = "target/x86_64-unknown-linux-musl/release/terway";
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -137,7 +137,8 @@ fn versus(other: &Path, table: &mut Table) {
 fn verbs(nodes: usize, table: &mut Table) -> Cluster {
     let mut cluster = Cluster::new(config(), nodes, "ecs.sim.250");
     peer::install(&cluster, PEER);
-    fill(&mut cluster, OURS, ADDRESSES);
+    // The pods that each ENI is to have first are spread over all of them.
+    fill_with(&mut cluster, OURS, ADDRESSES, &json!({"eni_selection_policy": "least_ips"}));
     verbs::measure(&mut cluster, table);
     cluster
 }

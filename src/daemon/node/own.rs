@@ -1,18 +1,23 @@
 //! The node as Kubernetes sees it: our own node object is watched, compared with what it is to be, and written where they differ.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::iter;
+use std::time::{Duration, SystemTime};
 
 use super::Node;
 use crate::cloud;
 use crate::config::Mode;
 use crate::daemon::news;
+use crate::gather::Gather;
 use crate::herald::{Facts, Fit, Guests, Lack, Now};
 use crate::ip::IpPair;
 use crate::object::{self, ENI_RESOURCE, ENIIP_RESOURCE, MAX_IPS, POD_IPS};
 use crate::pod::PodName;
 use crate::pool::Notice;
 use crate::rpc::Refusal;
+
+/// While nothing of interest moves, what to write is not asked for more often: a burst of notifications moves nothing.
+const PAUSE: Duration = Duration::from_millis(100);
 
 impl Node {
     /// Takes up what the watch tells of our node object. One that stands for another machine is nothing to go by.
@@ -67,7 +72,11 @@ impl Node {
 
     /// Writes what is next to be written to the API server, one thing at a time.
     pub(super) fn speak(&mut self, now: Now) {
-        if std::mem::take(&mut self.stirred) {
+        let stirred = std::mem::take(&mut self.stirred);
+        if !stirred && now < self.spoke + PAUSE && self.speak.is_none_or(|at| now < at) {
+            return;
+        }
+        if stirred {
             self.herald.publish(now, self.facts());
             self.compare_max_pods();
         }
@@ -79,9 +88,10 @@ impl Node {
         if let Some(write) = write {
             self.world.write(write);
         }
+        (self.spoke, self.speak) = (now, self.due_to_speak(now));
     }
 
-    pub(super) fn due_to_speak(&self, now: Now) -> Option<Now> {
+    fn due_to_speak(&self, now: Now) -> Option<Now> {
         let notes = self.herald.note_due(self.unnoted().into_keys());
         [self.herald.due(now, self.own_node()), notes].into_iter().flatten().min()
     }
@@ -90,11 +100,13 @@ impl Node {
         let (capacity, published) = (self.pool.capacity(), self.world.publish.resources);
         let shares = self.world.terms.mode == Mode::Shared;
         Facts {
-            resources: BTreeMap::from([
+            resources: [
                 (ENI_RESOURCE, published.then_some(capacity.whole)),
                 (ENIIP_RESOURCE, (published && shares).then_some(capacity.shared())),
-            ]),
-            annotations: BTreeMap::from([(MAX_IPS, Some(capacity.pods().to_string()))]),
+            ]
+            .into_iter()
+            .gather(),
+            annotations: iter::once((MAX_IPS, Some(capacity.pods().to_string()))).gather(),
             lack: self.lack(),
         }
     }
@@ -149,6 +161,7 @@ impl Node {
         let uid = notice.pod.as_ref().and_then(|pod| self.pods.uid(pod)).unwrap_or_default();
         let event = news::event(&notice, uid, &self.world.node_name);
         self.herald.hear(crate::daemon::clock::now(), event);
+        self.stirred = true;
     }
 
     /// A pod that was told why it had no address has one now.
@@ -176,7 +189,7 @@ impl Node {
             *ips += &words(&lease.ip);
         }
         let wanting = all.into_iter().filter(|(pod, ips)| self.pods.lacks_ips(pod, ips));
-        wanting.map(|(pod, ips)| (pod.clone(), ips)).collect()
+        wanting.map(|(pod, ips)| (pod.clone(), ips)).gather()
     }
 }
 

@@ -9,6 +9,7 @@ use super::{Node, Standing};
 use crate::daemon::{clock, phases};
 use crate::datapath::{self, Setup};
 use crate::error::Error;
+use crate::gather::Gather;
 use crate::happening::Happening;
 use crate::kernel::{Difference, LinkSeen};
 use crate::ours;
@@ -121,7 +122,7 @@ impl Node {
             return;
         }
         let now = clock::now();
-        let by_name: BTreeMap<&str, &LinkSeen> = links.iter().map(|link| (link.name.as_str(), link)).collect();
+        let by_name: BTreeMap<&str, &LinkSeen> = links.iter().map(|link| (link.name.as_str(), link)).gather();
         let old = self.wires.unwired.iter().filter(|(_, since)| **since + WIRED_IN <= now);
         let old: Vec<Attachment> = old.map(|(attachment, _)| attachment.clone()).collect();
         for attachment in old {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::repair::WIRED_IN;
 use super::{Node, Standing};
 use crate::error::Error;
+use crate::gather::Gather;
 use crate::kernel::netns::Netns;
 use crate::kernel::{Kernel, LinkSeen};
 use crate::ours;
@@ -129,7 +130,7 @@ impl Node {
     /// Deletes routes of ours to addresses that no lease holds. A lease is recorded before its route is made.
     fn sweep_routes(&mut self) -> Result<(), Error> {
         let mut stale = self.kernel.routes(ours::PODS_TABLE)?;
-        let leased: BTreeSet<IpAddr> = self.leases.values().flat_map(|lease| lease.ip.iter()).collect();
+        let leased: BTreeSet<IpAddr> = self.leases.values().flat_map(|lease| lease.ip.iter()).gather();
         stale.retain(|route| route.protocol == ours::PROTOCOL && !leased.contains(&route.to.addr()));
         stale.iter().try_for_each(|route| self.kernel.delete_route(route))
     }
@@ -155,7 +156,7 @@ impl Node {
         let since = std::mem::take(&mut self.superseded);
         let owner = |link: &LinkSeen| link.alias.as_deref().and_then(ours::attachment);
         let owners: BTreeMap<&str, Attachment> =
-            links.iter().filter_map(|l| Some((l.name.as_str(), owner(l)?))).collect();
+            links.iter().filter_map(|l| Some((l.name.as_str(), owner(l)?))).gather();
         for (attachment, lease) in &self.leases {
             let veth = ours::host_veth(&lease.pod, &attachment.ifname);
             if owners.get(veth.as_str()).is_some_and(|o| o != attachment && self.leases.contains_key(o)) {
@@ -217,13 +218,12 @@ impl Node {
     /// was cut off before it could write one.
     pub(super) fn sweep_unsigned(&mut self, links: &[LinkSeen]) {
         let waiting = self.waiting.values().chain(self.unknown.values().flatten()).chain(&self.returning);
-        let awaited: BTreeSet<String> =
-            waiting.map(|w| ours::host_veth(&w.pod, &w.sandbox.attachment.ifname)).collect();
+        let awaited: BTreeSet<String> = waiting.map(|w| ours::host_veth(&w.pod, &w.sandbox.attachment.ifname)).gather();
         let is_ours = |link: &LinkSeen| {
             link.is_veth() && link.mac == Some(ours::host_mac(&link.name)) && !awaited.contains(&link.name)
         };
         let unsigned = links.iter().filter(|link| link.alias.is_none() && is_ours(link)).map(|link| link.ifindex);
-        let before = std::mem::replace(&mut self.unsigned, unsigned.collect());
+        let before = std::mem::replace(&mut self.unsigned, unsigned.gather());
         let stale: Vec<u32> = self.unsigned.intersection(&before).copied().collect();
         if !stale.is_empty() {
             self.world.delete_links(stale);

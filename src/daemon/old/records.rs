@@ -150,7 +150,8 @@ fn old_pod(key: &str, info: PodInfo, kind: Kind, ip: IpPair, eni: Option<Mac>) -
 }
 
 fn is_member(net_conf: Option<&str>) -> bool {
-    let confs: Vec<NetConf> = net_conf.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let confs: Vec<NetConf> =
+        net_conf.and_then(|text| serde_json::from_slice(text.as_bytes()).ok()).unwrap_or_default();
     confs.iter().any(|conf| conf.eni.as_ref().is_some_and(|eni| eni.trunk))
 }
 
