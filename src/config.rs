@@ -13,6 +13,7 @@ use crate::eni::{EniChoice, VSwitchChoice};
 use crate::error::{Context, Error};
 use crate::ip::{IpPair, NetPair, Stack, overlap};
 use crate::json::{self, Object, Reader, Wrong, shortened};
+use crate::maps::Sizes;
 use crate::ours;
 
 /// Everything the operator says. What is `None` or empty is found out from the node.
@@ -73,6 +74,7 @@ pub struct Config {
     pub kubeconfig: Option<PathBuf>,
     pub node_name: Option<String>,
     pub publish: Publish,
+    pub services: Services,
     pub mtu: u32,
     pub conflist: PathBuf,
     pub cloud: CloudAccess,
@@ -135,6 +137,18 @@ pub struct Publish {
     pub resources: bool,
     /// Addresses as an annotation on pods.
     pub pod_ips: bool,
+}
+
+/// Services at the socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Services {
+    /// Whether connections are led there; what the operator does not say follows from the data path.
+    pub on: Option<bool>,
+    /// The cgroup whose processes that is for; none: all.
+    pub cgroup: Option<PathBuf>,
+    /// The most addresses of Services, port by port, and the most endpoints.
+    pub frontends: u32,
+    pub backends: u32,
 }
 
 /// Where the cloud's APIs are and how they are spoken to; `None` follows from the region.
@@ -264,6 +278,8 @@ const MOST_SECURITY_GROUPS: usize = 10;
 const MOST_IDLE: u64 = 10_000;
 const DEFAULT_MAX_IDLE: u32 = 5;
 const DEFAULT_MTU: u64 = 1500;
+/// Of their addresses, or of their endpoints.
+const MOST_SERVICES: u64 = 4_000_000;
 
 impl Config {
     /// Reads the configuration file, with the environment of the process laid over it.
@@ -331,6 +347,7 @@ impl Config {
                 resources: !keys.flag("disable_device_plugin")?.unwrap_or(false),
                 pod_ips: keys.flag("enable_patch_pod_ips")?.unwrap_or(false),
             },
+            services: services(keys)?,
             mtu: keys.number("mtu", crate::cni::MTU)?.unwrap_or(DEFAULT_MTU) as u32,
             conflist: path(keys, "conflist")?.unwrap_or_else(|| ours::CONFLIST.into()),
             cloud: CloudAccess::read(keys)?,
@@ -657,6 +674,17 @@ fn map<T>(
         None => Err(keys.wrong(&format!("{key}.{}", shortened(name)), value, want)),
     };
     object.iter().map(entry).collect()
+}
+
+fn services(keys: &mut Reader) -> Result<Services, Wrong> {
+    let sizes = Sizes::default();
+    let size = |keys: &mut Reader, key, usual| Ok(keys.number(key, 16..=MOST_SERVICES)?.map_or(usual, |n| n as u32));
+    Ok(Services {
+        on: keys.flag("ebpf_services")?,
+        cgroup: path(keys, "cgroup_root")?,
+        frontends: size(keys, "service_frontends", sizes.frontends)?,
+        backends: size(keys, "service_backends", sizes.backends)?,
+    })
 }
 
 fn path(keys: &mut Reader, key: &'static str) -> Result<Option<PathBuf>, Wrong> {

@@ -429,6 +429,21 @@ impl About {
         }
     }
 
+    /// Of a Service, by `namespace/name`.
+    pub fn service(name: &str, uid: impl Into<String>) -> About {
+        About::named("v1", "Service", name, uid.into())
+    }
+
+    /// Of an EndpointSlice, likewise.
+    pub fn slice(name: &str) -> About {
+        About::named("discovery.k8s.io/v1", "EndpointSlice", name, String::new())
+    }
+
+    fn named(api_version: &'static str, kind: &'static str, name: &str, uid: String) -> About {
+        let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+        About { api_version, kind, namespace: namespace.into(), name: name.into(), uid }
+    }
+
     /// The kubelet's events about its node bear the node's name as uid, and `kubectl describe node` looks for that.
     pub fn node(name: impl Into<String>) -> About {
         let name = name.into();

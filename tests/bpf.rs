@@ -1,6 +1,6 @@
 //! eBPF: maps, pins, cgroups, and the programs of `bpf/` on real sockets.
 
-mod cell;
+pub mod cell;
 mod foreign;
 mod load;
 mod maps;

@@ -14,6 +14,7 @@ mod node;
 mod plugin;
 mod runtime;
 mod sdk;
+mod services;
 #[allow(dead_code)]
 mod sim;
 mod vm;

@@ -15,7 +15,17 @@ const KEY: &str = "eni_conf";
 /// What is needed to find the ConfigMap at all, so that no ConfigMap can say it.
 const FILE_ONLY: &[&str] = &["kubeconfig", "node_name"];
 /// What is looked at only when the daemon starts.
-const AT_START: &[&str] = &["conflist", "daemon_mode", "ip_stack", "kubeconfig", "node_name"];
+const AT_START: &[&str] = &[
+    "cgroup_root",
+    "conflist",
+    "daemon_mode",
+    "ebpf_services",
+    "ip_stack",
+    "kubeconfig",
+    "node_name",
+    "service_backends",
+    "service_frontends",
+];
 
 /// The layers that are in force, and what they come to.
 #[derive(Debug, Clone)]

@@ -9,6 +9,7 @@ mod clock;
 mod early;
 mod eni;
 mod file;
+mod guard;
 mod layers;
 mod ledger;
 mod legacy;
@@ -159,7 +160,7 @@ fn run(args: &Args) -> Result<(), Error> {
             None
         });
         let Some(booted) = booted.await else { return Ok(()) };
-        let (node, waiting) = booted?;
+        let (mut node, waiting) = booted?;
         let layers = node.layers();
         boot::announce(&layers.config().conflist)?;
         executor.spawn(file::watch(layers.path().to_owned(), layers.text().to_owned(), inputs.clone())).detach();
@@ -168,6 +169,7 @@ fn run(args: &Args) -> Result<(), Error> {
             Ok(watch) => executor.spawn(listen(watch, inputs.clone())).detach(),
             Err(e) => log::warn!("what others change is seen by comparison only: {e}"),
         }
+        node.begin_services();
         node.run(waiting, arriving).await;
         Ok(())
     };

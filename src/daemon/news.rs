@@ -65,7 +65,8 @@ fn watch<T: Object + 'static, K: 'static>(
     input: impl Fn(Change<K>) -> Option<Input> + Send + 'static,
 ) -> Stop {
     let stop = watch.stopper();
-    thread::spawn(move || follow(watch, &what, &inputs, input));
+    let tell = move |change| input(change).is_none_or(|news| inputs.send_blocking(news).is_ok());
+    thread::spawn(move || follow(watch, &what, |_| false, tell));
     stop
 }
 
@@ -96,24 +97,31 @@ pub fn own_namespace() -> String {
     std::env::var("POD_NAMESPACE").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "kube-system".into())
 }
 
-/// Lists and watches until nobody listens any more; `input` says what a change is to the loop, if anything.
+/// Why a watch was followed no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Unheard,
+    /// An error that trying again does not help.
+    Over,
+}
+
+/// Lists and watches for as long as `hear` wants to hear more, over all errors but those that are final.
 pub fn follow<T: Object, K>(
     watch: Watch<T, K>,
     what: &str,
-    inputs: &Sender<Input>,
-    input: impl Fn(Change<K>) -> Option<Input>,
-) {
+    is_final: impl Fn(&Error) -> bool,
+    mut hear: impl FnMut(Change<K>) -> bool,
+) -> End {
     let mut pause = RETRY.0;
     for change in watch {
         match change {
             Ok(change) => {
                 pause = RETRY.0;
-                if let Some(news) = input(change)
-                    && inputs.send_blocking(news).is_err()
-                {
-                    return;
+                if !hear(change) {
+                    return End::Unheard;
                 }
             }
+            Err(e) if is_final(&e) => return End::Over,
             Err(e) => {
                 log::warn!("watch of {what}: {e}; again in {} s", pause.as_secs());
                 thread::sleep(pause + Duration::from_millis(fastrand::u64(..500)));
@@ -121,6 +129,7 @@ pub fn follow<T: Object, K>(
             }
         }
     }
+    End::Unheard
 }
 
 /// Writes to the API server and sorts the answer.

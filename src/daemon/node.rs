@@ -3,6 +3,7 @@
 mod conf;
 mod own;
 mod repair;
+mod services;
 mod shape;
 mod upkeep;
 
@@ -24,7 +25,7 @@ use super::pods::{Known, Pods, Presence, Standing};
 use super::reactor::Timer;
 use super::sticky::Sticky;
 use super::world::World;
-use super::{calls, clock, phases};
+use super::{calls, clock, guard, phases};
 use crate::config::Mode;
 use crate::datapath;
 use crate::eni::{Eni, Fault};
@@ -84,6 +85,10 @@ pub enum Input {
         name: String,
         found: Option<Box<ConfigMap>>,
     },
+    /// Something that people shall read with the object that it is about.
+    Tell(Box<object::Event>),
+    /// What is to be shown of the Services.
+    Services(serde_json::Value),
     Swept,
     /// The daemon is to end.
     End,
@@ -125,6 +130,11 @@ pub struct Node {
     /// Our node object as the watch told of it last, and what is said of us there.
     own: Option<Box<object::Node>>,
     herald: Herald,
+    /// Who looks after the Services, if anybody does, and whether that one does not know all pods yet.
+    ear: Option<guard::Ear>,
+    untold: bool,
+    /// What is shown of them.
+    services: serde_json::Value,
     /// The pool has moved since the herald was told of it.
     stirred: bool,
     /// The kubelet's max-pods and the addresses there can be, as they were compared last.
@@ -196,6 +206,9 @@ impl Node {
             pods: found.heard.pods,
             own: None,
             herald: found.herald,
+            ear: None,
+            untold: false,
+            services: serde_json::Value::Null,
             stirred: true,
             compared: None,
             complained: BTreeSet::new(),
@@ -299,6 +312,8 @@ impl Node {
             Input::Fetched { pod, result } => self.fetched(pod, result),
             Input::File(text) => self.file_changed(text),
             Input::NodeConfig { name, found } => self.node_config_changed(&name, found.as_deref()),
+            Input::Tell(event) => self.herald.hear(clock::now(), *event),
+            Input::Services(shown) => self.services = shown,
             Input::Swept => self.swept(),
             // Whoever runs the loop ends it.
             Input::End => {}
@@ -323,6 +338,7 @@ impl Node {
         self.keep_up(now);
         self.repair_what_is_due(clock::now());
         self.speak(clock::now());
+        self.tell_pods();
     }
 
     fn ask(&mut self, request: Request, answer: Sender<Reply>) {
@@ -499,6 +515,7 @@ impl Node {
 
     fn forget_lease(&mut self, attachment: &Attachment) -> Option<Lease> {
         let lease = self.leases.remove(attachment)?;
+        self.untold = true;
         if let Wiring::Whole(whole) = &lease.wiring {
             self.homes.insert(lease.eni.id.clone(), whole.home.clone());
         }
@@ -615,6 +632,7 @@ impl Node {
                 }
                 self.will_be_wired(&attachment);
                 self.leases.insert(attachment, lease);
+                self.untold = true;
             }
             Err(e) => {
                 self.keep_in_mind(Err(e.clone()));
@@ -777,6 +795,7 @@ impl Node {
             "marker": self.world.marker,
             "daemon_mode": self.world.terms.mode.to_string(),
             "pool": self.pool.show(),
+            "services": self.services,
             "leases": self.leases.values().collect::<Vec<_>>(),
             "cloud_calls": self.world.cloud.calls(),
         })

@@ -8,6 +8,7 @@ mod yaml;
 
 use std::io::{self, BufReader, Read};
 use std::marker::PhantomData;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -138,6 +139,14 @@ impl Client {
         let turnstile = Arc::new(Mutex::new(Turnstile::new()));
         let session = Session { source, limits, access, read_at: Instant::now(), agent, closed: false, turnstile };
         Ok(Client { session: Arc::new(Mutex::new(session)) })
+    }
+
+    /// Where the API server is, if it is named by an address.
+    pub fn address(&self) -> Option<IpAddr> {
+        let access = self.lock().access.clone();
+        let authority = access.server.strip_prefix("https://")?.split('/').next()?;
+        let host = authority.parse::<SocketAddr>().map(|at| at.ip());
+        host.ok().or_else(|| authority.trim_matches(['[', ']']).parse().ok())
     }
 
     /// From now on no more requests than this, of this client and of all that came from it; `None`: as many as there are.

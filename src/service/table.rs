@@ -29,6 +29,8 @@ pub struct Table {
     full: BTreeSet<Map>,
     /// Sets that have lost a frontend.
     idle: BTreeSet<Set>,
+    /// Datagrams were led to these, and are not any more; by id.
+    gone: BTreeMap<u32, maps::Backend>,
     /// Nothing has been put in place yet.
     is_new: bool,
     inherited: Option<Inherited>,
@@ -92,7 +94,15 @@ impl fmt::Display for Full {
 #[derive(Default)]
 struct Spare {
     runs: Vec<(u32, u32)>,
-    ids: Vec<u32>,
+    backends: Vec<(u32, maps::Backend)>,
+}
+
+impl Block {
+    /// Backends as the kernel has them.
+    fn backends(&self, protocol: Protocol) -> impl Iterator<Item = (u32, maps::Backend)> {
+        let of_set = move |(backend, id): &(Backend, u32)| (*id, of_set(backend, self.number, protocol));
+        self.members.iter().map(of_set)
+    }
 }
 
 impl Table {
@@ -116,6 +126,7 @@ impl Table {
             waiting_nodes: 0,
             full: BTreeSet::new(),
             idle: BTreeSet::new(),
+            gone: BTreeMap::new(),
             is_new: true,
             inherited: Some(Inherited { slots, backends }),
         }
@@ -154,6 +165,11 @@ impl Table {
         let waiting = |map| if map == Map::Nodes { self.waiting_nodes } else { self.waiting.len() };
         let full = self.full.iter().map(|map| Full { map: *map, limit: self.limit(*map), waiting: waiting(*map) });
         full.filter(|full| full.waiting > 0).collect()
+    }
+
+    /// Backends that sockets may still be connected to, since they were asked for last: of UDP, where nothing tells their owners.
+    pub fn take_gone(&mut self) -> BTreeMap<u32, maps::Backend> {
+        std::mem::take(&mut self.gone)
     }
 
     /// How many frontends and backends there are.
@@ -264,15 +280,18 @@ impl Table {
         for (at, backend) in (base..).zip(wanted) {
             let id = known(backend).unwrap_or_else(|| {
                 let id = self.ids.take().expect("they were counted");
-                let (addr, port, proto) = (backend.addr.to_canonical(), backend.port, proto(set.protocol));
-                writes.push(Write::Backend { id, value: Some(maps::Backend { set: number, addr, port, proto }) });
+                writes.push(Write::Backend { id, value: Some(of_set(backend, number, set.protocol)) });
                 id
             });
             slots.push(Write::Slot { at, backend: id });
             fresh.push((*backend, id));
         }
-        spare.runs.extend(old.map(|block| (block.base, block.members.len() as u32)));
-        spare.ids.extend(members.iter().filter(|(b, _)| wanted.binary_search(b).is_err()).map(|(_, id)| *id));
+        if let Some(block) = old {
+            spare.runs.push((block.base, block.members.len() as u32));
+            let is_kept = |addr| wanted.binary_search_by_key(&addr, |b| (b.addr, b.port)).is_ok();
+            let gone = block.backends(set.protocol).filter(|(_, b)| !is_kept((mapped(b.addr), b.port)));
+            spare.backends.extend(gone);
+        }
         if number == self.next_set {
             self.next_set = self.next_set.wrapping_add(1).max(1);
         }
@@ -310,19 +329,26 @@ impl Table {
                 && let Some(block) = self.sets.remove(&set)
             {
                 spare.runs.push((block.base, block.members.len() as u32));
-                spare.ids.extend(block.members.iter().map(|(_, id)| *id));
+                spare.backends.extend(block.backends(set.protocol));
             }
         }
         if let Some(inherited) = self.inherited.take() {
             return self.clean_inherited(inherited, spare, writes);
         }
-        let has_freed = !spare.ids.is_empty() || spare.runs.iter().any(|(_, len)| *len > 0);
+        let has_freed = !spare.backends.is_empty() || spare.runs.iter().any(|(_, len)| *len > 0);
         spare.runs.into_iter().for_each(|(base, len)| self.runs.give(base, len));
-        for id in spare.ids {
+        for (id, backend) in spare.backends {
             writes.push(Write::Backend { id, value: None });
             self.ids.give(id);
+            self.note_gone(id, backend);
         }
         has_freed
+    }
+
+    fn note_gone(&mut self, id: u32, backend: maps::Backend) {
+        if backend.proto == Proto::Udp {
+            self.gone.insert(id, backend);
+        }
     }
 
     // What another life left
@@ -352,10 +378,13 @@ impl Table {
             self.frontends.values().filter(|(_, set)| set.is_none()).map(|(value, _)| *value).collect();
         let mut used: BTreeSet<u32> = strange.iter().flat_map(|value| inherited.ids(value)).collect();
         used.extend(self.sets.values().flat_map(|block| block.members.iter().map(|(_, id)| *id)));
-        let known: BTreeSet<u32> = inherited.backends.keys().copied().chain(spare.ids).collect();
-        let cleared: Vec<u32> = known.difference(&used).copied().collect();
-        cleared.iter().for_each(|id| writes.push(Write::Backend { id: *id, value: None }));
-        inherited.backends.retain(|id, _| used.contains(id));
+        let mut cleared: BTreeMap<u32, maps::Backend> = spare.backends.into_iter().collect();
+        cleared.extend(inherited.backends.extract_if(.., |id, _| !used.contains(id)));
+        cleared.retain(|id, _| !used.contains(id));
+        for (id, backend) in &cleared {
+            writes.push(Write::Backend { id: *id, value: None });
+            self.note_gone(*id, *backend);
+        }
         let mut runs: Vec<(u32, u32)> = strange.iter().map(|value| (value.base, value.count)).collect();
         runs.extend(self.sets.values().map(|block| (block.base, block.members.len() as u32)));
         self.runs = Runs::without(self.sizes.slots, runs);
@@ -383,6 +412,10 @@ impl Inherited {
         let is_whole = members.len() == value.count as usize && members.is_sorted_by(|a, b| a.0 < b.0);
         is_whole.then_some(members)
     }
+}
+
+fn of_set(backend: &Backend, set: u32, protocol: Protocol) -> maps::Backend {
+    maps::Backend { set, addr: backend.addr.to_canonical(), port: backend.port, proto: proto(protocol) }
 }
 
 fn proto(protocol: Protocol) -> Proto {

@@ -1,6 +1,6 @@
 //! `make bench`: our numbers beside those of a peer, in one run, as a table and as `target/bench.json`.
 //!
-//! With `--strict` a missed goal is a failure; `verbs`, `ordinary` (with the verbs), `shape`, `large`, `repair` or `start` (a piece of
+//! With `--strict` a missed goal is a failure; `verbs`, `ordinary` (with the verbs), `shape`, `large`, `services`, `repair` or `start` (a piece of
 //! `ordinary`) measures that part only. `versus PATH` measures the verbs beside another build of ours instead.
 
 mod burst;
@@ -10,6 +10,7 @@ mod idle;
 mod peer;
 mod repair;
 mod rtt;
+mod services;
 mod shape;
 #[path = "../sim/mod.rs"]
 #[allow(dead_code, unused_imports)]
@@ -110,6 +111,10 @@ fn measure(table: &mut Table) {
         let mut cluster = Cluster::new(config(), 1, "ecs.sim.250");
         let _pods = populate(&mut cluster, 0, FULL_PODS, start::STARTS);
         start::measure(&mut cluster, 0, table);
+    }
+    if is_asked("services") {
+        let mut cluster = Cluster::new(config(), 1, "ecs.sim.large");
+        services::measure(&mut cluster, 0, table);
     }
     if is_asked("repair") {
         let mut cluster = Cluster::new(config(), 1, "ecs.sim.250");

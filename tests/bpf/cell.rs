@@ -2,9 +2,8 @@
 
 use std::io::{Read, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use terway::kernel::bpf::cgroup::Cgroup;
@@ -12,48 +11,15 @@ use terway::kernel::bpf::services::{Chosen, Services};
 use terway::maps::{Backend, Frontend, FrontendKey, Proto, Sizes, Write};
 
 use super::maps::BpfFs;
+pub use crate::sim::cgroup::Threads;
 use crate::sim::ns::Ns;
+use crate::sim::traffic::Place;
 
 /// How long a socket of a test waits.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub const SIZES: Sizes =
     Sizes { frontends: 1000, backends: 1000, slots: 2000, nodes: 100, affinity: 1000, flows: 10000 };
-
-/// A cgroup for threads: below that of this process, which no program is ever attached to.
-pub struct Threads(PathBuf);
-
-impl Threads {
-    fn new() -> Threads {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let root = Cgroup::root().unwrap();
-        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
-        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).expect("cgroup2");
-        let name = format!("tw{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = root.path().join(own).join(name);
-        std::fs::create_dir(&path).unwrap();
-        std::fs::write(path.join("cgroup.type"), "threaded").unwrap();
-        Threads(path)
-    }
-
-    fn join(&self) {
-        let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
-        std::fs::write(self.0.join("cgroup.threads"), thread).unwrap();
-    }
-}
-
-impl Drop for Threads {
-    fn drop(&mut self) {
-        // A thread that was joined may take a moment more to leave.
-        for _ in 0..100 {
-            match std::fs::remove_dir(&self.0) {
-                Ok(()) => return,
-                Err(_) => std::thread::sleep(Duration::from_millis(10)),
-            }
-        }
-        eprintln!("cgroup {} could not be deleted", self.0.display());
-    }
-}
 
 pub struct Cell {
     pub node: Ns,
@@ -81,7 +47,7 @@ impl Cell {
         let node = Ns::new(tag);
         node.sh("for n in 1 2 3 4; do ip addr add 192.0.2.$n/32 dev lo; ip addr add fd00::$n/128 dev lo nodad; done");
         let threads = Threads::new();
-        let cgroup = Cgroup::at(&threads.0).unwrap();
+        let cgroup = Cgroup::at(threads.path()).unwrap();
         let fs = BpfFs::new(node.name());
         let (services, _) = Services::open(fs.path(), sizes).unwrap();
         Cell { node, threads, cgroup, services, fs }
@@ -138,10 +104,15 @@ pub struct Servers {
 impl Servers {
     /// One for each address, on ports of the kernel's choice, TCP and UDP on the same.
     pub fn new(ns: &Ns, addrs: &[&str]) -> Servers {
+        Servers::on(ns, addrs, 0)
+    }
+
+    /// The same on this port, for which 0 stands for any.
+    pub fn on(place: &impl Place, addrs: &[&str], port: u16) -> Servers {
         let end = Arc::new(AtomicBool::new(false));
         let mut servers = Servers { addrs: Vec::new(), end: end.clone(), threads: Vec::new() };
         for addr in addrs {
-            let (tcp, udp) = ns.run(|| both(addr.parse().unwrap()));
+            let (tcp, udp) = place.run(|| both(addr.parse().unwrap(), port));
             let own = tcp.local_addr().unwrap();
             servers.addrs.push(own);
             let (over, also) = (end.clone(), end.clone());
@@ -159,9 +130,9 @@ impl Drop for Servers {
     }
 }
 
-fn both(addr: IpAddr) -> (TcpListener, UdpSocket) {
+fn both(addr: IpAddr, port: u16) -> (TcpListener, UdpSocket) {
     loop {
-        let tcp = TcpListener::bind((addr, 0)).unwrap();
+        let tcp = TcpListener::bind((addr, port)).unwrap();
         if let Ok(udp) = UdpSocket::bind(tcp.local_addr().unwrap()) {
             return (tcp, udp);
         }

@@ -233,7 +233,12 @@ fn pods_bear_their_addresses_where_that_is_asked_for() {
 
 #[test]
 fn the_role_we_ask_for_is_what_we_need() {
-    let mut cluster = idle_node(LARGE, &json!({"enable_patch_pod_ips": true, "min_pool_size": 0, "max_pool_size": 0}));
+    let over = json!({
+        "enable_patch_pod_ips": true, "min_pool_size": 0, "max_pool_size": 0,
+        // What no kernel can: the API server is asked for Services all the same.
+        "ebpf_services": true, "cgroup_root": "/run",
+    });
+    let mut cluster = idle_node(LARGE, &over);
     // A start that fails tells the node about it; the pod is fetched before the watch tells of it.
     cluster.world.cloud.trouble_anywhere(When::Next(1), Kind::unavailable());
     cluster.kube.put(kube::pod("default", "early", "elsewhere"));
@@ -255,6 +260,7 @@ fn the_role_we_ask_for_is_what_we_need() {
     }
     (0..3).for_each(|_| drop(cluster.refused(&last, 11)));
     soon("an event was counted", || cluster.kube.count("patch", "events") > 0);
+    soon("Services are watched", || ["services", "endpointslices"].iter().all(|kind| cluster.kube.is_watched(kind)));
     let needed: BTreeSet<(String, String)> = cluster.kube.counts().into_keys().collect();
     assert_eq!(needed, granted(include_str!("../../cni-conf/rbac.yaml")));
 }

@@ -50,6 +50,8 @@ struct State {
     store: Store,
     tokens: BTreeSet<String>,
     denied: BTreeSet<(String, String)>,
+    /// Paths below which this server knows nothing, such as `/apis/discovery.k8s.io/v1`.
+    lacking: BTreeSet<String>,
     troubles: VecDeque<(String, Trouble)>,
     seen: Vec<Seen>,
     bytes: u64,
@@ -76,6 +78,7 @@ impl Default for State {
             store: Store::default(),
             tokens: BTreeSet::from([TOKEN.to_owned()]),
             denied: BTreeSet::new(),
+            lacking: BTreeSet::new(),
             troubles: VecDeque::new(),
             seen: Vec::new(),
             bytes: 0,
@@ -211,6 +214,11 @@ impl Kube {
     /// From now on this is forbidden.
     pub fn deny(&self, verb: &str, resource: &str) {
         self.change(|s| s.denied.insert((verb.to_owned(), resource.to_owned())));
+    }
+
+    /// The server is one that has no such group and version.
+    pub fn lack(&self, api: &str) {
+        self.change(|s| s.lacking.insert(api.to_owned()));
     }
 
     /// The next `times` requests of this verb ("" for any) fail so.
@@ -406,7 +414,8 @@ impl World {
     /// Writes the request down; answers at once where it has no right to more, or trouble was ordered.
     fn admit(&self, request: &Request) -> Option<Answer> {
         let mut s = self.lock();
-        let Some(call) = Call::read(request) else {
+        let known = |call: &Call| !s.lacking.iter().any(|api| call.key.collection.starts_with(&format!("{api}/")));
+        let Some(call) = Call::read(request).filter(known) else {
             return Some(Err((404, "the server could not find the requested resource".into())));
         };
         s.seen.push(Seen {

@@ -1,0 +1,67 @@
+//! Watches of all that Services consist of, each on a thread of its own.
+
+use std::sync::mpsc::SyncSender;
+use std::thread;
+use std::time::Duration;
+
+use super::News;
+use crate::cluster::{EndpointSlice, EndpointSliceBeta, Member, Name, Service, services_selector, slices_selector};
+use crate::daemon::news::{End, follow};
+use crate::error::Error;
+use crate::kube::{Change, Client, Select};
+use crate::object::Object;
+use crate::service::Heard;
+
+/// How long a server that knows no EndpointSlices is left alone.
+const PAUSE: Duration = Duration::from_secs(30);
+
+pub fn start(client: &Client, news: &SyncSender<News>) {
+    let (kube, to) = (client.clone(), news.clone());
+    thread::spawn(move || {
+        let select = Select { labels: services_selector(), ..Select::default() };
+        watch::<Service>(&kube, select, |s| s.name.clone(), |heard| to.send(News::Services(heard)).is_ok())
+    });
+    let (kube, to) = (client.clone(), news.clone());
+    thread::spawn(move || {
+        watch::<Member>(&kube, Select::default(), |m| m.name.clone(), |heard| to.send(News::Nodes(heard)).is_ok())
+    });
+    let (kube, to) = (client.clone(), news.clone());
+    thread::spawn(move || slices(&kube, &to));
+}
+
+/// In the version that the server has: v1 from 1.21 on, v1beta1 from 1.17 to 1.24. Where it changes under us, the other is next.
+fn slices(kube: &Client, to: &SyncSender<News>) {
+    let select = || Select { labels: slices_selector(), ..Select::default() };
+    loop {
+        let end = watch::<EndpointSlice>(kube, select(), |s| s.name.clone(), |h| to.send(News::Slices(h)).is_ok());
+        if end == End::Unheard {
+            return;
+        }
+        log::info!("the API server has no discovery.k8s.io/v1: v1beta1 is tried");
+        let unwrapped = |heard| match heard {
+            Heard::All(all) => Heard::All(all.into_iter().map(|EndpointSliceBeta(slice)| slice).collect()),
+            Heard::One(EndpointSliceBeta(slice)) => Heard::One(slice),
+            Heard::Gone(name) => Heard::Gone(name),
+        };
+        let name = |s: &EndpointSliceBeta| s.0.name.clone();
+        let end = watch::<EndpointSliceBeta>(kube, select(), name, |h| to.send(News::Slices(unwrapped(h))).is_ok());
+        if end == End::Unheard {
+            return;
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+fn watch<T: Object>(
+    kube: &Client,
+    select: Select,
+    name: impl Fn(&T) -> Name,
+    mut tell: impl FnMut(Heard<T>) -> bool,
+) -> End {
+    follow(kube.watch(select), T::PLURAL, Error::is_absent, |change| match change {
+        Change::Reset(all) => tell(Heard::All(all)),
+        Change::Set(one) => tell(Heard::One(one)),
+        Change::Gone(one) => tell(Heard::Gone(name(&one))),
+        Change::Bookmark => true,
+    })
+}

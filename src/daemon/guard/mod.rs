@@ -1,0 +1,328 @@
+//! The loop that owns the Services: it hears of the cluster, decides what connections on this node are to be led to, and writes that
+//! into the kernel.
+//!
+//! A thread of its own: ten thousand Services that are worked out at once must keep no pod waiting for its address. Nothing is written
+//! before all kinds have been heard of, and the first write goes on from what an earlier life left in the kernel, whose programs have
+//! served all the while.
+
+mod feed;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::{Value, json};
+use smol::channel::Sender;
+
+use super::node::Input;
+use crate::cluster::{EndpointSlice, Member, Service, mapped};
+use crate::config::Services as Wanted;
+use crate::error::Error;
+use crate::kernel::bpf::cgroup::Cgroup;
+use crate::kernel::bpf::services::{self, Chosen, Services};
+use crate::kernel::sockets;
+use crate::kube;
+use crate::maps::{Backend, Sizes};
+use crate::object::{self, Event, EventType};
+use crate::ours;
+use crate::rpc::Lease;
+use crate::service::table::{Full, Table};
+use crate::service::{About, Heard, Here, Model, Refused};
+
+/// News that wait; watches that have more wait too.
+const NEWS: usize = 1024;
+/// After the kernel has refused something, it is tried again after this long, doubling up to the second figure.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// What is shown of us is not brought up to date more often than this.
+const SHOW: Duration = Duration::from_secs(1);
+const FOREVER: Duration = Duration::from_secs(3600);
+
+/// What reaches the loop.
+pub enum News {
+    Services(Heard<Service>),
+    Slices(Heard<EndpointSlice>),
+    Nodes(Heard<Member>),
+    /// All pods of this node: their addresses, and where their namespaces are.
+    Pods(BTreeSet<Ipv6Addr>, Vec<PathBuf>),
+}
+
+/// What the loop is started with.
+pub struct Start {
+    pub kube: kube::Client,
+    pub node_name: String,
+    /// The node's own addresses.
+    pub node: Vec<IpAddr>,
+    pub wanted: Wanted,
+    pub inputs: Sender<Input>,
+}
+
+/// The way to tell the loop which pods the node has.
+pub struct Ear(SyncSender<News>);
+
+impl Ear {
+    /// Whether there was room: else it is to be told again.
+    pub fn tell<'a>(&self, leases: impl Iterator<Item = &'a Lease>) -> bool {
+        let (mut addresses, mut namespaces) = (BTreeSet::new(), Vec::new());
+        for lease in leases {
+            addresses.extend(lease.ip.iter().map(mapped));
+            namespaces.push(lease.sandbox.netns.clone());
+        }
+        !matches!(self.0.try_send(News::Pods(addresses, namespaces)), Err(TrySendError::Full(_)))
+    }
+}
+
+/// Begins to look after the Services.
+pub fn start(start: Start) -> Ear {
+    let (news, arriving) = sync_channel(NEWS);
+    feed::start(&start.kube, &news);
+    thread::spawn(move || Guard::new(start).run(&arriving));
+    Ear(news)
+}
+
+/// Services are others' affair: nothing of an earlier life that thought otherwise stays. For those who never had any, nothing is done.
+pub fn leave(wanted: &Wanted) {
+    let root = Path::new(ours::BPF_ROOT);
+    if !root.join(ours::BPF_FOLDER).exists() {
+        return;
+    }
+    match cgroup(wanted.cgroup.as_deref()).and_then(|cgroup| services::remove(root, &cgroup)) {
+        Ok(()) => log::info!("Services are not led at the socket any more: ebpf_services is off"),
+        Err(e) => log::warn!("Services at the socket could not be taken away: {e}"),
+    }
+}
+
+fn cgroup(path: Option<&Path>) -> Result<Cgroup, Error> {
+    path.map_or_else(Cgroup::root, Cgroup::at)
+}
+
+struct Guard {
+    model: Model,
+    node_name: String,
+    cgroup: Option<PathBuf>,
+    sizes: Sizes,
+    inputs: Sender<Input>,
+    kernel: Option<Kernel>,
+    /// Why there is none, as it was told.
+    complaint: Option<String>,
+    retry: Option<Instant>,
+    pause: Duration,
+    full: Vec<Full>,
+    /// Where the node's pods are.
+    namespaces: Vec<PathBuf>,
+    /// When what is shown is next to be brought up to date.
+    show: Option<Instant>,
+}
+
+/// The kernel's maps, with what we know to be in them.
+struct Kernel {
+    services: Services,
+    cgroup: Cgroup,
+    table: Table,
+    /// What stands at the hooks, once it does.
+    chosen: Option<Chosen>,
+}
+
+impl Guard {
+    fn new(start: Start) -> Guard {
+        let here = Here {
+            name: start.node_name.clone(),
+            addresses: start.node.into_iter().map(mapped).collect(),
+            api: start.kube.address().map(mapped),
+        };
+        let Wanted { cgroup, frontends, backends, .. } = start.wanted;
+        Guard {
+            model: Model::new(here),
+            node_name: start.node_name,
+            cgroup,
+            sizes: Sizes { frontends, backends, slots: backends.saturating_mul(2), ..Sizes::default() },
+            inputs: start.inputs,
+            kernel: None,
+            complaint: None,
+            retry: None,
+            pause: RETRY.0,
+            full: Vec::new(),
+            namespaces: Vec::new(),
+            show: Some(Instant::now()),
+        }
+    }
+
+    fn run(mut self, arriving: &Receiver<News>) {
+        loop {
+            let due = [self.retry, self.show].into_iter().flatten().min();
+            match arriving.recv_timeout(due.map_or(FOREVER, |at| at.saturating_duration_since(Instant::now()))) {
+                Ok(news) => self.hear(news),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            // What came meanwhile is one change.
+            arriving.try_iter().for_each(|news| self.hear(news));
+            if self.model.is_complete() && self.retry.is_none_or(|at| at <= Instant::now()) {
+                self.retry = None;
+                self.act();
+            }
+            if self.show.is_some_and(|at| at <= Instant::now()) {
+                self.show = None;
+                let _ = self.inputs.send_blocking(Input::Services(self.shown()));
+            }
+        }
+    }
+
+    fn hear(&mut self, news: News) {
+        self.show.get_or_insert_with(|| Instant::now() + SHOW);
+        match news {
+            News::Services(heard) => self.model.hear_services(heard),
+            News::Slices(heard) => self.model.hear_slices(heard),
+            News::Nodes(heard) => self.model.hear_nodes(heard),
+            News::Pods(addresses, namespaces) => {
+                self.model.hear_pods(addresses);
+                self.namespaces = namespaces;
+            }
+        }
+    }
+
+    /// Has the kernel hold what is wanted. Where that fails, what it holds is read anew before the next attempt.
+    fn act(&mut self) {
+        match self.write() {
+            Ok(()) => {
+                if self.complaint.take().is_some() {
+                    log::info!("Services are led at the socket again");
+                }
+                self.pause = RETRY.0;
+            }
+            Err(e) => {
+                self.kernel = None;
+                self.show = Some(Instant::now());
+                self.retry = Some(Instant::now() + self.pause);
+                self.pause = (self.pause * 2).min(RETRY.1);
+                self.complain(&e);
+            }
+        }
+    }
+
+    fn write(&mut self) -> Result<(), Error> {
+        let begun = Instant::now();
+        let (mut kernel, is_new) = match self.kernel.take() {
+            Some(kernel) => (kernel, false),
+            None => (self.open()?, true),
+        };
+        let changes = if is_new { self.model.everything() } else { self.model.changes() };
+        changes.refused.iter().for_each(|refused| self.tell_refused(refused));
+        let writes = kernel.table.change(changes);
+        kernel.services.write(&writes).map_err(|(done, e)| e.within(format!("write {done} of {}", writes.len())))?;
+        if kernel.chosen.is_none() {
+            let chosen = kernel.services.attach(&kernel.cgroup)?;
+            chosen.lacks.iter().for_each(|lack| log::info!("Services at the socket: {lack}"));
+            let (services, endpoints) = self.model.size();
+            log::info!(
+                "{services} Services with {endpoints} endpoints are led at the socket in {} ms, by {} at cgroup {}",
+                begun.elapsed().as_millis(),
+                chosen.variant,
+                kernel.cgroup.path().display()
+            );
+            kernel.chosen = Some(chosen);
+        } else if !writes.is_empty() {
+            log::debug!("{} writes of Services in {} us", writes.len(), begun.elapsed().as_micros());
+        }
+        let gone = kernel.table.take_gone();
+        if let Err(e) = self.move_on(&kernel.services, &gone) {
+            log::warn!("{e}");
+        }
+        let full = kernel.table.full();
+        self.kernel = Some(kernel);
+        self.tell_full(full);
+        Ok(())
+    }
+
+    fn open(&self) -> Result<Kernel, Error> {
+        let cgroup = cgroup(self.cgroup.as_deref())?;
+        let (services, _) = Services::open(ours::BPF_ROOT.as_ref(), &self.sizes)?;
+        let table = Table::adopt(services.read()?, self.sizes);
+        Ok(Kernel { services, cgroup, table, chosen: None })
+    }
+
+    /// Ends datagram sockets that are connected to what is gone, so that their owners connect anew: nothing else tells them.
+    fn move_on(&self, services: &Services, gone: &BTreeMap<u32, Backend>) -> Result<(), Error> {
+        let led = if gone.is_empty() { BTreeSet::new() } else { services.led_to(gone)? };
+        if led.is_empty() {
+            return Ok(());
+        }
+        let namespaces = self.namespaces.clone();
+        thread::spawn(move || {
+            let here = sockets::end(&led);
+            let there = namespaces.iter().map(|netns| sockets::end_in(netns, &led));
+            let (ended, failed): (Vec<_>, Vec<_>) = std::iter::once(here).chain(there).partition(Result::is_ok);
+            let ended: usize = ended.into_iter().flatten().sum();
+            log::debug!("{ended} datagram sockets of backends that are gone were ended");
+            if let Some(Err(e)) = failed.into_iter().next() {
+                log::warn!("a datagram socket stays with a backend that is gone: {e}");
+            }
+        });
+        Ok(())
+    }
+
+    // What people hear
+
+    fn complain(&mut self, e: &Error) {
+        let message = format!(
+            "Services cannot be led at the socket: {e}; what this node led before goes on, all else is left to kube-proxy; again in {} s",
+            self.pause.as_secs()
+        );
+        log::warn!("{message}");
+        let why = e.to_string();
+        if self.complaint.as_ref() != Some(&why) {
+            let about = object::About::node(&self.node_name);
+            self.tell(about, EventType::Warning, "ServicesUnavailable", &message);
+            self.complaint = Some(why);
+        }
+    }
+
+    fn tell_refused(&self, Refused { about, reason }: &Refused) {
+        let kind = if reason.is_wrong() { EventType::Warning } else { EventType::Normal };
+        log::warn!("{about}: {reason}");
+        let about = match about {
+            About::Service { name, uid } => object::About::service(name, &**uid),
+            About::Slice(name) => object::About::slice(name),
+        };
+        self.tell(about, kind, "ServiceRefused", &reason.to_string());
+    }
+
+    /// Each map once, until it has room again.
+    fn tell_full(&mut self, full: Vec<Full>) {
+        let known = |full: &Full| self.full.iter().any(|known| known.map == full.map);
+        for full in full.iter().filter(|full| !known(full)) {
+            log::warn!("{full}");
+            let about = object::About::node(&self.node_name);
+            self.tell(about, EventType::Warning, "ServicesFull", &full.to_string());
+        }
+        self.full = full;
+    }
+
+    fn tell(&self, about: object::About, kind: EventType, reason: &str, message: &str) {
+        let event = Event::new(about, &self.node_name, kind, reason, message, SystemTime::now());
+        let _ = self.inputs.send_blocking(Input::Tell(Box::new(event)));
+    }
+
+    /// For `terway-cli show`.
+    fn shown(&self) -> Value {
+        let (services, endpoints) = self.model.size();
+        let size = self.kernel.as_ref().map(|kernel| kernel.table.size());
+        let chosen = self.kernel.as_ref().and_then(|kernel| kernel.chosen.as_ref());
+        json!({
+            "state": match (&self.kernel, &self.complaint) {
+                (Some(_), _) => "serving",
+                (None, Some(why)) => why,
+                (None, None) => "waiting for the API server",
+            },
+            "services": services,
+            "endpoints": endpoints,
+            "frontends": size.map(|(frontends, _)| frontends),
+            "backends": size.map(|(_, backends)| backends),
+            "programs": chosen.map(|chosen| chosen.variant),
+            "lacks": chosen.map(|chosen| &chosen.lacks),
+            "full": self.full.iter().map(Full::to_string).collect::<Vec<_>>(),
+        })
+    }
+}

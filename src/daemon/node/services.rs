@@ -1,0 +1,32 @@
+//! Services at the socket: the loop that looks after them is started from here, and told which pods there are.
+
+use std::thread;
+
+use super::Node;
+use crate::daemon::guard;
+
+impl Node {
+    /// Begins to look after Services; or, where that is nobody's wish, sees to it that nothing is left that does.
+    pub fn begin_services(&mut self) {
+        let wanted = self.layers().config().services.clone();
+        if !wanted.on.unwrap_or(false) {
+            thread::spawn(move || guard::leave(&wanted));
+            return;
+        }
+        self.ear = Some(guard::start(guard::Start {
+            kube: self.world.kube.clone(),
+            node_name: self.world.node_name.clone(),
+            node: self.world.node.iter().collect(),
+            wanted,
+            inputs: self.world.inputs.clone(),
+        }));
+        self.untold = true;
+    }
+
+    /// Tells the loop of a change of the node's pods, once it has room for news.
+    pub(super) fn tell_pods(&mut self) {
+        if let Some(ear) = self.ear.as_ref().filter(|_| self.untold) {
+            self.untold = !ear.tell(self.leases.values());
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! Services at the socket: the real daemon, a simulated API server, and real connections, with no kube-proxy anywhere.
+
+mod restart;
+mod wrong;
+
+use std::collections::BTreeSet;
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::bpf::cell::{Servers, Threads};
+use crate::sim::cluster::{Cluster, Member, node_name, soon};
+use crate::sim::kube::Kube;
+use crate::sim::traffic::Place;
+use crate::sim::world;
+
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A node whose daemon leads connections of some of our threads, and no other's.
+struct Bench {
+    cluster: Cluster,
+    threads: Threads,
+}
+
+impl Bench {
+    /// Two nodes, of which the first has a daemon; `over` is laid over its configuration.
+    fn new(over: Value) -> Bench {
+        let mut bench = Bench::idle(over);
+        bench.cluster.start_ready(0);
+        bench
+    }
+
+    fn idle(over: Value) -> Bench {
+        let cluster = Cluster::new(world::config(), 2, "ecs.sim.large");
+        let threads = Threads::new();
+        for n in 0..2 {
+            let node = cluster.node(n);
+            let addresses = json!([{"type": "InternalIP", "address": node.addr.to_string()}]);
+            let over = json!({
+                "metadata": {"labels": {"topology.kubernetes.io/zone": if n == 0 { "h" } else { "g" }}},
+                "status": {"addresses": addresses},
+            });
+            cluster.kube.amend("Node", "", &node_name(n), &over);
+        }
+        let mut config = json!({"ebpf_services": true, "cgroup_root": threads.path()});
+        over.as_object().unwrap().iter().for_each(|(key, value)| config[key] = value.clone());
+        cluster.configure(0, &config);
+        Bench { cluster, threads }
+    }
+
+    /// Puts a Service `default/NAME` there, of port 80 at this address, and with these fields of its spec.
+    fn service(&self, name: &str, addr: &str, over: Value) {
+        let mut spec = json!({"clusterIP": addr, "clusterIPs": [addr], "ports": [{"name": "http", "port": 80}]});
+        over.as_object().unwrap().iter().for_each(|(key, value)| spec[key] = value.clone());
+        let status = spec["status"].take();
+        self.cluster.kube.put(json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"namespace": "default", "name": name, "uid": name, "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": spec, "status": status,
+        }));
+    }
+
+    /// The endpoints of a Service, all of its port `http`; each is laid over a plain one of the first node.
+    fn endpoints(&self, service: &str, endpoints: &[(SocketAddr, Value)]) {
+        put_endpoints(&self.cluster.kube, service, endpoints);
+    }
+
+    /// Who is behind this address, for somebody in this place.
+    fn ask(&self, from: &impl Place, to: &str) -> Result<SocketAddr, ErrorKind> {
+        ask(&self.threads, from, to)
+    }
+
+    /// All who answer there, in so many tries.
+    fn all(&self, from: &impl Place, to: &str) -> BTreeSet<SocketAddr> {
+        (0..24).map(|_| self.ask(from, to).unwrap_or_else(|e| panic!("{to}: {e}"))).collect()
+    }
+
+    /// Waits until those who answer there are these.
+    fn leads(&self, from: &impl Place, to: &str, want: &[SocketAddr]) {
+        let want: BTreeSet<SocketAddr> = want.iter().copied().collect();
+        let mut seen = Vec::new();
+        let mut holds = || {
+            let one = self.ask(from, to);
+            seen.push(one);
+            one.is_ok_and(|one| want.contains(&one))
+                && (0..24).all(|_| self.ask(from, to).is_ok_and(|s| want.contains(&s)))
+        };
+        assert!(crate::sim::cluster::within(4 * PATIENCE, &mut holds), "{to} leads to {:?}", seen.last());
+        assert_eq!(self.all(from, to), want, "{to}");
+    }
+
+    /// Waits until nobody is behind it.
+    fn refuses(&self, from: &impl Place, to: &str) {
+        soon(&format!("{to} refuses"), || self.ask(from, to) == Err(ErrorKind::ConnectionRefused));
+    }
+}
+
+/// The endpoints of a Service, all of its port `http`; each is laid over a plain one of the first node.
+fn put_endpoints(kube: &Kube, service: &str, endpoints: &[(SocketAddr, Value)]) {
+    let port = endpoints.first().map_or(80, |(addr, _)| addr.port());
+    assert!(endpoints.iter().all(|(addr, _)| addr.port() == port), "one slice, one port");
+    let one = |(addr, over): &(SocketAddr, Value)| {
+        let mut endpoint = json!({"addresses": [addr.ip()], "nodeName": node_name(0)});
+        over.as_object().into_iter().flatten().for_each(|(key, value)| endpoint[key] = value.clone());
+        endpoint
+    };
+    kube.put(json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "namespace": "default", "name": format!("{service}-1"), "labels": {"kubernetes.io/service-name": service},
+        },
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": port, "protocol": "TCP"}, {"name": "dns", "port": port, "protocol": "UDP"}],
+        "endpoints": endpoints.iter().map(one).collect::<Vec<_>>(),
+    }));
+}
+
+fn ask(threads: &Threads, from: &impl Place, to: &str) -> Result<SocketAddr, ErrorKind> {
+    let to: SocketAddr = to.parse().unwrap();
+    from.run(|| {
+        threads.join();
+        told(TcpStream::connect_timeout(&to, PATIENCE)).map_err(|e| e.kind())
+    })
+}
+
+fn told(stream: std::io::Result<TcpStream>) -> std::io::Result<SocketAddr> {
+    let mut stream = stream?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    text.parse().map_err(|_| std::io::Error::other(format!("{text:?} is no address")))
+}
+
+/// A server in each of these pods, all on one port.
+fn serve(pods: &[&Member]) -> Vec<(Servers, SocketAddr)> {
+    pods.iter()
+        .map(|member| {
+            let servers = Servers::on(&member.pod, &[&member.ip], 8080);
+            let addr = servers.addrs[0];
+            (servers, addr)
+        })
+        .collect()
+}
+
+#[test]
+fn every_kind_of_address_leads_to_the_endpoints() {
+    let bench = Bench::new(json!({}));
+    let (one, other, client) =
+        (bench.cluster.add(0, "one"), bench.cluster.add(0, "other"), bench.cluster.add(0, "client"));
+    let servers = serve(&[&one, &other]);
+    let (a, b) = (servers[0].1, servers[1].1);
+    let ports =
+        json!([{"name": "http", "port": 80, "targetPort": "web", "nodePort": 30080}, {"name": "none", "port": 81}]);
+    bench.service(
+        "web",
+        "172.21.0.80",
+        json!({
+            "type": "LoadBalancer", "ports": ports, "externalIPs": ["203.0.113.7"],
+            "status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.1"}]}},
+        }),
+    );
+    bench.endpoints("web", &[(a, json!({})), (b, json!({}))]);
+    let (own, another) = (bench.cluster.node(0).addr, bench.cluster.node(1).addr);
+    let node = bench.cluster.node(0);
+    for to in
+        ["172.21.0.80:80", "203.0.113.7:80", "198.51.100.1:80", &format!("{own}:30080"), &format!("{another}:30080")]
+    {
+        bench.leads(&client.pod, to, &[a, b]);
+        bench.leads(&**node, to, &[a, b]);
+    }
+    bench.leads(&**node, "127.0.0.1:30080", &[a, b]);
+    // A pod reaches itself through its Service.
+    bench.leads(&one.pod, "172.21.0.80:80", &[a, b]);
+    bench.endpoints("web", &[(a, json!({}))]);
+    bench.leads(&one.pod, "172.21.0.80:80", &[a]);
+    // No endpoints: refused at once, of a port that has none and of a Service that has none.
+    bench.refuses(&client.pod, "172.21.0.80:81");
+    bench.endpoints("web", &[]);
+    bench.refuses(&client.pod, "172.21.0.80:80");
+    bench.refuses(&**node, &format!("{another}:30080"));
+    // Deleted, and the address means nothing any more.
+    bench.cluster.kube.delete("Service", "default", "web");
+    soon("the Service is gone", || bench.ask(&client.pod, "172.21.0.80:80") != Err(ErrorKind::ConnectionRefused));
+    let shown = bench.cluster.show(0)["services"].clone();
+    assert_eq!(shown["state"], "serving", "{shown}");
+}
+
+#[test]
+fn policies_hints_and_what_goes_away_choose_among_the_endpoints() {
+    let bench = Bench::new(json!({}));
+    let (near, far, client) =
+        (bench.cluster.add(0, "near"), bench.cluster.add(0, "far"), bench.cluster.add(0, "client"));
+    let servers = serve(&[&near, &far]);
+    let (a, b) = (servers[0].1, servers[1].1);
+    let away = json!({"nodeName": node_name(1)});
+    let to = "172.21.0.80:80";
+    // Local: those on this node, and nobody where there are none.
+    bench.service("web", "172.21.0.80", json!({"internalTrafficPolicy": "Local"}));
+    bench.endpoints("web", &[(a, json!({})), (b, away.clone())]);
+    bench.leads(&client.pod, to, &[a]);
+    bench.endpoints("web", &[(b, away.clone())]);
+    bench.refuses(&client.pod, to);
+    // Hints, for zones and for nodes; not where one has none.
+    bench.service("web", "172.21.0.80", json!({}));
+    let zone = |zone: &str| json!({"hints": {"forZones": [{"name": zone}]}});
+    bench.endpoints("web", &[(a, zone("g")), (b, zone("h"))]);
+    bench.leads(&client.pod, to, &[b]);
+    bench.endpoints("web", &[(a, zone("g")), (b, json!({}))]);
+    bench.leads(&client.pod, to, &[a, b]);
+    let nodes = |n: usize| json!({"hints": {"forZones": [{"name": "h"}], "forNodes": [{"name": node_name(n)}]}});
+    bench.endpoints("web", &[(a, nodes(0)), (b, nodes(1))]);
+    bench.leads(&client.pod, to, &[a]);
+    // What goes away is used while nothing else is left.
+    let leaving = json!({"conditions": {"ready": false, "serving": true, "terminating": true}});
+    bench.endpoints("web", &[(a, leaving.clone()), (b, json!({}))]);
+    bench.leads(&client.pod, to, &[b]);
+    bench.endpoints("web", &[(a, leaving), (b, json!({"conditions": {"ready": false}}))]);
+    bench.leads(&client.pod, to, &[a]);
+    // externalTrafficPolicy Local: to all from inside, by our own address; another node's answers for itself.
+    let ports = json!([{"name": "http", "port": 80, "nodePort": 30080}]);
+    bench.service("web", "172.21.0.80", json!({"type": "NodePort", "ports": ports, "externalTrafficPolicy": "Local"}));
+    bench.endpoints("web", &[(a, json!({})), (b, away)]);
+    let (own, another) = (bench.cluster.node(0).addr, bench.cluster.node(1).addr);
+    bench.leads(&client.pod, &format!("{own}:30080"), &[a, b]);
+    assert_ne!(bench.ask(&client.pod, &format!("{another}:30080")).ok(), Some(a));
+}
+
+#[test]
+fn a_client_keeps_its_endpoint_for_as_long_as_the_service_says() {
+    let bench = Bench::new(json!({}));
+    let (one, other, client) =
+        (bench.cluster.add(0, "one"), bench.cluster.add(0, "other"), bench.cluster.add(0, "client"));
+    let servers = serve(&[&one, &other]);
+    let (a, b) = (servers[0].1, servers[1].1);
+    let config = json!({"clientIP": {"timeoutSeconds": 1}});
+    bench.service("web", "172.21.0.80", json!({"sessionAffinity": "ClientIP"}));
+    bench.endpoints("web", &[(a, json!({})), (b, json!({}))]);
+    soon("it is served", || bench.ask(&client.pod, "172.21.0.80:80").is_ok());
+    let kept = bench.all(&client.pod, "172.21.0.80:80");
+    assert_eq!(kept.len(), 1, "a client that is sent here and there");
+    // Its endpoint goes: it is led to the other, and stays there.
+    let kept = kept.into_iter().next().unwrap();
+    let rest = if kept == a { b } else { a };
+    bench.endpoints("web", &[(rest, json!({}))]);
+    bench.leads(&client.pod, "172.21.0.80:80", &[rest]);
+    bench.endpoints("web", &[(a, json!({})), (b, json!({}))]);
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(bench.all(&client.pod, "172.21.0.80:80"), BTreeSet::from([rest]));
+    // A second later it may go anywhere.
+    bench.service("web", "172.21.0.80", json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": config}));
+    soon("the timeout has passed", || {
+        std::thread::sleep(Duration::from_millis(1100));
+        bench.ask(&client.pod, "172.21.0.80:80") == Ok(kept)
+    });
+}
+
+#[test]
+fn datagrams_are_led_and_answered_under_the_services_address() {
+    let bench = Bench::new(json!({}));
+    let (one, client) = (bench.cluster.add(0, "one"), bench.cluster.add(0, "client"));
+    let servers = serve(&[&one]);
+    bench.service("dns", "172.21.0.10", json!({"ports": [{"name": "dns", "port": 53, "protocol": "UDP"}]}));
+    bench.endpoints("dns", &[(servers[0].1, json!({}))]);
+    let to: SocketAddr = "172.21.0.10:53".parse().unwrap();
+    let ask = || {
+        client.pod.run(|| {
+            bench.threads.join();
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.send_to(b"?", to)?;
+            let mut buffer = [0; 64];
+            let (len, from) = socket.recv_from(&mut buffer)?;
+            Ok::<_, std::io::Error>((String::from_utf8_lossy(&buffer[..len]).into_owned(), from))
+        })
+    };
+    soon("it answers", || ask().is_ok());
+    assert_eq!(ask().unwrap(), (servers[0].1.to_string(), to));
+}
+
+#[test]
+fn a_socket_that_is_connected_to_an_endpoint_that_goes_can_connect_anew() {
+    let bench = Bench::new(json!({}));
+    let (one, other, client) =
+        (bench.cluster.add(0, "one"), bench.cluster.add(0, "other"), bench.cluster.add(0, "client"));
+    let servers = serve(&[&one, &other]);
+    bench.service("dns", "172.21.0.10", json!({"ports": [{"name": "dns", "port": 53, "protocol": "UDP"}]}));
+    bench.endpoints("dns", &[(servers[0].1, json!({}))]);
+    let socket = client.pod.run(|| {
+        bench.threads.join();
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        socket
+    });
+    let ask = || {
+        let mut buffer = [0; 64];
+        socket.send(b"?")?;
+        let len = socket.recv(&mut buffer)?;
+        Ok::<_, std::io::Error>(String::from_utf8_lossy(&buffer[..len]).into_owned())
+    };
+    let connect = || {
+        client.pod.run(|| {
+            bench.threads.join();
+            socket.connect("172.21.0.10:53")
+        })
+    };
+    soon("it answers", || connect().is_ok() && ask().is_ok());
+    assert_eq!(ask().unwrap(), servers[0].1.to_string());
+    bench.endpoints("dns", &[(servers[1].1, json!({}))]);
+    if bench
+        .cluster
+        .node(0)
+        .sh("zcat /proc/config.gz 2>/dev/null | grep INET_DIAG_DESTROY || true")
+        .contains("is not set")
+    {
+        return crate::sim::skip::because("needs INET_DIAG_DESTROY");
+    }
+    soon("the socket hears of it", || ask().is_err_and(|e| e.raw_os_error() == Some(libc::EDESTADDRREQ)));
+    // What it has not heard of the old connection comes first.
+    soon("it is led to the other", || connect().is_ok() && ask().is_ok_and(|who| who == servers[1].1.to_string()));
+}
+
+#[test]
+fn both_families_of_a_service_are_led_to_endpoints_of_their_own() {
+    let mut bench = Bench::idle(json!({"ip_stack": "dual"}));
+    bench.cluster.world.speak_v6(0);
+    bench.cluster.start_ready(0);
+    let (one, client) = (bench.cluster.add(0, "one"), bench.cluster.add(0, "client"));
+    let servers = Servers::on(&one.pod, &[&one.ips[0], &one.ips[1]], 8080);
+    let (v4, v6) = (servers.addrs[0], servers.addrs[1]);
+    bench.service("web", "172.21.0.80", json!({"clusterIPs": ["172.21.0.80", "fd00:21::80"]}));
+    bench.endpoints("web", &[(v4, json!({})), (v6, json!({}))]);
+    bench.leads(&client.pod, "172.21.0.80:80", &[v4]);
+    bench.leads(&client.pod, "[fd00:21::80]:80", &[v6]);
+}
+
+#[test]
+fn a_server_that_knows_slices_by_their_old_name_only_is_understood() {
+    let mut bench = Bench::idle(json!({}));
+    bench.cluster.kube.lack("/apis/discovery.k8s.io/v1");
+    bench.cluster.start_ready(0);
+    let (one, client) = (bench.cluster.add(0, "one"), bench.cluster.add(0, "client"));
+    let servers = serve(&[&one]);
+    bench.service("web", "172.21.0.80", json!({}));
+    bench.cluster.kube.put(json!({
+        "apiVersion": "discovery.k8s.io/v1beta1", "kind": "EndpointSlice",
+        "metadata": {"namespace": "default", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
+        "ports": [{"name": "http", "port": servers[0].1.port()}],
+        "endpoints": [{"addresses": [servers[0].1.ip()], "topology": {"kubernetes.io/hostname": node_name(0)}}],
+    }));
+    bench.leads(&client.pod, "172.21.0.80:80", &[servers[0].1]);
+}
