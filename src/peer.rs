@@ -55,7 +55,8 @@ pub struct Pod {
     pub labels: Labels,
     pub addresses: Box<[IpAddr]>,
     pub node: Box<str>,
-    pub account: Box<str>,
+    /// With its namespace.
+    pub account: Name,
     /// Those with a name.
     pub ports: Box<[ContainerPort]>,
     /// Its addresses are its node's.
@@ -250,13 +251,14 @@ impl<'de> Deserialize<'de> for Pod {
             items(spec.init_containers).filter(|c| matches!(&c.restart_policy, Loose::Is(p) if p == "Always"));
         let containers = items(spec.containers).chain(sidecars);
         let account = is(spec.service_account_name);
+        let namespace = namespace_of(&name).to_owned();
         Ok(Pod {
             name,
             version,
             labels,
             addresses: addresses(all.chain([one])),
             node: is(spec.node_name).into(),
-            account: if account.is_empty() { "default".into() } else { account.into() },
+            account: format!("{}/{}", namespace, if account.is_empty() { "default" } else { &account }).into(),
             ports: containers.flat_map(|container| items(container.ports)).filter_map(named).collect(),
             is_on_host: is(spec.host_network),
             is_over: matches!(is(status.phase).as_str(), "Succeeded" | "Failed"),
@@ -302,7 +304,7 @@ mod tests {
         .unwrap();
         assert_eq!(
             (&*pod.name, &*pod.node, &*pod.account, pod.is_on_host, pod.is_over),
-            ("a/p", "n", "sa", false, false)
+            ("a/p", "n", "a/sa", false, false)
         );
         assert_eq!(pod.labels.iter().collect::<Vec<_>>(), [("a", "1"), ("b", "2")]);
         assert_eq!((pod.labels.get("b"), pod.labels.get("c")), (Some("2"), None));
@@ -315,7 +317,7 @@ mod tests {
     fn whatever_is_sent_is_read() {
         for odd in [json!({}), json!({"metadata": 5, "spec": [], "status": "x"}), json!({"spec": {"containers": {}}})] {
             let pod: Pod = serde_json::from_value(odd.clone()).unwrap();
-            assert_eq!((&*pod.name, &*pod.account, pod.ports.len()), ("", "default", 0));
+            assert_eq!((&*pod.name, &*pod.account, pod.ports.len()), ("", "/default", 0));
             assert!(serde_json::from_value::<Node>(odd.clone()).unwrap().addresses.is_empty());
             assert_eq!(serde_json::from_value::<Namespace>(odd).unwrap().0.labels, Labels::default());
         }

@@ -13,6 +13,7 @@ mod kernel;
 mod kube;
 mod node;
 mod plugin;
+mod policy;
 mod runtime;
 mod sdk;
 mod services;

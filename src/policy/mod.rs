@@ -21,6 +21,8 @@ mod why;
 mod fuzz;
 #[cfg(test)]
 mod oracle;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -97,6 +99,8 @@ pub struct Model {
 #[derive(Default)]
 struct Objects {
     pods: BTreeMap<Name, Pod>,
+    /// Those of them whose rules are ours to enforce.
+    ours: BTreeSet<Name>,
     /// Addresses that we gave to pods of ours, which their objects may not say yet.
     given: BTreeMap<Name, Box<[IpAddr]>>,
     spaces: BTreeMap<Name, Labels>,
@@ -115,14 +119,13 @@ struct Local {
 
 impl Objects {
     fn pod<'a>(&'a self, key: &'a Key, pod: &'a Pod) -> Entity<'a> {
-        let account = format!("{}/{}", namespace_of(&pod.name), pod.account);
         Entity {
             key,
             labels: &pod.labels,
             space: self.spaces.get(namespace_of(&pod.name)),
             is_on_host: pod.is_on_host,
-            account: &pod.account,
-            account_labels: self.accounts.get(&*account),
+            account: pod.account.split_once('/').map_or("", |(_, account)| account),
+            account_labels: self.accounts.get(&pod.account),
             ports: &pod.ports,
         }
     }
@@ -133,8 +136,8 @@ impl Objects {
         all.into_iter().collect()
     }
 
-    /// None: it is gone, or has no address of its own that counts.
-    fn entity<'a>(&'a self, key: &'a Key) -> Option<(Entity<'a>, Box<[IpNet]>)> {
+    /// None: it is gone, or over.
+    fn entity<'a>(&'a self, key: &'a Key) -> Option<Entity<'a>> {
         let bare = |labels, space| Entity {
             key,
             labels,
@@ -145,18 +148,23 @@ impl Objects {
             ports: &[],
         };
         match key {
-            Key::Pod(name) => {
-                let pod = self.pods.get(name).filter(|pod| !pod.is_over)?;
-                Some((self.pod(key, pod), self.addresses(pod)))
-            }
+            Key::Pod(name) => self.pods.get(name).filter(|pod| !pod.is_over).map(|pod| self.pod(key, pod)),
+            Key::Node(name) => self.nodes.get(name).map(|node| bare(&node.labels, None)),
+            Key::Set(name) => self.sets.get(name).map(|set| bare(&set.labels, self.spaces.get(namespace_of(name)))),
+        }
+    }
+
+    /// Where it is found.
+    fn nets(&self, key: &Key) -> Box<[IpNet]> {
+        match key {
+            Key::Pod(name) => self.pods.get(name).map(|pod| self.addresses(pod)).unwrap_or_default(),
             Key::Node(name) => {
-                let node = self.nodes.get(name)?;
-                Some((bare(&node.labels, None), node.addresses.iter().map(|addr| IpNet::from(*addr)).collect()))
+                self.nodes.get(name).into_iter().flat_map(|n| &n.addresses).map(|a| IpNet::from(*a)).collect()
             }
             Key::Set(name) => {
-                let set = self.sets.get(name)?;
-                let nets: BTreeSet<IpNet> = set.nets.iter().copied().collect();
-                Some((bare(&set.labels, self.spaces.get(namespace_of(name))), nets.into_iter().collect()))
+                let nets: BTreeSet<IpNet> =
+                    self.sets.get(name).into_iter().flat_map(|set| &set.nets).copied().collect();
+                nets.into_iter().collect()
             }
         }
     }
@@ -165,6 +173,10 @@ impl Objects {
         let pods = self.pods.keys().cloned().map(Key::Pod);
         let nodes = self.nodes.keys().cloned().map(Key::Node);
         pods.chain(nodes).chain(self.sets.keys().cloned().map(Key::Set)).collect()
+    }
+
+    fn our_pods(&self) -> impl Iterator<Item = &Pod> {
+        self.ours.iter().filter_map(|name| self.pods.get(name))
     }
 
     /// All pods of a namespace.
@@ -181,10 +193,9 @@ impl Objects {
         if lacks_space && self.policies.values().any(asks_spaces) {
             return Some(Origin::Unknown(format!("namespace {space}").into()));
         }
-        let account = format!("{space}/{}", pod.account);
-        let lacks_account = !self.accounts.contains_key(&*account);
+        let lacks_account = !self.accounts.contains_key(&pod.account);
         (lacks_account && self.policies.values().any(asks_accounts))
-            .then(|| Origin::Unknown(format!("serviceaccount {account}").into()))
+            .then(|| Origin::Unknown(format!("serviceaccount {}", pod.account).into()))
     }
 }
 
@@ -266,8 +277,8 @@ impl Model {
                 if !replace(&mut m.objects.accounts, &name, one.map(|one| one.0.labels)) {
                     return;
                 }
-                let Some((space, account)) = name.split_once('/') else { return };
-                let pods = m.objects.pods_in(space).filter(|pod| *pod.account == *account).map(|pod| pod.name.clone());
+                let space = namespace_of(&name);
+                let pods = m.objects.pods_in(space).filter(|pod| pod.account == name).map(|pod| pod.name.clone());
                 let pods: Vec<Name> = pods.collect();
                 m.dirty.extend(pods.iter().cloned().map(Key::Pod));
                 m.dirty_locals.extend(pods);
@@ -362,6 +373,10 @@ impl Model {
         self.count(before.as_ref(), false);
         let after = self.objects.pods.get(&name).cloned();
         self.count(after.as_ref(), true);
+        match after.is_some_and(|pod| is_local(&self.here, &pod)) {
+            true => self.objects.ours.insert(name.clone()),
+            false => self.objects.ours.remove(&name),
+        };
         self.dirty_locals.insert(name.clone());
         self.dirty.insert(Key::Pod(name));
     }
@@ -403,7 +418,7 @@ impl Model {
         let asks =
             |policy: &Policy| policy.subject.account.is_some() || matches!(policy.subject.space, Space::Matching(_));
         let of_all = [&before, &policy].into_iter().flatten().any(asks);
-        for pod in self.objects.pods.values().filter(|pod| is_local(&self.here, pod)) {
+        for pod in self.objects.our_pods() {
             let key = Key::Pod(pod.name.clone());
             let entity = self.objects.pod(&key, pod);
             let selected = [&before, &policy].into_iter().flatten().any(|policy| entity.is_selected(&policy.subject));
@@ -444,7 +459,7 @@ impl Model {
     fn recompile(&mut self) -> Vec<(Name, Option<PodSets>)> {
         let mut pods = Vec::new();
         for name in std::mem::take(&mut self.dirty_locals) {
-            let is_there = self.objects.pods.get(&name).is_some_and(|pod| is_local(&self.here, pod));
+            let is_there = self.objects.ours.contains(&name);
             let before = self.locals.remove(&name);
             if !is_there {
                 pods.extend(before.map(|_| (name, None)));
@@ -482,14 +497,14 @@ impl Model {
         let table = self.store.table();
         for key in &dirty {
             match self.objects.entity(key) {
-                Some((entity, nets)) => table.put(&entity, nets),
+                Some(entity) => table.put(&entity, self.objects.nets(key)),
                 None => table.remove(key),
             }
         }
         if table.has_fresh() {
             for key in self.objects.keys().iter().filter(|key| !dirty.contains(*key)) {
-                if let Some((entity, nets)) = self.objects.entity(key) {
-                    table.compare(&entity, || nets);
+                if let Some(entity) = self.objects.entity(key) {
+                    table.compare(&entity, || self.objects.nets(key));
                 }
             }
         }
@@ -507,7 +522,7 @@ impl Model {
 
     /// What must be watched for the policies that apply to pods of ours, and no more.
     pub fn needs(&self) -> BTreeSet<Need> {
-        let locals: Vec<&Pod> = self.objects.pods.values().filter(|pod| is_local(&self.here, pod)).collect();
+        let locals: Vec<&Pod> = self.objects.our_pods().collect();
         let policies = self.objects.policies.values();
         let applies = |policy: &&Policy| {
             locals.iter().any(|pod| self.objects.pod(&Key::Pod(pod.name.clone()), pod).is_selected(&policy.subject))
