@@ -44,6 +44,9 @@ fn episode(seed: u64) {
         if run.rng.u8(..3) == 0 {
             run.compare();
         }
+        if run.rng.u8(..20) == 0 {
+            run.model.pack();
+        }
     }
     run.compare();
     let mut fresh = Model::new(here());

@@ -130,7 +130,7 @@ pub struct Model {
 #[derive(Default)]
 struct Bucket {
     id: u32,
-    service: Option<Service>,
+    service: Option<Box<Service>>,
     slices: Vec<Name>,
     claims: Box<[Claim]>,
     /// When the Service was created that claimed them.
@@ -269,14 +269,28 @@ impl Model {
         changed.into_iter().for_each(|addr| self.recheck(addr));
     }
 
+    /// The name as it is kept already, if it is: a Service and its slices need it only once.
+    fn shared(&self, name: Name) -> Name {
+        self.buckets.get_key_value(&name).map_or(name, |(known, _)| known.clone())
+    }
+
+    /// Fills memory up after a large load: trees that grew in order are half empty.
+    pub fn pack(&mut self) {
+        pack(&mut self.buckets);
+        pack(&mut self.slices);
+        self.claimed = std::mem::take(&mut self.claimed).into_iter().collect();
+    }
+
     fn set_service(&mut self, mut service: Service) {
         service.version = Box::default();
         let name = service.name.clone();
         if name.is_empty() {
             return;
         }
+        let name = self.shared(name);
+        service.name = name.clone();
         let bucket = self.buckets.entry(name.clone()).or_default();
-        if bucket.service.as_ref() == Some(&service) {
+        if bucket.service.as_deref() == Some(&service) {
             return;
         }
         let before = bucket.service.take();
@@ -286,8 +300,8 @@ impl Model {
         }
         let cluster_ips = service.cluster_ips.clone();
         let external: Vec<Ipv6Addr> = outer(&service).collect();
-        bucket.service = Some(service);
-        self.disown(&name, before);
+        bucket.service = Some(Box::new(service));
+        self.disown(&name, before.as_deref());
         for addr in cluster_ips {
             self.held.services.add(addr);
             self.recheck(addr);
@@ -301,18 +315,18 @@ impl Model {
     fn drop_service(&mut self, name: &Name) {
         let Some(bucket) = self.buckets.get_mut(name) else { return };
         let before = bucket.service.take();
-        self.disown(name, before);
+        self.disown(name, before.as_deref());
         self.dirty.insert(name.clone());
     }
 
     /// Forgets which addresses a Service had.
-    fn disown(&mut self, name: &Name, service: Option<Service>) {
+    fn disown(&mut self, name: &Name, service: Option<&Service>) {
         let Some(service) = service else { return };
         for addr in &service.cluster_ips {
             self.held.services.remove(*addr);
             self.recheck(*addr);
         }
-        for addr in outer(&service) {
+        for addr in outer(service) {
             if let Some(services) = self.external.get_mut(&addr) {
                 services.remove(name);
                 if services.is_empty() {
@@ -343,9 +357,12 @@ impl Model {
             }
         }
         self.drop_slice(&slice.name.clone());
-        if let Some(service) = &slice.service {
-            self.buckets.entry(service.clone()).or_default().slices.push(slice.name.clone());
+        if let Some(service) = slice.service.take().map(|service| self.shared(service)) {
+            let bucket = self.buckets.entry(service.clone()).or_default();
+            bucket.slices.reserve_exact(1);
+            bucket.slices.push(slice.name.clone());
             self.dirty.insert(service.clone());
+            slice.service = Some(service);
         }
         self.slices.insert(slice.name.clone(), slice);
     }
@@ -452,7 +469,7 @@ impl Model {
     /// Replaces what a Service claims by what it claims now, and notes frontends that came or went.
     fn claim(&mut self, name: &Name, touched: &mut BTreeSet<Frontend>) {
         let Some(bucket) = self.buckets.get(name) else { return };
-        let service = bucket.service.as_ref();
+        let service = bucket.service.as_deref();
         let (claims, own) = service.map_or_else(Default::default, |service| {
             claims::of(service, |place, addr| self.objection(service, place, addr))
         });
@@ -532,6 +549,10 @@ impl Model {
         changes.refused.extend(fresh.map(|reason| Refused { about: about.clone(), reason: reason.clone() }));
         self.buckets.get_mut(name).expect("it was just there").refused = refused.into();
     }
+}
+
+fn pack<K: Ord, V>(tree: &mut BTreeMap<K, V>) {
+    *tree = std::mem::take(tree).into_iter().collect();
 }
 
 /// Addresses by which a Service is reached from outside.

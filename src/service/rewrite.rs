@@ -128,6 +128,9 @@ fn episode(seed: u64) {
         let gone = table.take_gone();
         let is_there = |(id, backend): (&u32, &maps::Backend)| kernel.backends.get(id) == Some(backend);
         assert!(dies || !gone.iter().any(is_there), "a socket of a backend that is there would be ended");
+        if rng.u8(..10) == 0 {
+            table.pack();
+        }
         is_new = dies;
         if dies {
             // Sets are numbered anew in each life.

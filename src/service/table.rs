@@ -172,6 +172,12 @@ impl Table {
         std::mem::take(&mut self.gone)
     }
 
+    /// See [`super::Model::pack`].
+    pub fn pack(&mut self) {
+        super::pack(&mut self.frontends);
+        super::pack(&mut self.sets);
+    }
+
     /// How many frontends and backends there are.
     pub fn size(&self) -> (usize, usize) {
         (self.frontends.len(), self.sets.values().map(|block| block.members.len()).sum())

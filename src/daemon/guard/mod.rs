@@ -223,6 +223,8 @@ impl Guard {
                 kernel.cgroup.path().display()
             );
             kernel.chosen = Some(chosen);
+            self.model.pack();
+            kernel.table.pack();
         } else if !writes.is_empty() {
             log::debug!("{} writes of Services in {} us", writes.len(), begun.elapsed().as_micros());
         }
