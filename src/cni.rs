@@ -513,6 +513,18 @@ impl NetConf {
     }
 }
 
+/// Whether a network configuration, or a list of them, asks for IPvlan slaves. One that cannot be read asks for nothing.
+pub fn asks_for_ipvlan(text: &str) -> bool {
+    let conf: Value = serde_json::from_str(text).unwrap_or_default();
+    let plugins = conf["plugins"].as_array().map_or(std::slice::from_ref(&conf), Vec::as_slice);
+    let asks = |plugin: &Value| {
+        let word = plugin["eniip_virtual_type"].as_str().unwrap_or_default();
+        let of_word = VIRTUAL_TYPES.iter().find(|(known, _)| known.eq_ignore_ascii_case(word));
+        plugin["type"] == "terway" && of_word.is_some_and(|(_, kind)| *kind == VirtualType::IpVlan)
+    };
+    plugins.iter().any(asks)
+}
+
 const VIRTUAL_TYPES: &[(&str, VirtualType)] =
     &[("Veth", VirtualType::Veth), ("IPVlan", VirtualType::IpVlan), ("datapathv2", VirtualType::DatapathV2)];
 const VLAN_STRIPS: &[(&str, VlanStrip)] = &[("filter", VlanStrip::Filter), ("vlan", VlanStrip::Vlan)];
@@ -723,6 +735,20 @@ fn print<T: Serialize>(value: &T) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_asks_for_ipvlan_is_seen_in_a_configuration_and_in_a_list() {
+        for (text, want) in [
+            (r#"{"type": "terway", "eniip_virtual_type": "IPVlan"}"#, true),
+            (r#"{"plugins": [{"type": "terway", "eniip_virtual_type": "ipvlan"}, {"type": "portmap"}]}"#, true),
+            (r#"{"plugins": [{"type": "terway", "eniip_virtual_type": "Veth"}]}"#, false),
+            (r#"{"plugins": [{"type": "bridge", "eniip_virtual_type": "IPVlan"}, {"type": "terway"}]}"#, false),
+            (r#"{"type": "terway", "eniip_virtual_type": 7}"#, false),
+            ("not JSON", false),
+        ] {
+            assert_eq!(asks_for_ipvlan(text), want, "{text}");
+        }
+    }
 
     /// As containerd 1.6 says it, which prints Go's own names.
     #[test]

@@ -406,14 +406,15 @@ fn held(lease: &Lease) -> Held {
     }
 }
 
-/// Tells the kubelet that we can serve: the conflist appears whole, and not before.
-pub fn announce(path: &Path) -> Result<(), Error> {
+/// Tells the kubelet that we can serve: the conflist appears whole, and not before. What stands in it.
+pub fn announce(path: &Path) -> Result<String, Error> {
     let text = match fs::read_to_string(OWN_CONFLIST) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => CONFLIST.to_owned(),
         Err(e) => return Err(e).context(|| format!("read {OWN_CONFLIST}")),
     };
-    write_conflist(path, &text).context(|| format!("write {}", path.display()))
+    write_conflist(path, &text).context(|| format!("write {}", path.display()))?;
+    Ok(text)
 }
 
 fn write_conflist(path: &Path, text: &str) -> Result<(), Error> {

@@ -38,6 +38,7 @@ use rustix::process::Signal;
 use smol::channel::{Sender, bounded};
 use smol::{LocalExecutor, future};
 
+use crate::cni;
 use crate::config::Mode;
 use crate::error::Error;
 use crate::happening::Happening;
@@ -162,14 +163,14 @@ fn run(args: &Args) -> Result<(), Error> {
         let Some(booted) = booted.await else { return Ok(()) };
         let (mut node, waiting) = booted?;
         let layers = node.layers();
-        boot::announce(&layers.config().conflist)?;
+        let conflist = boot::announce(&layers.config().conflist)?;
         executor.spawn(file::watch(layers.path().to_owned(), layers.text().to_owned(), inputs.clone())).detach();
         log::info!("serving on {}", ours::SOCKET);
         match watch {
             Ok(watch) => executor.spawn(listen(watch, inputs.clone())).detach(),
             Err(e) => log::warn!("what others change is seen by comparison only: {e}"),
         }
-        node.begin_services();
+        node.begin_services(cni::asks_for_ipvlan(&conflist));
         node.run(waiting, arriving).await;
         Ok(())
     };

@@ -6,10 +6,11 @@ use super::Node;
 use crate::daemon::guard;
 
 impl Node {
-    /// Begins to look after Services; or, where that is nobody's wish, sees to it that nothing is left that does.
-    pub fn begin_services(&mut self) {
+    /// Begins to look after Services; or, where that is nobody's wish, sees to it that nothing is left that does. Where the configuration
+    /// says neither, slaves of an ENI have them (`ipvlan`): what they send does not pass kube-proxy's rules.
+    pub fn begin_services(&mut self, ipvlan: bool) {
         let wanted = self.layers().config().services.clone();
-        if !wanted.on.unwrap_or(false) {
+        if !wanted.on.unwrap_or(ipvlan) {
             thread::spawn(move || guard::leave(&wanted));
             return;
         }
