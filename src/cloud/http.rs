@@ -75,6 +75,8 @@ impl Http {
             .max_idle_connections(8)
             .input_buffer_size(BUFFER)
             .output_buffer_size(BUFFER)
+            // What does not fit the buffer would look like a connection that broke.
+            .max_response_header_size(BUFFER / 2)
             .build();
         Ok(Http { agent: config.new_agent(), clock })
     }

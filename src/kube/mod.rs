@@ -343,6 +343,8 @@ fn agent(access: &Access, limits: &Limits) -> Agent {
         .tls_config(access.tls())
         .input_buffer_size(BUFFER)
         .output_buffer_size(BUFFER)
+        // What does not fit the buffer would look like a connection that broke.
+        .max_response_header_size(BUFFER / 2)
         .build()
         .new_agent()
 }

@@ -385,8 +385,9 @@ impl Run {
         self.cloud.pass(self.now);
         self.pool = Pool::new(self.rng.u64(..));
         assert!(self.pool.ready().is_err(), "a pool that has not booted is ready");
-        self.unseen = false;
         let mut boot = self.ledger.boot(self.settings.clone(), &self.cloud);
+        // What the cloud has done unseen stays so for who goes by a will.
+        self.unseen &= will.is_some();
         if let Some(will) = will.filter(|will| self.now < will.until && boot.intents.is_empty()) {
             (boot.enis, boot.willed) = (will.enis, true);
         }
@@ -538,7 +539,10 @@ impl Run {
         assert!(held.whole || !self.settings.whole, "{} is shared where nothing is", held.eni);
         let lent = self.ledger.leases.values().any(|h| h.eni == held.eni && h.whole);
         assert!(!lent, "{} is lent and {} is leased", held.eni, held.ip);
-        let rests = |(eni, pair): &(String, IpPair)| *eni == held.eni && *pair != held.ip;
+        // What somebody took off the ENI in the cloud while it rested is not the ENI's any more.
+        let eni = self.cloud.enis.get(&held.eni);
+        let has = |pair: &IpPair| pair.iter().all(|ip| eni.is_some_and(|eni| eni.addresses().any(|a| a == ip)));
+        let rests = |(eni, pair): &(String, IpPair)| *eni == held.eni && *pair != held.ip && has(pair);
         let used = self.ledger.leases.values().any(|h| h.eni == held.eni) || self.ledger.cooling.keys().any(rests);
         assert!(!held.whole || !used, "{} is lent and in use", held.eni);
     }
@@ -598,7 +602,9 @@ impl Run {
         let ours: Vec<&&Eni> = all.iter().filter(|e| !lent(e)).collect();
         let idle = |e: &Eni, f| e.addresses().filter(|ip| Family::of(ip) == f && !self.ledger.holds(*ip)).count();
         let room = |e: &Eni, f| (self.cloud.limits.per_adapter(f) as usize).saturating_sub(count_of(e, f));
-        let spare: usize = ours.iter().map(|e| self.least(|f| idle(e, f) + room(e, f))).sum();
+        // One that leaves has nothing to give; in its place there can be a new one, which a node of two families gets without prefixes.
+        let most = |e: &Eni| if e.state == EniState::Detaching { self.per_eni() } else { usize::MAX };
+        let spare: usize = ours.iter().map(|e| self.least(|f| idle(e, f) + room(e, f)).min(most(e))).sum();
         let show = self.pool.show();
         let suspect: usize =
             show["enis"].as_array().unwrap().iter().map(|e| e["not_used"].as_array().unwrap().len()).sum();

@@ -1,10 +1,11 @@
 //! `make bench`: our numbers beside those of a peer, in one run, as a table and as `target/bench.json`.
 //!
-//! With `--strict` a missed goal is a failure; `verbs`, `ordinary` (with the verbs), `shape`, `large`, `services`, `repair` or `start` (a piece of
+//! With `--strict` a missed goal is a failure; `verbs`, `ordinary` (with the verbs), `shape`, `large`, `services`, `connect`, `repair` or `start` (a piece of
 //! `ordinary`) measures that part only. `versus PATH` measures the verbs beside another build of ours instead.
 
 mod burst;
 mod churn;
+mod connect;
 mod exec;
 mod idle;
 mod peer;
@@ -115,6 +116,10 @@ fn measure(table: &mut Table) {
     if is_asked("services") {
         let mut cluster = Cluster::new(config(), 1, "ecs.sim.large");
         services::measure(&mut cluster, 0, table);
+    }
+    if is_asked("connect") {
+        let mut cluster = Cluster::new(config(), connect::NODES, "ecs.sim.large");
+        connect::measure(&mut cluster, table);
     }
     if is_asked("repair") {
         let mut cluster = Cluster::new(config(), 1, "ecs.sim.250");
