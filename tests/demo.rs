@@ -18,6 +18,8 @@ mod paths;
 mod repairs;
 #[path = "demo/screen.rs"]
 mod screen;
+#[path = "demo/services.rs"]
+mod services;
 #[path = "demo/settings.rs"]
 mod settings;
 #[allow(dead_code, unused_imports)]

@@ -156,6 +156,10 @@ pub fn seconds(time: Duration) -> String {
     format!("{:.2} s", time.as_secs_f64())
 }
 
+pub fn micros(time: Duration) -> String {
+    format!("{:.0} µs", time.as_secs_f64() * 1e6)
+}
+
 pub fn millis(time: Duration) -> String {
     let millis = time.as_secs_f64() * 1e3;
     if millis < 100.0 { format!("{millis:.1} ms") } else { format!("{millis:.0} ms") }

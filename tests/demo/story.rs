@@ -19,6 +19,7 @@ use crate::outage;
 use crate::paths::{self, PORT, Spot};
 use crate::repairs;
 use crate::screen::{Cell, Screen, Table, Tone, millis, seconds};
+use crate::services;
 use crate::settings;
 use crate::sim::cloud::{Config, Delays, EniView, InstanceSpec, InstanceType};
 use crate::sim::cluster::{Cluster, Member, SOON, node_name};
@@ -118,6 +119,10 @@ impl Story {
         self.look_what_is_left(&had)?;
         self.screen.title("A node that the old Terway ran");
         let faults = heirs::show(self.screen);
+        self.faults += faults.len();
+        self.explain(faults);
+        self.screen.title("Services without kube-proxy");
+        let faults = services::show(self.screen);
         self.faults += faults.len();
         self.explain(faults);
         self.screen.title("The cloud dies");
