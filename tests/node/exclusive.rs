@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use terway::pod::PodName;
 
-use super::{events_about, idle_node, is_bare, node, pings_during, serving, shown, wait_for_enis};
+use super::{events_about, idle_node, is_bare, node, pings_during, serving, shown};
 use crate::sim::cluster::{Cluster, Member, conf, node_name, soon, within};
 use crate::sim::fabric::{Drops, OUTSIDE};
 use crate::sim::kube;
@@ -305,9 +305,12 @@ fn one_pod_of_a_shared_node_has_an_eni_to_itself_by_annotation() {
     // Sweeps and comparisons take place.
     thread::sleep(Duration::from_millis(2500));
     talks(&cluster, &x);
-    let enis = serving(&cluster);
     cluster.del(x);
-    wait_for_enis(&cluster, enis + 1);
+    soon("its ENI serves", || {
+        let show = cluster.show(0);
+        let enis = show["pool"]["enis"].as_array().expect("a list");
+        enis.iter().any(|other| other["id"] == eni && other["state"] == "serving")
+    });
     let home = cluster.node(0).ifname(&mac).expect("it is home");
     soon("its rules are there again", || cluster.node(0).sh("ip rule").contains(&format!("iif {home}")));
     let last: Vec<Member> = (0..14).map(|n| cluster.add(0, &format!("l{n}"))).collect();
