@@ -1,7 +1,8 @@
 //! Pods that are IPvlan slaves of a shared ENI: the plans on the wire, in a VPC that drops what is forged. Needs a kernel with ipvlan.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Mutex;
+use std::time::Instant;
 
 use terway::datapath::{self, EniSetup, NodeSetup, Setup};
 use terway::error::Error;
@@ -79,6 +80,23 @@ impl World {
 
     /// Hot-plugs an ENI with these addresses (by their last part), and makes it ready for slaves.
     fn eni(&self, slot: u32, last: &[u8]) -> EniLease {
+        let (eni, ifindex) = self.plug(slot, last);
+        self.kernel(|kernel| kernel.apply(&self.eni_plan(&eni)).unwrap());
+        self.parents.lock().unwrap().push(ifindex);
+        self.direct();
+        eni
+    }
+
+    /// The same for veths alone.
+    fn eni_of_veths(&self, slot: u32, last: &[u8]) -> EniLease {
+        let (eni, _) = self.plug(slot, last);
+        let link = self.node.ifname(&eni.mac.to_string()).unwrap();
+        let plan = datapath::eni(&EniSetup { eni: &eni, link: &link, mtu: MTU, node: &node_ips() });
+        self.kernel(|kernel| kernel.apply(&plan).unwrap());
+        eni
+    }
+
+    fn plug(&self, slot: u32, last: &[u8]) -> (EniLease, u32) {
         let mac = Mac([0, 0x16, 0x3e, 0, 1, slot as u8]);
         let addrs: Vec<String> = last.iter().flat_map(|n| ips(*n)).map(|ip| ip.to_string()).collect();
         let addrs: Vec<&str> = addrs.iter().map(String::as_str).collect();
@@ -97,10 +115,7 @@ impl World {
             slot,
             table: ours::eni_table(link.ifindex),
         };
-        self.kernel(|kernel| kernel.apply(&self.eni_plan(&eni)).unwrap());
-        self.parents.lock().unwrap().push(link.ifindex);
-        self.direct();
-        eni
+        (eni, link.ifindex)
     }
 
     fn eni_plan(&self, eni: &EniLease) -> Plan {
@@ -585,4 +600,49 @@ fn a_slave_keeps_to_its_bandwidth_both_ways() {
     assert_eq!(a.check(), "clean");
     assert!(!a.pod.sh("ip -o link; tc qdisc").contains("shape-"), "{}", a.pod.sh("tc qdisc"));
     world.is_calm();
+}
+
+/// `make bench` reads what this writes.
+#[test]
+#[ignore = "figures, no test"]
+fn round_trips() {
+    const ROUNDS: usize = 60;
+    const TRIPS: usize = 60;
+    let Some(world) = world() else { return };
+    let slave = world.slave("a", &world.eni(1, &[1]), 1);
+    let veth = world.veth("b", &world.eni_of_veths(2, &[2]), 2);
+    let open = |place: &dyn Fn() -> UdpSocket| {
+        let (near, far) = (place(), world.remote.run(|| UdpSocket::bind((REMOTE, 0)).unwrap()));
+        near.connect(far.local_addr().unwrap()).unwrap();
+        far.connect(near.local_addr().unwrap()).unwrap();
+        (near, far)
+    };
+    let bind = |ip: &str| UdpSocket::bind((ip, 0)).unwrap();
+    let pairs = [
+        ("slave", open(&|| slave.pod.run(|| bind("192.168.32.1")))),
+        ("veth", open(&|| veth.pod.run(|| bind("192.168.32.2")))),
+        ("host", open(&|| world.node.run(|| bind(NODE)))),
+    ];
+    let trip = |(near, far): &(UdpSocket, UdpSocket)| {
+        let mut word = [7; 8];
+        let start = Instant::now();
+        near.send(&word).unwrap();
+        far.recv(&mut word).unwrap();
+        far.send(&word).unwrap();
+        near.recv(&mut word).unwrap();
+        start.elapsed()
+    };
+    let mut times = [const { Vec::new() }; 3];
+    for round in 0..=ROUNDS {
+        for (n, (_, pair)) in pairs.iter().enumerate() {
+            let mut trips: Vec<_> = (0..TRIPS).map(|_| trip(pair)).collect();
+            trips.sort();
+            // The first finds neighbours and the like.
+            times[n].extend((round > 0).then(|| trips[TRIPS / 2]));
+        }
+    }
+    for ((name, _), mut times) in pairs.iter().zip(times) {
+        times.sort();
+        println!("round trip {name} {} ns", times[ROUNDS / 2].as_nanos());
+    }
 }

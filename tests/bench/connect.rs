@@ -39,7 +39,8 @@ pub fn measure(cluster: &mut Cluster, table: &mut Table) {
             [cluster.add(n, "client"), cluster.add(n, "server")]
         })
         .collect();
-    let ways: Vec<Way> = pods.iter().map(|[client, server]| Way::open(client, server, &threads)).collect();
+    let mut ways: Vec<Way> = pods.iter().map(|[client, server]| Way::open(client, server)).collect();
+    ways[OURS].threads = Some(&threads);
     let ours = &ways[OURS];
 
     publish(&cluster.kube, ours, 0..1);
@@ -81,22 +82,23 @@ pub fn measure(cluster: &mut Cluster, table: &mut Table) {
 /// A client, and a server that every Service of interest leads to.
 struct Way<'a> {
     client: &'a Member,
-    threads: &'a Threads,
+    /// The cgroup that our programs are attached to, for whom they shall lead.
+    threads: Option<&'a Threads>,
     backend: SocketAddr,
     listener: TcpListener,
 }
 
 impl Way<'_> {
-    fn open<'a>(client: &'a Member, server: &'a Member, threads: &'a Threads) -> Way<'a> {
+    fn open<'a>(client: &'a Member, server: &'a Member) -> Way<'a> {
         let listener =
             server.pod.run(|| TcpListener::bind((server.ip.as_str(), 8080))).expect("the pod has its address");
-        Way { client, threads, backend: listener.local_addr().expect("it is bound"), listener }
+        Way { client, threads: None, backend: listener.local_addr().expect("it is bound"), listener }
     }
 
-    /// Runs on a thread in the client, and in the cgroup that our programs are attached to.
+    /// Runs on a thread in the client.
     fn inside<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
         self.client.pod.run(|| {
-            self.threads.join();
+            self.threads.into_iter().for_each(Threads::join);
             f()
         })
     }
@@ -272,7 +274,7 @@ fn lay_nftables(way: &Way) -> Layout {
     let map =
         format!("map services {{ type ipv4_addr . inet_proto . inet_service : verdict; elements = {{ {elements} }} }}");
     let lookup = "chain services { ip daddr . meta l4proto . th dport vmap @services; }";
-    let hook = |name: &str, at: &str| format!("chain {name} {{ type nat hook {at} priority dstnat; jump services; }}");
+    let hook = |name: &str, at: &str| format!("chain {name} {{ type nat hook {at} priority -100; jump services; }}");
     let hooks = [hook("pre", "prerouting"), hook("out", "output")].join("\n");
     Layout { text: format!("table ip kube {{\n{chains}\n{map}\n{lookup}\n{hooks}\n}}\n"), load: "nft -f /run/layout" }
 }

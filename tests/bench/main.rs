@@ -1,6 +1,6 @@
 //! `make bench`: our numbers beside those of a peer, in one run, as a table and as `target/bench.json`.
 //!
-//! With `--strict` a missed goal is a failure; `verbs`, `ordinary` (with the verbs), `shape`, `large`, `services`, `connect`, `repair` or `start` (a piece of
+//! With `--strict` a missed goal is a failure; `verbs`, `ordinary` (with the verbs), `shape`, `large`, `services`, `connect`, `ipvlan`, `repair` or `start` (a piece of
 //! `ordinary`) measures that part only. `versus PATH` measures the verbs beside another build of ours instead.
 
 mod burst;
@@ -16,6 +16,7 @@ mod shape;
 #[path = "../sim/mod.rs"]
 #[allow(dead_code, unused_imports)]
 mod sim;
+mod slave;
 mod start;
 mod table;
 mod verbs;
@@ -120,6 +121,9 @@ fn measure(table: &mut Table) {
     if is_asked("connect") {
         let mut cluster = Cluster::new(config(), connect::NODES, "ecs.sim.large");
         connect::measure(&mut cluster, table);
+    }
+    if is_asked("ipvlan") {
+        slave::measure(table);
     }
     if is_asked("repair") {
         let mut cluster = Cluster::new(config(), 1, "ecs.sim.250");

@@ -109,3 +109,10 @@ fn a_node_without_ebpf_wires_pods_that_reach_each_other() {
         }
     });
 }
+
+/// `make bench` reads what the guest writes.
+#[test]
+#[ignore = "figures, no test"]
+fn round_trips_of_a_slave() {
+    guest(Guest::Uml(0), &["ipvlan::round_trips", "--ignored"], &["ipvlan::round_trips"], &[]);
+}
