@@ -133,6 +133,8 @@ fn slaves_live_on_while_the_daemon_dies_and_starts_again_and_when_it_has_lost_it
     let Some(mut cluster) = able() else { return };
     let (a, b) = (asking(&cluster, "a"), asking(&cluster, "b"));
     let lease = lease_of(&cluster, &a);
+    let pin = "stat -c %i /sys/fs/bpf/terway/eni1/near";
+    let pinned = cluster.node(0).sh(pin);
     let (lost, sent) = pings_during(&a.pod, OUTSIDE, || {
         for _ in 0..2 {
             cluster.kill(0);
@@ -142,6 +144,8 @@ fn slaves_live_on_while_the_daemon_dies_and_starts_again_and_when_it_has_lost_it
     });
     assert!(lost == 0 && sent > 100, "{lost} of {sent} pings lost");
     assert_eq!(lease_of(&cluster, &a), lease);
+    // What the programs look things up in is what the daemon writes, though Services are nobody's wish.
+    assert_eq!(cluster.node(0).sh(pin), pinned);
     cluster.kill(0);
     cluster.node(0).sh("rm -r /run/terway");
     cluster.start_ready(0);

@@ -85,7 +85,7 @@ pub fn start(start: Start) -> Ear {
 /// Services are others' affair: nothing of an earlier life that thought otherwise stays. For those who never had any, nothing is done.
 pub fn leave(wanted: &Wanted) {
     let root = Path::new(ours::BPF_ROOT);
-    if !root.join(ours::BPF_FOLDER).exists() {
+    if services::pinned(root).is_empty() {
         return;
     }
     match cgroup(wanted.cgroup.as_deref()).and_then(|cgroup| services::remove(root, &cgroup)) {

@@ -285,11 +285,18 @@ pub fn remove(root: &Path, cgroup: &Cgroup) -> Result<(), Error> {
         Err(e) if e.errno() == Some(libc::EINVAL) => Ok(()),
         result => result,
     })?;
-    let folder = root.join(ours::BPF_FOLDER);
-    match std::fs::remove_dir_all(&folder) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context(|| format!("delete {}", folder.display())),
-        _ => Ok(()),
+    for folder in pinned(root) {
+        std::fs::remove_dir_all(&folder).context(|| format!("delete {}", folder.display()))?;
     }
+    // It stays where ENIs with IPvlan slaves have maps of theirs in it.
+    let _ = std::fs::remove_dir(root.join(ours::BPF_FOLDER));
+    Ok(())
+}
+
+/// The folders with maps of Services, one for each layout: `v` and its number.
+pub fn pinned(root: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(root.join(ours::BPF_FOLDER)).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().to_string_lossy().starts_with('v')).map(|entry| entry.path()).collect()
 }
 
 /// The shapes of all maps, as the object has them, in these sizes.
