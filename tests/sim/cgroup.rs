@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use terway::kernel::bpf::cgroup::Cgroup;
 
+use super::sweep;
+
 /// A cgroup for threads: below that of this process, which no program is ever attached to.
 pub struct Threads(PathBuf);
 
@@ -16,7 +18,9 @@ impl Threads {
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
         let own = own.lines().find_map(|line| line.strip_prefix("0::/")).expect("cgroup2");
         let name = format!("tw{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = root.path().join(own).join(name);
+        let own = root.path().join(own);
+        sweep::cgroups(&own);
+        let path = own.join(name);
         std::fs::create_dir(&path).unwrap();
         std::fs::write(path.join("cgroup.type"), "threaded").unwrap();
         Threads(path)

@@ -1,4 +1,4 @@
-//! Removes what an earlier run, killed before it could clean up, has left: processes and named network namespaces.
+//! Removes what an earlier run, killed before it could clean up, has left: processes, named network namespaces, cgroups.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -30,6 +30,15 @@ pub fn sweep() {
     }
 }
 
+/// Removes cgroups of such runs from below this one; the programs that are attached to them go as well.
+pub fn cgroups(parent: &Path) {
+    let all = fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path());
+    for path in all.filter(|path| is_left(path)) {
+        // Another run may sweep at the same time.
+        let _ = fs::remove_dir(path);
+    }
+}
+
 /// Kills every process in one of these network or mount namespaces, except ourselves.
 pub fn kill_inside(homes: &[Identity]) {
     for pid in processes().filter(|pid| *pid != std::process::id() && is_inside(*pid, homes)) {
@@ -45,8 +54,11 @@ pub fn identity(namespace: &Path) -> Option<Identity> {
 /// Named `tw<pid>-...` by a process that is no more.
 fn leftovers() -> Vec<PathBuf> {
     let all = fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|entry| entry.path());
-    all.filter(|path| path.file_name().and_then(|name| maker(name.to_str()?)).is_some_and(|pid| !is_alive(pid)))
-        .collect()
+    all.filter(|path| is_left(path)).collect()
+}
+
+fn is_left(path: &Path) -> bool {
+    path.file_name().and_then(|name| maker(name.to_str()?)).is_some_and(|pid| !is_alive(pid))
 }
 
 fn maker(name: &str) -> Option<u32> {
