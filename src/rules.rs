@@ -12,7 +12,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::cluster::Name;
-use crate::ip::host_net;
+use crate::error::Error;
+use crate::ip::{IpPair, host_net};
 
 /// A condition on the other side's address that some rule names.
 pub type PeerId = u32;
@@ -295,6 +296,25 @@ impl PodSets {
             Direction::Egress => self.egress,
         }
     }
+}
+
+/// How a renderer finds a pod of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// Its number among the pods of this node, which its links bear.
+    pub seat: u16,
+    pub ip: IpPair,
+}
+
+pub type Pods = BTreeMap<Name, Placed>;
+
+/// What puts rules into the kernel.
+pub trait Renderer: Send {
+    /// Has the kernel hold exactly this; what an earlier life left there counts until it is replaced, and goes then.
+    fn restore(&mut self, rules: &Rules, pods: &Pods) -> Result<(), Error>;
+
+    /// Makes these changes; `after` is what holds then. Where that fails, [`Renderer::restore`] is next.
+    fn apply(&mut self, writes: &[Write], after: &Rules, pods: &Pods) -> Result<(), Error>;
 }
 
 /// One change. Done in the order given, every packet in between gets the answer from before or the one from after.
