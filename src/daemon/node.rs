@@ -303,7 +303,7 @@ impl Node {
         let sweep = self.sweeping.is_empty().then_some(self.sweep);
         let fixed = self.mend.min(self.compare);
         let begin = self.begin.as_ref().map(|(at, _)| *at);
-        let speak = if self.stirred { Some(Now::ZERO) } else { self.speak };
+        let speak = if self.stirred { Some(self.spoke + own::BREATH) } else { self.speak };
         let others = [begin, self.repair.due(), speak].into_iter().flatten();
         let due = deadlines.chain(self.wake).chain(sweep).chain(others).fold(fixed, Now::min);
         let wait = due.saturating_sub(clock::now());
