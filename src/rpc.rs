@@ -118,6 +118,9 @@ pub struct Lease {
     /// What the pod has routes for beside its default route, through the same gateway.
     #[serde(default)]
     pub routes: Vec<IpNet>,
+    /// Its number among the node's pods, which filters on its links bear; absent: no policy programs on them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seat: Option<u16>,
 }
 
 /// What we do about a pod that ran before us.
@@ -290,6 +293,7 @@ pub fn example_lease() -> Lease {
         bandwidth: Both::default(),
         wiring: Wiring::Shared,
         routes: Vec::new(),
+        seat: None,
     }
 }
 

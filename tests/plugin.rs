@@ -271,6 +271,7 @@ fn lease() -> Lease {
         bandwidth: Both::default(),
         wiring: Default::default(),
         routes: Vec::new(),
+        seat: None,
     }
 }
 

@@ -703,6 +703,7 @@ impl Node {
             heritage: None,
             wiring,
             routes: self.conf.layers().config().extra_routes.clone(),
+            seat: None,
         })
     }
 
