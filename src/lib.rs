@@ -9,6 +9,7 @@ pub mod eni;
 pub mod error;
 pub mod gather;
 pub mod happening;
+pub mod heard;
 pub mod ip;
 pub mod json;
 pub mod loose;

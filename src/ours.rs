@@ -24,6 +24,8 @@ pub const OLD_STORE: &str = "/var/lib/cni/terway";
 pub const HOST_SLAVE: &str = "ipvl_";
 /// The daemon's configuration.
 pub const CONFIG: &str = "/etc/eni/eni.json";
+/// The old Terway's switch for network policies, a file of its own beside the configuration (a key of the same ConfigMap).
+pub const POLICY_SWITCH: &str = "disable_network_policy";
 /// What makes the kubelet call us; written only once the daemon serves.
 pub const CONFLIST: &str = "/etc/cni/net.d/10-terway.conflist";
 
