@@ -81,8 +81,11 @@ pub(crate) struct Asked {
     pub allow: bool,
 }
 
+/// Who looks at a world.
+type See<'a> = dyn FnMut(&[Write], &Rules, &[Asked]) + 'a;
+
 /// A world for who enforces it: after each change its writes, what holds then, and packets.
-pub(crate) fn walk(seed: u64, packets: u32, see: &mut dyn FnMut(&[Write], &Rules, &[Asked])) {
+pub(crate) fn walk(seed: u64, packets: u32, see: &mut See) {
     let (rng, world, model) = (Rng::with_seed(seed), World::default(), Model::new(here()));
     let mut run = Run { rng, world, model, shown: Rules::default(), judged: 0 };
     run.furnish();
