@@ -76,6 +76,7 @@ pub struct Config {
     pub node_name: Option<String>,
     pub publish: Publish,
     pub services: Services,
+    pub policies: Policies,
     pub mtu: u32,
     pub conflist: PathBuf,
     pub cloud: CloudAccess,
@@ -150,6 +151,20 @@ pub struct Services {
     /// The most addresses of Services, port by port, and the most endpoints.
     pub frontends: u32,
     pub backends: u32,
+}
+
+/// Network policies of pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policies {
+    pub on: bool,
+    /// What enforces them; none: what the kernel and the pods' wiring suggest.
+    pub renderer: Option<PolicyRenderer>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PolicyRenderer {
+    Ebpf,
+    Iptables,
 }
 
 /// Where the cloud's APIs are and how they are spoken to; `None` follows from the region.
@@ -349,6 +364,7 @@ impl Config {
                 pod_ips: keys.flag("enable_patch_pod_ips")?.unwrap_or(false),
             },
             services: services(keys)?,
+            policies: policies(keys)?,
             mtu: keys.number("mtu", crate::cni::MTU)?.unwrap_or(DEFAULT_MTU) as u32,
             conflist: path(keys, "conflist")?.unwrap_or_else(|| ours::CONFLIST.into()),
             cloud: CloudAccess::read(keys)?,
@@ -378,6 +394,7 @@ impl From<Wrong> for Error {
 
 /// Environment variables that the old Terway has, and the keys they stand for.
 const ENVIRONMENT: &[(&str, &str)] = &[
+    ("DISABLE_POLICY", "disable_network_policy"),
     ("NODE_NAME", "node_name"),
     ("ECS_ENDPOINT", "ecs_endpoint"),
     ("VPC_ENDPOINT", "vpc_endpoint"),
@@ -686,6 +703,24 @@ fn services(keys: &mut Reader) -> Result<Services, Wrong> {
         frontends: size(keys, "service_frontends", sizes.frontends)?,
         backends: size(keys, "service_backends", sizes.backends)?,
     })
+}
+
+const RENDERERS: &[(&str, Option<PolicyRenderer>)] =
+    &[("auto", None), ("ebpf", Some(PolicyRenderer::Ebpf)), ("iptables", Some(PolicyRenderer::Iptables))];
+
+fn policies(keys: &mut Reader) -> Result<Policies, Wrong> {
+    let off = keys.value("disable_network_policy").is_some_and(is_off);
+    Ok(Policies { on: !off, renderer: keys.word("policy_renderer", RENDERERS)?.flatten() })
+}
+
+/// The old Terway's reading: all but nothing, "false" and "0" is a yes.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Bool(yes) => *yes,
+        Value::String(text) => !matches!(text.trim(), "" | "false" | "0"),
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        _ => false,
+    }
 }
 
 fn path(keys: &mut Reader, key: &'static str) -> Result<Option<PathBuf>, Wrong> {

@@ -9,6 +9,7 @@ pub mod eni;
 pub mod error;
 pub mod gather;
 pub mod happening;
+pub mod heard;
 pub mod ip;
 pub mod json;
 pub mod loose;
@@ -24,6 +25,7 @@ pub mod rate;
 pub mod rpc;
 pub mod rules;
 pub mod uri;
+pub mod verdict;
 
 // Minds: values in, values out.
 pub mod datapath;

@@ -26,36 +26,42 @@ impl<'de> Deserialize<'de> for Document {
     }
 }
 
-macro_rules! kinds {
-    ($($name:ident: $api:literal $plural:literal),+ $(,)?) => {$(
-        #[derive(Debug, Clone, PartialEq, Deserialize)]
-        #[serde(transparent)]
-        pub struct $name(pub Document);
-
-        impl Object for $name {
-            const API: &'static str = $api;
-            const PLURAL: &'static str = $plural;
-
-            fn version(&self) -> &str {
-                &self.0.version
-            }
-        }
-    )+};
+/// Where a kind's collection lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Collection {
+    pub api: &'static str,
+    pub plural: &'static str,
 }
 
-kinds! {
-    NetworkPolicy: "apis/networking.k8s.io/v1" "networkpolicies",
-    ClusterNetworkPolicy: "apis/policy.networking.k8s.io/v1alpha2" "clusternetworkpolicies",
-    CalicoNetworkPolicy: "apis/crd.projectcalico.org/v1" "networkpolicies",
-    CalicoGlobalNetworkPolicy: "apis/crd.projectcalico.org/v1" "globalnetworkpolicies",
-    CalicoNetworkSet: "apis/crd.projectcalico.org/v1" "networksets",
-    CalicoGlobalNetworkSet: "apis/crd.projectcalico.org/v1" "globalnetworksets",
-    CalicoHostEndpoint: "apis/crd.projectcalico.org/v1" "hostendpoints",
-    NetworkPolicyV3: "apis/projectcalico.org/v3" "networkpolicies",
-    GlobalNetworkPolicyV3: "apis/projectcalico.org/v3" "globalnetworkpolicies",
-    NetworkSetV3: "apis/projectcalico.org/v3" "networksets",
-    GlobalNetworkSetV3: "apis/projectcalico.org/v3" "globalnetworksets",
-    HostEndpointV3: "apis/projectcalico.org/v3" "hostendpoints",
+impl Collection {
+    pub const fn of<T: Object>() -> Collection {
+        Collection { api: T::API, plural: T::PLURAL }
+    }
+}
+
+/// What Calico keeps its objects in, and what its own API server, which shows the same ones, has before them.
+const fn calico(plural: &'static str) -> [Collection; 2] {
+    let kept = Collection { api: "apis/crd.projectcalico.org/v1", plural };
+    [kept, Collection { api: "apis/projectcalico.org/v3", plural }]
+}
+
+pub const NETWORK_POLICIES: Collection = Collection { api: "apis/networking.k8s.io/v1", plural: "networkpolicies" };
+pub const CLUSTER_POLICIES: Collection =
+    Collection { api: "apis/policy.networking.k8s.io/v1alpha2", plural: "clusternetworkpolicies" };
+pub const CALICO_POLICIES: [Collection; 2] = calico("networkpolicies");
+pub const CALICO_GLOBAL_POLICIES: [Collection; 2] = calico("globalnetworkpolicies");
+pub const CALICO_SETS: [Collection; 2] = calico("networksets");
+pub const CALICO_GLOBAL_SETS: [Collection; 2] = calico("globalnetworksets");
+pub const CALICO_HOST_ENDPOINTS: [Collection; 2] = calico("hostendpoints");
+
+/// Its collection is named by whoever asks for it.
+impl Object for Document {
+    const API: &'static str = "";
+    const PLURAL: &'static str = "";
+
+    fn version(&self) -> &str {
+        &self.version
+    }
 }
 
 #[cfg(test)]
@@ -64,12 +70,12 @@ mod tests {
 
     #[test]
     fn a_document_has_a_name_whatever_else_is_in_it() {
-        let read = |text: &str| serde_json::from_str::<NetworkPolicy>(text).unwrap();
+        let read = |text: &str| serde_json::from_str::<Document>(text).unwrap();
         let policy = read(r#"{"metadata": {"name": "a", "namespace": "b", "resourceVersion": "7"}, "spec": 5}"#);
-        assert_eq!((&*policy.0.name, policy.version(), &policy.0.body["spec"]), ("b/a", "7", &Value::from(5)));
-        assert_eq!(&*read(r#"{"metadata": {"name": "a"}}"#).0.name, "a");
+        assert_eq!((&*policy.name, policy.version(), &policy.body["spec"]), ("b/a", "7", &Value::from(5)));
+        assert_eq!(&*read(r#"{"metadata": {"name": "a"}}"#).name, "a");
         for nameless in ["{}", "[]", "null", r#"{"metadata": [1]}"#, r#"{"metadata": {"name": 5}}"#] {
-            assert_eq!(&*read(nameless).0.name, "", "{nameless}");
+            assert_eq!(&*read(nameless).name, "", "{nameless}");
         }
     }
 }

@@ -30,9 +30,14 @@ pub fn path<T: Object>(namespace: &str, name: &str) -> String {
 
 /// The path of a collection: of one namespace, or of all where `namespace` is empty.
 pub fn collection<T: Object>(namespace: &str) -> String {
+    collection_at(T::API, T::PLURAL, namespace)
+}
+
+/// The same of a kind that is named.
+pub fn collection_at(api: &str, plural: &str, namespace: &str) -> String {
     match namespace {
-        "" => format!("/{}/{}", T::API, T::PLURAL),
-        _ => format!("/{}/namespaces/{}/{}", T::API, percent_encode(namespace), T::PLURAL),
+        "" => format!("/{api}/{plural}"),
+        _ => format!("/{api}/namespaces/{}/{plural}", percent_encode(namespace)),
     }
 }
 
@@ -439,7 +444,8 @@ impl About {
         About::named("discovery.k8s.io/v1", "EndpointSlice", name, String::new())
     }
 
-    fn named(api_version: &'static str, kind: &'static str, name: &str, uid: String) -> About {
+    /// Of any kind, by its `namespace/name`, or its name alone.
+    pub fn named(api_version: &'static str, kind: &'static str, name: &str, uid: String) -> About {
         let (namespace, name) = name.split_once('/').unwrap_or(("", name));
         About { api_version, kind, namespace: namespace.into(), name: name.into(), uid }
     }

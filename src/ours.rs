@@ -24,6 +24,8 @@ pub const OLD_STORE: &str = "/var/lib/cni/terway";
 pub const HOST_SLAVE: &str = "ipvl_";
 /// The daemon's configuration.
 pub const CONFIG: &str = "/etc/eni/eni.json";
+/// The old Terway's switch for network policies, a file of its own beside the configuration (a key of the same ConfigMap).
+pub const POLICY_SWITCH: &str = "disable_network_policy";
 /// What makes the kubelet call us; written only once the daemon serves.
 pub const CONFLIST: &str = "/etc/cni/net.d/10-terway.conflist";
 
@@ -66,6 +68,8 @@ pub const ANSWER_TABLE: u32 = 1000;
 pub const POD_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 pub const POD_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
+/// tc priority of the filters that let pass what a pod's policies allow: before all others of ours, which may lead packets elsewhere.
+pub const POLICY_PRIORITY: u16 = 2048;
 /// tc priority of the filter that marks.
 pub const MARK_FILTER_PRIORITY: u16 = 2049;
 

@@ -4,8 +4,9 @@
 
 use std::net::IpAddr;
 
-use serde::de::{Deserializer, MapAccess};
+use serde::de::{Deserializer, Error, MapAccess};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::cluster::Name;
 use crate::loose::{Loose, Shape};
@@ -96,6 +97,21 @@ pub struct Namespace(pub Labelled);
 #[serde(transparent)]
 pub struct ServiceAccount(pub Labelled);
 
+/// A pod of our own node, as we serve it and as policies see it: one watch tells of both.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Own {
+    pub served: crate::object::Pod,
+    pub seen: Pod,
+}
+
+impl<'de> Deserialize<'de> for Own {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Own, D::Error> {
+        let text = Box::<RawValue>::deserialize(from)?;
+        let served = serde_json::from_slice(text.get().as_bytes()).map_err(D::Error::custom)?;
+        Ok(Own { served, seen: serde_json::from_slice(text.get().as_bytes()).map_err(D::Error::custom)? })
+    }
+}
+
 /// The namespace of a `namespace/name`.
 pub fn namespace_of(name: &str) -> &str {
     name.split_once('/').map_or("", |(namespace, _)| namespace)
@@ -116,6 +132,7 @@ macro_rules! object {
 }
 
 object!(Pod, "pods", |pod| &pod.version);
+object!(Own, "pods", |own| &own.seen.version);
 object!(Namespace, "namespaces", |namespace| &namespace.0.version);
 object!(ServiceAccount, "serviceaccounts", |account| &account.0.version);
 object!(Node, "nodes", |node| &node.version);

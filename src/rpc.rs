@@ -1,6 +1,7 @@
 //! The words between plugin, daemon and cli: one JSON line asked, one JSON line answered, over [`crate::ours::SOCKET`].
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -39,6 +40,28 @@ pub enum Request {
     Status {},
     /// For people: the pool as it is.
     Show {},
+    /// For people: whether a packet passes, and why.
+    Why(Why),
+    /// For people: the rules of a pod.
+    Rules { pod: PodName },
+}
+
+/// A packet that somebody asks about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Why {
+    pub src: End,
+    pub dst: End,
+    pub protocol: u8,
+    /// Source and destination, of protocols that have them; of ICMP the second is type × 256 + code.
+    pub ports: Option<(u16, u16)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    Pod(PodName),
+    Address(IpAddr),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +111,8 @@ pub enum Refusal {
     ApiDown,
     /// The request itself is wrong.
     BadRequest,
+    /// The pod's network policies are not in the kernel: not all that they say is known, or the kernel refuses them.
+    Policies,
     /// The daemon has not finished starting.
     Starting,
     /// The node itself fails us: its kernel, or no room for the ledger.
@@ -118,6 +143,9 @@ pub struct Lease {
     /// What the pod has routes for beside its default route, through the same gateway.
     #[serde(default)]
     pub routes: Vec<IpNet>,
+    /// Its number among the node's pods, which filters on its links bear; absent: no policy programs on them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seat: Option<u16>,
 }
 
 /// What we do about a pod that ran before us.
@@ -290,6 +318,7 @@ pub fn example_lease() -> Lease {
         bandwidth: Both::default(),
         wiring: Wiring::Shared,
         routes: Vec::new(),
+        seat: None,
     }
 }
 

@@ -270,6 +270,47 @@ impl RuleSet {
     }
 }
 
+/// Prints with a blank in front, or as nothing.
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |protocol: u8| match protocol {
+            TCP => "TCP".into(),
+            UDP => "UDP".into(),
+            SCTP => "SCTP".into(),
+            ICMP => "ICMP".into(),
+            ICMPV6 => "ICMPv6".into(),
+            other => format!("protocol {other}"),
+        };
+        let icmp = |icmp: Icmp| match icmp.code {
+            Some(code) => format!("type {} code {code}", icmp.r#type),
+            None => format!("type {}", icmp.r#type),
+        };
+        self.protocol.map_or(Ok(()), |protocol| write!(f, " {}", name(protocol)))?;
+        self.not_protocol.map_or(Ok(()), |protocol| write!(f, " not {}", name(protocol)))?;
+        self.icmp.map_or(Ok(()), |one| write!(f, " {}", icmp(one)))?;
+        self.not_icmp.map_or(Ok(()), |one| write!(f, " not {}", icmp(one)))?;
+        for (side, ports) in [("from", &self.from), ("to", &self.to)] {
+            ports.any_of.as_ref().map_or(Ok(()), |list| write!(f, " {side} {list}"))?;
+            if ports.none_of != PortList::default() {
+                write!(f, " {side} none of {}", ports.none_of)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A named port prints as what it means for those that it is meant of.
+impl fmt::Display for PortList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ranges =
+            self.ranges.iter().map(|(from, to)| if from == to { from.to_string() } else { format!("{from}-{to}") });
+        let named = self.named.iter().map(|(peer, port)| format!("{port} where it is peer {peer}"));
+        let all: Vec<String> = ranges.chain(named).collect();
+        f.write_str(if all.is_empty() { "no port" } else { "port " })?;
+        f.write_str(&all.join(", "))
+    }
+}
+
 impl Traffic {
     pub fn named(&self) -> impl Iterator<Item = (PeerId, u16)> {
         self.from.lists().chain(self.to.lists()).flat_map(|list| list.named.iter().copied())

@@ -89,6 +89,7 @@ impl World {
             bandwidth: Both::default(),
             wiring: Default::default(),
             routes: Vec::new(),
+            seat: None,
         };
         Pod { world: self, plan: datapath::pod(&Setup::new(&lease, MTU)), lease, ns }
     }

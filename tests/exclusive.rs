@@ -130,6 +130,7 @@ impl World {
             bandwidth: Default::default(),
             wiring,
             routes: Vec::new(),
+            seat: None,
         };
         Guest { world: self, plan: datapath::pod(&Setup::new(&lease, MTU)), lease, pod }
     }

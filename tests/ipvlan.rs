@@ -163,6 +163,7 @@ impl World {
             bandwidth: Default::default(),
             wiring,
             routes: Vec::new(),
+            seat: None,
         };
         self.leases.lock().unwrap().push(lease.clone());
         self.direct();

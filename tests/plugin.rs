@@ -271,6 +271,7 @@ fn lease() -> Lease {
         bandwidth: Both::default(),
         wiring: Default::default(),
         routes: Vec::new(),
+        seat: None,
     }
 }
 
@@ -625,6 +626,7 @@ fn each_refusal_has_its_code_and_its_reason_is_the_message() {
         (Refusal::CloudDown, 11),
         (Refusal::TooSlow, 11),
         (Refusal::ApiDown, 11),
+        (Refusal::Policies, 11),
         (Refusal::Starting, 11),
         (Refusal::Local, 100),
         (Refusal::Forbidden, 103),

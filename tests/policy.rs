@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use terway::heard::Heard;
 use terway::netpol::Document;
 use terway::peer::{Namespace, Pod};
-use terway::policy::{Heard, Here, Model, Told};
+use terway::policy::{Here, Model, Told};
 
 fn space(name: &str, team: &str) -> Namespace {
     serde_json::from_value(json!({"metadata": {"name": name, "labels": {"team": team}}})).unwrap()

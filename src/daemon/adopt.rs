@@ -74,7 +74,20 @@ pub fn leases(kernel: &mut Kernel, look: &Look, known: &Known, contents: &Conten
         // What its annotations ask for is heard from the watch.
         let bandwidth = Both::default();
         let (node, wiring, routes) = (known.node, Wiring::Shared, Vec::new());
-        found.push(Lease { pod, sandbox, ip, eni, node, marker, bandwidth, sticky: false, heritage, wiring, routes });
+        found.push(Lease {
+            pod,
+            sandbox,
+            ip,
+            eni,
+            node,
+            marker,
+            bandwidth,
+            sticky: false,
+            heritage,
+            wiring,
+            routes,
+            seat: None,
+        });
     }
     Ok(found)
 }
@@ -126,6 +139,7 @@ fn slave_leases(kernel: &mut Kernel, look: &Look, known: &Known, contents: &Cont
             heritage: None,
             wiring: Wiring::Ipvlan(Slave { host_stack: Vec::new(), shaper }),
             routes: Vec::new(),
+            seat: None,
         });
     }
     found
@@ -163,6 +177,7 @@ fn whole_lease(known: &Known, card: &Away, eni: &Eni, shaper: Shaper) -> Lease {
         heritage: None,
         wiring: Wiring::Whole(Whole { home: lent.home, services: known.services, answers, shaper }),
         routes: Vec::new(),
+        seat: None,
     }
 }
 

@@ -80,7 +80,11 @@ struct Gathered {
 
 impl Start {
     pub fn read(path: &Path, kubeconfig: Option<&Path>, mode: Option<Mode>) -> Result<Start, Error> {
-        let layers = Layers::read(path, file::read(path)?, std::env::vars().gather())?;
+        let mut env: BTreeMap<String, String> = std::env::vars().gather();
+        if let Ok(switch) = fs::read_to_string(path.with_file_name(ours::POLICY_SWITCH)) {
+            env.entry("DISABLE_POLICY".into()).or_insert(switch);
+        }
+        let layers = Layers::read(path, file::read(path)?, env)?;
         layers.warnings().iter().for_each(|warning| log::warn!("{warning}"));
         Ok(Start { kubeconfig: kubeconfig.map(Path::to_owned), layers, mode })
     }

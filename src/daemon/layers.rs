@@ -19,10 +19,12 @@ const AT_START: &[&str] = &[
     "cgroup_root",
     "conflist",
     "daemon_mode",
+    "disable_network_policy",
     "ebpf_services",
     "ip_stack",
     "kubeconfig",
     "node_name",
+    "policy_renderer",
     "service_backends",
     "service_frontends",
 ];

@@ -22,7 +22,9 @@ mod old;
 mod outside;
 mod phases;
 mod pods;
+mod policy;
 mod reactor;
+mod renderer;
 mod serve;
 mod sticky;
 mod terms;
@@ -173,7 +175,9 @@ fn run(args: &Args) -> Result<(), Error> {
             Ok(watch) => executor.spawn(listen(watch, inputs.clone())).detach(),
             Err(e) => log::warn!("what others change is seen by comparison only: {e}"),
         }
-        node.begin_services(cni::asks_for_ipvlan(&conflist));
+        let ipvlan = cni::asks_for_ipvlan(&conflist);
+        node.begin_policies(ipvlan);
+        node.begin_services(ipvlan);
         node.run(waiting, arriving).await;
         Ok(())
     };

@@ -11,7 +11,8 @@ use super::pods::{self, Known};
 use crate::error::{Cause, Error};
 use crate::herald::Outcome;
 use crate::kube::{Change, Client, Select, Stop, Watch};
-use crate::object::{self, About, ConfigMap, Event, EventType, Node, Object, Pod, Write};
+use crate::object::{self, About, ConfigMap, Event, EventType, Node, Object, Write};
+use crate::peer::Own;
 use crate::pod::PodName;
 use crate::pool::Notice;
 
@@ -20,7 +21,7 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// Follows the pods of this node until it is told to stop, or nobody listens any more.
 pub fn watch_pods(client: &Client, node: &str, inputs: Sender<Input>) -> Stop {
     let select = Select { fields: format!("spec.nodeName={node}"), ..Select::default() };
-    watch(client.watch::<Pod>(select).keeping(pods::kept), "pods".into(), inputs, |change| {
+    watch(client.watch::<Own>(select).keeping(pods::kept), "pods".into(), inputs, |change| {
         Some(Input::Pods(match change {
             Change::Reset(pods) => Known::All(pods),
             Change::Set((name, seen)) => Known::One(name, seen),

@@ -3,6 +3,7 @@
 mod conf;
 mod ipvlan;
 mod own;
+mod policies;
 mod repair;
 mod services;
 mod shape;
@@ -29,6 +30,7 @@ use super::reactor::Timer;
 use super::sticky::Sticky;
 use super::world::World;
 use super::{calls, clock, guard, phases};
+use crate::cluster::Name;
 use crate::config::Mode;
 use crate::datapath;
 use crate::eni::{Eni, Fault};
@@ -38,8 +40,9 @@ use crate::happening::Happening;
 use crate::herald::{Herald, Outcome as Written};
 use crate::ip::{IpPair, Mac};
 use crate::kernel::{self, Kernel, Look, OldPod};
-use crate::object::{self, ConfigMap, Pod};
+use crate::object::{self, ConfigMap};
 use crate::ours;
+use crate::peer::Own;
 use crate::plan::{Plan, Rule, RuleAction};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
@@ -47,6 +50,7 @@ use crate::rate::{Both, Limit, Limits};
 use crate::repair::{Part, Repair};
 use crate::rpc::{AskIpvlan, EniLease, Lease, Refusal, Reply, Request, Whole, Wiring};
 use conf::Conf;
+use policies::Guarded;
 
 /// An ADD is answered within this time, well before the runtime gives up (the kubelet: two minutes).
 const ADD_DEADLINE: Duration = Duration::from_secs(90);
@@ -80,7 +84,7 @@ pub enum Input {
     Written(Written),
     Fetched {
         pod: PodName,
-        result: Result<Option<Pod>, Error>,
+        result: Result<Option<Box<Own>>, Error>,
     },
     /// What the configuration file says now, or why it cannot be read.
     File(Result<Vec<u8>, Error>),
@@ -93,6 +97,14 @@ pub enum Input {
     Tell(Box<object::Event>),
     /// What is to be shown of the Services.
     Services(serde_json::Value),
+    /// What is to be shown of network policies.
+    Policies(serde_json::Value),
+    /// The rules of these pods are in the kernel, or why they are not; nothing there knows these seats any more.
+    Admitted {
+        pods: Vec<Name>,
+        seats: BTreeSet<u16>,
+        result: Result<(), String>,
+    },
     Swept,
     /// The daemon is to end.
     End,
@@ -185,6 +197,7 @@ pub struct Node {
     /// Attachments whose bandwidth is being changed.
     shaping: BTreeSet<Attachment>,
     slaves: Slaves,
+    guarded: Guarded,
 }
 
 /// What boot found that the loop goes on from.
@@ -242,6 +255,7 @@ impl Node {
             unsigned: BTreeSet::new(),
             shaping: BTreeSet::new(),
             slaves,
+            guarded: Guarded::default(),
             mend: clock::now() + FIRST_ROUND,
             compare: clock::now() + FIRST_ROUND,
             begin: Some((clock::now() + GUARD_AFTER, found.look)),
@@ -299,7 +313,7 @@ impl Node {
     }
 
     fn next_due(&self) -> impl Future<Output = ()> + use<> {
-        let deadlines = self.unknown.values().flatten().map(|w| w.deadline);
+        let deadlines = self.unknown.values().flatten().map(|w| w.deadline).chain(self.guarded.deadlines());
         let sweep = self.sweeping.is_empty().then_some(self.sweep);
         let fixed = self.mend.min(self.compare);
         let begin = self.begin.as_ref().map(|(at, _)| *at);
@@ -320,6 +334,7 @@ impl Node {
             Input::Done { call, result } => self.done(call, result),
             Input::Prepared { eni, result } => self.prepared(eni, result),
             Input::Pods(known) => {
+                self.tell_policies(&known);
                 self.pods.take(known, clock::now());
                 self.hear_of_bandwidth();
             }
@@ -330,6 +345,8 @@ impl Node {
             Input::NodeConfig { name, found } => self.node_config_changed(&name, found.as_deref()),
             Input::Tell(event) => self.herald.hear(clock::now(), *event),
             Input::Services(shown) => self.services = shown,
+            Input::Policies(shown) => self.guarded.shown = shown,
+            Input::Admitted { pods, seats, result } => self.admitted(&pods, &seats, &result),
             Input::Swept => self.swept(),
             // Whoever runs the loop ends it.
             Input::End => {}
@@ -348,6 +365,7 @@ impl Node {
             self.feed(Event::Tick);
         }
         self.refuse_unknown(now);
+        self.refuse_unguarded(now);
         if self.begin.as_ref().is_some_and(|(at, _)| *at <= now) {
             self.begin_repairs();
         }
@@ -375,6 +393,7 @@ impl Node {
             Request::Gc { valid } => self.collect(&valid),
             Request::Status {} => self.status(),
             Request::Show {} => Reply::Show(self.show()),
+            Request::Why(_) | Request::Rules { .. } => return self.ask_policies(request, answer),
         };
         let _ = answer.try_send(reply);
     }
@@ -418,9 +437,9 @@ impl Node {
         })
     }
 
-    fn fetched(&mut self, pod: PodName, result: Result<Option<Pod>, Error>) {
-        let here = result.map(|found| found.filter(|pod| !self.pods.is_elsewhere(pod, &self.world.node_name)));
-        let result = here.map(|found| found.map(|pod| self.pods.learn(&pod, clock::now())));
+    fn fetched(&mut self, pod: PodName, result: Result<Option<Box<Own>>, Error>) {
+        let here = result.map(|found| found.filter(|own| !self.pods.is_elsewhere(&own.served, &self.world.node_name)));
+        let result = here.map(|found| found.map(|own| self.learn(*own)));
         self.hear_of_bandwidth();
         if let Ok(None) = result {
             self.pods.confirm_gone(&pod, clock::now());
@@ -485,17 +504,14 @@ impl Node {
     }
 
     fn reply(&mut self, ticket: Ticket, result: Result<Held, Refused>) {
-        let Some(Waiting { answer, pod, limits, .. }) = self.waiting.remove(&ticket) else { return };
+        let Some(Waiting { answer, pod, limits, deadline, .. }) = self.waiting.remove(&ticket) else { return };
         let lease = result.and_then(|held| {
             let lease = self.lease_for(&held, limits);
             lease.ok_or_else(|| local("the lease could not be written down; see the daemon's log"))
         });
         match lease {
-            Ok(lease) => {
-                let ip = lease.ip;
-                let _ = answer.try_send(Reply::Lease(Box::new(lease)));
-                self.make_up(&pod, ip);
-            }
+            Ok(lease) if lease.seat.is_some() && self.guarded.is_on() => self.hold(answer, lease, deadline),
+            Ok(lease) => self.give(&answer, lease),
             Err(refused) => {
                 log::warn!("add {pod}: {}", refused.reason);
                 if refused.why == Refusal::Local {
@@ -505,6 +521,12 @@ impl Node {
                 let _ = answer.try_send(refusal(refused));
             }
         }
+    }
+
+    fn give(&mut self, answer: &Sender<Reply>, lease: Lease) {
+        let (pod, ip) = (lease.pod.clone(), lease.ip);
+        let _ = answer.try_send(Reply::Lease(Box::new(lease)));
+        self.make_up(&pod, ip);
     }
 
     // DEL and GC
@@ -531,6 +553,7 @@ impl Node {
 
     fn forget_lease(&mut self, attachment: &Attachment) -> Option<Lease> {
         let lease = self.leases.remove(attachment)?;
+        self.vacate(&lease);
         self.direct();
         self.untold = true;
         if let Wiring::Whole(whole) = &lease.wiring {
@@ -648,6 +671,7 @@ impl Node {
                     self.noted("address kept for a pod", held);
                 }
                 self.will_be_wired(&attachment);
+                self.seat(&lease);
                 self.leases.insert(attachment, lease);
                 self.direct();
                 self.untold = true;
@@ -683,6 +707,7 @@ impl Node {
         if let Some(lease) = lent {
             return Ok(Lease { sandbox: held.sandbox, ..lease.clone() });
         }
+        let seat = self.free_seat(&held.pod)?;
         let Some(eni) = self.enis.get(&held.eni).cloned() else {
             return Err(Error::refused(format!("ENI {} is not set up", held.eni)));
         };
@@ -703,6 +728,7 @@ impl Node {
             heritage: None,
             wiring,
             routes: self.conf.layers().config().extra_routes.clone(),
+            seat,
         })
     }
 
@@ -823,6 +849,7 @@ impl Node {
             "daemon_mode": self.world.terms.mode.to_string(),
             "pool": self.pool.show(),
             "services": self.services,
+            "policies": self.guarded.shown,
             "leases": self.leases.values().collect::<Vec<_>>(),
             "cloud_calls": self.world.cloud.calls(),
         })

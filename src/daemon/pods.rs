@@ -1,9 +1,11 @@
 //! The pods of this node as the watch tells of them: which are ours to serve, and since when one is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::gather::Gather;
 use crate::object::{self, Pod};
+use crate::peer::{self, Own};
 use crate::pod::{PodName, nameless};
 use crate::pool::Now;
 use crate::rate::{Both, Told};
@@ -46,6 +48,8 @@ pub struct Seen {
     pub ips: Option<String>,
     /// The bandwidth that its annotations ask for.
     pub bandwidth: Both<Told>,
+    /// As policies see it, where anybody asks.
+    pub peer: Option<Arc<peer::Pod>>,
 }
 
 #[derive(Default)]
@@ -72,8 +76,8 @@ pub enum Standing {
 }
 
 /// What is kept of an object of the watch.
-pub fn kept(pod: Pod) -> (PodName, Seen) {
-    (pod.name(), seen(&pod))
+pub fn kept(own: Own) -> (PodName, Seen) {
+    (own.served.name(), Seen { peer: Some(Arc::new(own.seen)), ..seen(&own.served) })
 }
 
 fn seen(pod: &Pod) -> Seen {
@@ -82,7 +86,7 @@ fn seen(pod: &Pod) -> Seen {
     let bandwidth = Both::read(&pod.meta.annotations);
     let ips = pod.meta.annotations.get(object::POD_IPS).cloned();
     let (uid, whole) = (pod.meta.uid.clone(), pod.wants_whole_eni());
-    Seen { presence: presence(pod), owners, keeps_ip, uid, whole, ips, bandwidth }
+    Seen { presence: presence(pod), owners, keeps_ip, uid, whole, ips, bandwidth, peer: None }
 }
 
 fn presence(pod: &Pod) -> Presence {
@@ -132,10 +136,10 @@ impl Pods {
     }
 
     /// A pod that was fetched before the watch told of it.
-    pub fn learn(&mut self, pod: &Pod, now: Now) -> Presence {
-        let seen = seen(pod);
+    pub fn learn(&mut self, pod: Own, now: Now) -> Presence {
+        let (name, seen) = kept(pod);
         let presence = seen.presence;
-        self.set(pod.name(), seen, now);
+        self.set(name, seen, now);
         presence
     }
 
@@ -168,6 +172,12 @@ impl Pods {
     /// Whether the next pod of this name shall have the addresses of this one.
     pub fn is_sticky(&self, name: &PodName, kinds: &BTreeSet<String>) -> bool {
         self.known.get(name).is_some_and(|seen| seen.keeps_ip || seen.owners.iter().any(|kind| kinds.contains(kind)))
+    }
+
+    /// All as policies see them, once the first whole list has come.
+    pub fn peers(&self) -> Option<impl Iterator<Item = &Arc<peer::Pod>>> {
+        self.synced?;
+        Some(self.known.values().filter_map(|seen| seen.peer.as_ref()))
     }
 
     /// The pod's uid, where it is known.
@@ -231,6 +241,7 @@ mod tests {
             whole: false,
             ips: None,
             bandwidth: Both::default(),
+            peer: None,
         }
     }
 
@@ -264,10 +275,11 @@ mod tests {
     fn a_pod_shall_have_its_address_again_by_its_owner_or_by_its_own_word() {
         let kinds = BTreeSet::from(["statefulset".to_owned(), "cloneset".to_owned()]);
         let is_sticky = |meta: &str| {
-            let pod: Pod = serde_json::from_str(&format!(r#"{{"metadata": {{"name": "web-1", {meta}}}}}"#)).unwrap();
+            let pod: Own = serde_json::from_str(&format!(r#"{{"metadata": {{"name": "web-1", {meta}}}}}"#)).unwrap();
             let mut pods = Pods::default();
-            pods.learn(&pod, T(5));
-            pods.is_sticky(&pod.name(), &kinds)
+            let name = pod.served.name();
+            pods.learn(pod, T(5));
+            pods.is_sticky(&name, &kinds)
         };
         let owner = |kind: &str| format!(r#""ownerReferences": [{{"kind": "{kind}", "name": "web"}}]"#);
         assert!(is_sticky(&owner("StatefulSet")) && is_sticky(&owner("CloneSet")) && !is_sticky(&owner("ReplicaSet")));

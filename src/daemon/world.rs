@@ -19,7 +19,8 @@ use crate::eni::VSwitch;
 use crate::error::{Context, Error};
 use crate::ip::IpPair;
 use crate::kernel::{self, Kernel};
-use crate::object::{self, Pod, Write};
+use crate::object::{self, Write};
+use crate::peer::Own;
 use crate::plan::Plan;
 use crate::pod::{Attachment, PodName};
 use crate::pool::{Call, CallId};
@@ -78,9 +79,9 @@ impl World {
     pub fn fetch_pod(&self, pod: PodName) {
         let kube = self.kube.clone();
         self.start(move || {
-            let path = object::path::<Pod>(&pod.namespace, &pod.name);
-            let result = match kube.get::<Pod>(&path) {
-                Ok(found) => Ok(Some(found)),
+            let path = object::path::<Own>(&pod.namespace, &pod.name);
+            let result = match kube.get::<Own>(&path) {
+                Ok(found) => Ok(Some(Box::new(found))),
                 Err(e) if e.is_absent() => Ok(None),
                 Err(e) => Err(e),
             };

@@ -175,18 +175,19 @@ impl Client {
 
     /// All objects that are selected.
     pub fn list<T: Object>(&self, select: &Select) -> Result<Vec<T>, Error> {
-        self.pages(select, None, |object: T| object).map(|list| list.0)
+        let path = object::collection::<T>(&select.namespace);
+        self.pages(&path, select, None, |object: T| object).map(|list| list.0)
     }
 
     /// What is kept of the objects, and their resource version, page by page; `version` "0" allows the server to answer from
     /// its cache.
     fn pages<T: Object, K>(
         &self,
+        path: &str,
         select: &Select,
         version: Option<&str>,
         keep: fn(T) -> K,
     ) -> Result<(Vec<K>, String), Error> {
-        let path = object::collection::<T>(&select.namespace);
         let mut kept = Vec::new();
         let mut next = String::new();
         loop {
@@ -228,7 +229,13 @@ impl Client {
 
     /// All changes from now on, the present state first.
     pub fn watch<T: Object>(&self, select: Select) -> Watch<T> {
-        Watch::new(self.fork(), select)
+        self.watch_at(T::API, T::PLURAL, select)
+    }
+
+    /// The same of a kind that is named.
+    pub fn watch_at<T: Object>(&self, api: &str, plural: &str, select: Select) -> Watch<T> {
+        let path = object::collection_at(api, plural, &select.namespace);
+        Watch::new(self.fork(), path, select)
     }
 
     /// The same access over connections of its own, which can be closed alone.

@@ -11,7 +11,7 @@ use ureq::BodyReader;
 use super::page::whole;
 use super::{Client, PageMeta, Select, Status, Verb, too_large, wire};
 use crate::error::{Cause, Context, Error};
-use crate::object::{self, Object};
+use crate::object::Object;
 
 /// A stream that ends sooner than this is an error: without it, a server that hangs up at once would keep us busy.
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -57,8 +57,7 @@ impl Stop {
 }
 
 impl<T: Object> Watch<T> {
-    pub(super) fn new(client: Client, select: Select) -> Watch<T> {
-        let path = object::collection::<T>(&select.namespace);
+    pub(super) fn new(client: Client, path: String, select: Select) -> Watch<T> {
         Watch { client, select, path, seen: None, listed: false, stream: None, keep: |object| object }
     }
 }
@@ -93,7 +92,7 @@ impl<T: Object, K> Watch<T, K> {
 
     fn list(&mut self) -> Result<Change<K>, Error> {
         let version = if self.listed { None } else { Some("0") };
-        let (items, version) = self.client.pages(&self.select, version, self.keep)?;
+        let (items, version) = self.client.pages(&self.path, &self.select, version, self.keep)?;
         if version.is_empty() {
             return Err(Error::malformed("a list without resourceVersion"));
         }

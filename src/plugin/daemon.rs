@@ -61,6 +61,7 @@ fn code(why: Refusal) -> Code {
         | Refusal::CloudDown
         | Refusal::TooSlow
         | Refusal::ApiDown
+        | Refusal::Policies
         | Refusal::Starting => Code::TryAgain,
         Refusal::Quota => Code::Quota,
         Refusal::Forbidden => Code::Forbidden,

@@ -18,7 +18,7 @@ mod table;
 mod why;
 
 #[cfg(test)]
-mod fuzz;
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod oracle;
 #[cfg(test)]
@@ -30,6 +30,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::cluster::Name;
+use crate::heard::Heard;
 use crate::netpol::Document;
 use crate::peer::{Labels, Namespace, Node, Pod, ServiceAccount, namespace_of};
 use crate::rules::{DIRECTIONS, Origin, PodSets, Rules, Write};
@@ -39,7 +40,7 @@ use form::{Kind, Policy, PolicyName, Space};
 use index::{Entity, Key};
 use store::Store;
 
-pub use needs::Need;
+pub use needs::{Need, Scope};
 pub use refusal::{About, Refusal, Refused};
 pub use why::{Side, Why};
 
@@ -49,16 +50,6 @@ pub struct Here {
     pub name: String,
     /// By which the node reaches its own pods.
     pub addresses: BTreeSet<IpAddr>,
-}
-
-/// News of a kind.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Heard<T> {
-    /// There are these and no others.
-    All(Vec<T>),
-    One(T),
-    /// The one of this name is gone.
-    Gone(Name),
 }
 
 /// Kinds that are read as documents.
@@ -244,6 +235,14 @@ impl Model {
         let before = std::mem::replace(&mut self.objects.given, given);
         let names: BTreeSet<Name> = before.keys().chain(self.objects.given.keys()).cloned().collect();
         for name in names.iter().filter(|name| before.get(*name) != self.objects.given.get(*name)) {
+            self.dirty.insert(Key::Pod(name.clone()));
+            self.dirty_locals.insert(name.clone());
+        }
+    }
+
+    /// The same of one pod; none: it has no addresses of ours any more.
+    pub fn give(&mut self, name: &Name, addresses: Option<Box<[IpAddr]>>) {
+        if replace(&mut self.objects.given, name, addresses) {
             self.dirty.insert(Key::Pod(name.clone()));
             self.dirty_locals.insert(name.clone());
         }
@@ -520,15 +519,23 @@ impl Model {
         why::why(self.rules(), (src, pod(src)), (dst, pod(dst)), &crate::rules::Packet { protocol, ports })
     }
 
+    /// The addresses of a pod that is known, sorted.
+    pub fn addresses(&self, name: &str) -> Option<Vec<IpAddr>> {
+        let pod = self.objects.pods.get(name)?;
+        Some(self.objects.addresses(pod).iter().map(|net| net.addr()).collect())
+    }
+
     /// What must be watched for the policies that apply to pods of ours, and no more.
     pub fn needs(&self) -> BTreeSet<Need> {
         let locals: Vec<&Pod> = self.objects.our_pods().collect();
         let policies = self.objects.policies.values();
-        let applies = |policy: &&Policy| {
-            locals.iter().any(|pod| self.objects.pod(&Key::Pod(pod.name.clone()), pod).is_selected(&policy.subject))
+        let applies = |policy: &Policy| {
+            !policy.is_void
+                && locals
+                    .iter()
+                    .any(|pod| self.objects.pod(&Key::Pod(pod.name.clone()), pod).is_selected(&policy.subject))
         };
-        let applying = policies.clone().filter(|policy| !policy.is_void).filter(applies);
-        needs::needs(locals.iter().copied(), policies, applying, &self.objects, self.store.peers())
+        needs::needs(locals.iter().copied(), policies, applies, &self.objects, self.store.peers())
     }
 }
 

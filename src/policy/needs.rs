@@ -38,7 +38,7 @@ const MANY: usize = 16;
 pub fn needs<'a>(
     locals: impl Iterator<Item = &'a Pod>,
     policies: impl Iterator<Item = &'a Policy> + Clone,
-    applying: impl Iterator<Item = &'a Policy>,
+    applies: impl Fn(&Policy) -> bool,
     objects: &Objects,
     peers: impl Iterator<Item = &'a Peer>,
 ) -> BTreeSet<Need> {
@@ -58,8 +58,11 @@ pub fn needs<'a>(
         whos.for_each(|who| of_who(who, objects, &mut all));
     }
     // Where it selects nobody, any pod may be meant.
-    let rules = applying.flat_map(|policy| policy.ingress.iter().chain(&policy.egress)).flatten();
-    if rules.into_iter().any(|rule| rule.peer.who.is_none() && rule.what.peer.names().next().is_some()) {
+    let asks_all = |policy: &&Policy| {
+        let mut rules = policy.ingress.iter().chain(&policy.egress).flatten();
+        rules.any(|rule| rule.peer.who.is_none() && rule.what.peer.names().next().is_some())
+    };
+    if policies.filter(asks_all).any(applies) {
         all.insert(Need::Pods(Scope::default()));
     }
     without_covered(all)

@@ -24,6 +24,7 @@ use std::ops::Bound::{Included, Unbounded};
 use std::sync::Arc;
 
 use crate::cluster::{EndpointSlice, Member, Name, Protocol, Service, Tag, is_unicast};
+use crate::heard::Heard;
 use claims::{Claim, Place, Reach};
 
 pub use endpoints::Backend;
@@ -92,16 +93,6 @@ pub struct Here {
     pub addresses: BTreeSet<Ipv6Addr>,
     /// Where the API server is, if that is known as an address.
     pub api: Option<Ipv6Addr>,
-}
-
-/// News of a kind.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Heard<T> {
-    /// There are these and no others.
-    All(Vec<T>),
-    One(T),
-    /// The one of this name is gone.
-    Gone(Name),
 }
 
 pub struct Model {

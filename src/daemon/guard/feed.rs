@@ -8,9 +8,9 @@ use super::News;
 use crate::cluster::{EndpointSlice, EndpointSliceBeta, Member, Name, Service, services_selector, slices_selector};
 use crate::daemon::news::{End, follow};
 use crate::error::Error;
+use crate::heard::Heard;
 use crate::kube::{Change, Client, Select};
 use crate::object::Object;
-use crate::service::Heard;
 
 /// How long a server that knows no EndpointSlices is left alone.
 const PAUSE: Duration = Duration::from_secs(30);

@@ -21,6 +21,7 @@ use super::node::Input;
 use crate::cluster::{EndpointSlice, Member, Service, mapped};
 use crate::config::Services as Wanted;
 use crate::error::Error;
+use crate::heard::Heard;
 use crate::kernel::bpf::cgroup::Cgroup;
 use crate::kernel::bpf::services::{self, Chosen, Services};
 use crate::kernel::sockets;
@@ -30,7 +31,7 @@ use crate::object::{self, Event, EventType};
 use crate::ours;
 use crate::rpc::Lease;
 use crate::service::table::{Full, Table};
-use crate::service::{About, Heard, Here, Model, Refused};
+use crate::service::{About, Here, Model, Refused};
 
 /// News that wait; watches that have more wait too.
 const NEWS: usize = 1024;

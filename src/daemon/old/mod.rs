@@ -257,6 +257,7 @@ impl Heir<'_> {
             heritage: Some(heritage),
             wiring: Wiring::Shared,
             routes: Vec::new(),
+            seat: None,
         }
     }
 

@@ -1,0 +1,187 @@
+//! One watch on a thread of its own: which objects of which kind, and how what it tells reaches the loop.
+
+use std::sync::mpsc::Sender;
+use std::thread;
+
+use super::News;
+use crate::cluster::Name;
+use crate::daemon::news::{End, follow};
+use crate::heard::Heard;
+use crate::kube::{Change, Client, Select, Stop};
+use crate::netpol::{self, Collection, Document};
+use crate::object::Object;
+use crate::peer::{Namespace, Node, Pod, ServiceAccount};
+use crate::policy::{Need, Scope, Told};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Told(Told),
+    Pods,
+    Namespaces,
+    Accounts,
+    Nodes,
+}
+
+/// What one watch is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Wish {
+    pub kind: Kind,
+    /// Empty: of all namespaces.
+    pub space: Box<str>,
+    /// Empty: whatever its name is.
+    pub name: Box<str>,
+    pub labels: Box<str>,
+}
+
+/// Objects of any kind.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Thing {
+    Document(Document),
+    Pod(Pod),
+    Namespace(Namespace),
+    Account(ServiceAccount),
+    Node(Node),
+}
+
+impl Thing {
+    pub fn name(&self) -> &Name {
+        match self {
+            Thing::Document(one) => &one.name,
+            Thing::Pod(one) => &one.name,
+            Thing::Namespace(one) => &one.0.name,
+            Thing::Account(one) => &one.0.name,
+            Thing::Node(one) => &one.name,
+        }
+    }
+
+    pub fn version(&self) -> &str {
+        match self {
+            Thing::Document(one) => &one.version,
+            Thing::Pod(one) => &one.version,
+            Thing::Namespace(one) => &one.0.version,
+            Thing::Account(one) => &one.0.version,
+            Thing::Node(one) => &one.version,
+        }
+    }
+}
+
+impl Kind {
+    /// Where it is found; the second place is asked where there is no first.
+    fn places(self) -> &'static [Collection] {
+        const PODS: [Collection; 1] = [Collection::of::<Pod>()];
+        const NAMESPACES: [Collection; 1] = [Collection::of::<Namespace>()];
+        const ACCOUNTS: [Collection; 1] = [Collection::of::<ServiceAccount>()];
+        const NODES: [Collection; 1] = [Collection::of::<Node>()];
+        match self {
+            Kind::Told(Told::NetworkPolicy) => &[netpol::NETWORK_POLICIES],
+            Kind::Told(Told::ClusterNetworkPolicy) => &[netpol::CLUSTER_POLICIES],
+            Kind::Told(Told::CalicoNetworkPolicy) => &netpol::CALICO_POLICIES,
+            Kind::Told(Told::CalicoGlobalNetworkPolicy) => &netpol::CALICO_GLOBAL_POLICIES,
+            Kind::Told(Told::NetworkSet) => &netpol::CALICO_SETS,
+            Kind::Told(Told::GlobalNetworkSet) => &netpol::CALICO_GLOBAL_SETS,
+            Kind::Told(Told::HostEndpoint) => &netpol::CALICO_HOST_ENDPOINTS,
+            Kind::Pods => &PODS,
+            Kind::Namespaces => &NAMESPACES,
+            Kind::Accounts => &ACCOUNTS,
+            Kind::Nodes => &NODES,
+        }
+    }
+
+    /// For people.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Kind::Told(Told::CalicoNetworkPolicy) => "network policies of Calico",
+            Kind::Told(Told::NetworkPolicy) => "network policies",
+            kind => kind.places()[0].plural,
+        }
+    }
+}
+
+/// The watches that a need comes to.
+pub fn wishes(need: &Need) -> Vec<Wish> {
+    let told = |told, space: &str| Wish {
+        kind: Kind::Told(told),
+        space: space.into(),
+        name: Box::default(),
+        labels: Box::default(),
+    };
+    let scoped = |kind, Scope { space, labels }: &Scope| Wish {
+        kind,
+        space: space.clone().unwrap_or_default(),
+        name: Box::default(),
+        labels: labels.clone(),
+    };
+    match need {
+        Need::Policies(space) => vec![told(Told::NetworkPolicy, space), told(Told::CalicoNetworkPolicy, space)],
+        Need::GlobalPolicies => vec![
+            told(Told::ClusterNetworkPolicy, ""),
+            told(Told::CalicoGlobalNetworkPolicy, ""),
+            told(Told::HostEndpoint, ""),
+        ],
+        Need::Pods(scope) => vec![scoped(Kind::Pods, scope)],
+        Need::Accounts(scope) => vec![scoped(Kind::Accounts, scope)],
+        Need::Nodes(scope) => vec![scoped(Kind::Nodes, scope)],
+        Need::Namespaces(scope) => {
+            let Wish { kind, space: name, labels, .. } = scoped(Kind::Namespaces, scope);
+            vec![Wish { kind, space: Box::default(), name, labels }]
+        }
+        Need::Sets(Some(space)) => vec![told(Told::NetworkSet, space)],
+        Need::Sets(None) => vec![told(Told::NetworkSet, ""), told(Told::GlobalNetworkSet, "")],
+    }
+}
+
+impl Wish {
+    fn select(&self) -> Select {
+        let fields = if self.name.is_empty() { String::new() } else { format!("metadata.name={}", self.name) };
+        Select { namespace: self.space.to_string(), fields, labels: self.labels.to_string() }
+    }
+
+    /// Begins to fulfil it; how to end that.
+    pub fn begin(&self, by: u32, kube: &Client, to: &Sender<News>) -> Vec<Stop> {
+        match self.kind {
+            Kind::Told(_) => self.follow(by, kube, to, Thing::Document),
+            Kind::Pods => self.follow(by, kube, to, Thing::Pod),
+            Kind::Namespaces => self.follow(by, kube, to, Thing::Namespace),
+            Kind::Accounts => self.follow(by, kube, to, Thing::Account),
+            Kind::Nodes => self.follow(by, kube, to, Thing::Node),
+        }
+    }
+
+    fn follow<T: Object + 'static>(
+        &self,
+        by: u32,
+        kube: &Client,
+        to: &Sender<News>,
+        keep: fn(T) -> Thing,
+    ) -> Vec<Stop> {
+        let watch = |place: &Collection| kube.watch_at::<T>(place.api, place.plural, self.select()).keeping(keep);
+        let watches: Vec<_> = self.kind.places().iter().map(watch).collect();
+        let stops = watches.iter().map(|watch| watch.stopper()).collect();
+        let (kind, to, plural) = (self.kind, to.clone(), self.kind.plural());
+        thread::spawn(move || {
+            for watch in watches {
+                let is_final = |e: &crate::error::Error| {
+                    let is_final = e.is_absent();
+                    if !is_final {
+                        let _ = to.send(News::Trouble { by, why: e.to_string() });
+                    }
+                    is_final
+                };
+                let end = follow(watch, plural, is_final, |change| {
+                    let heard = match change {
+                        Change::Reset(all) => Heard::All(all),
+                        Change::Set(one) => Heard::One(one),
+                        Change::Gone(one) => Heard::Gone(one.name().clone()),
+                        Change::Bookmark => return true,
+                    };
+                    to.send(News::Heard { by, kind, heard }).is_ok()
+                });
+                if end == End::Unheard {
+                    return;
+                }
+            }
+            let _ = to.send(News::Absent { by });
+        });
+        stops
+    }
+}

@@ -1,0 +1,389 @@
+//! The loop that owns the network policies: it hears of the cluster and of the node's pods, works out what each pod may exchange with
+//! whom, and has a renderer hold that in the kernel.
+//!
+//! A thread of its own, as Services have. Nothing is written before all that is needed is known, so that what an earlier life left
+//! counts until then; a pod is admitted once its rules are in the kernel, whatever came meanwhile.
+
+mod feed;
+mod shelf;
+mod told;
+mod watches;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use smol::channel::Sender as Answer;
+
+use super::node::Input;
+use crate::cluster::Name;
+use crate::error::Error;
+use crate::heard::Heard;
+use crate::kube;
+use crate::peer::Pod;
+use crate::policy::{Here, Model};
+use crate::rpc::{Reply, Request};
+use crate::rules::{Placed, Pods, Renderer, Write};
+use feed::{Kind, Thing};
+use shelf::Shelf;
+use watches::Watches;
+
+/// After the kernel has refused something, it is tried again after this long, doubling up to the second figure.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// A change that needs to know more waits no longer than this for it.
+const HOLD: Duration = Duration::from_secs(2);
+/// What is shown of us is not brought up to date more often than this.
+const SHOW: Duration = Duration::from_secs(1);
+const FOREVER: Duration = Duration::from_secs(3600);
+
+/// Who tells of pods beside the watches: the watch of this node's pods, and who was asked for one before that told of it.
+const OWN: u32 = 1;
+const ASKED: u32 = 2;
+
+/// What reaches the loop.
+pub enum News {
+    Heard {
+        by: u32,
+        kind: Kind,
+        heard: Heard<Thing>,
+    },
+    /// The server has no such kind.
+    Absent {
+        by: u32,
+    },
+    Trouble {
+        by: u32,
+        why: String,
+    },
+    /// Pods of this node, by the watch that the node has anyway.
+    Own(Heard<Pod>),
+    /// A pod that was asked for.
+    Asked(Box<Pod>),
+    /// A pod has this seat and these addresses, and waits to be admitted.
+    Placed(Name, Placed),
+    /// A pod has none any more.
+    Left(Name),
+    Ask {
+        request: Request,
+        answer: Answer<Reply>,
+    },
+}
+
+/// A renderer, and why it is this one.
+pub struct Chosen {
+    pub name: &'static str,
+    pub why: String,
+    pub renderer: Box<dyn Renderer>,
+}
+
+/// Finds a renderer, or says why there is none.
+pub type Open = Box<dyn FnMut() -> Result<Chosen, Error> + Send>;
+
+/// What the loop is started with.
+pub struct Start {
+    pub kube: Option<kube::Client>,
+    pub node_name: String,
+    /// By which the node reaches its own pods.
+    pub node: BTreeSet<IpAddr>,
+    pub inputs: Answer<Input>,
+    pub open: Open,
+}
+
+/// The way to tell the loop something.
+pub struct Ear(Sender<News>);
+
+impl Ear {
+    pub fn tell(&self, news: News) {
+        // The loop ends with the process.
+        let _ = self.0.send(news);
+    }
+}
+
+/// Begins to look after the policies.
+pub fn start(start: Start) -> Ear {
+    let (news, arriving) = channel();
+    let to = news.clone();
+    thread::spawn(move || Loop::new(start, to).run(&arriving));
+    Ear(news)
+}
+
+struct Loop {
+    model: Model,
+    watches: Watches,
+    shelf: Shelf,
+    node_name: String,
+    inputs: Answer<Input>,
+    open: Open,
+    chosen: Option<Chosen>,
+    /// The kernel holds what we believe.
+    restored: bool,
+    pods: Pods,
+    /// Pods that wait to be admitted, and seats that wait to be free.
+    waiting: BTreeSet<Name>,
+    leaving: BTreeSet<u16>,
+    /// All pods of this node have been told of once.
+    knows_own: bool,
+    /// What the renderer has not been told yet.
+    held: Vec<Write>,
+    /// Something may have changed, so that other things are needed.
+    doubtful: bool,
+    /// When what is held is written though more should be known.
+    hold: Option<Instant>,
+    complaint: Option<String>,
+    retry: Option<Instant>,
+    pause: Duration,
+    show: Option<Instant>,
+    writes: u64,
+}
+
+impl Loop {
+    fn new(start: Start, news: Sender<News>) -> Loop {
+        let here = Here { name: start.node_name.clone(), addresses: start.node };
+        Loop {
+            model: Model::new(here),
+            watches: Watches::new(start.kube, news, ASKED),
+            shelf: Shelf::default(),
+            node_name: start.node_name,
+            inputs: start.inputs,
+            open: start.open,
+            chosen: None,
+            restored: false,
+            pods: Pods::new(),
+            waiting: BTreeSet::new(),
+            leaving: BTreeSet::new(),
+            knows_own: false,
+            held: Vec::new(),
+            doubtful: true,
+            hold: None,
+            complaint: None,
+            retry: None,
+            pause: RETRY.0,
+            show: Some(Instant::now()),
+            writes: 0,
+        }
+    }
+
+    fn run(mut self, arriving: &Receiver<News>) {
+        loop {
+            let due = [self.retry, self.show, self.hold, self.watches.due()].into_iter().flatten().min();
+            match arriving.recv_timeout(due.map_or(FOREVER, |at| at.saturating_duration_since(Instant::now()))) {
+                Ok(news) => self.hear(news, Instant::now()),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            // What came meanwhile is one change.
+            arriving.try_iter().for_each(|news| self.hear(news, Instant::now()));
+            self.turn(Instant::now());
+            if self.show.is_some_and(|at| at <= Instant::now()) {
+                self.show = None;
+                let _ = self.inputs.send_blocking(Input::Policies(self.shown()));
+            }
+        }
+    }
+
+    // What is heard
+
+    fn hear(&mut self, news: News, now: Instant) {
+        match news {
+            News::Heard { by, kind, heard } => {
+                if matches!(heard, Heard::All(_)) && !self.watches.answered(by, kind) {
+                    return;
+                }
+                self.take(by, kind, heard);
+            }
+            News::Absent { by } => {
+                if let Some((kind, over)) = self.watches.absent(by, now) {
+                    over.into_iter().for_each(|by| self.forget(by, kind));
+                }
+            }
+            News::Trouble { by, why } => self.watches.trouble(by, why),
+            News::Own(heard) => {
+                self.knows_own |= matches!(heard, Heard::All(_));
+                let heard = match heard {
+                    Heard::All(all) => Heard::All(all.into_iter().map(Thing::Pod).collect()),
+                    Heard::One(one) => Heard::One(Thing::Pod(one)),
+                    Heard::Gone(name) => Heard::Gone(name),
+                };
+                self.doubtful = true;
+                self.take(OWN, Kind::Pods, heard);
+            }
+            News::Asked(pod) => {
+                self.doubtful = true;
+                self.take(ASKED, Kind::Pods, Heard::One(Thing::Pod(*pod)));
+            }
+            News::Placed(name, placed) => self.place(name, placed),
+            News::Left(name) => self.leave(&name),
+            // Of what is known by now, the rest of the queue may follow.
+            News::Ask { request, answer } => drop(answer.try_send(self.answer(request))),
+        }
+        self.show.get_or_insert(now + SHOW);
+    }
+
+    fn take(&mut self, by: u32, kind: Kind, heard: Heard<Thing>) {
+        self.shelf.take(by, kind, heard).into_iter().for_each(|heard| self.know(kind, heard));
+    }
+
+    fn forget(&mut self, by: u32, kind: Kind) {
+        self.shelf.forget(by, kind).into_iter().for_each(|heard| self.know(kind, heard));
+    }
+
+    fn know(&mut self, kind: Kind, heard: Heard<Thing>) {
+        // Pods elsewhere come and go all the time, and ask for nothing.
+        self.doubtful |= !matches!(kind, Kind::Pods | Kind::Nodes);
+        match kind {
+            Kind::Told(told) => {
+                self.model.hear(told, of(heard, |t| if let Thing::Document(d) = t { Some(d) } else { None }))
+            }
+            Kind::Pods => self.model.hear_pods(of(heard, |t| if let Thing::Pod(p) = t { Some(p) } else { None })),
+            Kind::Namespaces => {
+                self.model.hear_namespaces(of(heard, |t| if let Thing::Namespace(n) = t { Some(n) } else { None }));
+            }
+            Kind::Accounts => {
+                self.model.hear_accounts(of(heard, |t| if let Thing::Account(a) = t { Some(a) } else { None }));
+            }
+            Kind::Nodes => self.model.hear_nodes(of(heard, |t| if let Thing::Node(n) = t { Some(n) } else { None })),
+        }
+    }
+
+    fn place(&mut self, name: Name, placed: Placed) {
+        self.waiting.insert(name.clone());
+        if self.pods.get(&name) == Some(&placed) {
+            return;
+        }
+        self.model.give(&name, Some(placed.ip.iter().collect()));
+        self.leaving.remove(&placed.seat);
+        self.pods.insert(name.clone(), placed);
+        // What renderers know of a pod they look up anew.
+        self.held.push(Write::Pod(name.clone(), self.model.rules().pods.get(&name).copied()));
+    }
+
+    fn leave(&mut self, name: &Name) {
+        self.waiting.remove(name);
+        let Some(placed) = self.pods.remove(name) else { return };
+        self.leaving.insert(placed.seat);
+        self.model.give(name, None);
+        self.take(ASKED, Kind::Pods, Heard::Gone(name.clone()));
+        self.held.push(Write::Pod(name.clone(), self.model.rules().pods.get(name).copied()));
+    }
+
+    // What is done
+
+    fn turn(&mut self, now: Instant) {
+        for (kind, by) in self.watches.tend(now) {
+            self.forget(by, kind);
+        }
+        let changes = self.model.changes();
+        // What restores writes all there is.
+        if self.restored {
+            self.held.extend(changes.writes);
+        } else {
+            self.held.clear();
+        }
+        changes.refused.iter().for_each(|refused| self.tell_refused(refused));
+        if std::mem::take(&mut self.doubtful) {
+            self.watches.want(&self.model.needs(), now);
+        }
+        let is_complete = self.is_complete();
+        let is_due = match (is_complete, self.restored) {
+            (true, _) => true,
+            (false, true) if !self.held.is_empty() => *self.hold.get_or_insert(now + HOLD) <= now,
+            (false, _) => false,
+        };
+        if is_due && self.retry.is_none_or(|at| at <= now) {
+            self.hold = None;
+            self.retry = None;
+            self.act();
+        }
+        if is_complete && (!self.waiting.is_empty() || !self.leaving.is_empty()) {
+            self.admit();
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.knows_own && self.watches.is_complete()
+    }
+
+    /// Has the kernel hold what is wanted.
+    fn act(&mut self) {
+        if self.restored && self.held.is_empty() {
+            return;
+        }
+        let begun = Instant::now();
+        let count = self.held.len();
+        match self.write() {
+            Ok(()) => {
+                self.writes += count as u64;
+                if self.complaint.take().is_some() {
+                    log::info!("network policies are enforced again");
+                }
+                self.pause = RETRY.0;
+                log::debug!("{count} writes of policies in {} us", begun.elapsed().as_micros());
+            }
+            Err(e) => {
+                self.restored = false;
+                self.show = Some(Instant::now());
+                self.retry = Some(Instant::now() + self.pause);
+                self.complain(&e);
+                self.pause = (self.pause * 2).min(RETRY.1);
+            }
+        }
+    }
+
+    fn write(&mut self) -> Result<(), Error> {
+        let held = std::mem::take(&mut self.held);
+        if self.chosen.is_none() {
+            let chosen = (self.open)()?;
+            self.tell_choice(&chosen);
+            self.chosen = Some(chosen);
+        }
+        let Some(Chosen { renderer, .. }) = &mut self.chosen else { return Ok(()) };
+        let (rules, pods) = (self.model.rules(), &self.pods);
+        match std::mem::replace(&mut self.restored, true) {
+            true => renderer.apply(&held, rules, pods),
+            false => renderer.restore(rules, pods),
+        }
+    }
+
+    /// Tells the node's loop whose rules are in the kernel, or why not, and whose are there no more.
+    fn admit(&mut self) {
+        let result = match &self.complaint {
+            Some(why) => Err(format!("network policies cannot be enforced: {why}")),
+            None if self.restored => Ok(()),
+            None => return,
+        };
+        let known = &self.model.rules().pods;
+        let is_due = |name: &Name| result.is_err() || known.contains_key(name);
+        let pods: Vec<Name> = self.waiting.extract_if(.., |name| is_due(name)).collect();
+        let seats = if result.is_ok() { std::mem::take(&mut self.leaving) } else { BTreeSet::new() };
+        if !pods.is_empty() || !seats.is_empty() {
+            let _ = self.inputs.send_blocking(Input::Admitted { pods, seats, result });
+        }
+    }
+
+    /// What keeps pods from being admitted.
+    fn lack(&self) -> Option<String> {
+        if !self.knows_own {
+            return Some("the pods of this node have not been heard of from the API server".into());
+        }
+        self.watches.lack().or_else(|| self.complaint.clone())
+    }
+}
+
+fn of<T>(heard: Heard<Thing>, pick: fn(Thing) -> Option<T>) -> Heard<T> {
+    match heard {
+        Heard::All(all) => Heard::All(all.into_iter().filter_map(pick).collect()),
+        Heard::One(one) => pick(one).map_or(Heard::All(Vec::new()), Heard::One),
+        Heard::Gone(name) => Heard::Gone(name),
+    }
+}
+
+/// As the model calls a pod.
+pub fn name_of(pod: &crate::pod::PodName) -> Name {
+    Arc::from(format!("{}/{}", pod.namespace, pod.name))
+}

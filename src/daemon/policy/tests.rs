@@ -1,0 +1,355 @@
+//! The loop with a renderer that writes down what it is asked, and an API server that is ourselves.
+
+use std::sync::Mutex;
+
+use serde_json::{Value, json};
+use smol::channel::{Receiver as Told, unbounded};
+
+use super::*;
+use crate::error::Error;
+use crate::ip::IpPair;
+use crate::netpol::Document;
+use crate::peer::Namespace;
+use crate::rules::Rules;
+
+/// What the kernel would hold, and what it was asked.
+#[derive(Default)]
+struct Book {
+    rules: Rules,
+    pods: Pods,
+    asked: Vec<&'static str>,
+    broken: Option<&'static str>,
+}
+
+struct Recorder(Arc<Mutex<Book>>);
+
+impl Renderer for Recorder {
+    fn restore(&mut self, rules: &Rules, pods: &Pods) -> Result<(), Error> {
+        let mut book = self.0.lock().unwrap();
+        book.asked.push("restore");
+        (book.rules, book.pods) = (rules.clone(), pods.clone());
+        book.broken.map_or(Ok(()), |why| Err(Error::refused(why)))
+    }
+
+    fn apply(&mut self, writes: &[Write], after: &Rules, pods: &Pods) -> Result<(), Error> {
+        let mut book = self.0.lock().unwrap();
+        book.asked.push("apply");
+        writes.iter().for_each(|write| book.rules.apply(write));
+        assert_eq!(book.rules, *after, "the changes lead to what holds then");
+        book.pods = pods.clone();
+        book.broken.map_or(Ok(()), |why| Err(Error::refused(why)))
+    }
+}
+
+struct Bench {
+    it: Loop,
+    book: Arc<Mutex<Book>>,
+    told: Told<Input>,
+    now: Instant,
+    _news: Receiver<News>,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let book = Arc::<Mutex<Book>>::default();
+        let (inputs, told) = unbounded();
+        let (news, arriving) = channel();
+        let kernel = book.clone();
+        let open = move || {
+            let renderer = Box::new(Recorder(kernel.clone()));
+            Ok(Chosen { name: "a recorder", why: "a test".into(), renderer })
+        };
+        let node = BTreeSet::from(["192.168.0.1".parse().unwrap()]);
+        let start = Start { kube: None, node_name: "n1".into(), node, inputs, open: Box::new(open) };
+        Bench { it: Loop::new(start, news), book, told, now: Instant::now(), _news: arriving }
+    }
+
+    fn turn(&mut self) {
+        self.it.turn(self.now);
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.turn();
+    }
+
+    fn hear(&mut self, news: News) {
+        self.it.hear(news, self.now);
+        self.turn();
+    }
+
+    fn own(&mut self, pods: &[Value]) {
+        self.hear(News::Own(Heard::All(pods.iter().map(|pod| serde_json::from_value(pod.clone()).unwrap()).collect())));
+    }
+
+    /// What is needed and has not been told of, by its words.
+    fn lacks(&self) -> Vec<String> {
+        self.it.watches.show().filter(|(_, answered)| !answered).map(|(what, _)| what).collect()
+    }
+
+    /// Answers the watch that these words are the words of.
+    fn answer(&mut self, what: &str, things: Vec<Thing>) {
+        let (wish, by) = self.it.watches.find(what);
+        self.hear(News::Heard { by, kind: wish.kind, heard: Heard::All(things) });
+    }
+
+    fn answer_all(&mut self) {
+        while let Some(what) = self.lacks().first().cloned() {
+            let things = match what.strip_prefix("namespaces named ") {
+                Some(name) => vec![namespace(name)],
+                None => Vec::new(),
+            };
+            self.answer(&what, things);
+        }
+    }
+
+    fn place(&mut self, name: &str, seat: u16) {
+        let ip = IpPair::v4(format!("10.0.0.{seat}").parse().unwrap());
+        self.hear(News::Placed(name.into(), Placed { seat, ip }));
+    }
+
+    /// What the node's loop was told of pods and seats since the last time.
+    fn admitted(&mut self) -> Vec<String> {
+        let mut all = Vec::new();
+        while let Ok(input) = self.told.try_recv() {
+            if let Input::Admitted { pods, seats, result } = input {
+                all.extend(pods.iter().map(|pod| match &result {
+                    Ok(()) => pod.to_string(),
+                    Err(why) => format!("{pod}: {why}"),
+                }));
+                all.extend(seats.iter().map(|seat| format!("seat {seat}")));
+            }
+        }
+        all
+    }
+
+    fn events(&mut self) -> Vec<String> {
+        let mut all = Vec::new();
+        while let Ok(input) = self.told.try_recv() {
+            if let Input::Tell(event) = input {
+                all.push(
+                    event.create().path().to_owned()
+                        + " "
+                        + &serde_json::to_value(&*event).unwrap()["message"].to_string(),
+                );
+            }
+        }
+        all
+    }
+
+    fn asked(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.book.lock().unwrap().asked)
+    }
+
+    fn allows(&self, pod: &str, from: &str) -> bool {
+        let packet = crate::rules::Packet { protocol: 6, ports: Some((40_000, 80)) };
+        let book = self.book.lock().unwrap();
+        let answer = book.rules.answer(pod, crate::rules::Direction::Ingress, from.parse().unwrap(), &packet);
+        answer.expect("a pod of ours").allow
+    }
+}
+
+fn pod(namespace: &str, name: &str, version: u32, app: &str) -> Value {
+    json!({
+        "metadata": {"namespace": namespace, "name": name, "resourceVersion": version.to_string(), "labels": {"app": app}},
+        "spec": {"nodeName": "n1"},
+    })
+}
+
+fn namespace(name: &str) -> Thing {
+    let meta = json!({"name": name, "resourceVersion": "1", "labels": {"kubernetes.io/metadata.name": name}});
+    Thing::Namespace(serde_json::from_value::<Namespace>(json!({"metadata": meta})).unwrap())
+}
+
+fn allow_from(name: &str, from: Value) -> Thing {
+    let spec = json!({"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [from]}]});
+    let body = json!({"metadata": {"namespace": "shop", "name": name, "resourceVersion": "5"}, "spec": spec});
+    Thing::Document(serde_json::from_value::<Document>(body).unwrap())
+}
+
+fn remote(name: &str, app: &str, ip: &str) -> Thing {
+    let meta = json!({"namespace": "shop", "name": name, "resourceVersion": "7", "labels": {"app": app}});
+    let pod = json!({"metadata": meta, "spec": {"nodeName": "n2"}, "status": {"podIP": ip}});
+    Thing::Pod(serde_json::from_value(pod).unwrap())
+}
+
+#[test]
+fn nothing_is_written_and_nobody_admitted_before_all_that_is_needed_is_known() {
+    let mut bench = Bench::new();
+    bench.place("shop/web", 1);
+    bench.answer_all();
+    assert!(bench.it.lack().unwrap().contains("the pods of this node"), "{:?}", bench.it.lack());
+    bench.own(&[pod("shop", "web", 1, "web")]);
+    let lacks =
+        ["network policies of namespace shop", "network policies of Calico of namespace shop", "namespaces named shop"];
+    assert_eq!(bench.lacks(), lacks);
+    assert_eq!(
+        bench.it.lack().unwrap(),
+        "network policies of namespace shop have not been heard of from the API server"
+    );
+    // A policy that is told of first asks for more, and that is waited for as well.
+    bench.answer(lacks[0], vec![allow_from("db", json!({"podSelector": {"matchLabels": {"app": "db"}}}))]);
+    bench.answer(lacks[1], Vec::new());
+    bench.answer(lacks[2], vec![namespace("shop")]);
+    assert_eq!(bench.lacks(), ["pods of namespace shop with app=db"]);
+    bench.pass(HOLD * 2);
+    assert_eq!((bench.asked().len(), bench.admitted().len()), (0, 0));
+    bench.answer("pods of namespace shop with app=db", vec![remote("db-0", "db", "10.0.9.9")]);
+    assert_eq!((bench.asked(), bench.admitted()), (vec!["restore"], vec!["shop/web".into()]));
+    assert!(bench.allows("shop/web", "10.0.9.9") && !bench.allows("shop/web", "10.0.9.8"));
+    assert_eq!(bench.it.lack(), None);
+}
+
+#[test]
+fn a_pod_is_admitted_once_its_rules_are_there_and_its_seat_is_free_once_they_are_gone() {
+    let mut bench = Bench::new();
+    bench.own(&[pod("shop", "web", 1, "web")]);
+    bench.answer_all();
+    assert_eq!(bench.asked(), ["restore"]);
+    bench.place("shop/web", 1);
+    assert_eq!((bench.asked(), bench.admitted()), (vec!["apply"], vec!["shop/web".into()]));
+    assert_eq!(bench.book.lock().unwrap().pods["shop/web"].seat, 1);
+    // The same again is answered from what is there.
+    bench.place("shop/web", 1);
+    assert_eq!((bench.asked().len(), bench.admitted()), (0, vec!["shop/web".into()]));
+    // One that nobody has told of waits until somebody does.
+    bench.place("shop/new", 2);
+    assert_eq!(bench.admitted(), [""; 0]);
+    bench.asked();
+    bench.hear(News::Asked(Box::new(serde_json::from_value(pod("shop", "new", 3, "web")).unwrap())));
+    assert_eq!((bench.asked(), bench.admitted()), (vec!["apply"], vec!["shop/new".into()]));
+    // The watch's list is older, and does not take it away.
+    bench.own(&[pod("shop", "web", 1, "web")]);
+    assert!(bench.it.model.rules().pods.contains_key("shop/new"));
+    bench.hear(News::Left("shop/new".into()));
+    assert_eq!(bench.admitted(), ["seat 2"]);
+    assert!(!bench.book.lock().unwrap().pods.contains_key("shop/new"));
+    assert!(!bench.it.model.rules().pods.contains_key("shop/new"));
+}
+
+#[test]
+fn a_change_that_needs_more_waits_for_it_but_not_for_ever() {
+    let mut bench = Bench::new();
+    bench.own(&[pod("shop", "web", 1, "web")]);
+    bench.place("shop/web", 1);
+    bench.answer_all();
+    bench.asked();
+    bench.admitted();
+    let policy = |name| allow_from(name, json!({"podSelector": {"matchLabels": {"app": name}}}));
+    bench.answer("network policies of namespace shop", vec![policy("db")]);
+    assert_eq!((bench.asked().len(), bench.allows("shop/web", "10.0.9.9")), (0, true));
+    bench.answer("pods of namespace shop with app=db", vec![remote("db-0", "db", "10.0.9.9")]);
+    assert_eq!((bench.asked(), bench.allows("shop/web", "10.0.9.8")), (vec!["apply"], false));
+    // A server that does not answer keeps no policy away.
+    bench.answer("network policies of namespace shop", vec![policy("x")]);
+    bench.pass(HOLD - Duration::from_millis(1));
+    assert_eq!((bench.asked().len(), bench.allows("shop/web", "10.0.9.9")), (0, true));
+    bench.pass(Duration::from_millis(1));
+    assert_eq!((bench.asked(), bench.allows("shop/web", "10.0.9.9")), (vec!["apply"], false));
+    // And pods that come wait on.
+    bench.own(&[pod("shop", "web", 1, "web"), pod("shop", "new", 9, "web")]);
+    bench.place("shop/new", 2);
+    assert_eq!(bench.admitted(), [""; 0]);
+    bench.answer("pods of namespace shop with app=x", Vec::new());
+    assert_eq!(bench.admitted(), ["shop/new"]);
+}
+
+#[test]
+fn a_watch_ends_some_time_after_nobody_needs_it() {
+    let mut bench = Bench::new();
+    bench.own(&[pod("shop", "web", 1, "web")]);
+    bench.answer_all();
+    bench.answer(
+        "network policies of namespace shop",
+        vec![allow_from("db", json!({"podSelector": {"matchLabels": {"app": "db"}}}))],
+    );
+    bench.answer("pods of namespace shop with app=db", vec![remote("db-0", "db", "10.0.9.9")]);
+    // Another policy asks for all pods: what has been told of stays until they have been.
+    bench.answer("network policies of namespace shop", vec![allow_from("db", json!({"podSelector": {}}))]);
+    bench.pass(Duration::from_secs(60));
+    assert!(bench.allows("shop/web", "10.0.9.9"));
+    bench.answer("pods of namespace shop", vec![remote("db-0", "db", "10.0.9.9")]);
+    bench.pass(Duration::from_secs(60));
+    assert!(bench.allows("shop/web", "10.0.9.9"));
+    let open = |bench: &Bench| bench.it.watches.show().map(|(what, _)| what).collect::<Vec<_>>();
+    assert!(!open(&bench).contains(&"pods of namespace shop with app=db".to_owned()), "{:?}", open(&bench));
+    let before = bench.it.watches.begun();
+    bench.answer("network policies of namespace shop", Vec::new());
+    bench.pass(Duration::from_secs(1));
+    bench.answer("network policies of namespace shop", vec![allow_from("db", json!({"podSelector": {}}))]);
+    bench.pass(Duration::from_secs(60));
+    assert_eq!(bench.it.watches.begun(), before, "who is needed again soon has never gone");
+    bench.own(&[]);
+    bench.pass(Duration::from_secs(60));
+    assert_eq!(open(&bench).len(), 3, "{:?}", open(&bench));
+}
+
+#[test]
+fn kinds_that_the_server_does_not_have_are_empty_and_looked_for_again() {
+    let mut bench = Bench::new();
+    bench.own(&[pod("shop", "web", 1, "web"), pod("bank", "web", 1, "web")]);
+    let calico = |space: &str| format!("network policies of Calico of namespace {space}");
+    let (_, by) = bench.it.watches.find(&calico("shop"));
+    bench.hear(News::Absent { by });
+    bench.answer_all();
+    assert_eq!(bench.asked(), ["restore"]);
+    let open = |bench: &Bench| bench.it.watches.show().filter(|(what, _)| what.contains("Calico of namespace")).count();
+    assert_eq!(open(&bench), 0);
+    bench.pass(Duration::from_secs(11));
+    assert_eq!((open(&bench), bench.it.lack()), (1, None), "one looks, and nobody waits for it");
+    let (_, by) = bench.it.watches.find(&calico("bank"));
+    bench.hear(News::Absent { by });
+    bench.pass(Duration::from_secs(11));
+    assert_eq!(open(&bench), 0, "less often each time");
+    bench.pass(Duration::from_secs(10));
+    bench.answer(&calico("bank"), Vec::new());
+    assert_eq!(bench.lacks(), [calico("shop")]);
+}
+
+#[test]
+fn what_the_kernel_refuses_refuses_pods_and_is_tried_again() {
+    let mut bench = Bench::new();
+    bench.own(&[pod("shop", "web", 1, "web")]);
+    bench.answer_all();
+    bench.asked();
+    bench.events();
+    bench.book.lock().unwrap().broken = Some("the map of prefixes is full");
+    bench.place("shop/web", 1);
+    assert_eq!(bench.admitted(), ["shop/web: network policies cannot be enforced: the map of prefixes is full"]);
+    bench.place("shop/web", 1);
+    let said = bench.events();
+    assert_eq!(said.len(), 0, "it was told with the first, which `admitted` has read: {said:?}");
+    assert_eq!(bench.asked(), ["apply"]);
+    bench.it.retry = Some(bench.now);
+    bench.turn();
+    assert_eq!((bench.asked(), bench.events().len()), (vec!["restore"], 0), "told once");
+    bench.book.lock().unwrap().broken = None;
+    bench.it.retry = Some(bench.now);
+    bench.place("shop/web", 1);
+    assert_eq!((bench.asked(), bench.admitted()), (vec!["restore"], vec!["shop/web".into()]));
+}
+
+#[test]
+fn what_is_wrong_with_a_policy_is_told_with_it_once() {
+    let mut bench = Bench::new();
+    bench.own(&[pod("shop", "web", 1, "web")]);
+    bench.answer_all();
+    bench.events();
+    let wrong = || {
+        let body =
+            json!({"metadata": {"namespace": "shop", "name": "p", "resourceVersion": "5"}, "spec": {"podSelector": 5}});
+        vec![Thing::Document(serde_json::from_value::<Document>(body).unwrap())]
+    };
+    bench.answer("network policies of namespace shop", wrong());
+    let said = bench.events();
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(
+        said[0].starts_with("/api/v1/namespaces/shop/events")
+            && said[0].contains("networkpolicy shop/p: spec.podSelector"),
+        "{said:?}"
+    );
+    bench.answer("network policies of namespace shop", wrong());
+    assert_eq!(bench.events().len(), 0);
+    // Whom it selects is closed.
+    assert!(!bench.allows("shop/web", "10.0.9.9"));
+}

@@ -1,0 +1,185 @@
+//! Watches by need: each begins when the policies come to need it, and ends when they have not needed it for a while.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use super::News;
+use super::feed::{Kind, Wish, wishes};
+use crate::kube::{Client, Stop};
+use crate::policy::{Need, Told};
+
+/// A watch that nobody needs lives on for so long: who needs it again must not list anew.
+const LINGER: Duration = Duration::from_secs(5);
+/// A kind that the server does not have is looked for again after this long, doubling up to the second figure.
+const ABSENT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(240));
+
+pub struct Watches {
+    kube: Option<Client>,
+    news: Sender<News>,
+    open: BTreeMap<Wish, Open>,
+    /// Kinds that the server does not have.
+    absent: BTreeMap<Kind, Absent>,
+    wanted: BTreeSet<Wish>,
+    last: u32,
+    /// How many were begun in all.
+    begun: u64,
+}
+
+struct Open {
+    by: u32,
+    stops: Vec<Stop>,
+    answered: bool,
+    trouble: Option<String>,
+    unneeded_since: Option<Instant>,
+}
+
+struct Absent {
+    again: Instant,
+    pause: Duration,
+}
+
+impl Watches {
+    /// Without a client nothing is asked: what there is comes by itself.
+    pub fn new(kube: Option<Client>, news: Sender<News>, last: u32) -> Watches {
+        let (open, absent, wanted) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        Watches { kube, news, open, absent, wanted, last, begun: 0 }
+    }
+
+    /// From now on these are needed.
+    pub fn want(&mut self, needs: &BTreeSet<Need>, now: Instant) {
+        self.wanted = needs.iter().flat_map(wishes).collect();
+        for wish in self.wanted.clone() {
+            match self.open.get_mut(&wish) {
+                Some(open) => open.unneeded_since = None,
+                None if self.absent.contains_key(&wish.kind) => {}
+                None => self.begin(wish),
+            }
+        }
+        for (_, open) in self.open.iter_mut().filter(|(wish, _)| !self.wanted.contains(*wish)) {
+            open.unneeded_since.get_or_insert(now);
+        }
+    }
+
+    fn begin(&mut self, wish: Wish) {
+        self.last += 1;
+        self.begun += 1;
+        let by = self.last;
+        log::debug!("policies need {wish}");
+        let stops = self.kube.as_ref().map(|kube| wish.begin(by, kube, &self.news)).unwrap_or_default();
+        self.open.insert(wish, Open { by, stops, answered: false, trouble: None, unneeded_since: None });
+    }
+
+    /// Whether the watch is one of those that are open; it has told what there is.
+    pub fn answered(&mut self, by: u32, kind: Kind) -> bool {
+        let Some((_, open)) = self.open.iter_mut().find(|(_, open)| open.by == by) else { return false };
+        (open.answered, open.trouble) = (true, None);
+        if self.absent.remove(&kind).is_some() {
+            log::info!("the API server has {} by now", kind.plural());
+            let others = self.wanted.iter().filter(|wish| wish.kind == kind && !self.open.contains_key(*wish));
+            others.cloned().collect::<Vec<_>>().into_iter().for_each(|wish| self.begin(wish));
+        }
+        true
+    }
+
+    pub fn trouble(&mut self, by: u32, why: String) {
+        if let Some(open) = self.open.values_mut().find(|open| open.by == by) {
+            open.trouble = Some(why);
+        }
+    }
+
+    /// The server has no such kind; which one, and all watches of it, which are over.
+    pub fn absent(&mut self, by: u32, now: Instant) -> Option<(Kind, Vec<u32>)> {
+        let kind = self.open.iter().find(|(_, open)| open.by == by)?.0.kind;
+        let pause = self.absent.get(&kind).map_or(ABSENT.0, |absent| (absent.pause * 2).min(ABSENT.1));
+        self.absent.insert(kind, Absent { again: now + pause, pause });
+        let over: Vec<(Wish, Open)> = self.open.extract_if(.., |wish, _| wish.kind == kind).collect();
+        Some((kind, over.into_iter().map(|(_, open)| open.end()).collect()))
+    }
+
+    /// Looks for absent kinds again, by one watch each; ends what has not been needed for long, and names it.
+    pub fn tend(&mut self, now: Instant) -> Vec<(Kind, u32)> {
+        let due = self.absent.iter().filter(|(_, absent)| absent.again <= now).map(|(kind, _)| *kind);
+        for kind in due.collect::<Vec<_>>() {
+            let is_sought = self.open.keys().any(|wish| wish.kind == kind);
+            let scout = self.wanted.iter().find(|wish| wish.kind == kind && !is_sought).cloned();
+            if let Some(absent) = self.absent.get_mut(&kind) {
+                absent.again = now + absent.pause;
+            }
+            scout.into_iter().for_each(|wish| self.begin(wish));
+        }
+        // What replaces them is to be known first.
+        if !self.is_complete() {
+            return Vec::new();
+        }
+        let is_over = |open: &Open| open.unneeded_since.is_some_and(|since| since + LINGER <= now);
+        let over: Vec<(Wish, Open)> = self.open.extract_if(.., |_, open| is_over(open)).collect();
+        over.into_iter().map(|(wish, open)| (wish.kind, open.end())).collect()
+    }
+
+    pub fn due(&self) -> Option<Instant> {
+        let absent = self.absent.values().map(|absent| absent.again);
+        let complete = self.is_complete();
+        let over = self.open.values().filter(|_| complete).filter_map(|open| Some(open.unneeded_since? + LINGER));
+        absent.chain(over).min()
+    }
+
+    /// All that is needed has been told of.
+    pub fn is_complete(&self) -> bool {
+        self.lacks().next().is_none()
+    }
+
+    fn lacks(&self) -> impl Iterator<Item = (&Wish, &Open)> {
+        let unanswered = |(wish, open): &(&Wish, &Open)| {
+            // While a kind that was absent is looked for again, it counts as absent.
+            !open.answered && !self.absent.contains_key(&wish.kind) && self.wanted.contains(*wish)
+        };
+        self.open.iter().filter(unanswered)
+    }
+
+    /// What has not been told of, in words.
+    pub fn lack(&self) -> Option<String> {
+        let (wish, open) = self.lacks().next()?;
+        let why = open.trouble.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        Some(format!("{wish} have not been heard of from the API server{why}"))
+    }
+
+    /// Each with whether it has told what there is.
+    pub fn show(&self) -> impl Iterator<Item = (String, bool)> {
+        self.open.iter().map(|(wish, open)| (wish.to_string(), open.answered))
+    }
+
+    pub fn begun(&self) -> u64 {
+        self.begun
+    }
+}
+
+#[cfg(test)]
+impl Watches {
+    pub fn find(&self, what: &str) -> (Wish, u32) {
+        let found = self.open.iter().find(|(wish, _)| wish.to_string() == what);
+        found.map(|(wish, open)| (wish.clone(), open.by)).unwrap_or_else(|| panic!("nobody asks for {what}"))
+    }
+}
+
+impl Open {
+    fn end(self) -> u32 {
+        self.stops.iter().for_each(Stop::stop);
+        self.by
+    }
+}
+
+impl std::fmt::Display for Wish {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.kind.plural())?;
+        if let Kind::Told(Told::CalicoGlobalNetworkPolicy | Told::GlobalNetworkSet | Told::HostEndpoint) = self.kind {
+            f.write_str(" of Calico")?;
+        }
+        for (before, what) in [(" of namespace ", &self.space), (" named ", &self.name), (" with ", &self.labels)] {
+            if !what.is_empty() {
+                write!(f, "{before}{what}")?;
+            }
+        }
+        Ok(())
+    }
+}
