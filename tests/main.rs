@@ -12,6 +12,7 @@ mod ipvlan;
 mod kernel;
 mod kube;
 mod node;
+mod package;
 mod plugin;
 mod policy;
 mod runtime;
