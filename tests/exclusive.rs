@@ -97,7 +97,8 @@ impl World {
         let eni = self.plug(n);
         let home = self.node.ifname(&eni.mac.to_string()).unwrap();
         let services = NetPair { v6: Some(SERVICES_V6.parse().unwrap()), ..NetPair::v4(SERVICES.parse().unwrap()) };
-        let wiring = Wiring::Whole(Whole { home, services, answers: self.answers, shaper: Shaper::Ifb });
+        let (answers, shaper) = (self.answers, Shaper::Ifb);
+        let wiring = Wiring::Whole(Whole { home, services, answers, shaper, host_stack: Vec::new(), alone: false });
         self.pod(name, n, eni, wiring)
     }
 
@@ -387,7 +388,9 @@ fn a_veth_made_ahead_of_the_lease_becomes_the_second_link() {
 fn without_a_second_link_the_pod_has_the_vpc_and_no_node() {
     let world = World::new();
     let mut x = world.guest("x", 5);
-    x.plan = datapath::pod(&Setup { host_peer: false, ..Setup::new(&x.lease, MTU) });
+    let Wiring::Whole(whole) = &mut x.lease.wiring else { unreachable!("it is made so") };
+    whole.alone = true;
+    x.plan = datapath::pod(&Setup::new(&x.lease, MTU));
     let veth = datapath::veth(&x.lease.pod, &x.lease.sandbox.attachment, MTU);
     x.kernel(|kernel| {
         kernel.begin(&veth);
