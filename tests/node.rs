@@ -11,6 +11,7 @@ mod own_node;
 mod pool;
 mod ports;
 mod repair;
+mod rights;
 mod semantics;
 mod socket;
 mod stacks;
