@@ -39,12 +39,9 @@ impl Installed {
         Installed { machine, cluster }
     }
 
-    fn dpkg(&self, words: &str, release: usize) {
+    fn install(&self, release: usize) {
         let deb = releases()[release - 1].deb.file_name().expect("a file").to_string_lossy();
-        self.machine.sh(&format!(
-            "dpkg {words} {}",
-            words.starts_with("-i").then(|| format!("/packages/{deb}")).unwrap_or_default()
-        ));
+        self.machine.sh(&format!("dpkg -i /packages/{deb}"));
     }
 
     /// What an operator writes: the files that the simulator gives its own nodes.
@@ -103,7 +100,7 @@ const LINKS: &str = "ip -o link | grep -c cali || true";
 #[test]
 fn the_deb_is_installed_runs_is_upgraded_and_goes() {
     let node = Installed::new();
-    node.dpkg("-i", 1);
+    node.install(1);
     assert!(
         !node.machine.succeeds("systemctl is-enabled terwayd || systemctl is-active terwayd"),
         "nothing is configured"
@@ -137,14 +134,14 @@ fn the_deb_is_installed_runs_is_upgraded_and_goes() {
     assert_eq!(held.trim(), "0");
 
     let second = node.add("second");
-    node.dpkg("-r terway", 2);
+    node.machine.sh("dpkg -r terway");
     assert!(!node.is_there("/usr/bin/terwayd") && !node.is_there(CONFLIST) && node.is_there("/etc/eni/eni.json"));
     assert!(second.place.ping(&web.ip).is_some(), "pods run on without the package");
     assert_eq!(
         node.machine.sh("systemctl list-units --all --plain --no-legend 'terway*' | grep -c running || true").trim(),
         "0"
     );
-    node.dpkg("-P terway", 2);
+    node.machine.sh("dpkg -P terway");
     assert_eq!(node.machine.sh(LINKS).trim(), "0");
     assert_eq!(node.machine.sh("ip rule | grep -cE '^(512|2048|2049):' || true").trim(), "0");
     assert_eq!(node.machine.sh("ip route show table all proto 116 | wc -l").trim(), "0");
@@ -161,7 +158,7 @@ fn restarts_lose_nothing(node: &Installed, web: &Pod, asker: &Pod) {
         node.machine.sh("systemctl restart terwayd");
         let second = node.pid();
         assert_ne!(first, second);
-        node.dpkg("-i", 2);
+        node.install(2);
         node.wait_for_other_than(&second);
         let third = node.pid();
         node.machine.sh("systemctl kill --signal KILL terwayd");
