@@ -12,6 +12,7 @@ mod planning;
 mod pool;
 mod ports;
 mod repair;
+mod rights;
 mod semantics;
 mod socket;
 mod stacks;
