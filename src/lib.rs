@@ -35,6 +35,7 @@ pub mod policy;
 pub mod pool;
 pub mod repair;
 pub mod service;
+pub mod sizing;
 
 // Hands: each touches one part of the world.
 pub mod client;
