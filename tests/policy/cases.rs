@@ -2,14 +2,21 @@
 //!
 //! `POLICY_CASE=peer cargo test --test main policy::cases -- --nocapture` runs those whose names begin so.
 
+use std::path::Path;
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use terway::kernel::Kernel;
+use terway::kernel::bpf::policy::Policy;
 use terway::kernel::tables::{MOST, Tables};
+use terway::ours;
+use terway::plan::{Hook, Object, Plan, Program, Side};
 use terway::rules::Renderer;
+use terway::verdict::Sizes;
 
 use super::field::{Field, Probe, Ruler, cluster};
 use super::oracle::World;
+use crate::sim::traffic::Place;
 
 /// What is put into the cluster, by its kind.
 #[derive(Clone, Copy)]
@@ -312,4 +319,28 @@ fn packets_go_by_ipsets_and_chains_as_is_specified() {
     let mut field = Field::new();
     field.serve();
     run(&mut field, &mut Tables::new(MOST), true);
+}
+
+#[test]
+fn packets_go_by_programs_as_is_specified() {
+    let sizes = Sizes { seats: 16, classes: 256, pairs: 256, programs: 4096, tracks: 16_384 };
+    let mut field = Field::new();
+    let mut ruler = Ruler::new();
+    ruler.hear(&cluster());
+    ruler.settle();
+    let hook = |(link, class): (String, u16)| {
+        [(Side::Egress, Program::ToPod), (Side::Ingress, Program::FromPod)].map(|(side, program)| {
+            let (link, priority, class) = (link.clone(), ours::POLICY_PRIORITY, Some(class));
+            Object::Hook(Hook { link, side, priority, program, class })
+        })
+    };
+    let plan = Plan { host: Field::links().flat_map(hook).collect(), ..Plan::default() };
+    let mut policy = field.node.run(|| {
+        let (mut policy, _) = Policy::open(Path::new(ours::BPF_ROOT), &sizes).unwrap();
+        policy.restore(&ruler.rules, &ruler.pods).unwrap();
+        Kernel::host().unwrap().apply(&plan).unwrap();
+        policy
+    });
+    // What a Service leads to is seen here where the socket has led there.
+    run(&mut field, &mut policy, false);
 }

@@ -18,7 +18,9 @@ use terway::policy::{Here, Model, Told};
 use terway::rules::{Direction, ICMP, Placed, Pods, Renderer, Rules, SCTP, TCP, UDP, Write};
 
 use super::oracle::{Flow, NODE, US, World};
+use crate::sim::node::Node;
 use crate::sim::ns::Ns;
+use crate::sim::traffic::Place;
 
 pub const PORTS: [u16; 2] = [80, 81];
 pub const ECHO: u16 = 8 << 8;
@@ -68,7 +70,7 @@ pub struct Probe {
 }
 
 pub struct Field {
-    pub node: Ns,
+    pub node: Node,
     /// Namespaces: the node's, three of pods, and that of all others.
     places: Vec<Ns>,
     ends: Vec<End>,
@@ -159,7 +161,7 @@ impl Ruler {
     }
 
     /// The node's part of it, in the node's namespace.
-    pub fn follow(&mut self, world: &World, node: &Ns, renderer: &mut dyn Renderer) {
+    pub fn follow(&mut self, world: &World, node: &Node, renderer: &mut dyn Renderer) {
         self.hear(world);
         let writes = self.settle();
         node.run(|| renderer.apply(&writes, &self.rules, &self.pods)).unwrap();
@@ -168,11 +170,12 @@ impl Ruler {
 
 impl Field {
     pub fn new() -> Field {
-        let node = Ns::new("node");
+        let home = Node::new("node");
+        let node = home.ns();
         let far = Ns::new("far");
         node.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
         node.sh(&format!("ip link add eth0 type veth peer name eth0 netns {}", far.name()));
-        lead(&node, "eth0", "02:00:00:00:00:01");
+        lead(node, "eth0", "02:00:00:00:00:01");
         lead(&far, "eth0", "02:00:00:00:00:02");
         node.sh(&format!("ip addr add {}/32 dev eth0; ip addr add {}/128 dev eth0 nodad", NODE[0], NODE[1]));
         for (name, v4, v6) in ENDS {
@@ -182,7 +185,7 @@ impl Field {
                 node.sh(&format!("ip route add {v6}/128 via fd00:192::2 dev eth0 onlink src {}", NODE[1]));
             }
         }
-        neighbour(&node, "eth0", "192.168.0.2", "fd00:192::2", "02:00:00:00:00:02");
+        neighbour(node, "eth0", "192.168.0.2", "fd00:192::2", "02:00:00:00:00:02");
         neighbour(&far, "eth0", NODE[0], NODE[1], "02:00:00:00:00:01");
         far.sh(&format!(
             "ip route add default via {} dev eth0 onlink; ip route add default via {} dev eth0 onlink",
@@ -194,7 +197,7 @@ impl Field {
             let pod = Ns::new("pod");
             let veth = format!("calipod{n}");
             node.sh(&format!("ip link add {veth} type veth peer name eth0 netns {}", pod.name()));
-            lead(&node, &veth, &format!("02:00:00:00:01:0{n}"));
+            lead(node, &veth, &format!("02:00:00:00:01:0{n}"));
             lead(&pod, "eth0", &format!("02:00:00:00:02:0{n}"));
             pod.sh(&format!("ip addr add {v4}/32 dev eth0; ip addr add {v6}/128 dev eth0 nodad"));
             pod.sh("ip route add default via 169.254.1.1 dev eth0 onlink; ip route add default via fe80::1 dev eth0 onlink");
@@ -203,12 +206,12 @@ impl Field {
                 "ip route add {v4}/32 dev {veth} src {}; ip route add {v6}/128 dev {veth} src {}",
                 NODE[0], NODE[1]
             ));
-            neighbour(&node, &veth, v4, v6, &format!("02:00:00:00:02:0{n}"));
+            neighbour(node, &veth, v4, v6, &format!("02:00:00:00:02:0{n}"));
             places.push(pod);
         }
         places.push(far);
         let mut field = Field {
-            node,
+            node: home,
             places,
             ends: Vec::new(),
             sctp: Vec::new(),
@@ -274,7 +277,7 @@ impl Field {
     /// The namespace that an end is in.
     pub fn place(&self, name: &str) -> &Ns {
         let place = self.ends[self.named(name)].place;
-        if place == 0 { &self.node } else { &self.places[place - 1] }
+        if place == 0 { self.node.ns() } else { &self.places[place - 1] }
     }
 
     pub fn named(&self, name: &str) -> usize {
@@ -331,6 +334,11 @@ impl Field {
             Some(n) => SocketAddr::new(SERVICES[n].0.parse().unwrap(), 80),
             None => SocketAddr::new(self.addr(probe.to, probe.family), probe.port),
         }
+    }
+
+    /// The node's link of each of its pods, with the pod's seat.
+    pub fn links() -> impl Iterator<Item = (String, u16)> {
+        (1..).zip(0..LOCAL.len()).map(|(seat, n)| (format!("calipod{n}"), seat))
     }
 
     /// Sends all of them, and says which went otherwise than expected.

@@ -11,7 +11,8 @@ use terway::rules::{Pods, Renderer, Rules, TCP, UDP};
 
 use super::field::{Field, Probe, Ruler, cluster};
 use super::oracle::World;
-use crate::sim::ns::Ns;
+use crate::sim::node::Node;
+use crate::sim::traffic::Place;
 
 fn policy(name: &str, spec: Value) -> Value {
     json!({"metadata": {"namespace": "x", "name": name}, "spec": spec})
@@ -38,12 +39,12 @@ fn probe(field: &Field, from: &str, to: &str, family: usize, protocol: u8) -> Pr
     Probe { from: field.named(from), to: field.named(to), family, protocol, port: 80, service: None }
 }
 
-fn ours(node: &Ns) -> String {
+fn ours(node: &Node) -> String {
     node.sh("iptables-save -t mangle; ip6tables-save -t mangle; iptables-legacy-save -t mangle") + &names(node)
 }
 
 /// Sets by another way than ours where there is one; else by the kernel's own count of them.
-fn names(node: &Ns) -> String {
+fn names(node: &Node) -> String {
     node.run(|| {
         let mut sets = terway::kernel::tables::names().unwrap();
         sets.sort();
