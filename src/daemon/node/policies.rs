@@ -19,6 +19,9 @@ use crate::pool::Now;
 use crate::rpc::{Lease, Refusal, Reply, Request};
 use crate::rules::Placed;
 
+/// What is not known by then is not waited for any longer: the runtime comes again, and people hear why.
+const PATIENCE: Now = Now::from_secs(20);
+
 /// Seats that there are.
 const SEATS: std::ops::RangeInclusive<u16> = 1..=u16::MAX;
 
@@ -158,6 +161,7 @@ impl Node {
     pub(super) fn hold(&mut self, answer: Sender<Reply>, lease: Lease, deadline: Now) {
         // It may be an ADD that comes again.
         self.seat(&lease);
+        let deadline = deadline.min(clock::now() + PATIENCE);
         self.guarded.holding.push(Holding { answer, lease, deadline });
     }
 
