@@ -28,6 +28,8 @@ const FLAGS: &[&str] = &[
 /// Source, object, and what is defined for it.
 const OBJECTS: &[(&str, &str, &[&str])] = &[
     ("eni.bpf.c", "eni.o", &[]),
+    ("policy.bpf.c", "policy.o", &[]),
+    ("policy.bpf.c", "policy_marked.o", &["SEAT_IN_MARK"]),
     ("sock.bpf.c", "sock.o", &[]),
     ("sock.bpf.c", "sock_cookie.o", &["WITH_COOKIE"]),
     ("sock.bpf.c", "sock_retval.o", &["WITH_COOKIE", "WITH_RETVAL"]),

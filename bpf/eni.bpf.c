@@ -23,28 +23,11 @@ struct bpf_map_def SEC("maps") visits = {
 	.type = BPF_MAP_TYPE_LRU_HASH, .key_size = sizeof(struct visit), .value_size = 4, .max_entries = 65536,
 };
 
-// As the kernel shows a packet to a classifier (struct __sk_buff); its first fields.
-struct packet {
-	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan_present, vlan_tci, vlan_proto, priority, ingress_ifindex, ifindex;
-};
-
-#define TC_ACT_UNSPEC (-1) // go on with the next filter
-#define TC_ACT_SHOT 2
 #define BPF_F_INGRESS 1
 
 #define MARK_MASK 0x7e0
 #define NODE_MARK 0x7e0
 
-#define ETHERNET 14
-#define ETH_IP be16(0x0800)
-#define ETH_ARP be16(0x0806)
-#define ETH_IPV6 be16(0x86dd)
-#define TCP 6
-#define UDP 17
-#define FRAGMENT 44
-#define ICMPV6 58
-#define SCTP 132
-#define SOLICITATION 135
 #define ARP_REPLY 2
 
 struct way {
@@ -53,13 +36,6 @@ struct way {
 	__u8 proto;
 	__u8 more; // parts of the packet follow that bear no ports
 };
-
-INLINE void map_v4(struct addr *addr, __u32 v4)
-{
-	addr->word[0] = addr->word[1] = 0;
-	addr->word[2] = be32(0xffff);
-	addr->word[3] = v4;
-}
 
 INLINE int read_v4(const struct packet *skb, struct way *way, __u32 *end)
 {

@@ -1,14 +1,9 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR MIT)
 // The keys and values of the maps of eni.bpf.c, twins of src/near.rs: a change of either is a change of both, and of LAYOUT there.
 //
-// Addresses are of 16 bytes in network order, IPv4 as ::ffff:a.b.c.d; ports are in network order too.
+// Ports are in network order.
 #pragma once
-#include "helpers.h"
-
-struct addr {
-	__u32 word[4];
-};
-_Static_assert(sizeof(struct addr) == 16, "addr");
+#include "packet.h"
 
 // Whose an address of `near` is: a pod's that is no slave, the node's, or else a slave's of the ENI whose link has this index and MAC.
 struct place {

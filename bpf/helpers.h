@@ -31,12 +31,14 @@ struct bpf_map_def {
 
 #define BPF_MAP_TYPE_HASH 1
 #define BPF_MAP_TYPE_ARRAY 2
+#define BPF_MAP_TYPE_PERF_EVENT_ARRAY 4
 #define BPF_MAP_TYPE_PERCPU_ARRAY 6
 #define BPF_MAP_TYPE_LRU_HASH 9
 #define BPF_MAP_TYPE_LPM_TRIE 11
 
 #define BPF_ANY 0
 #define BPF_F_NO_PREALLOC 1
+#define BPF_F_CURRENT_CPU 0xffffffffull
 
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;                           // 3.18
 static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2; // 3.18
@@ -45,6 +47,7 @@ static __u64 (*bpf_ktime_get_ns)(void) = (void *)5;                             
 static __u32 (*bpf_get_prandom_u32)(void) = (void *)7;                                                 // 4.1
 static long (*bpf_skb_store_bytes)(void *skb, __u32 offset, const void *from, __u32 len, __u64 flags) = (void *)9; // 4.1
 static long (*bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;                                  // 4.4
+static long (*bpf_perf_event_output)(void *ctx, void *map, __u64 flags, const void *data, __u64 size) = (void *)25; // 4.4
 static long (*bpf_skb_load_bytes)(const void *skb, __u32 offset, void *to, __u32 len) = (void *)26;    // 4.5
 static __u64 (*bpf_get_socket_cookie)(void *ctx) = (void *)46;                                         // 4.19 for bpf_sock_addr
 

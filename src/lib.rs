@@ -25,6 +25,7 @@ pub mod rate;
 pub mod rpc;
 pub mod rules;
 pub mod uri;
+pub mod verdict;
 
 // Minds: values in, values out.
 pub mod datapath;

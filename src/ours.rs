@@ -68,6 +68,8 @@ pub const ANSWER_TABLE: u32 = 1000;
 pub const POD_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 pub const POD_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
+/// tc priority of the filters that let pass what a pod's policies allow: before all others of ours, which may lead packets elsewhere.
+pub const POLICY_PRIORITY: u16 = 2048;
 /// tc priority of the filter that marks.
 pub const MARK_FILTER_PRIORITY: u16 = 2049;
 

@@ -194,9 +194,11 @@ pub struct Hook {
     pub side: Side,
     pub priority: u16,
     pub program: Program,
+    /// What the program finds as the packet's class: the seat of the pod whose link it is.
+    pub class: Option<u16>,
 }
 
-/// The programs of `bpf/eni.bpf.c`.
+/// The programs of `bpf/eni.bpf.c` and `bpf/policy.bpf.c`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Program {
     /// What slaves send by their ENI and the node must see goes to the node.
@@ -205,6 +207,10 @@ pub enum Program {
     Arriving,
     /// Who speaks to a slave through the node is remembered: the answer goes through the node too.
     Entering,
+    /// What goes to a pod passes as its policies say.
+    ToPod,
+    /// The same of what comes from it.
+    FromPod,
 }
 
 impl Program {
@@ -214,6 +220,8 @@ impl Program {
             Program::Leaving => "terway_leaving",
             Program::Arriving => "terway_arriving",
             Program::Entering => "terway_entering",
+            Program::ToPod => "terway_to_pod",
+            Program::FromPod => "terway_from_pod",
         }
     }
 }
@@ -427,8 +435,9 @@ impl fmt::Display for Side {
 
 impl fmt::Display for Hook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Hook { link, side, priority, program } = self;
-        write!(f, "tc filter replace dev {link} {side} priority {priority} bpf direct-action {}", program.name())
+        let Hook { link, side, priority, program, class } = self;
+        write!(f, "tc filter replace dev {link} {side} priority {priority} bpf direct-action {}", program.name())?;
+        class.map_or(Ok(()), |class| write!(f, " classid 0:{class:x}"))
     }
 }
 

@@ -5,4 +5,6 @@ mod foreign;
 mod load;
 mod maps;
 mod objects;
+mod packets;
+mod policy;
 mod sockets;

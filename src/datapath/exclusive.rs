@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::policy_route::{asking, deaf, heard, link_local};
 use super::shape::bucket;
-use super::{Setup, default_route, pod_gateway, sysctl};
+use super::{End, Setup, default_route, pod_gateway, police, sysctl};
 use crate::ip::{Family, host_net};
 use crate::ours;
 use crate::plan::{
@@ -27,6 +27,7 @@ pub fn pod(setup: &Setup, whole: &Whole) -> Plan {
         plan.host.push(Object::Veth(veth(setup)));
     }
     plan.host.push(Object::Card(card(lease, whole)));
+    police(&mut plan.pod, setup.lease, &setup.lease.sandbox.attachment.ifname, End::Inner);
     shape(&mut plan, setup, whole.shaper);
     card_inside(&mut plan.pod, setup);
     if has_peer(setup) {
@@ -63,6 +64,7 @@ fn outside(host: &mut Vec<Object>, setup: &Setup) {
     let veth = ours::host_veth(&lease.pod, &lease.sandbox.attachment.ifname);
     deaf(host, &veth);
     heard(host, lease, &veth);
+    police(host, lease, &veth, End::Outer);
     mark(host, lease, &veth);
     host.push(Object::Link(Link { name: veth.clone(), mtu: Some(setup.mtu) }));
     for addr in lease.ip.iter() {

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::exclusive::lead_through;
 use super::policy_route::{asking, deaf};
 use super::shape::bucket;
-use super::{EniSetup, Setup, default_route, pod_gateway, sysctl};
+use super::{End, EniSetup, Setup, default_route, pod_gateway, police, sysctl};
 use crate::ip::{IpPair, NetPair, host_net};
 use crate::near::{Is, Near};
 use crate::ours;
@@ -38,6 +38,7 @@ pub fn pod(setup: &Setup, slave: &rpc::Slave) -> Plan {
         plan.pod.push(sysctl("net/ipv6/conf/lo/disable_ipv6".into(), "0"));
         asking(&mut plan.pod, name);
     }
+    police(&mut plan.pod, lease, name, End::Inner);
     shape(&mut plan.pod, setup, slave.shaper);
     plan.pod.push(Object::Link(Link { name: name.clone(), mtu: Some(setup.mtu) }));
     for addr in lease.ip.iter() {
@@ -97,7 +98,7 @@ pub fn parent(setup: &EniSetup) -> Vec<Object> {
     let parent = ours::eni_ifindex(setup.eni.table);
     let name = ours::host_slave(parent);
     let hook = |link: &str, side, program| {
-        Object::Hook(Hook { link: link.into(), side, priority: ours::HOOK_PRIORITY, program })
+        Object::Hook(Hook { link: link.into(), side, priority: ours::HOOK_PRIORITY, program, class: None })
     };
     let mut host = vec![Object::HostSlave(HostSlave { name: name.clone(), parent, mtu: setup.mtu })];
     host.push(sysctl(format!("net/ipv4/conf/{name}/rp_filter"), "0"));

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::ip::{Family, IpPair, Stack};
-use crate::plan::{Iptables, Object, Plan, Rule, RuleAction, Sysctl, Veth};
+use crate::plan::{Hook, Iptables, Object, Plan, Program, Rule, RuleAction, Side, Sysctl, Veth};
 use crate::pod::{Attachment, PodName};
 use crate::rate::{Both, Limit, Limits, Rate};
 use crate::rpc::{EniLease, Lease, Wiring};
@@ -80,6 +80,48 @@ pub fn shape(setup: &Setup) -> (Plan, Plan) {
     let others = Limits { ingress: superfluous(ingress), egress: superfluous(egress) };
     let bandwidth = Both::<Limit>::default().ask(others);
     (of(setup.lease), of(&Lease { bandwidth, ..setup.lease.clone() }))
+}
+
+/// The programs of network policies on the links of an attachment that has a seat, to be made once it is wired; and those that must not be
+/// there, to be undone.
+pub fn policed(setup: &Setup) -> (Plan, Plan) {
+    let of = |lease: &Lease| {
+        let mut plan = pod(&Setup { lease, ..*setup });
+        plan.host.retain(polices);
+        plan.pod.retain(polices);
+        plan
+    };
+    match setup.lease.seat {
+        Some(_) => (of(setup.lease), Plan::default()),
+        // Whatever its seat was, they are in the same place.
+        None => (Plan::default(), of(&Lease { seat: Some(0), ..setup.lease.clone() })),
+    }
+}
+
+fn polices(object: &Object) -> bool {
+    matches!(object, Object::Hook(hook) if hook.priority == ours::POLICY_PRIORITY)
+}
+
+/// Which way a link carries what goes to its pod.
+#[derive(Clone, Copy)]
+enum End {
+    /// The node's, of a veth.
+    Outer,
+    /// The pod's own link.
+    Inner,
+}
+
+/// Lets pass by this link what the pod's policies allow, before anything can.
+fn police(objects: &mut Vec<Object>, lease: &Lease, link: &str, end: End) {
+    let Some(seat) = lease.seat else { return };
+    let (to_pod, from_pod) = match end {
+        End::Outer => (Side::Egress, Side::Ingress),
+        End::Inner => (Side::Ingress, Side::Egress),
+    };
+    for (side, program) in [(to_pod, Program::ToPod), (from_pod, Program::FromPod)] {
+        let (link, priority) = (link.into(), ours::POLICY_PRIORITY);
+        objects.push(Object::Hook(Hook { link, side, priority, program, class: Some(seat) }));
+    }
 }
 
 fn shapes(object: &Object) -> bool {
@@ -197,4 +239,58 @@ fn default_route(via: IpAddr, link: &str, table: Option<u32>) -> Object {
         IpAddr::V6(_) => "::/0".parse().expect("a prefix"),
     };
     Object::Route(plan::Route { to, via: Some(via), link: link.into(), table, onlink: true })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rpc::{example_lease, example_slave, example_whole};
+
+    fn added(lease: &Lease) -> Vec<String> {
+        let lines = |lease: &Lease| pod(&Setup::new(lease, 1500)).to_string();
+        let (before, after) = (lines(lease), lines(&Lease { seat: Some(31), ..lease.clone() }));
+        after.lines().filter(|line| !before.lines().any(|old| old == *line)).map(String::from).collect()
+    }
+
+    fn hooks(inside: bool, link: &str) -> [String; 2] {
+        let pairs =
+            if inside { [("ingress", "to"), ("egress", "from")] } else { [("egress", "to"), ("ingress", "from")] };
+        let of = |(side, way)| {
+            let line = format!(
+                "tc filter replace dev {link} {side} priority 2048 bpf direct-action terway_{way}_pod classid 0:1f"
+            );
+            if inside { format!("pod: {line}") } else { line }
+        };
+        pairs.map(of)
+    }
+
+    #[test]
+    fn every_link_of_a_pod_with_a_seat_asks_its_policies() {
+        let veth = "cali0d7763386da";
+        assert_eq!(added(&example_lease()), hooks(false, veth));
+        assert_eq!(added(&example_slave()), hooks(true, "eth0"));
+        assert_eq!(added(&example_whole()), [hooks(false, veth), hooks(true, "eth0")].concat());
+    }
+
+    #[test]
+    fn nothing_passes_before_they_are_there_and_nothing_is_led_elsewhere() {
+        for mut lease in [example_lease(), example_slave(), example_whole()] {
+            lease.seat = Some(1);
+            let (make, undo) = policed(&Setup::new(&lease, 1500));
+            assert_eq!(undo, Plan::default());
+            let plan = pod(&Setup::new(&lease, 1500));
+            for (objects, hooks) in [(&plan.host, &make.host), (&plan.pod, &make.pod)] {
+                for hook in hooks {
+                    let at = objects.iter().position(|object| object == hook).unwrap();
+                    let up = objects.iter().position(|o| matches!(o, Object::Link(l) if Some(&*l.name) == hook.link()));
+                    assert!(at < up.unwrap(), "{hook}");
+                }
+            }
+            lease.seat = None;
+            let (nothing, undo) = policed(&Setup::new(&lease, 1500));
+            assert_eq!((nothing, undo.host.len(), undo.pod.len()), (Plan::default(), make.host.len(), make.pod.len()));
+        }
+        let others = [ours::MARK_FILTER_PRIORITY, ours::SHAPE_FILTER_PRIORITIES.ingress, ours::HOOK_PRIORITY];
+        assert!(others.iter().all(|other| ours::POLICY_PRIORITY < *other));
+    }
 }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::Ipv6Net;
 
 use super::shape::bucket;
-use super::{EniSetup, Setup, default_route, pod_gateway, sysctl};
+use super::{End, EniSetup, Setup, default_route, pod_gateway, police, sysctl};
 use crate::ip::{Family, Mac, host_net};
 use crate::ours;
 use crate::plan::{Addr, Filter, FilterAction, Link, Neigh, Object, Plan, Route, Rule, RuleAction, Veth};
@@ -26,6 +26,7 @@ pub fn pod(setup: &Setup) -> Plan {
     if lease.ip.v6.is_some() {
         speak_v6(&mut plan.pod, ifname);
     }
+    police(&mut plan.host, lease, &veth.name, End::Outer);
     mark(&mut plan.host, setup, &veth.name);
     let Both { ingress, egress } = lease.bandwidth.rates();
     plan.host.extend(ingress.map(|rate| bucket(&veth.name, rate, setup.mtu)));

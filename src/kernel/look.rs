@@ -223,7 +223,8 @@ fn ipvlan_of_a_new_namespace() -> Result<(), Error> {
         [(Side::Ingress, Program::Arriving), (Side::Egress, Program::Entering), (Side::Egress, Program::Leaving)];
     for (side, program) in programs {
         let on = if program == Program::Leaving { "eni" } else { "slave" };
-        place.correct(&Object::Hook(Hook { link: name(on), side, priority: ours::HOOK_PRIORITY, program }))?;
+        let priority = ours::HOOK_PRIORITY;
+        place.correct(&Object::Hook(Hook { link: name(on), side, priority, program, class: None }))?;
     }
     Ok(())
 }

@@ -121,7 +121,7 @@ fn requests() -> Vec<(&'static str, Message, usize, &'static Set)> {
         ("tc::add_qdisc", tc::add_qdisc(1, "clsact"), 20, &QDISC),
         ("tc::remove_qdisc", tc::remove_qdisc(1), 20, &QDISC),
         ("tc::add_bpf", tc::add_bpf(1, 2049, 3, "bpf mark"), 20, &BPF_FILTER),
-        ("tc::hook", tc::hook(1, tc::EGRESS, 2052, 3, "terway_leaving"), 20, &BPF_FILTER),
+        ("tc::hook", tc::hook(1, tc::EGRESS, 2052, 3, "terway_leaving", Some(7)), 20, &BPF_FILTER),
         ("tc::add_skbedit", tc::add_skbedit(1, 2049, 0x20, 0x7e0), 20, &FILTER),
         ("tc::set_tbf", tc::set_tbf(1, &tbf), 20, &TBF_QDISC),
         ("tc::remove_tbf", tc::remove_tbf(1), 20, &TBF_QDISC),

@@ -1,6 +1,6 @@
 //! One namespace: look at an object of a plan, make it, remove it, each whatever is there already.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -103,7 +103,17 @@ impl Place {
     pub fn correct_fresh(&mut self, first: Vec<Message>, objects: &[&Object]) -> Result<(), Error> {
         let mut owners = vec![None; first.len()];
         let mut messages = first;
+        let mut holders = BTreeSet::new();
         for object in objects {
+            // One qdisc holds all filters of a link.
+            let carried = match object {
+                Object::Filter(_) | Object::Hook(_) => object.link(),
+                _ => None,
+            };
+            if let Some(link) = carried.filter(|link| holders.insert(*link)) {
+                messages.push(tc::add_qdisc(self.index(link)?, "clsact"));
+                owners.push(Some(*object));
+            }
             for message in self.optimistic(object)? {
                 messages.push(message);
                 owners.push(Some(*object));
@@ -130,12 +140,16 @@ impl Place {
             Object::Neigh(n) => vec![neigh::replace(n.addr, n.mac, self.index(&n.link)?)],
             Object::Filter(f) => {
                 let ifindex = self.index(&f.link)?;
-                vec![tc::add_qdisc(ifindex, "clsact"), self.filter(f, ifindex)?]
+                vec![self.filter(f, ifindex)?]
+            }
+            Object::Hook(h) => {
+                let ifindex = self.index(&h.link)?;
+                vec![self.hook(h, ifindex)?]
             }
             Object::Tbf(t) => vec![tc::set_tbf(self.index(&t.link)?, t)],
             // They are for links that are made on the way, and the ENI may have been anybody's.
             Object::Ifb(_) | Object::Redirect(_) => Vec::new(),
-            Object::Hook(_) | Object::HostSlave(_) => Vec::new(),
+            Object::HostSlave(_) => Vec::new(),
             Object::Veth(_) | Object::Card(_) | Object::Slave(_) => Vec::new(),
             Object::Rule(_) | Object::Sysctl(_) | Object::Iptables(_) => Vec::new(),
         })
@@ -333,16 +347,21 @@ impl Place {
     fn make_hook(&mut self, want: &Hook) -> Result<(), Error> {
         let (ifindex, side) = (self.index(&want.link)?, side(want.side));
         self.make_qdisc(ifindex)?;
-        let program = self.hooks.open(want.program)?;
-        let name = hooks::called(want.program);
-        match self.act(tc::hook(ifindex, side, want.priority, program, &name)) {
+        let message = self.hook(want, ifindex)?;
+        match self.act(message) {
             // Something of another kind has the priority.
             Err(e) if e.errno() == Some(libc::EINVAL) => {
                 absent_is_fine(self.act(tc::remove_filter(ifindex, side, want.priority)))?;
-                self.act(tc::hook(ifindex, side, want.priority, program, &name))
+                let message = self.hook(want, ifindex)?;
+                self.act(message)
             }
             hooked => hooked,
         }
+    }
+
+    fn hook(&mut self, want: &Hook, ifindex: u32) -> Result<Message, Error> {
+        let (program, name) = self.hooks.open(want.program)?;
+        Ok(tc::hook(ifindex, side(want.side), want.priority, program, &name, want.class.map(u32::from)))
     }
 
     fn hook_difference(&mut self, want: &Hook) -> Result<Option<Difference>, Error> {
@@ -350,7 +369,8 @@ impl Place {
         let Some(ifindex) = self.find(&want.link)? else {
             return Ok(Some(Difference::absent(what())));
         };
-        self.only_filter(ifindex, side(want.side), want.priority, what(), &[hooks::called(want.program)])
+        let name = tc::hook_name(&hooks::called(want.program)?, want.class.map(u32::from));
+        self.only_filter(ifindex, side(want.side), want.priority, what(), &[name])
     }
 
     fn make_redirect(&mut self, want: &Redirect) -> Result<(), Error> {

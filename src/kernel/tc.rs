@@ -9,6 +9,7 @@ use crate::plan::Tbf;
 
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
+const TCA_BPF_CLASSID: u16 = 3;
 const TCA_BPF_FD: u16 = 6;
 const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_FLAGS: u16 = 8;
@@ -48,7 +49,7 @@ const ALL_PROTOCOLS: u16 = 3_u16.to_be();
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FilterSeen {
     pub priority: u16,
-    /// What it does, in the words of [`bpf_name`], [`Skbedit`] and [`redirect_name`] where it is one of ours.
+    /// What it does, in the words of [`bpf_name`], [`hook_name`], [`Skbedit`] and [`redirect_name`] where it is one of ours.
     pub what: String,
 }
 
@@ -62,7 +63,8 @@ impl FilterSeen {
             "u32" if attr(options, TCA_U32_SEL).is_none() => return None,
             "u32" => action(options).unwrap_or("u32".into()),
             "bpf" if attr(options, TCA_BPF_FLAGS).and_then(|f| u32_at(f, 0)) == Some(TCA_BPF_FLAG_ACT_DIRECT) => {
-                attr(options, TCA_BPF_NAME).map_or("bpf".into(), text)
+                let class = attr(options, TCA_BPF_CLASSID).and_then(|class| u32_at(class, 0));
+                hook_name(&attr(options, TCA_BPF_NAME).map_or("bpf".into(), text), class)
             }
             other => other.into(),
         };
@@ -117,6 +119,11 @@ pub fn bpf_name(value: u32, mask: u32) -> String {
     format!("bpf mark {value:#x}/{mask:#x}")
 }
 
+/// What a filter does that runs this program for packets of this class.
+pub fn hook_name(program: &str, class: Option<u32>) -> String {
+    class.map_or(program.into(), |class| format!("{program} class {class:#x}"))
+}
+
 /// `struct tcmsg`.
 fn tcmsg(ifindex: u32, handle: u32, parent: u32, info: u32) -> [u8; 20] {
     let mut fixed = [0; 20];
@@ -147,17 +154,20 @@ fn filter(kind: u16, flags: u16, at: (u32, u32), handle: u32, priority: u16) -> 
 
 /// Runs the program of this descriptor, and takes what it returns as the verdict.
 pub fn add_bpf(ifindex: u32, priority: u16, program: RawFd, name: &str) -> Message {
-    run(CREATE | EXCL, (ifindex, INGRESS), priority, program, name)
+    run(CREATE | EXCL, (ifindex, INGRESS), priority, program, name, None)
 }
 
 /// The same on either side of a link, in the place of an earlier one at once: no packet passes between them.
-pub fn hook(ifindex: u32, side: u32, priority: u16, program: RawFd, name: &str) -> Message {
-    run(CREATE, (ifindex, side), priority, program, name)
+pub fn hook(ifindex: u32, side: u32, priority: u16, program: RawFd, name: &str, class: Option<u32>) -> Message {
+    run(CREATE, (ifindex, side), priority, program, name, class)
 }
 
-fn run(flags: u16, at: (u32, u32), priority: u16, program: RawFd, name: &str) -> Message {
+fn run(flags: u16, at: (u32, u32), priority: u16, program: RawFd, name: &str, class: Option<u32>) -> Message {
     filter(libc::RTM_NEWTFILTER, flags, at, FILTER_HANDLE, priority).text(TCA_KIND, "bpf").nest(TCA_OPTIONS, |m| {
-        m.u32(TCA_BPF_FD, program as u32).text(TCA_BPF_NAME, name).u32(TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT)
+        m.u32(TCA_BPF_FD, program as u32)
+            .text(TCA_BPF_NAME, name)
+            .u32(TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT)
+            .maybe(class, |m, class| m.u32(TCA_BPF_CLASSID, class))
     })
 }
 

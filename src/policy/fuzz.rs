@@ -14,7 +14,7 @@ use super::oracle::{Flow, NODE, SELECTORS, SPACE_SELECTORS, Said, US, World};
 use super::{Changes, Heard, Here, Model, Told};
 use crate::cluster::Name;
 use crate::peer::namespace_of;
-use crate::rules::{Cell, DIRECTIONS, Direction, Origin, Packet, PeerId, Rules};
+use crate::rules::{Cell, DIRECTIONS, Direction, Origin, Packet, PeerId, Rules, Write};
 
 const SEEDS: u64 = 8;
 const STEPS: u32 = 14;
@@ -70,6 +70,32 @@ fn episode(seed: u64) -> u64 {
     same(&told(&shown), &told(&run.shown));
     run.empty();
     run.judged
+}
+
+/// A packet, and whether the specifications let it pass.
+pub(crate) struct Asked {
+    pub pod: Name,
+    pub direction: Direction,
+    pub other: IpAddr,
+    pub packet: Packet,
+    pub allow: bool,
+}
+
+/// Who looks at a world.
+type See<'a> = dyn FnMut(&[Write], &Rules, &[Asked]) + 'a;
+
+/// A world for who enforces it: after each change its writes, what holds then, and packets.
+pub(crate) fn walk(seed: u64, packets: u32, see: &mut See) {
+    let (rng, world, model) = (Rng::with_seed(seed), World::default(), Model::new(here()));
+    let mut run = Run { rng, world, model, shown: Rules::default(), judged: 0 };
+    run.furnish();
+    for _ in 0..STEPS {
+        let writes = run.model.changes().writes;
+        writes.iter().for_each(|write| run.shown.apply(write));
+        let asked: Vec<Asked> = (0..packets).filter_map(|_| run.asked()).collect();
+        see(&writes, &run.shown, &asked);
+        (0..run.rng.u8(1..4)).for_each(|_| run.act());
+    }
 }
 
 fn here() -> Here {
@@ -374,6 +400,13 @@ impl Run {
         };
         let direction = self.pick(&DIRECTIONS);
         is_possible.then_some((pod, direction, other, protocol, from, to))
+    }
+
+    fn asked(&mut self) -> Option<Asked> {
+        let (pod, direction, other, protocol, from, to) = self.packet()?;
+        let allow = self.world.says(&Flow { pod: &pod, direction, other, protocol, from, to }).allow;
+        let packet = Packet { protocol, ports: Some((from, to)) };
+        Some(Asked { pod: pod.into(), direction, other, packet, allow })
     }
 
     fn judge(&mut self) {

@@ -18,7 +18,7 @@ mod table;
 mod why;
 
 #[cfg(test)]
-mod fuzz;
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod oracle;
 #[cfg(test)]

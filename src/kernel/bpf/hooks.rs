@@ -1,12 +1,13 @@
-//! The programs of `bpf/eni.bpf.c`, and what they know: maps that are pinned, so that they outlive us and any release of the programs.
+//! The programs that plans hook to links: those of `bpf/eni.bpf.c`, with what they know in maps that are pinned, so that they outlive us
+//! and any release of the programs; and those of `bpf/policy.bpf.c`, which are pinned themselves.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use super::load::{self, Aligned, Linked, Object};
 use super::map::Map;
-use super::pin;
+use super::{pin, policy, sys};
 use crate::error::{Context, Error};
 use crate::near::{self, Elements, Near};
 use crate::ours;
@@ -14,22 +15,21 @@ use crate::plan::Program;
 
 static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/eni.o")));
 
-/// What a filter is called that runs this program: another release's is another one.
-pub fn called(program: Program) -> String {
-    let digest = sha1_smol::Sha1::from(&OBJECT.0).digest().to_string();
-    format!("{} {}", program.name(), &digest[..12])
-}
-
 /// The programs that were asked for, open for as long as this lives.
 #[derive(Default)]
 pub struct Hooks {
     /// The maps are open until no more programs are loaded that work on them.
     object: Option<(Linked, Vec<Map>)>,
     open: BTreeMap<Program, load::Program>,
+    pinned: BTreeMap<Program, OwnedFd>,
 }
 
 impl Hooks {
-    pub fn open(&mut self, program: Program) -> Result<RawFd, Error> {
+    /// The descriptor of the program, and what a filter is called that runs it.
+    pub fn open(&mut self, program: Program) -> Result<(RawFd, String), Error> {
+        if policy::PROGRAMS.contains(&program) {
+            return self.open_pinned(program);
+        }
         if !self.open.contains_key(&program) {
             let (object, _) = match &mut self.object {
                 Some(object) => object,
@@ -37,8 +37,35 @@ impl Hooks {
             };
             self.open.insert(program, object.load(program.name())?);
         }
-        Ok(self.open[&program].as_fd().as_raw_fd())
+        Ok((self.open[&program].as_fd().as_raw_fd(), of_release(program)))
     }
+
+    /// The daemon may have pinned another one since the last time.
+    fn open_pinned(&mut self, program: Program) -> Result<(RawFd, String), Error> {
+        let (fd, name) = pinned(program)?;
+        let raw = fd.as_raw_fd();
+        self.pinned.insert(program, fd);
+        Ok((raw, name))
+    }
+}
+
+/// What a filter is called that runs this program: another release's is another one.
+pub fn called(program: Program) -> Result<String, Error> {
+    if policy::PROGRAMS.contains(&program) { Ok(pinned(program)?.1) } else { Ok(of_release(program)) }
+}
+
+fn of_release(program: Program) -> String {
+    let digest = sha1_smol::Sha1::from(&OBJECT.0).digest().to_string();
+    format!("{} {}", program.name(), &digest[..12])
+}
+
+/// A plugin of any release takes what the daemon has pinned, without loading anything.
+fn pinned(program: Program) -> Result<(OwnedFd, String), Error> {
+    let path = policy::folder(Path::new(ours::BPF_ROOT))?.join(program.name());
+    let doing = || format!("open {}, which the daemon pins when network policies are in the kernel", path.display());
+    let fd = sys::pinned(&path).context(doing)?;
+    let id = sys::program_id(fd.as_fd()).context(doing)?;
+    Ok((fd, format!("{} {id}", program.name())))
 }
 
 fn object() -> Result<Object, Error> {

@@ -141,7 +141,10 @@ impl Map {
     fn unwritten(&self, e: Error) -> Error {
         let Shape { entries, .. } = self.shape;
         match e.errno() {
-            Some(libc::E2BIG) => Error::refused(format!("eBPF map {} is full: it holds {entries} entries", self.name)),
+            // ENOSPC: of prefixes.
+            Some(libc::E2BIG | libc::ENOSPC) => {
+                Error::refused(format!("eBPF map {} is full: it holds {entries} entries", self.name))
+            }
             _ => e.within(format!("write to eBPF map {}", self.name)),
         }
     }
@@ -160,7 +163,7 @@ fn lacks_batches(e: &Error) -> bool {
 }
 
 /// The CPUs that there may ever be: `0-3` or `0,2-3`.
-fn cpus() -> Result<usize, Error> {
+pub(super) fn cpus() -> Result<usize, Error> {
     const FILE: &str = "/sys/devices/system/cpu/possible";
     let text = std::fs::read_to_string(FILE).context(|| format!("read {FILE}"))?;
     let last = text.trim().rsplit([',', '-']).next().and_then(|last| last.parse::<usize>().ok());

@@ -6,6 +6,7 @@ pub mod load;
 pub mod map;
 mod marks;
 pub mod pin;
+pub mod policy;
 pub mod services;
 mod sys;
 

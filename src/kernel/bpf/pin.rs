@@ -1,5 +1,6 @@
 //! Maps that outlive us: pinned by name in a folder of bpffs, which is mounted where there is none.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FsWord, Mode};
@@ -62,8 +63,16 @@ pub fn fresh(folder: &Path, name: &str, shape: &Shape) -> Result<Map, Error> {
     let map = Map::create(name, shape)?;
     forget(folder, name)?;
     let path = folder.join(name);
-    sys::pin(std::os::fd::AsFd::as_fd(&map), &path).context(|| format!("pin {}", path.display()))?;
+    sys::pin(map.as_fd(), &path).context(|| format!("pin {}", path.display()))?;
     Ok(map)
+}
+
+/// Pins a map or program in the place of whatever is pinned there; who looks finds the one or the other.
+pub fn replace(folder: &Path, name: &str, what: &impl AsFd) -> Result<(), Error> {
+    let (path, new) = (folder.join(name), folder.join(format!("{name}-new")));
+    forget(folder, &format!("{name}-new"))?;
+    sys::pin(what.as_fd(), &new).context(|| format!("pin {}", new.display()))?;
+    std::fs::rename(&new, &path).context(|| format!("rename {} to {name}", new.display()))
 }
 
 /// Takes the pin away, if there is one.

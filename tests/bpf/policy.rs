@@ -1,0 +1,473 @@
+//! Network policies: the programs over packets that no link has carried, and what is written for them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use terway::cluster::Name;
+use terway::ip::IpPair;
+use terway::kernel::bpf::load::{Aligned, Program};
+use terway::kernel::bpf::pin::Age;
+use terway::kernel::bpf::policy::{PROGRAMS, Policy, remove};
+use terway::rules::{
+    Block, Cell, ClassId, Entry, FRAGMENTS, ICMP, ICMPV6, Key, Origin, Placed, PodSets, Pods, Program as Said,
+    Renderer, RuleSet, Rules, SCTP, Set, TCP, Tier, UDP, Write,
+};
+use terway::verdict::{Sizes, Why};
+
+use super::maps::BpfFs;
+use super::packets::{ACK, Packet, SYN};
+
+static MARKED: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/policy_marked.o")));
+
+const SIZES: Sizes = Sizes { seats: 16, classes: 64, pairs: 64, programs: 256, tracks: 4096 };
+const SEAT: u16 = 7;
+const POD: &str = "10.0.0.1";
+const POD6: &str = "fd00::1";
+const OTHER: &str = "10.0.0.9";
+const OTHER6: &str = "fd00::9";
+const ROUTER: &str = "10.0.0.254";
+
+/// Protocol and port; of ICMP its type × 256 + code. None is the table of fragments.
+type Allowed = (u8, Option<u16>);
+
+/// One pod, and the programs.
+struct Bench {
+    policy: Policy,
+    rules: Rules,
+    pods: Pods,
+    programs: [Program; 2],
+    number: u32,
+    fs: BpfFs,
+}
+
+fn name() -> Name {
+    Name::from("s/p")
+}
+
+fn cell(allow: bool) -> Cell {
+    Cell { allow, log: false, origin: Origin::Free }
+}
+
+fn said(allowed: &[Allowed]) -> Said {
+    let key = |(protocol, port): &Allowed| Key {
+        protocol: *protocol,
+        table: if port.is_some() { 0 } else { FRAGMENTS },
+        block: port.map_or(Block::ALL, |port| Block::around(port, 16)),
+    };
+    let entries: BTreeMap<Key, Entry> = allowed.iter().map(|at| (key(at), Entry::Answer(cell(true)))).collect();
+    Said { entries, other: cell(false) }
+}
+
+impl Bench {
+    fn new(tag: &str) -> Bench {
+        Bench::sized(tag, &SIZES)
+    }
+
+    fn sized(tag: &str, sizes: &Sizes) -> Bench {
+        let fs = BpfFs::new(tag);
+        let (policy, age) = Policy::open_as(fs.path(), sizes, &MARKED.0).unwrap();
+        assert_eq!(age, Age::New);
+        let linked = policy.linked().unwrap();
+        let programs = PROGRAMS.map(|program| linked.load(program.name()).unwrap());
+        let pods = Pods::from([(name(), placed(SEAT, POD))]);
+        Bench { policy, rules: Rules::default(), pods, programs, number: 0, fs }
+    }
+
+    /// The pod may exchange this and nothing else; None: whatever it likes.
+    fn say(&mut self, ingress: Option<&[Allowed]>, egress: Option<&[Allowed]>) {
+        let before = self.rules.pods.get(&name()).copied();
+        let mut writes = Vec::new();
+        let mut set = |allowed: Option<&[Allowed]>| {
+            self.number += 1;
+            let end = Some(cell(false));
+            let tiers = allowed.map(|_| Tier { rules: Box::default(), end }).into_iter().collect();
+            let program = allowed.map_or(Said { entries: BTreeMap::new(), other: cell(true) }, said);
+            writes.push(Write::Program(self.number, Some(Arc::new(program))));
+            let rules = Arc::new(RuleSet { tiers });
+            writes.push(Write::Set(self.number, Some(Set { rules, program: self.number })));
+            self.number
+        };
+        let sets = PodSets { ingress: set(ingress), egress: set(egress) };
+        writes.push(Write::Pod(name(), Some(sets)));
+        for set in before.iter().flat_map(|sets| [sets.ingress, sets.egress]) {
+            writes.extend([Write::Set(set, None), Write::Program(set, None)]);
+        }
+        self.write(&writes);
+    }
+
+    fn write(&mut self, writes: &[Write]) {
+        writes.iter().for_each(|write| self.rules.apply(write));
+        self.policy.apply(writes, &self.rules, &self.pods).unwrap();
+    }
+
+    fn passes(&self, packet: &Packet) -> bool {
+        let is_to_pod = [POD, POD6].contains(&packet.dst.to_string().as_str());
+        passes(&self.programs[usize::from(!is_to_pod)], &packet.frame(), SEAT)
+    }
+
+    #[track_caller]
+    fn pass(&self, packet: &Packet) {
+        assert!(self.passes(packet));
+    }
+
+    #[track_caller]
+    fn drop(&self, packet: &Packet, why: Why) {
+        let before = self.policy.counts().unwrap().of(why);
+        assert!(!self.passes(packet));
+        let after = self.policy.counts().unwrap().of(why);
+        assert_eq!(after.iter().sum::<u64>(), before.iter().sum::<u64>() + 1, "{:?}", self.policy.counts());
+    }
+}
+
+fn placed(seat: u16, ip: &str) -> Placed {
+    Placed { seat, ip: IpPair::v4(ip.parse().unwrap()) }
+}
+
+fn passes(program: &Program, frame: &[u8], seat: u16) -> bool {
+    match program.run(frame, seat.into(), 1).unwrap().0 {
+        -1 => true,
+        2 => false,
+        other => panic!("a verdict of {other}"),
+    }
+}
+
+fn to_pod(ports: (u16, u16), flags: u8) -> Packet {
+    Packet::tcp(OTHER, POD, ports, flags)
+}
+
+fn from_pod(ports: (u16, u16), flags: u8) -> Packet {
+    Packet::tcp(POD, OTHER, ports, flags)
+}
+
+#[test]
+fn answers_pass_and_what_is_not_asked_for_does_not() {
+    let mut bench = Bench::new("answers");
+    bench.say(Some(&[]), Some(&[(TCP, Some(443)), (UDP, Some(53)), (SCTP, Some(9)), (47, Some(0))]));
+    bench.drop(&to_pod((443, 1000), SYN), Why::Rules);
+    bench.drop(&from_pod((1000, 80), SYN), Why::Rules);
+    bench.pass(&from_pod((1000, 443), SYN));
+    bench.pass(&to_pod((443, 1000), SYN | ACK));
+    bench.pass(&to_pod((443, 1000), ACK));
+    bench.pass(&from_pod((1000, 443), ACK));
+    // Who begins from the other side is told apart by that, and does the connection no harm.
+    bench.drop(&to_pod((443, 1000), SYN), Why::Rules);
+    bench.pass(&to_pod((443, 1000), ACK));
+    // Nobody has seen these begin: they can only be answers, and of what the pod may ask.
+    bench.pass(&to_pod((443, 1001), ACK));
+    bench.pass(&to_pod((443, 1002), SYN | ACK));
+    bench.drop(&to_pod((80, 1001), ACK), Why::Rules);
+    bench.drop(&to_pod((80, 1002), SYN | ACK), Why::Rules);
+    for (protocol, port) in [(UDP, 53), (SCTP, 9), (47, 0)] {
+        let (here, there) = if port == 0 { (0, 0) } else { (1000, port) };
+        bench.drop(&Packet::ports(OTHER, POD, protocol, (there, here)), Why::Rules);
+        bench.pass(&Packet::ports(POD, OTHER, protocol, (here, there)));
+        bench.pass(&Packet::ports(OTHER, POD, protocol, (there, here)));
+    }
+    let counts = bench.policy.counts().unwrap();
+    assert_eq!(counts.of(Why::TrackNew), [2, 4], "{counts:?}");
+    let pressure = bench.policy.pressure().unwrap();
+    assert_eq!((pressure.flows, pressure.room, pressure.evicted), (6, 4096, 0));
+}
+
+#[test]
+fn a_flow_follows_its_policy_from_the_next_packet_on() {
+    let mut bench = Bench::new("follows");
+    bench.say(Some(&[(TCP, Some(80)), (UDP, Some(53))]), None);
+    bench.pass(&to_pod((1000, 80), SYN));
+    bench.pass(&from_pod((80, 1000), SYN | ACK));
+    bench.pass(&Packet::ports(OTHER, POD, UDP, (1000, 53)));
+    bench.pass(&Packet::ports(POD, OTHER, UDP, (53, 1000)));
+    // The pod may say what it likes, but not go on with this.
+    bench.say(Some(&[]), None);
+    bench.drop(&from_pod((80, 1000), ACK), Why::Flow);
+    bench.drop(&to_pod((1000, 80), ACK), Why::Flow);
+    bench.drop(&Packet::ports(POD, OTHER, UDP, (53, 1000)), Why::Flow);
+    bench.drop(&Packet::ports(OTHER, POD, UDP, (1000, 53)), Why::Flow);
+    bench.drop(&to_pod((1000, 80), SYN), Why::Flow);
+    // A connection that it begins itself is another one.
+    bench.pass(&from_pod((80, 1000), SYN));
+    bench.pass(&to_pod((1000, 80), SYN | ACK));
+    bench.say(Some(&[(UDP, Some(53))]), Some(&[]));
+    bench.drop(&to_pod((1000, 80), ACK), Why::Flow);
+    bench.pass(&Packet::ports(OTHER, POD, UDP, (1000, 53)));
+    bench.pass(&Packet::ports(POD, OTHER, UDP, (53, 1000)));
+    let asked = bench.policy.counts().unwrap().of(Why::TrackAsked);
+    assert!(asked.iter().sum::<u64>() >= 4, "{asked:?}");
+}
+
+#[test]
+fn a_policy_that_comes_later_knows_who_began() {
+    let mut bench = Bench::new("later");
+    bench.say(None, None);
+    bench.pass(&to_pod((1000, 80), SYN));
+    bench.pass(&to_pod((1000, 80), ACK));
+    bench.pass(&from_pod((1001, 443), SYN));
+    bench.pass(&Packet::ports(OTHER, POD, UDP, (1000, 53)));
+    bench.pass(&Packet::ports(POD, OTHER, UDP, (1001, 53)));
+    bench.pass(&Packet::ports(OTHER, POD, UDP, (1002, 53)).with_part(0x2000));
+    bench.pass(&Packet::ports(OTHER, POD, UDP, (1002, 53)).with_part(3));
+    bench.say(Some(&[]), None);
+    bench.drop(&to_pod((1000, 80), ACK), Why::Flow);
+    bench.drop(&from_pod((80, 1000), ACK), Why::Flow);
+    bench.drop(&Packet::ports(OTHER, POD, UDP, (1000, 53)), Why::Flow);
+    bench.pass(&to_pod((443, 1001), ACK));
+    bench.pass(&Packet::ports(OTHER, POD, UDP, (53, 1001)));
+}
+
+#[test]
+fn icmp_is_judged_by_what_it_is_about() {
+    let mut bench = Bench::new("icmp");
+    let echo = [(ICMP, 8, 0, POD, OTHER), (ICMPV6, 128, 129, POD6, OTHER6)];
+    let allowed: Vec<Allowed> = echo.iter().map(|(p, ask, ..)| (*p, Some(*ask << 8))).collect();
+    bench.say(Some(&[]), Some(&[&allowed[..], &[(UDP, Some(53))]].concat()));
+    for (_, ask, answer, pod, other) in echo {
+        let (ask, answer) = (ask as u8, answer);
+        bench.drop(&Packet::echo(other, pod, answer, 5), Why::Rules);
+        bench.pass(&Packet::echo(pod, other, ask, 5));
+        bench.pass(&Packet::echo(other, pod, answer, 5));
+        bench.drop(&Packet::echo(other, pod, answer, 6), Why::Rules);
+        // The same number, but it asks.
+        bench.drop(&Packet::echo(other, pod, ask, 5), Why::Rules);
+    }
+    // An error is as welcome as what it is about.
+    let (sent, unsent) = (Packet::ports(POD, OTHER, UDP, (1000, 53)), Packet::ports(POD, OTHER, UDP, (1001, 53)));
+    bench.pass(&sent);
+    bench.pass(&sent.about(ROUTER, 3));
+    bench.pass(&sent.about(ROUTER, 11));
+    bench.drop(&unsent.about(ROUTER, 3), Why::Rules);
+    bench.drop(&sent.about(ROUTER, 5), Why::Rules);
+    bench.pass(&Packet::echo(POD, OTHER, 8, 5).about(ROUTER, 11));
+    let sent = Packet::ports(POD6, OTHER6, UDP, (1000, 53));
+    bench.pass(&sent);
+    bench.pass(&sent.about("fd00::fe", 2));
+    // The pod's own errors about what it was sent.
+    bench.say(Some(&[(UDP, Some(53))]), Some(&[]));
+    let heard = Packet::ports(OTHER, POD, UDP, (2000, 53));
+    bench.pass(&heard);
+    bench.pass(&heard.about(POD, 3));
+    bench.say(Some(&[]), Some(&[]));
+    bench.drop(&heard.about(POD, 3), Why::Flow);
+}
+
+#[test]
+fn fragments_pass_where_anything_of_their_protocol_may() {
+    let mut bench = Bench::new("fragments");
+    bench.say(Some(&[]), Some(&[(UDP, Some(53)), (UDP, None)]));
+    let later = |src, dst, protocol| Packet::ports(src, dst, protocol, (1, 2)).with_part(3);
+    bench.pass(&later(POD, OTHER, UDP));
+    // It may belong to an answer.
+    bench.pass(&later(OTHER, POD, UDP));
+    bench.drop(&later(POD, OTHER, TCP), Why::Rules);
+    bench.drop(&later(OTHER, POD, TCP), Why::Rules);
+    // The first has its ports, and goes by them.
+    bench.pass(&Packet::ports(POD, OTHER, UDP, (1000, 53)).with_part(0x2000));
+    bench.drop(&Packet::ports(POD, OTHER, UDP, (1000, 54)).with_part(0x2000), Why::Rules);
+    bench.drop(&from_pod((1000, 443), ACK).with_part(1), Why::Overlap);
+    let part = |at: u16| [&[0][..], &at.to_be_bytes(), &[0; 4]].concat();
+    let v6 = |port| Packet::ports(POD6, OTHER6, UDP, (1000, port));
+    bench.pass(&v6(53).with(44, &part(1)));
+    bench.pass(&v6(53).with(44, &part(0)));
+    bench.drop(&v6(54).with(44, &part(1)), Why::Rules);
+    bench.pass(&v6(54).with(44, &part(64)));
+    bench.drop(&Packet::tcp(POD6, OTHER6, (1, 2), ACK).with(44, &part(8)), Why::Overlap);
+}
+
+#[test]
+fn ipv6_extension_headers_are_walked_as_far_as_is_said() {
+    let mut bench = Bench::new("extensions");
+    bench.say(Some(&[(UDP, Some(53))]), Some(&[]));
+    let plain = |port| Packet::ports(OTHER6, POD6, UDP, (1000, port));
+    let options = [0, 1, 4, 0, 0, 0, 0];
+    let long = [&[1][..], &[0; 14]].concat();
+    let authentication = [&[4][..], &[0; 22]].concat();
+    for port in [53, 54] {
+        let packet = plain(port)
+            .with(0, &options)
+            .with(60, &long)
+            .with(43, &options)
+            .with(51, &authentication)
+            .with(60, &options);
+        match port {
+            53 => bench.pass(&packet),
+            _ => bench.drop(&packet, Why::Rules),
+        }
+    }
+    let many = |n: usize| (0..n).fold(plain(53), |packet, _| packet.with(60, &options));
+    bench.pass(&many(6));
+    bench.drop(&many(7), Why::Headers);
+    let mut short = plain(53).with(60, &[255, 0, 0, 0, 0, 0, 0]);
+    short.body.truncate(4);
+    bench.drop(&short, Why::Short);
+    let mut short = to_pod((1, 2), SYN);
+    short.body.truncate(10);
+    bench.drop(&short, Why::Short);
+}
+
+#[test]
+fn what_finds_others_passes_and_what_hides_others_does_not() {
+    let mut bench = Bench::new("links");
+    bench.say(Some(&[]), Some(&[]));
+    let raw = |kind: u16| [&[0; 12][..], &kind.to_be_bytes(), &[0; 46]].concat();
+    for program in &bench.programs {
+        assert!(passes(program, &raw(0x0806), SEAT) && passes(program, &raw(0x88cc), SEAT));
+        assert!(!passes(program, &raw(0x8100), SEAT) && !passes(program, &raw(0x88a8), SEAT));
+    }
+    for r#type in 133..=137 {
+        bench.pass(&Packet::echo(OTHER6, POD6, r#type, 0));
+        bench.pass(&Packet::echo(POD6, OTHER6, r#type, 0));
+    }
+    bench.drop(&Packet::echo(OTHER6, POD6, 138, 0), Why::Rules);
+    // Nobody's link.
+    assert!(!passes(&bench.programs[0], &to_pod((1, 80), SYN).frame(), SEAT + 1));
+    assert!(passes(&bench.programs[0], &raw(0x0806), SEAT + 1));
+    assert_eq!(bench.policy.counts().unwrap().of(Why::Seat), [1, 0]);
+    assert_eq!(bench.policy.counts().unwrap().of(Why::Vlan), [2, 2]);
+}
+
+#[test]
+fn who_takes_a_seat_inherits_nothing() {
+    let mut bench = Bench::new("seats");
+    bench.say(Some(&[]), Some(&[(UDP, Some(53))]));
+    bench.pass(&Packet::ports(POD, OTHER, UDP, (1000, 53)));
+    bench.pass(&Packet::ports(OTHER, POD, UDP, (53, 1000)));
+    // The same pod in the next life goes on.
+    let (mut next, age) = Policy::open_as(bench.fs.path(), &SIZES, &MARKED.0).unwrap();
+    assert_eq!(age, Age::Old);
+    next.restore(&bench.rules, &bench.pods).unwrap();
+    bench.pass(&Packet::ports(OTHER, POD, UDP, (53, 1000)));
+    // Another one does not.
+    let sets = bench.rules.pods[&name()];
+    let other = Name::from("s/q");
+    for write in [Write::Pod(name(), None), Write::Pod(other.clone(), Some(sets))] {
+        bench.rules.apply(&write);
+    }
+    next.restore(&bench.rules, &Pods::from([(other, placed(SEAT, POD))])).unwrap();
+    bench.drop(&Packet::ports(OTHER, POD, UDP, (53, 1000)), Why::Rules);
+    next.apply(&[], &bench.rules, &Pods::new()).unwrap();
+    bench.drop(&Packet::ports(POD, OTHER, UDP, (1000, 53)), Why::Seat);
+}
+
+#[test]
+fn a_full_map_is_named_and_what_is_there_goes_on() {
+    let mut bench = Bench::sized("full", &Sizes { programs: 8, pairs: 6, classes: 2, ..SIZES });
+    bench.say(Some(&[(TCP, Some(80))]), Some(&[]));
+    bench.pass(&to_pod((1000, 80), SYN));
+    let many: Vec<Allowed> = (0..9).map(|port| (UDP, Some(port))).collect();
+    let write = Write::Program(100, Some(Arc::new(said(&many))));
+    let mut after = bench.rules.clone();
+    after.apply(&write);
+    let refused = "write changes of network policies into the kernel: eBPF map programs is full: it holds 8 entries";
+    assert_eq!(bench.policy.apply(&[write], &after, &bench.pods).unwrap_err().to_string(), refused);
+    // What comes next cannot be written beside it either, and leaves no trace.
+    let refused = "write the network policies into the kernel: eBPF map programs is full: it holds 8 entries";
+    assert_eq!(bench.policy.restore(&after, &bench.pods).unwrap_err().to_string(), refused);
+    bench.pass(&to_pod((1001, 80), SYN));
+    bench.drop(&to_pod((1001, 81), SYN), Why::Rules);
+    bench.policy.restore(&bench.rules, &bench.pods).unwrap();
+    bench.pass(&to_pod((1001, 80), SYN));
+    let prefixes: Vec<Write> =
+        (0..3).map(|n| Write::Prefix(format!("10.{n}.0.0/16").parse().unwrap(), Some(1))).collect();
+    let e = bench.policy.apply(&prefixes, &bench.rules, &bench.pods).unwrap_err().to_string();
+    assert!(e.ends_with("eBPF map classes is full: it holds 2 entries"), "{e}");
+}
+
+#[test]
+fn other_sizes_or_another_release_mean_other_programs_and_nothing_is_left_behind() {
+    let bench = Bench::new("releases");
+    let (root, folder) = (bench.fs.path(), bench.policy.folder());
+    let is_pinned = || PROGRAMS.map(|program| folder.join(program.name()).exists());
+    // There are no rules yet for which they could stand.
+    assert_eq!(is_pinned(), [false; 2]);
+    let (mut policy, _) = Policy::open_as(root, &SIZES, &MARKED.0).unwrap();
+    policy.restore(&Rules::default(), &Pods::new()).unwrap();
+    assert_eq!(is_pinned(), [true; 2]);
+    let releases = || {
+        let names = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("release-")).collect::<Vec<_>>()
+    };
+    let before = releases();
+    let (_, age) = Policy::open(root, &SIZES).unwrap();
+    assert_eq!((age, releases().len(), releases() == before), (Age::Old, 1, false));
+    let (_, age) = Policy::open(root, &Sizes { tracks: 2048, ..SIZES }).unwrap();
+    assert_eq!((age, releases().len(), is_pinned()), (Age::New, 0, [true; 2]));
+    remove(root).unwrap();
+    assert!(!root.join("terway").exists());
+}
+
+/// The rules of one life, numbered as it likes: from OTHER the pod takes TCP port 80, from others nothing.
+fn numbered(base: u32) -> Rules {
+    let mut rules = Rules::default();
+    let (open, shut): (u32, u32) = (base + 1, base + 2);
+    let class: ClassId = base + 7;
+    let end = Some(cell(false));
+    let set = Arc::new(RuleSet { tiers: [Tier { rules: Box::default(), end }].into() });
+    let writes = [
+        Write::Class(class, Some([1].into())),
+        Write::Program(open, Some(Arc::new(said(&[(TCP, Some(80))])))),
+        Write::Program(shut, Some(Arc::new(said(&[])))),
+        Write::Set(base + 3, Some(Set { rules: set, program: shut })),
+        Write::Pair(base + 3, class, Some(open)),
+        Write::Prefix(format!("{OTHER}/32").parse().unwrap(), Some(class)),
+        Write::Pod(name(), Some(PodSets { ingress: base + 3, egress: base + 3 })),
+    ];
+    writes.iter().for_each(|write| rules.apply(write));
+    rules
+}
+
+#[test]
+fn a_new_life_takes_over_without_one_wrong_verdict() {
+    let mut bench = Bench::new("lives");
+    bench.policy.restore(&numbered(0), &bench.pods).unwrap();
+    let (over, judged) = (AtomicBool::new(false), AtomicU64::new(0));
+    let judge = |packet: Packet, want: bool| {
+        let frame = packet.frame();
+        while !over.load(Ordering::Relaxed) {
+            assert_eq!(passes(&bench.programs[0], &frame, SEAT), want);
+            judged.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    std::thread::scope(|scope| {
+        let allowed = scope.spawn(|| judge(to_pod((1000, 80), SYN), true));
+        let denied = scope.spawn(|| judge(Packet::tcp("10.0.0.8", POD, (1000, 80), SYN), false));
+        let foreign = scope.spawn(|| judge(to_pod((1000, 81), SYN), false));
+        for life in 1..40u32 {
+            let (mut policy, _) = Policy::open_as(bench.fs.path(), &SIZES, &MARKED.0).unwrap();
+            // Numbers that mean something else than they did.
+            policy.restore(&numbered(life % 3), &bench.pods).unwrap();
+            if allowed.is_finished() || denied.is_finished() || foreign.is_finished() {
+                break;
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    println!("{judged:?} packets");
+    assert!(judged.into_inner() > 1000);
+}
+
+#[test]
+fn a_class_is_of_the_longest_prefix_and_of_its_family() {
+    let mut bench = Bench::new("classes");
+    bench.say(Some(&[]), Some(&[]));
+    let sets = bench.rules.pods[&name()];
+    let mut writes = vec![Write::Program(50, Some(Arc::new(said(&[(TCP, Some(80))]))))];
+    writes.extend([Write::Class(1, Some([1].into())), Write::Class(2, Some([2].into()))]);
+    writes.push(Write::Pair(sets.ingress, 1, Some(50)));
+    for (net, class) in [("::/0", 1), ("10.1.0.0/16", 1), ("10.1.2.0/24", 2), ("10.1.2.3/32", 1)] {
+        writes.push(Write::Prefix(net.parse().unwrap(), Some(class)));
+    }
+    bench.write(&writes);
+    let passes = |bench: &Bench, src: &str| {
+        let pod = if src.parse::<IpAddr>().unwrap().is_ipv4() { POD } else { POD6 };
+        bench.passes(&Packet::tcp(src, pod, (1000, 80), SYN))
+    };
+    assert_eq!(
+        ["10.1.9.9", "10.1.2.9", "10.1.2.3", "fd00::9"].map(|src| passes(&bench, src)),
+        [true, false, true, true]
+    );
+    // No prefix of IPv6 is about IPv4.
+    assert!(!passes(&bench, "10.2.0.1"));
+    bench.write(&[Write::Prefix("10.1.2.0/24".parse().unwrap(), None)]);
+    assert!(passes(&bench, "10.1.2.9"));
+}
