@@ -184,11 +184,14 @@ fn the_first_packet_is_judged(renderer: &str) {
     let open = bench.add(0, "open", json!({"app": "open"}));
     let shut = bench.add(0, "shut", json!({"app": "shut"}));
     let flood = bench.add(0, "flood", json!({"app": "flood"}));
-    bench.policy("fresh", json!({
-        "podSelector": {"matchLabels": {"app": "fresh"}}, "policyTypes": ["Ingress", "Egress"],
-        "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "open"}}}]}],
-        "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "open"}}}]}],
-    }));
+    bench.policy(
+        "fresh",
+        json!({
+            "podSelector": {"matchLabels": {"app": "fresh"}}, "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "open"}}}]}],
+            "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "open"}}}]}],
+        }),
+    );
     let listen = |place: &Member, port: u16| {
         place.pod.run(|| {
             let socket = UdpSocket::bind(("0.0.0.0", port)).expect("a free port");
@@ -201,6 +204,7 @@ fn the_first_packet_is_judged(renderer: &str) {
     let over = AtomicBool::new(false);
     let (mut delivered, mut lost) = (0, 0);
     let addresses: Vec<String> = addresses(&bench);
+    assert!(addresses.len() > 10, "{addresses:?}");
     thread::scope(|scope| {
         scope.spawn(|| {
             flood.pod.run(|| {

@@ -23,6 +23,7 @@ use smol::channel::Sender as Answer;
 
 use super::node::Input;
 use crate::cluster::Name;
+use crate::config::PolicyRenderer;
 use crate::error::Error;
 use crate::heard::Heard;
 use crate::kube;
@@ -77,12 +78,12 @@ pub enum News {
 
 /// A renderer, and why it is this one.
 pub struct Chosen {
-    pub name: &'static str,
+    pub way: PolicyRenderer,
     pub why: String,
     pub renderer: Box<dyn Renderer>,
 }
 
-/// Finds a renderer, or says why there is none.
+/// Finds a renderer, or says why there is none; asked until there is one.
 pub type Open = Box<dyn FnMut() -> Result<Chosen, Error> + Send>;
 
 /// What the loop is started with.

@@ -17,7 +17,7 @@ use crate::rules::{DIRECTIONS, Direction, ICMP, ICMPV6, Rule, RuleSet, Rules, Se
 
 impl Loop {
     pub(super) fn tell_choice(&self, chosen: &Chosen) {
-        let message = format!("network policies are enforced by {}: {}", chosen.name, chosen.why);
+        let message = format!("network policies are enforced by {}: {}", chosen.way, chosen.why);
         log::info!("{message}");
         self.tell(object::About::node(&self.node_name), EventType::Normal, "NetworkPolicy", &message);
     }
@@ -63,7 +63,7 @@ impl Loop {
                 Some(lack) => lack,
                 None => "enforced".into(),
             },
-            "renderer": self.chosen.as_ref().map(|chosen| chosen.name),
+            "renderer": self.chosen.as_ref().map(|chosen| chosen.way.to_string()),
             "because": self.chosen.as_ref().map(|chosen| &chosen.why),
             "pods": self.pods.len(),
             "peers": rules.peers.len(),
