@@ -2,12 +2,13 @@
 
 TARGET := x86_64-unknown-linux-musl
 BINARY := target/$(TARGET)/release/terway
+AARCH64 := aarch64-unknown-linux-musl
 export TERWAY_BINARY := $(CURDIR)/$(BINARY)
 
 # Where cargo put the demo. It is run without cargo in between, which would not wait for its end after a Ctrl-C.
 DEMO := cargo test --test demo --no-run --message-format=json 2>/dev/null | sed -n 's/.*"executable":"\([^"]*\/demo-[^"]*\)".*/\1/p'
 
-.PHONY: help demo test test-kernels bench build deps check clean
+.PHONY: help demo test test-kernels bench build package package-aarch64 deps check clean
 
 help:
 	@echo "make demo    build, then show two nodes, 16 pods and every path between them   (KEEP=1 leaves the world up)"
@@ -15,6 +16,7 @@ help:
 	@echo "make test-kernels   of these the ones on other kernels: without eBPF, and Debian's two in guests"
 	@echo "make bench   build, then measure; also written to target/bench.json      (STRICT=1 fails on a missed goal)"
 	@echo "make build   the static binary: $(BINARY)"
+	@echo "make package  a DEB and an RPM of it: target/packages   (RELEASE=2 is the second of a version; make package-aarch64: cross-built)"
 	@echo "make check   format and lints"
 
 deps:
@@ -24,6 +26,17 @@ build: deps
 	@echo "building $(BINARY)"
 	@cargo build --release --target $(TARGET) --bin terway
 	@ls -l $(BINARY)
+
+package: build
+	@packaging/build.sh x86_64 $(BINARY) target/packages
+	@ls -l target/packages
+
+package-aarch64: build
+	@command -v aarch64-linux-gnu-gcc >/dev/null || apt-get install -y -qq --no-install-recommends gcc-aarch64-linux-gnu libc6-dev-arm64-cross >/dev/null
+	@rustup target list --installed | grep -qx $(AARCH64) || rustup target add $(AARCH64)
+	@cargo build --release --target $(AARCH64) --bin terway
+	@TERWAY_SPEAKS=$(BINARY) packaging/build.sh aarch64 target/$(AARCH64)/release/terway target/packages
+	@ls -l target/packages
 
 demo: build
 	@cargo test --test demo --no-run

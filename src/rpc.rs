@@ -24,9 +24,8 @@ pub enum Request {
         /// What the runtime asks for, which goes before the pod's annotations.
         #[serde(default, skip_serializing_if = "Both::is_default")]
         limits: Limits,
-        /// The network configuration wants IPvlan; absent is a veth.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        ipvlan: Option<AskIpvlan>,
+        #[serde(default, skip_serializing_if = "Wish::is_default")]
+        wish: Wish,
     },
     /// DEL: the attachment is gone, or going; the daemon takes its route and link away and frees its address.
     Release { attachment: Attachment },
@@ -195,13 +194,22 @@ pub enum Wiring {
     Ipvlan(Slave),
 }
 
-/// What an ADD says of IPvlan, from the network configuration.
+/// What the network configuration has to say about the wiring of a pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AskIpvlan {
-    /// What pods shall reach through the node rather than through the VPC, beside Services.
-    #[serde(default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Wish {
+    /// IPvlan, where that can be.
+    pub slave: bool,
+    /// With an ENI of its own, no second link to the node.
+    pub alone: bool,
+    /// What the pod shall reach through the node rather than through the VPC, beside Services.
     pub host_stack: Vec<IpNet>,
+}
+
+impl Wish {
+    pub fn is_default(&self) -> bool {
+        *self == Wish::default()
+    }
 }
 
 /// What the wiring of a slave takes besides.
@@ -224,6 +232,12 @@ pub struct Whole {
     pub answers: Answers,
     #[serde(default)]
     pub shaper: Shaper,
+    /// As the ADD had it.
+    #[serde(default)]
+    pub host_stack: Vec<IpNet>,
+    /// It has no second link to the node.
+    #[serde(default)]
+    pub alone: bool,
 }
 
 /// What holds a pod to its bandwidth whose links end in it; what the kernel can do decides.
@@ -326,7 +340,8 @@ pub fn example_lease() -> Lease {
 #[cfg(test)]
 pub fn example_whole() -> Lease {
     let services = NetPair::v4("172.21.0.0/20".parse().expect("a prefix"));
-    let whole = Whole { home: "eth1".into(), services, answers: Answers::Conntrack, shaper: Shaper::Ifb };
+    let (answers, shaper) = (Answers::Conntrack, Shaper::Ifb);
+    let whole = Whole { home: "eth1".into(), services, answers, shaper, host_stack: Vec::new(), alone: false };
     Lease { wiring: Wiring::Whole(whole), ..example_lease() }
 }
 

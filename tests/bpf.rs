@@ -6,5 +6,5 @@ mod load;
 mod maps;
 mod objects;
 mod packets;
-mod policy;
+pub mod policy;
 mod sockets;

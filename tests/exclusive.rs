@@ -12,7 +12,9 @@ use terway::plan::Plan;
 use terway::pod::{Attachment, PodName, Sandbox};
 use terway::rate::{Both, Limit, Limits, Rate};
 use terway::rpc::{Answers, EniLease, Lease, Marker, Shaper, Whole, Wiring};
+use terway::verdict::Why;
 
+use crate::bpf::policy::{OPEN, guard, guarded};
 use crate::sim::cluster::soon;
 use crate::sim::fabric::{Card, Drops, Fabric, OUTSIDE, OUTSIDE_V6};
 use crate::sim::flood::flood;
@@ -95,7 +97,8 @@ impl World {
         let eni = self.plug(n);
         let home = self.node.ifname(&eni.mac.to_string()).unwrap();
         let services = NetPair { v6: Some(SERVICES_V6.parse().unwrap()), ..NetPair::v4(SERVICES.parse().unwrap()) };
-        let wiring = Wiring::Whole(Whole { home, services, answers: self.answers, shaper: Shaper::Ifb });
+        let (answers, shaper) = (self.answers, Shaper::Ifb);
+        let wiring = Wiring::Whole(Whole { home, services, answers, shaper, host_stack: Vec::new(), alone: false });
         self.pod(name, n, eni, wiring)
     }
 
@@ -385,7 +388,9 @@ fn a_veth_made_ahead_of_the_lease_becomes_the_second_link() {
 fn without_a_second_link_the_pod_has_the_vpc_and_no_node() {
     let world = World::new();
     let mut x = world.guest("x", 5);
-    x.plan = datapath::pod(&Setup { host_peer: false, ..Setup::new(&x.lease, MTU) });
+    let Wiring::Whole(whole) = &mut x.lease.wiring else { unreachable!("it is made so") };
+    whole.alone = true;
+    x.plan = datapath::pod(&Setup::new(&x.lease, MTU));
     let veth = datapath::veth(&x.lease.pod, &x.lease.sandbox.attachment, MTU);
     x.kernel(|kernel| {
         kernel.begin(&veth);
@@ -631,4 +636,69 @@ fn without_ifb_each_link_has_a_bucket_of_its_own() {
     ] {
         assert!(seconds.iter().all(|bits| bits * 100 <= limit * 105 && bits * 10 >= limit * 6), "{seconds:?}");
     }
+}
+
+#[test]
+fn policies_hold_on_both_links_of_a_pod() {
+    let world = World::new();
+    let policy = guard(&world.node, &[("default/own", 3), ("default/veth", 4)], &OPEN);
+    let mut own = world.guest("own", 1);
+    own.lease.seat = Some(3);
+    // What leads elsewhere comes behind.
+    let rate = Rate::from_bits(100_000_000);
+    own.lease.bandwidth = Both::<Limit>::default().ask(Limits { ingress: rate, egress: rate });
+    own.plan = datapath::pod(&Setup::new(&own.lease, MTU));
+    own.apply();
+    let (mut veth, free) = (world.shared("veth", 2), world.shared("free", 5));
+    veth.lease.seat = Some(4);
+    veth.plan = datapath::pod(&Setup::new(&veth.lease, MTU));
+    assert!(veth.check().contains("filter priority 2048"), "{}", veth.check());
+    // A pod that runs already gets them, too.
+    veth.apply();
+    for n in 0..2 {
+        for guest in [&own, &veth] {
+            guarded(&world.remote, "by the VPC", &guest.pod, guest.ips()[n]);
+            guarded(&world.node, "from its node", &guest.pod, guest.ips()[n]);
+            guarded(&free.pod, "from a pod", &guest.pod, guest.ips()[n]);
+            reaches(&guest.pod, "to a pod", &free.pod, free.ips()[n]);
+            reaches(&guest.pod, "to the outside", world.fabric.outside(), [OUTSIDE, OUTSIDE_V6][n].parse().unwrap());
+            reaches(&guest.pod, "to its node", &world.node, [NODE, NODE_V6][n].parse().unwrap());
+        }
+        guarded(&own.pod, "between them", &veth.pod, veth.ips()[n]);
+        guarded(&veth.pod, "between them, back", &own.pod, own.ips()[n]);
+    }
+    let counts = world.node.run(|| policy.counts()).unwrap();
+    assert!(counts.of(Why::Rules)[0] >= 32 && counts.dropped() == counts.of(Why::Rules)[0], "{counts:?}");
+    // Another seat, another program: both are seen, and put right.
+    let veth_link = ours::host_veth(&veth.lease.pod, "eth0");
+    for (link, side, inside) in [(veth_link.as_str(), "ingress", false), ("eth0", "egress", true)] {
+        let guest = if inside { &own } else { &veth };
+        let harm = format!("tc filter del dev {link} {side} prio 2048");
+        if inside {
+            own.pod.sh(&harm)
+        } else {
+            world.node.sh(&harm)
+        };
+        assert!(guest.check().contains(&format!("filter priority 2048 dev {link} {side}")), "{}", guest.check());
+        guest.apply();
+    }
+    veth.lease.seat = Some(3);
+    let other = Guest {
+        world: &world,
+        plan: datapath::pod(&Setup::new(&veth.lease, MTU)),
+        lease: veth.lease.clone(),
+        pod: veth.pod,
+    };
+    assert!(other.check().contains("class 0x4, not terway_to_pod"), "{}", other.check());
+    other.apply();
+    // Without a seat, nothing of it is left.
+    let lease = Lease { seat: None, ..other.lease.clone() };
+    let (_, undo) = datapath::policed(&Setup::new(&lease, MTU));
+    other.kernel(|kernel| kernel.undo(&undo)).unwrap();
+    let filters =
+        world.node.sh(&format!("tc filter show dev {veth_link} ingress; tc filter show dev {veth_link} egress"));
+    assert!(!filters.contains("terway_"), "{filters}");
+    own.undo();
+    // Its own name is taken by now.
+    own.is_home_as("eth3");
 }

@@ -14,7 +14,9 @@ use terway::plan::Plan;
 use terway::pod::{Attachment, PodName, Sandbox};
 use terway::rate::{Both, Limit, Limits, Rate};
 use terway::rpc::{EniLease, Lease, Marker, Shaper, Slave, Wiring};
+use terway::verdict::Why;
 
+use crate::bpf::policy::{OPEN, guard, guarded};
 use crate::sim::fabric::{Card, Drops, Fabric, OUTSIDE, OUTSIDE_V6};
 use crate::sim::flood::{error, flood};
 use crate::sim::node::{Node, Pod};
@@ -646,4 +648,37 @@ fn round_trips() {
         times.sort();
         println!("round trip {name} {} ns", times[ROUNDS / 2].as_nanos());
     }
+}
+
+#[test]
+fn policies_hold_on_slaves() {
+    let Some(world) = world() else { return };
+    let policy = guard(&world.node, &[("default/a", 3), ("default/b", 4)], &OPEN);
+    let (one, two) = (world.eni(1, &[5, 6, 7]), world.eni(2, &[8]));
+    let rate = Rate::from_bits(100_000_000);
+    let seated = |name: &str, eni: &EniLease, last, seat| {
+        let wiring = Wiring::Ipvlan(Slave { host_stack: Vec::new(), shaper: Shaper::Ifb });
+        let mut guest = world.pod(name, eni, last, wiring);
+        guest.lease.seat = Some(seat);
+        guest.limit(Limits { ingress: rate, egress: rate });
+        guest.apply();
+        guest
+    };
+    let (a, b) = (seated("a", &one, 5, 3), seated("b", &two, 8, 4));
+    let (c, v) = (world.slave("c", &one, 6), world.veth("v", &one, 7));
+    for (n, outside) in [OUTSIDE, OUTSIDE_V6].iter().enumerate() {
+        for guest in [&a, &b] {
+            guarded(world.fabric.outside(), "by the VPC", &guest.pod, guest.ips()[n]);
+            guarded(&world.node, "from its node", &guest.pod, guest.ips()[n]);
+            guarded(&c.pod, "from a slave", &guest.pod, guest.ips()[n]);
+            guarded(&v.pod, "from a veth", &guest.pod, guest.ips()[n]);
+            reaches(&guest.pod, "to a slave", &c.pod, c.ips()[n]);
+            reaches(&guest.pod, "to a veth", &v.pod, v.ips()[n]);
+            reaches(&guest.pod, "to the outside", world.fabric.outside(), addr(outside));
+        }
+        guarded(&a.pod, "between them", &b.pod, b.ips()[n]);
+    }
+    let counts = world.node.run(|| policy.counts()).unwrap();
+    assert_eq!(counts.dropped(), counts.of(Why::Rules)[0], "{counts:?}");
+    world.is_calm();
 }

@@ -13,6 +13,7 @@ mod kernel;
 mod kube;
 mod netpol;
 mod node;
+mod package;
 mod plugin;
 mod policy;
 mod runtime;

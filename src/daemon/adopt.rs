@@ -92,7 +92,8 @@ pub fn leases(kernel: &mut Kernel, look: &Look, known: &Known, contents: &Conten
     Ok(found)
 }
 
-/// The same of pods that have the whole of an ENI: its link, which is in the pod's namespace, says whose it is.
+/// The same of pods that have the whole of an ENI: its link, which is in the pod's namespace, says whose it is. What the network
+/// configuration leaves to the node is told by the next ADD; routes that are there stay.
 fn whole_leases(kernel: &mut Kernel, known: &Known, contents: &Contents, links: &[LinkSeen]) -> Vec<Lease> {
     let is_away =
         |eni: &&Eni| eni.state == EniState::InUse && eni.kind == EniKind::Secondary && eni_link(links, eni).is_none();
@@ -104,7 +105,11 @@ fn whole_leases(kernel: &mut Kernel, known: &Known, contents: &Contents, links: 
     let seen = seen.iter().filter_map(|card| Some((card, *away.iter().find(|eni| eni.mac == card.mac)?)));
     let unknown = seen.filter(|(card, eni)| !contents.knows(&card.lent.attachment, &own_addresses(known, eni)));
     let shaper = kernel.shaper().0;
-    unknown.map(|(card, eni)| whole_lease(known, card, eni, shaper)).collect()
+    let has_peer = |card: &Away| {
+        let owners = links.iter().filter_map(|link| ours::attachment(link.alias.as_deref()?));
+        owners.into_iter().any(|owner| owner == card.lent.attachment)
+    };
+    unknown.map(|(card, eni)| whole_lease(known, card, eni, (shaper, !has_peer(card)))).collect()
 }
 
 /// The same of pods that are slaves of an ENI: their link says whose it is, and its addresses are theirs. What the network
@@ -150,7 +155,7 @@ fn own_addresses(known: &Known, eni: &Eni) -> IpPair {
     IpPair { v4: known.stack.has(Family::V4).then_some(eni.primary), v6 }
 }
 
-fn whole_lease(known: &Known, card: &Away, eni: &Eni, shaper: Shaper) -> Lease {
+fn whole_lease(known: &Known, card: &Away, eni: &Eni, (shaper, alone): (Shaper, bool)) -> Lease {
     let lent = card.lent.clone();
     let pod = lent.pod.unwrap_or_else(pod::nameless);
     let ip = own_addresses(known, eni);
@@ -164,6 +169,8 @@ fn whole_lease(known: &Known, card: &Away, eni: &Eni, shaper: Shaper) -> Lease {
         Ok(()) => Answers::Conntrack,
         Err(_) => Answers::Sockets,
     };
+    let (home, services, host_stack) = (lent.home, known.services, Vec::new());
+    let whole = Whole { home, services, answers, shaper, host_stack, alone };
     Lease {
         pod,
         sandbox: Sandbox { attachment: lent.attachment, netns: card.netns.clone() },
@@ -175,7 +182,7 @@ fn whole_lease(known: &Known, card: &Away, eni: &Eni, shaper: Shaper) -> Lease {
         bandwidth: Both::default(),
         sticky: false,
         heritage: None,
-        wiring: Wiring::Whole(Whole { home: lent.home, services: known.services, answers, shaper }),
+        wiring: Wiring::Whole(whole),
         routes: Vec::new(),
         seat: None,
     }

@@ -73,8 +73,7 @@ fn setup<'a>(lease: &'a Lease, kernel: &mut Kernel) -> Result<Setup<'a>, Error> 
         Wiring::Whole(_) => {
             let card = kernel.link_inside(&attachment.ifname)?.filter(|link| link.mac == Some(lease.eni.mac));
             let card = card.ok_or_else(|| absent(&attachment.ifname))?;
-            let host_peer = kernel.link_inside(ours::PEER_LINK)?.is_some();
-            Ok(Setup { host_peer, ..Setup::new(lease, card.mtu) })
+            Ok(Setup::new(lease, card.mtu))
         }
     }
 }

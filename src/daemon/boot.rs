@@ -21,7 +21,7 @@ use super::reactor::Timer;
 use super::sticky::Sticky;
 use super::terms::Terms;
 use super::world::World;
-use super::{adopt, clock, file, news, old, phases};
+use super::{adopt, clock, file, news, notify, old, phases};
 use crate::cloud::{self, Credentials, Endpoint, Key, Metadata, Sources};
 use crate::config::{AccessKey, Config, Mode, NodeFacts, Scheme, Signature};
 use crate::datapath::NodeSetup;
@@ -191,6 +191,7 @@ pub async fn boot(
             Err(e) if is_final(&e) => return Err(e),
             Err(e) => {
                 log::warn!("start: {e}; again in {} ms", pause.as_millis());
+                notify::status(&format!("does not serve yet: {e}"));
                 lobby.fail(e.to_string());
                 Timer::after(pause).await;
                 (pause, manner) = ((pause * 2).min(RETRY.1), Manner::Wary);

@@ -116,13 +116,13 @@ mod tests {
     use super::*;
     use crate::pod::PodName;
     use crate::rate::Limits;
-    use crate::rpc::example_lease;
+    use crate::rpc::{Wish, example_lease};
 
     fn add() -> (Input, Receiver<Reply>) {
         let (answer, answered) = bounded(1);
         let sandbox = example_lease().sandbox;
         let pod = PodName::new("default", "web-0");
-        let request = Request::Allocate { pod, sandbox, limits: Limits::default(), ipvlan: None };
+        let request = Request::Allocate { pod, sandbox, limits: Limits::default(), wish: Wish::default() };
         (Input::Ask { request, answer }, answered)
     }
 

@@ -17,6 +17,7 @@ mod lobby;
 mod machine;
 mod news;
 mod node;
+mod notify;
 mod old;
 mod outside;
 mod phases;
@@ -168,6 +169,8 @@ fn run(args: &Args) -> Result<(), Error> {
         let conflist = boot::announce(&layers.config().conflist)?;
         executor.spawn(file::watch(layers.path().to_owned(), layers.text().to_owned(), inputs.clone())).detach();
         log::info!("serving on {}", ours::SOCKET);
+        notify::ready();
+        executor.spawn(notify::live()).detach();
         match watch {
             Ok(watch) => executor.spawn(listen(watch, inputs.clone())).detach(),
             Err(e) => log::warn!("what others change is seen by comparison only: {e}"),
@@ -206,6 +209,7 @@ async fn heed(signals: Async<Signals>, config: &Path, inputs: &Sender<Input>) ->
         if number != Signal::HUP.as_raw() {
             let name = if number == Signal::TERM.as_raw() { "SIGTERM" } else { "SIGINT" };
             log::info!("{name}: ending; pods keep their network");
+            notify::stopping();
             let told = async {
                 let _ = inputs.send(Input::End).await;
                 pending().await

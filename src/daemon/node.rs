@@ -48,7 +48,7 @@ use crate::pod::{Attachment, PodName, Sandbox};
 use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
 use crate::rate::{Both, Limit, Limits};
 use crate::repair::{Part, Repair};
-use crate::rpc::{AskIpvlan, EniLease, Lease, Refusal, Reply, Request, Whole, Wiring};
+use crate::rpc::{EniLease, Lease, Refusal, Reply, Request, Whole, Wiring, Wish};
 use conf::Conf;
 use policies::Guarded;
 
@@ -129,7 +129,7 @@ struct Waiting {
     pod: PodName,
     sandbox: Sandbox,
     limits: Limits,
-    ipvlan: Option<AskIpvlan>,
+    wish: Wish,
     deadline: Now,
 }
 
@@ -317,7 +317,7 @@ impl Node {
         let sweep = self.sweeping.is_empty().then_some(self.sweep);
         let fixed = self.mend.min(self.compare);
         let begin = self.begin.as_ref().map(|(at, _)| *at);
-        let speak = if self.stirred { Some(Now::ZERO) } else { self.speak };
+        let speak = if self.stirred { Some(self.spoke + own::BREATH) } else { self.speak };
         let others = [begin, self.repair.due(), speak].into_iter().flatten();
         let due = deadlines.chain(self.wake).chain(sweep).chain(others).fold(fixed, Now::min);
         let wait = due.saturating_sub(clock::now());
@@ -377,9 +377,9 @@ impl Node {
 
     fn ask(&mut self, request: Request, answer: Sender<Reply>) {
         let reply = match request {
-            Request::Allocate { pod, sandbox, limits, ipvlan } => {
+            Request::Allocate { pod, sandbox, limits, wish } => {
                 let deadline = clock::now() + ADD_DEADLINE;
-                return self.allocate(Waiting { answer, pod, sandbox, limits, ipvlan, deadline });
+                return self.allocate(Waiting { answer, pod, sandbox, limits, wish, deadline });
             }
             Request::Release { attachment } => self.release(&attachment),
             Request::Lease { attachment } => match self.leases.get(&attachment) {
@@ -712,7 +712,7 @@ impl Node {
         };
         let bandwidth = self.bandwidth(&held);
         let wiring = match held.whole {
-            true => Wiring::Whole(self.whole(&eni)?),
+            true => Wiring::Whole(self.whole(&held, &eni)?),
             false => self.slave(&held, &eni).map_or(Wiring::Shared, Wiring::Ipvlan),
         };
         Ok(Lease {
@@ -731,13 +731,14 @@ impl Node {
         })
     }
 
-    fn whole(&mut self, eni: &EniLease) -> Result<Whole, Error> {
+    fn whole(&mut self, held: &Held, eni: &EniLease) -> Result<Whole, Error> {
         let Some(link) = self.kernel.link_by_mac(eni.mac)? else {
             return Err(Error::refused(format!("ENI {} has no link here", eni.id)));
         };
         let services = self.conf.layers().config().service_cidr;
         let (answers, shaper) = (self.world.answers(), self.world.shaper());
-        Ok(Whole { home: link.name, services, answers, shaper })
+        let Wish { host_stack, alone, .. } = self.wish(held);
+        Ok(Whole { home: link.name, services, answers, shaper, host_stack, alone })
     }
 
     fn call(&mut self, id: CallId, call: Call) {

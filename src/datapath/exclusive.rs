@@ -23,14 +23,14 @@ pub fn pod(setup: &Setup, whole: &Whole) -> Plan {
     let lease = setup.lease;
     let mut plan = Plan::default();
     // The veth first: it may have been made ahead of the plan, under the name that the card will have.
-    if has_peer(setup) {
+    if has_peer(setup, whole) {
         plan.host.push(Object::Veth(veth(setup)));
     }
     plan.host.push(Object::Card(card(lease, whole)));
     police(&mut plan.pod, setup.lease, &setup.lease.sandbox.attachment.ifname, End::Inner);
-    shape(&mut plan, setup, whole.shaper);
+    shape(&mut plan, setup, whole);
     card_inside(&mut plan.pod, setup);
-    if has_peer(setup) {
+    if has_peer(setup, whole) {
         outside(&mut plan.host, setup);
         peer_inside(&mut plan.pod, setup, whole);
         answers(&mut plan.pod, lease, whole.answers);
@@ -39,8 +39,8 @@ pub fn pod(setup: &Setup, whole: &Whole) -> Plan {
 }
 
 /// A further interface of a pod has no second link: there is one, and it belongs to the first.
-fn has_peer(setup: &Setup) -> bool {
-    setup.host_peer && setup.lease.sandbox.attachment.ifname == "eth0"
+fn has_peer(setup: &Setup, whole: &Whole) -> bool {
+    !whole.alone && setup.lease.sandbox.attachment.ifname == "eth0"
 }
 
 fn veth(setup: &Setup) -> Veth {
@@ -96,19 +96,19 @@ fn filter(marker: Marker, link: &str) -> Option<Object> {
 }
 
 /// One bucket a direction for all links of the pod, before any of them is up.
-fn shape(plan: &mut Plan, setup: &Setup, how: Shaper) {
+fn shape(plan: &mut Plan, setup: &Setup, whole: &Whole) {
     let lease = setup.lease;
     let card = lease.sandbox.attachment.ifname.as_str();
-    let links = if has_peer(setup) { &[card, ours::PEER_LINK][..] } else { &[card][..] };
+    let links = if has_peer(setup, whole) { &[card, ours::PEER_LINK][..] } else { &[card][..] };
     let Both { ingress, egress } = lease.bandwidth.rates();
-    match how {
+    match whole.shaper {
         Shaper::Ifb => {
             plan.pod.extend(ingress.iter().flat_map(|rate| lead_through(links, Side::Ingress, *rate, setup.mtu)));
             plan.pod.extend(egress.iter().flat_map(|rate| lead_through(links, Side::Egress, *rate, setup.mtu)));
         }
         Shaper::Links => {
             let veth = ours::host_veth(&lease.pod, card);
-            plan.host.extend(ingress.filter(|_| has_peer(setup)).map(|rate| bucket(&veth, rate, setup.mtu)));
+            plan.host.extend(ingress.filter(|_| has_peer(setup, whole)).map(|rate| bucket(&veth, rate, setup.mtu)));
             plan.pod.extend(egress.iter().flat_map(|rate| links.iter().map(|link| bucket(link, *rate, setup.mtu))));
         }
     }
@@ -179,7 +179,7 @@ fn peer_inside(pod: &mut Vec<Object>, setup: &Setup, whole: &Whole) {
 fn through_node(setup: &Setup, whole: &Whole) -> Vec<IpNet> {
     let node = setup.lease.node.iter().map(host_net);
     let mut nets: Vec<IpNet> = Vec::new();
-    for net in whole.services.iter().chain(setup.host_stack.iter().copied()).chain(node) {
+    for net in whole.services.iter().chain(whole.host_stack.iter().copied()).chain(node) {
         if has_family(setup.lease, &net.addr()) && !nets.contains(&net) {
             nets.push(net);
         }
@@ -344,13 +344,10 @@ mod tests {
 
     #[test]
     fn what_the_operator_names_goes_through_the_node_once_and_in_the_pods_families() {
-        let lease = example_whole();
-        let host_stack: Vec<IpNet> =
-            ["169.254.20.10/32", "192.168.0.10/32", "fd00::10/128"].map(|n| n.parse().unwrap()).into();
-        let routes: Vec<String> = lines(&Setup { host_stack: &host_stack, ..Setup::new(&lease, 1500) })
-            .into_iter()
-            .filter(|line| line.ends_with("dev veth1 onlink"))
-            .collect();
+        let host_stack = ["169.254.20.10/32", "192.168.0.10/32", "fd00::10/128"].map(|n| n.parse().unwrap());
+        let lease = with(&example_whole(), |whole| whole.host_stack = host_stack.into());
+        let routes: Vec<String> =
+            lines(&Setup::new(&lease, 1500)).into_iter().filter(|line| line.ends_with("dev veth1 onlink")).collect();
         assert_eq!(
             routes,
             [
@@ -364,7 +361,8 @@ mod tests {
     #[test]
     fn without_a_second_link_there_is_the_eni_and_nothing_on_the_node() {
         let mut lease = example_whole();
-        let alone = Setup { host_peer: false, ..Setup::new(&lease, 1500) };
+        let alone = with(&lease, |whole| whole.alone = true);
+        let alone = Setup::new(&alone, 1500);
         let lines_of =
             |setup: &Setup| lines(setup).into_iter().filter(|l| l.contains("veth1") || l.contains(VETH)).count();
         assert_eq!((lines_of(&alone), lines(&alone).len()), (0, 6));
@@ -442,7 +440,7 @@ mod tests {
             "pod: tc qdisc replace dev veth1 root handle 7e4: tbf rate 1000000bit burst 2018 limit 14162",
         ];
         assert_eq!(added(&Setup::new(&limited, 1500)), buckets);
-        assert_eq!(added(&Setup { host_peer: false, ..Setup::new(&limited, 1500) }), buckets[1..2]);
+        assert_eq!(added(&Setup::new(&with(&limited, |whole| whole.alone = true), 1500)), buckets[1..2]);
     }
 
     #[test]

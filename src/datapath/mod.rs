@@ -23,16 +23,11 @@ use crate::{ours, plan};
 pub struct Setup<'a> {
     pub lease: &'a Lease,
     pub mtu: u32,
-    /// What a pod with an ENI of its own shall reach through the node rather than through the VPC.
-    pub host_stack: &'a [IpNet],
-    /// Whether such a pod has a second link at all.
-    pub host_peer: bool,
 }
 
 impl<'a> Setup<'a> {
-    /// As it is where the operator says nothing.
     pub fn new(lease: &'a Lease, mtu: u32) -> Setup<'a> {
-        Setup { lease, mtu, host_stack: &[], host_peer: true }
+        Setup { lease, mtu }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::datapath::{self, Setup};
 use crate::kernel::Kernel;
 use crate::plan::{Object, Plan};
 use crate::pod::{PodName, Sandbox};
-use crate::rpc::{self, AskIpvlan, Lease, Request, Wiring};
+use crate::rpc::{self, Lease, Request, Wiring, Wish};
 
 /// Runtimes give a command two minutes; the rest is for the wiring.
 const PATIENCE: Duration = Duration::from_secs(115);
@@ -24,8 +24,8 @@ pub fn add(pod: PodName, sandbox: Sandbox, conf: &NetConf) -> Result<Reply, Fail
     del::revive(&sandbox.attachment);
     let veth = datapath::veth(&pod, &sandbox.attachment, conf.mtu);
     let wants_slave = conf.virtual_type == VirtualType::IpVlan;
-    let ipvlan = wants_slave.then(|| AskIpvlan { host_stack: conf.host_stack.clone() });
-    let request = Request::Allocate { pod, sandbox: sandbox.clone(), limits: conf.runtime.limits, ipvlan };
+    let wish = Wish { slave: wants_slave, alone: conf.disable_host_peer, host_stack: conf.host_stack.clone() };
+    let request = Request::Allocate { pod, sandbox: sandbox.clone(), limits: conf.runtime.limits, wish };
     // Open until we end: by that the daemon knows that the pod is wired, and from then on keeps it so.
     let mut question =
         daemon::put(&request, PATIENCE).map_err(|f| Failure { msg: format!("add {name}: {}", f.msg), ..f })?;
@@ -35,7 +35,7 @@ pub fn add(pod: PodName, sandbox: Sandbox, conf: &NetConf) -> Result<Reply, Fail
     }
     let lease = lease(&mut question, &sandbox, &mut kernel)
         .map_err(|f| Failure { msg: format!("add {name}: {}", f.msg), ..f })?;
-    let plan = datapath::pod(&setup(&lease, conf));
+    let plan = datapath::pod(&Setup::new(&lease, conf.mtu));
     if conf.virtual_type == VirtualType::DatapathV2 || wants_slave && lease.wiring == Wiring::Shared {
         log::warn!("add {name}: {:?} is not available, a veth is used", conf.virtual_type);
     }
@@ -45,11 +45,6 @@ pub fn add(pod: PodName, sandbox: Sandbox, conf: &NetConf) -> Result<Reply, Fail
     log::debug!("add {name}: {lease:?}\n{plan}");
     kernel.apply(&plan).map_err(|e| Failure::new(Code::Node, e.within(format!("add {name}"))))?;
     Ok(reply(sandbox, conf, &lease, &plan))
-}
-
-/// What the network configuration has to say about the wiring of this lease.
-pub fn setup<'a>(lease: &'a Lease, conf: &'a NetConf) -> Setup<'a> {
-    Setup { lease, mtu: conf.mtu, host_stack: &conf.host_stack, host_peer: !conf.disable_host_peer }
 }
 
 /// The kernel as seen from the node and from inside the pod.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{add, daemon};
 use crate::cni::{Code, Failure, NetConf, PrevResult};
-use crate::datapath;
+use crate::datapath::{self, Setup};
 use crate::pod::{PodName, Sandbox};
 use crate::rpc::{Lease, Reply, Request};
 
@@ -21,7 +21,7 @@ pub fn check(
     if let Some(prev) = prev {
         same_addresses(&lease, prev)?;
     }
-    let plan = datapath::pod(&add::setup(&lease, conf));
+    let plan = datapath::pod(&Setup::new(&lease, conf.mtu));
     log::debug!("check {}: {lease:?}\n{plan}", lease.pod);
     let found = |code, what: String| Failure::new(code, format!("check {}: {what}", lease.pod));
     match kernel.check(&plan) {

@@ -35,6 +35,8 @@ pub(super) struct Nic {
     pub complaint: Option<String>,
     /// Those of both families; what pairs them up is the lease.
     pub addresses: BTreeMap<IpAddr, Address>,
+    /// Some of them are leaving, or were when that was last looked at.
+    pub leaves: bool,
     /// Prefixes, whose addresses are among these.
     pub prefixes: BTreeSet<Ipv4Net>,
     /// What was counted last, and at which edition of the state.
@@ -120,6 +122,7 @@ impl Nic {
             wiring: Backoff::default(),
             complaint: None,
             addresses: BTreeMap::new(),
+            leaves: false,
             prefixes: BTreeSet::new(),
             supply: Cell::new(None),
             suspect: BTreeSet::new(),
@@ -157,7 +160,7 @@ impl Nic {
     }
 
     fn next_in_use(&self) -> Next {
-        if self.addresses.values().any(|a| a.leaving) {
+        if self.leaves && self.addresses.values().any(|a| a.leaving) {
             Next::UnassignAgain
         } else if self.kernel == Kernel::Absent && !self.lent {
             Next::Prepare

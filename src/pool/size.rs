@@ -316,6 +316,7 @@ impl State {
         }
         if leaving.iter().any(|ip| self.may(Verb::Unassign(Family::of(ip)))) {
             let nic = self.nics.get_mut(&eni).expect("just chosen");
+            nic.leaves = true;
             for ip in &leaving {
                 nic.addresses.get_mut(ip).expect("just listed").leaving = true;
             }

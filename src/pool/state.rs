@@ -30,6 +30,8 @@ pub(super) struct State {
     /// Security groups that the instance has.
     pub instance_groups: Vec<String>,
     pub leases: BTreeMap<Attachment, Held>,
+    /// How many leases name an ENI, whether or not the cloud knows the address.
+    pub lent_from: BTreeMap<String, u32>,
     /// How many leases there are on an address: more than one only if the ledger says so.
     pub taken: Tally,
     /// Leases whose address the cloud does not know.
@@ -119,6 +121,7 @@ impl State {
             nics: BTreeMap::new(),
             foreign: 0,
             leases: BTreeMap::new(),
+            lent_from: BTreeMap::new(),
             taken: Tally::default(),
             lost: BTreeSet::new(),
             rests: BTreeMap::new(),
@@ -164,7 +167,14 @@ impl State {
     }
 
     pub fn hear(&mut self, event: Event) {
-        self.recount();
+        // Of what pods do, every change says itself which ENIs it is about.
+        let is_pods = matches!(
+            event,
+            Event::Allocate { .. } | Event::Release { .. } | Event::Reserve { .. } | Event::Forget { .. } | Event::Tick
+        );
+        if !is_pods {
+            self.recount();
+        }
         match event {
             Event::Boot(_) | Event::Tick => {}
             Event::Settings(settings) => {
@@ -185,12 +195,14 @@ impl State {
             Event::Prepared { eni, result } => self.prepared(&eni, result),
             Event::LinkGone { eni } => self.link_gone(&eni),
         }
+        if !is_pods {
+            self.recount();
+        }
     }
 
     /// Everything that follows from what is known now.
     pub fn decide(&mut self) -> Vec<Effect> {
         self.end_rests();
-        self.recount();
         self.serve();
         self.refuse();
         self.look_around();
@@ -202,6 +214,8 @@ impl State {
         self.dress();
         self.tell_trouble();
         self.tell_of_stack();
+        #[cfg(test)]
+        assert!(self.is_counted(), "something has changed and nobody said so");
         if let Some(at) = self.wake.take() {
             self.out.push(Effect::Wake { at });
         }
@@ -220,18 +234,29 @@ impl State {
     // -- leases and rests --
 
     pub fn hold(&mut self, held: Held) {
-        self.recount();
         self.taken.add(&held.ip);
+        self.recount_where(&held.ip);
         if let Some(nic) = self.nics.get_mut(&held.eni) {
             nic.lent |= held.whole;
         }
-        self.leases.insert(held.sandbox.attachment.clone(), held);
+        *self.lent_from.entry(held.eni.clone()).or_default() += 1;
+        if let Some(before) = self.leases.insert(held.sandbox.attachment.clone(), held) {
+            self.one_less(&before.eni);
+        }
+    }
+
+    fn one_less(&mut self, eni: &str) {
+        let count = self.lent_from.get_mut(eni).expect("its lease was counted");
+        *count -= 1;
+        if *count == 0 {
+            self.lent_from.remove(eni);
+        }
     }
 
     /// Ends a lease: its addresses rest, for anybody or for a pod of its name.
     pub fn retire(&mut self, attachment: &Attachment, ends: Ends) -> bool {
         let Some(held) = self.leases.remove(attachment) else { return false };
-        self.recount();
+        self.one_less(&held.eni);
         self.lost.remove(attachment);
         let (time, reserved) = match ends {
             Ends::Reserved if !self.settings.reservation.is_zero() => {
@@ -247,7 +272,8 @@ impl State {
             true => self.let_rest(ip, rest),
             false => self.out.push(Effect::Rested { eni: eni.clone(), ip }),
         }
-        let lent = self.is_lent(&eni);
+        self.recount_where(&ip);
+        let lent = self.nics.get(&eni).is_some_and(|nic| nic.lent) && self.is_lent(&eni);
         if let Some(nic) = self.nics.get_mut(&eni) {
             nic.empty_since = self.now;
             nic.lent = lent;
@@ -298,12 +324,15 @@ impl State {
                 None => drop(self.resting.remove(&ip)),
             }
         }
+        self.recount_where(&pair);
         self.out.push(Effect::Rested { eni: rest.eni, ip: pair });
     }
 
     fn end_rests(&mut self) {
         let now = self.now;
-        for (ip, Rest { eni, .. }) in self.rests.extract_if(.., |_, r| r.until <= now) {
+        let over: Vec<(IpPair, Rest)> = self.rests.extract_if(.., |_, r| r.until <= now).collect();
+        for (ip, Rest { eni, .. }) in over {
+            self.recount_where(&ip);
             for ip in ip.iter() {
                 if self.resting.get(&ip).is_some_and(|until| *until <= now) {
                     self.resting.remove(&ip);
@@ -338,13 +367,9 @@ impl State {
         !nic.addresses.keys().any(|ip| self.taken.has(ip) || self.resting.contains_key(ip))
     }
 
-    pub fn held_on(&self, nic: &Nic) -> u32 {
-        nic.addresses.keys().filter(|ip| self.taken.has(ip)).count() as u32
-    }
-
-    /// A lease names this ENI, whether or not the cloud knows the address.
+    /// A lease names this ENI.
     pub fn leased_from(&self, eni: &str) -> bool {
-        self.leases.values().any(|h| h.eni == eni)
+        self.lent_from.contains_key(eni)
     }
 
     /// A lease has the whole of this ENI.

@@ -9,15 +9,17 @@ use super::calls::{Create, Verb};
 use super::eni::Nic;
 use super::state::State;
 use super::{Now, Refused};
-use crate::ip::Family;
+use crate::ip::{Family, IpPair};
 
 /// The addresses of an ENI, counted per family.
-#[derive(Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Supply {
     /// Places that they take, those that cannot be right too; a prefix takes one.
     there: [u32; 2],
     idle: [u32; 2],
     leaving: [u32; 2],
+    /// Of both families, leased.
+    held: u32,
 }
 
 impl State {
@@ -26,10 +28,30 @@ impl State {
         self.edition += 1;
     }
 
+    /// The same, of the ENIs that have any of these.
+    pub fn recount_where(&mut self, pair: &IpPair) {
+        for nic in self.nics.values().filter(|nic| pair.iter().any(|ip| nic.addresses.contains_key(&ip))) {
+            nic.supply.set(None);
+        }
+    }
+
     fn supply(&self, nic: &Nic) -> Supply {
         if let Some((_, supply)) = nic.supply.get().filter(|(edition, _)| *edition == self.edition) {
             return supply;
         }
+        let supply = self.count(nic);
+        nic.supply.set(Some((self.edition, supply)));
+        supply
+    }
+
+    /// What is taken for counted has not changed meanwhile.
+    #[cfg(test)]
+    pub fn is_counted(&self) -> bool {
+        let counted = |nic: &&Nic| matches!(nic.supply.get(), Some((edition, _)) if edition == self.edition);
+        self.nics.values().filter(counted).all(|nic| self.supply(nic) == self.count(nic))
+    }
+
+    fn count(&self, nic: &Nic) -> Supply {
         let mut supply = Supply::default();
         for ip in &nic.suspect {
             supply.there[Family::of(ip) as usize] += 1;
@@ -39,10 +61,15 @@ impl State {
             supply.there[family] += u32::from(!nic.in_prefix(ip));
             supply.leaving[family] += u32::from(address.leaving);
             supply.idle[family] += u32::from(self.is_idle(ip, address));
+            supply.held += u32::from(self.taken.has(ip));
         }
         supply.there[Family::V4 as usize] += nic.prefixes.len() as u32;
-        nic.supply.set(Some((self.edition, supply)));
         supply
+    }
+
+    /// Its addresses that are leased.
+    pub fn held_on(&self, nic: &Nic) -> u32 {
+        self.supply(nic).held
     }
 
     /// Places of the ENI that are free, were none of its addresses leaving.

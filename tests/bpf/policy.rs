@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -10,6 +11,7 @@ use terway::ip::IpPair;
 use terway::kernel::bpf::load::{Aligned, Program};
 use terway::kernel::bpf::pin::Age;
 use terway::kernel::bpf::policy::{PROGRAMS, Policy, remove};
+use terway::ours;
 use terway::rules::{
     Block, Cell, ClassId, Entry, FRAGMENTS, ICMP, ICMPV6, Key, Origin, Placed, PodSets, Pods, Program as Said,
     Renderer, RuleSet, Rules, SCTP, Set, TCP, Tier, UDP, Write,
@@ -18,6 +20,7 @@ use terway::verdict::{Sizes, Why};
 
 use super::maps::BpfFs;
 use super::packets::{ACK, Packet, SYN};
+use crate::sim::traffic::Place;
 
 static MARKED: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/policy_marked.o")));
 
@@ -470,4 +473,41 @@ fn a_class_is_of_the_longest_prefix_and_of_its_family() {
     assert!(!passes(&bench, "10.2.0.1"));
     bench.write(&[Write::Prefix("10.1.2.0/24".parse().unwrap(), None)]);
     assert!(passes(&bench, "10.1.2.9"));
+}
+
+/// Has the node's pods take from anybody this and nothing else, and send what they like, for as long as a test wants.
+pub fn guard(node: &impl Place, pods: &[(&str, u16)], ingress: &[Allowed]) -> Policy {
+    let (mut rules, mut seats) = (Rules::default(), Pods::new());
+    let end = Some(cell(false));
+    let shut = Arc::new(RuleSet { tiers: [Tier { rules: Box::default(), end }].into() });
+    let writes = [
+        Write::Program(1, Some(Arc::new(said(ingress)))),
+        Write::Program(2, Some(Arc::new(Said { entries: BTreeMap::new(), other: cell(true) }))),
+        Write::Set(1, Some(Set { rules: shut, program: 1 })),
+        Write::Set(2, Some(Set { rules: Arc::new(RuleSet { tiers: Box::default() }), program: 2 })),
+    ];
+    writes.iter().for_each(|write| rules.apply(write));
+    for (name, seat) in pods {
+        rules.apply(&Write::Pod(Name::from(*name), Some(PodSets { ingress: 1, egress: 2 })));
+        seats.insert(Name::from(*name), Placed { seat: *seat, ip: IpPair::default() });
+    }
+    node.run(|| {
+        let (mut policy, _) = Policy::open(Path::new(ours::BPF_ROOT), &SIZES).unwrap();
+        policy.restore(&rules, &seats).unwrap();
+        policy
+    })
+}
+
+/// The port that [`guarded`] finds open, with ping.
+pub const OPEN: [Allowed; 4] = [(TCP, Some(7000)), (UDP, Some(7000)), (ICMP, Some(8 << 8)), (ICMPV6, Some(128 << 8))];
+
+/// A pod that is guarded so is reached where it is open, and nowhere else.
+pub fn guarded(from: &impl Place, what: &str, to: &impl Place, ip: IpAddr) {
+    assert!(from.ping(&ip.to_string()).is_some(), "no ping {what} ({ip})");
+    for (port, is_open) in [(7000, true), (7001, false)] {
+        let at = std::net::SocketAddr::new(ip, port).to_string();
+        let _echo = (to.tcp_echo(&at), to.udp_echo(&at));
+        assert_eq!(from.tcp(&at).is_ok(), is_open, "TCP {what} ({at})");
+        assert_eq!(from.udp(&at, 1).len(), usize::from(is_open), "UDP {what} ({at})");
+    }
 }

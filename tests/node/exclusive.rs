@@ -161,6 +161,35 @@ fn a_pod_keeps_its_eni_while_the_daemon_dies_and_starts_again() {
 }
 
 #[test]
+fn what_the_configuration_leaves_to_the_node_is_put_right_inside_the_pod_too() {
+    let mut cluster = exclusive_node();
+    let [mut a, mut b] = ["a", "b"].map(|name| cluster.schedule(0, name));
+    a.sandbox.conf = conf(&json!({"host_stack_cidrs": ["169.254.20.10/32"]})).to_string();
+    b.sandbox.conf = conf(&json!({"disable_host_peer": true})).to_string();
+    cluster.wire(&mut a);
+    cluster.wire(&mut b);
+    let to_local_dns = || a.pod.sh("ip route").contains("169.254.20.10 via 169.254.1.1 dev veth1");
+    assert!(to_local_dns());
+    let routes = b.pod.sh("ip route");
+    // The next life knows it from the ledger.
+    for kill in [false, true] {
+        if kill {
+            cluster.kill(0);
+            cluster.start_ready(0);
+        }
+        a.pod.sh("ip route del 169.254.20.10");
+        b.pod.sh("ip route flush default");
+        soon("the route of local DNS is back", to_local_dns);
+        soon("the other's default route is back", || b.pod.sh("ip route") == routes);
+        assert!(!b.pod.sh("ip -o link").contains("veth1"), "a second link that nobody wants");
+        for member in [&a, &b] {
+            let answer = cluster.call_for(member, "CHECK");
+            assert_eq!(answer.code, Some(0), "{answer:?}");
+        }
+    }
+}
+
+#[test]
 fn without_a_ledger_the_enis_that_are_away_are_found_in_their_namespaces() {
     let mut cluster = exclusive_node();
     let a = cluster.add(0, "a");

@@ -14,7 +14,7 @@ use crate::plan::Plan;
 use crate::pod::Attachment;
 use crate::pool::{Held, Notice};
 use crate::repair::{Depth, Part};
-use crate::rpc::{AskIpvlan, EniLease, Lease, Reply, Slave};
+use crate::rpc::{EniLease, Lease, Reply, Slave, Wish};
 
 /// The event that users of the old Terway know.
 const REASON: &str = "VirtualModeChanged";
@@ -48,8 +48,7 @@ impl Slaves {
 impl Node {
     /// What a lease takes that shall be a slave of its ENI. `None` where nobody asks for that, or it cannot be: then the pod has a veth.
     pub(super) fn slave(&mut self, held: &Held, eni: &EniLease) -> Option<Slave> {
-        let waiting = self.waiting.values().find(|w| w.sandbox == held.sandbox);
-        let AskIpvlan { host_stack } = waiting.and_then(|w| w.ipvlan.clone())?;
+        let Wish { host_stack, .. } = Some(self.wish(held)).filter(|wish| wish.slave)?;
         match self.become_parent(eni) {
             Ok(()) => Some(Slave { host_stack, shaper: self.world.shaper() }),
             Err(why) => {
@@ -57,6 +56,12 @@ impl Node {
                 None
             }
         }
+    }
+
+    /// What the ADD asks for that the lease is for.
+    pub(super) fn wish(&self, held: &Held) -> Wish {
+        let waiting = self.waiting.values().find(|w| w.sandbox == held.sandbox);
+        waiting.map(|w| w.wish.clone()).unwrap_or_default()
     }
 
     fn tell_of_veths(&mut self, why: String) {
@@ -160,12 +165,16 @@ impl Node {
 
     /// The pod's own link, where its interface is a slave.
     pub(super) fn slave_inside(&self, lease: &Lease) -> Option<LinkSeen> {
-        let ifname = &lease.sandbox.attachment.ifname;
-        // A kernel of its own: ours shall not hold the pod's namespace open.
-        let look = || Kernel::host()?.look_inside(&lease.sandbox.netns, ifname);
-        let seen = look().ok().flatten().map(|(link, _)| link)?;
+        let seen = self.link_inside(lease)?;
         let owner = seen.alias.as_deref().and_then(ours::attachment);
         (seen.is_slave() && owner.as_ref() == Some(&lease.sandbox.attachment)).then_some(seen)
+    }
+
+    /// What there is of the pod's interface in its namespace.
+    pub(super) fn link_inside(&self, lease: &Lease) -> Option<LinkSeen> {
+        // A kernel of its own: ours shall not hold the pod's namespace open.
+        let look = || Kernel::host()?.look_inside(&lease.sandbox.netns, &lease.sandbox.attachment.ifname);
+        look().ok().flatten().map(|(link, _)| link)
     }
 }
 

@@ -18,6 +18,8 @@ use crate::rpc::Refusal;
 
 /// While nothing of interest moves, what to write is not asked for more often: a burst of notifications moves nothing.
 const PAUSE: Duration = Duration::from_millis(100);
+/// What moves sooner after we have spoken waits until then: ADDs in a row are one change.
+pub(super) const BREATH: Duration = Duration::from_millis(10);
 
 impl Node {
     /// Takes up what the watch tells of our node object. One that stands for another machine is nothing to go by.
@@ -72,6 +74,9 @@ impl Node {
 
     /// Writes what is next to be written to the API server, one thing at a time.
     pub(super) fn speak(&mut self, now: Now) {
+        if self.stirred && now < self.spoke + BREATH {
+            return;
+        }
         let stirred = std::mem::take(&mut self.stirred);
         if !stirred && now < self.spoke + PAUSE && self.speak.is_none_or(|at| now < at) {
             return;

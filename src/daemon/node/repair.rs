@@ -151,16 +151,17 @@ impl Node {
         }
     }
 
-    /// A pod without a link whose namespace is there lost it while nobody looked, and gets it back. One that has the whole of its
-    /// ENI may have none.
+    /// A pod without a link whose namespace is there lost it while nobody looked, and gets it back; but for one that has the whole of
+    /// its ENI and no other link.
     fn guard_unlinked(&mut self, attachment: &Attachment, now: Now) {
-        let Some(lease) = self.leases.get(attachment).filter(|lease| !lease.is_whole()) else { return };
+        let Some(lease) = self.leases.get(attachment) else { return };
         let present = self.pods.standing(&lease.pod) == Standing::Present;
         if !present || self.awaited(attachment) || !netns_of(&lease.sandbox.netns).is_some_and(Path::exists) {
             return;
         }
+        let mtu = self.link_inside(lease).map_or(self.world.mtu, |link| link.mtu);
         self.wires.unwired.remove(attachment);
-        self.wires.mtus.insert(attachment.clone(), self.world.mtu);
+        self.wires.mtus.insert(attachment.clone(), mtu);
         if let Some(plan) = self.pod_plan(attachment) {
             let part = Part::Pod(attachment.clone());
             self.repair.guard(part.clone(), &plan, now);

@@ -133,6 +133,7 @@ impl State {
         let Some(nic) = self.nics.get_mut(id) else { return };
         nic.retry.restart(self.now);
         nic.addresses.retain(|ip, a| !(a.leaving && ips.contains(ip)));
+        nic.leaves = nic.addresses.values().any(|a| a.leaving);
     }
 
     /// The intent's call has ended; if in doubt, what it did is looked up.
@@ -151,6 +152,7 @@ impl State {
         self.see(eni);
         let nic = self.nics.get_mut(id).expect("just seen");
         nic.addresses.values_mut().for_each(|a| a.leaving = false);
+        nic.leaves = false;
         let moving = !matches!(eni.state, EniState::Available | EniState::InUse);
         if moving {
             nic.retry.fail(self.now, &POLL, &mut self.rng);

@@ -1,0 +1,151 @@
+//! The packages: what is in them, that they are the same whenever they are built, and what installing and removing does to a node.
+
+mod root;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use crate::sim::cluster::binary;
+use crate::sim::ns::sh;
+
+/// A folder that goes when dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("terway-{name}-{}", std::process::id()));
+        // A killed run of the same number may have left it.
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).expect("create a folder");
+        Folder(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(e) = fs::remove_dir_all(&self.0) {
+            eprintln!("{}: {e}", self.0.display());
+        }
+    }
+}
+
+/// One release of both packages.
+struct Packages {
+    deb: PathBuf,
+    rpm: PathBuf,
+}
+
+/// Builds them from the binary under test, as `make package` does.
+fn build(release: u32, folder: &Path) -> Packages {
+    let mut command = Command::new("packaging/build.sh");
+    command.arg("x86_64").arg(binary()).arg(folder).env("RELEASE", release.to_string());
+    let done = command.output().expect("start packaging/build.sh");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let version = format!("{}-{release}", env!("CARGO_PKG_VERSION"));
+    Packages {
+        deb: folder.join(format!("terway_{version}_amd64.deb")),
+        rpm: folder.join(format!("terway-{version}.x86_64.rpm")),
+    }
+}
+
+/// Two releases in a row, built once for all tests of this process, and left to the next.
+fn releases() -> &'static [Packages; 2] {
+    static BUILT: OnceLock<[Packages; 2]> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let folder = Path::new("target/test-packages");
+        [1, 2].map(|release| build(release, folder))
+    })
+}
+
+#[test]
+fn the_same_binary_gives_the_same_packages_bit_by_bit() {
+    let (folder, first) = (Folder::new("packages"), &releases()[0]);
+    let second = build(1, &folder.0);
+    assert!(fs::read(&first.deb).unwrap() == fs::read(second.deb).unwrap(), "the DEBs differ");
+    assert!(fs::read(&first.rpm).unwrap() == fs::read(second.rpm).unwrap(), "the RPMs differ");
+}
+
+#[test]
+fn both_packages_bring_the_same_files() {
+    let [Packages { deb, rpm }, _] = releases();
+    let deb = sh(&format!("dpkg-deb --fsys-tarfile {} | tar t | grep -v '/$' | sed 's/^\\.//' | sort", deb.display()));
+    // rpm lists folders beside files: those have a `d` in front of their permissions.
+    let rpm = sh(&format!(
+        "rpm -qp --qf '[%{{FILEMODES:perms}} %{{FILENAMES}}\\n]' {} | sed -n 's/^[^d][^ ]* //p' | sort",
+        rpm.display()
+    ));
+    assert_eq!(deb.replace("dhclient-enter-hooks.d/terway", "dhclient-enter-hooks"), rpm);
+    for file in [
+        "/usr/bin/terway",
+        "/usr/bin/terwayd",
+        "/usr/bin/terway-cli",
+        "/opt/cni/bin/terway",
+        "/etc/eni/eni.json",
+        "/usr/lib/systemd/system/terwayd.service",
+        "/usr/share/man/man8/terwayd.8.gz",
+    ] {
+        assert!(deb.lines().any(|line| line == file), "{file} is not in {deb}");
+    }
+}
+
+#[test]
+fn what_an_operator_edits_is_configuration_to_either_package() {
+    let [Packages { deb, rpm }, _] = releases();
+    let edited = "/etc/eni/10-terway.conflist\n/etc/eni/eni.json\n/etc/eni/terwayd.env\n";
+    assert_eq!(sh(&format!("dpkg-deb --ctrl-tarfile {} | tar xO ./conffiles", deb.display())), edited);
+    let config = sh(&format!("rpm -qp --qf '[%{{FILEFLAGS}} %{{FILENAMES}}\\n]' {}", rpm.display()));
+    // %config is 1, %config(noreplace) 16 more.
+    let config: Vec<&str> = config.lines().filter_map(|line| line.strip_prefix("17 ")).collect();
+    assert_eq!(config.join("\n"), format!("/etc/dhcp/dhclient-enter-hooks\n{}", edited.trim_end()));
+}
+
+#[test]
+fn rpm_4_11_can_read_what_is_in_the_header_of_the_rpm() {
+    let rpm = releases()[0].rpm.display();
+    let tag = |format: &str| sh(&format!("rpm -qp --qf '{format}' {rpm}"));
+    // Digests of files: 8 is SHA-256, known since 4.6. Of the header and all: SHA-1 and MD5, which 4.11 verifies.
+    assert_eq!(tag("%{PAYLOADFORMAT} %{PAYLOADCOMPRESSOR} %{FILEDIGESTALGO}"), "cpio gzip 8");
+    assert_eq!((tag("%{SHA1HEADER}").len(), tag("%{SIGMD5}").len()), (40, 32));
+    // Neither weak dependencies nor file triggers: all of them came after 4.11.
+    for newer in ["RECOMMENDNAME", "SUGGESTNAME", "SUPPLEMENTNAME", "FILETRIGGERNAME", "TRANSFILETRIGGERNAME"] {
+        assert_eq!(tag(&format!("[%{{{newer}}}]")), "", "{newer}");
+    }
+    let needs: Vec<String> = tag("[%{REQUIRENAME}\\n]").lines().map(String::from).collect();
+    for need in &needs {
+        let known = ["/bin/sh", "iptables", "systemd"].contains(&need.as_str())
+            || ["CompressedFileNames", "FileDigests", "PayloadFilesHavePrefix"]
+                .iter()
+                .any(|f| *need == format!("rpmlib({f})"));
+        assert!(known, "{need}");
+    }
+}
+
+#[test]
+fn the_manifests_and_templates_that_come_along_are_read_by_what_they_are_for() {
+    for file in ["packaging/root/etc/eni/eni.json", "cni-conf/10-terway.conflist", "cni-conf/ram-policy.json"] {
+        let text = fs::read_to_string(file).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap_or_else(|e| panic!("{file}: {e}"));
+    }
+    let folder = Folder::new("man");
+    sh(&format!("dpkg-deb -x {} {}", releases()[0].deb.display(), folder.0.display()));
+    let root = folder.0.display();
+    let pages = sh(&format!("zcat {root}/usr/share/man/man8/*.gz"));
+    for word in ["CNI plugin that gives pods addresses", "log\\-level", "TERWAYD_OPTIONS", "show"] {
+        assert!(pages.contains(word), "no {word} in the man pages");
+    }
+    let complete = |words: &str, at: usize| {
+        let binary = binary();
+        let line = format!(
+            "ln -sf {} {root}/terway-cli; ln -sf {} {root}/terwayd; PATH={root}:$PATH; cd {root}
+             . usr/share/bash-completion/completions/terwayd; COMP_WORDS=({words}); COMP_CWORD={at}; _terway; echo ${{COMPREPLY[*]}}",
+            binary.display(), binary.display(),
+        );
+        let done = Command::new("bash").args(["-c", &line]).output().expect("start bash");
+        String::from_utf8(done.stdout).expect("UTF-8").trim().to_owned()
+    };
+    assert_eq!(complete("terway-cli sh", 1), "show");
+    assert_eq!(complete("terwayd --log-level de", 2), "debug");
+    assert_eq!(complete("terwayd --daemon", 1), "--daemon-mode");
+}
