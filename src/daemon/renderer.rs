@@ -38,7 +38,7 @@ pub fn choose(ask: &Ask) -> Result<Chosen, Error> {
 
 fn ebpf(why: String) -> Result<Chosen, Error> {
     let (policy, _) = Policy::open(Path::new(ours::BPF_ROOT), &Sizes::default())?;
-    Ok(Chosen { way: PolicyRenderer::Ebpf, why, renderer: Box::new(policy) })
+    Ok(Chosen { way: PolicyRenderer::Ebpf, why, taken: policy.taken(), renderer: Box::new(policy) })
 }
 
 /// Takes away all that another way than this one has left, from these pods too.

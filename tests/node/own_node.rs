@@ -185,8 +185,8 @@ fn an_event_that_repeats_is_one_event_with_a_count() {
     assert!(event["lastTimestamp"].as_str() >= event["firstTimestamp"].as_str(), "{event}");
     assert_eq!(
         cluster.kube.counts().get(&("create".into(), "events".into())),
-        Some(&2),
-        "one for the pod, one for the node"
+        Some(&3),
+        "one for the pod, one for the node, and one about who enforces policies"
     );
 
     // It has an address in the end, and that is told as well.
@@ -248,6 +248,8 @@ fn the_role_we_ask_for_is_what_we_need() {
     });
     cluster.kube.put(config);
     cluster.kube.amend("Node", "", &node_name(0), &json!({"metadata": {"labels": {"terway-config": "big"}}}));
+    let meta = json!({"name": "default", "labels": {"kubernetes.io/metadata.name": "default"}});
+    cluster.kube.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": meta}));
     // Policies that ask for all that policies can ask for.
     let nodes = json!([{"action": "Accept", "to": [{"nodes": {"matchLabels": {"a": "b"}}}]}]);
     cluster.kube.put(json!({

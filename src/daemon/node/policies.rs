@@ -14,6 +14,7 @@ use crate::daemon::{bandwidth, clock, renderer};
 use crate::error::Error;
 use crate::gather::Gather;
 use crate::heard::Heard;
+use crate::kernel;
 use crate::ours;
 use crate::peer::{self, Own};
 use crate::pod::{Attachment, PodName, nameless};
@@ -83,7 +84,10 @@ impl Node {
         let ask = renderer::Ask { wanted: policies.renderer, services: self.has_services(ipvlan), inside };
         // Links bear seats for one way and not for the other, so that it is known before anybody is served.
         let mut chosen = Some(renderer::choose(&ask));
-        self.guarded.way = chosen.iter().flatten().map(|chosen| chosen.way).next();
+        if let Some(Ok(chosen)) = &chosen {
+            self.guarded.way = Some(chosen.way);
+            self.guarded.leaving.clone_from(&chosen.taken);
+        }
         let node = self.world.node.iter().chain([ours::POD_GATEWAY_V6.into()]);
         self.guarded.ear = Some(policy::start(policy::Start {
             kube: Some(self.world.kube.clone()),
@@ -105,13 +109,30 @@ impl Node {
         for attachment in attachments {
             let lease = self.leases[&attachment].clone();
             if lease.seat.is_none() {
-                match self.free_seat(&lease.pod) {
-                    Ok(Some(seat)) => drop(self.guarded.seating.insert(attachment, seat)),
-                    Ok(None) => {}
-                    Err(e) => log::error!("pod {}: {e}", lease.pod),
-                }
+                self.find_seat(&attachment);
             }
-            self.seat(&lease);
+            self.seat(&self.leases[&attachment]);
+        }
+    }
+
+    /// A pod may be in its seat although its lease does not say so: then nothing changes for it.
+    fn find_seat(&mut self, attachment: &Attachment) {
+        let lease = self.leases[attachment].clone();
+        if self.guarded.way != Some(PolicyRenderer::Ebpf) || !self.is_guarded(&lease) {
+            return;
+        }
+        let found = match lease.is_slave() {
+            true => kernel::seat(Some(&lease.sandbox.netns), &attachment.ifname),
+            false => kernel::seat(None, &ours::host_veth(&lease.pod, &attachment.ifname)),
+        };
+        if let Ok(Some(seat)) = found {
+            drop(self.reseat(attachment, Some(seat)));
+            return;
+        }
+        match self.free_seat(&lease.pod) {
+            Ok(Some(seat)) => drop(self.guarded.seating.insert(attachment.clone(), seat)),
+            Ok(None) => {}
+            Err(e) => log::error!("pod {}: {e}", lease.pod),
         }
     }
 
@@ -157,11 +178,18 @@ impl Node {
         self.guarded.is_on() && lease.untouched().is_none() && lease.pod != nameless()
     }
 
+    /// A pod that the old Terway has wired, and that has had no policy for a seat yet.
+    fn is_guest(&self, lease: &Lease) -> bool {
+        lease.heritage.is_some() && self.guarded.seating.contains_key(&lease.sandbox.attachment)
+    }
+
     /// Tells where the pod is.
     pub(super) fn seat(&self, lease: &Lease) {
         if self.is_guarded(lease) {
             let placed = Placed { seat: self.seat_of(lease).unwrap_or_default(), ip: lease.ip };
-            self.guarded.tell(News::Placed(name_of(&lease.pod), placed));
+            // A link that gets its first queueing discipline loses packets: pods of the old Terway are left alone until a policy is about them.
+            let is_bare = lease.seat.is_none() && self.is_guest(lease);
+            self.guarded.tell(News::Placed { name: name_of(&lease.pod), placed, is_bare });
         }
     }
 

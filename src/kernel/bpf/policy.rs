@@ -153,6 +153,11 @@ impl Policy {
         Ok(seats)
     }
 
+    /// Seats that an earlier life has given, which links may bear still.
+    pub fn taken(&self) -> BTreeSet<u16> {
+        self.seats.keys().copied().collect()
+    }
+
     /// Of what is to be told (`LISTEN_…`); it ends with the life that listens.
     pub fn listen(&mut self, what: u32) -> Result<(), Error> {
         self.state.listen = what;
