@@ -97,7 +97,7 @@ _Static_assert(sizeof(struct track) == 16, "track");
 #define TRACK_FROM_POD 1u // who opened it
 #define TRACK_DENIED 2u
 
-// The one element of `state`.
+// The elements of `state`: the first is written by who renders, the second by who listens.
 struct state {
 	__u32 epoch; // what was answered in another one is asked again
 	__u32 listen;

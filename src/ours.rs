@@ -36,6 +36,8 @@ pub const BPF_FOLDER: &str = "terway";
 pub const BPF_PREFIX: &str = "terway_";
 /// Where we mount cgroup2 on a machine that has none.
 pub const CGROUP2: &str = "/run/terway/cgroup2";
+/// Which cgroup our programs are attached to. It goes with a reboot, as they do.
+pub const CGROUP_NOTE: &str = "/run/terway/cgroup";
 
 /// Rule that sends packets for local pods to [`PODS_TABLE`] (the old Terway's "to container" priority).
 pub const TO_POD_PRIORITY: u32 = 512;

@@ -164,7 +164,7 @@ fn answer(entry: &Entry) -> [u8; 4] {
     .to_ne_bytes()
 }
 
-/// The one element of `state`.
+/// An element of `state`: the first is written by who renders, the second by who listens.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct State {
     /// What was answered in another one is asked again.
@@ -180,6 +180,9 @@ pub const LISTEN_DROPS: u32 = 1;
 pub const LISTEN_VERDICTS: u32 = 2;
 
 impl State {
+    pub const RENDERER: [u8; 4] = 0u32.to_ne_bytes();
+    pub const LISTENER: [u8; 4] = 1u32.to_ne_bytes();
+
     pub fn to_bytes(self) -> [u8; 16] {
         let mut bytes = [0; 16];
         for (n, word) in [self.epoch, self.listen, self.life].into_iter().enumerate() {

@@ -109,6 +109,8 @@ pub struct Model {
     held: Held,
     /// Services that name these addresses as their external ones.
     external: BTreeMap<Ipv6Addr, BTreeSet<Name>>,
+    /// Those of them that no endpoint was compared with yet.
+    unlooked: BTreeSet<Ipv6Addr>,
     dirty: BTreeSet<Name>,
     nodes_changed: bool,
     /// Slices with faults, until they are told.
@@ -142,6 +144,7 @@ struct Claimed {
 /// Addresses that somebody has, and how many times.
 #[derive(Default)]
 struct Held {
+    /// Of those that a Service names as external.
     endpoints: Count,
     nodes: Count,
     services: Count,
@@ -183,6 +186,7 @@ impl Model {
             claimed: BTreeSet::new(),
             held: Held::default(),
             external: BTreeMap::new(),
+            unlooked: BTreeSet::new(),
             dirty: BTreeSet::new(),
             nodes_changed: true,
             faulty: Vec::new(),
@@ -298,7 +302,11 @@ impl Model {
             self.recheck(addr);
         }
         for addr in external {
-            self.external.entry(addr).or_default().insert(name.clone());
+            let services = self.external.entry(addr).or_default();
+            if services.is_empty() {
+                self.unlooked.insert(addr);
+            }
+            services.insert(name.clone());
         }
         self.dirty.insert(name);
     }
@@ -317,14 +325,35 @@ impl Model {
             self.held.services.remove(*addr);
             self.recheck(*addr);
         }
-        for addr in outer(service) {
+        let stays = |addr: &Ipv6Addr| self.buckets[name].service.iter().any(|now| outer(now).any(|a| a == *addr));
+        let gone: Vec<Ipv6Addr> = outer(service).filter(|addr| !stays(addr)).collect();
+        for addr in gone {
             if let Some(services) = self.external.get_mut(&addr) {
                 services.remove(name);
                 if services.is_empty() {
                     self.external.remove(&addr);
+                    self.unlooked.remove(&addr);
+                    self.held.endpoints.0.remove(&addr);
                 }
             }
         }
+    }
+
+    /// Counts the endpoints that have an address which is external since the last time.
+    fn look(&mut self) {
+        let fresh = std::mem::take(&mut self.unlooked);
+        if fresh.is_empty() {
+            return;
+        }
+        let endpoints = self.slices.values().flat_map(|slice| &slice.endpoints);
+        endpoints.filter(|endpoint| fresh.contains(&endpoint.addr)).for_each(|endpoint| {
+            self.held.endpoints.add(endpoint.addr);
+        });
+    }
+
+    /// Of interest, and counted.
+    fn is_counted(&self, addr: &Ipv6Addr) -> bool {
+        self.external.contains_key(addr) && !self.unlooked.contains(addr)
     }
 
     fn set_slice(&mut self, mut slice: EndpointSlice) {
@@ -343,7 +372,7 @@ impl Model {
         );
         // First added, then removed: what stays is not gone in between.
         for endpoint in &slice.endpoints {
-            if self.held.endpoints.add(endpoint.addr) {
+            if self.is_counted(&endpoint.addr) && self.held.endpoints.add(endpoint.addr) {
                 recheck(&self.external, &mut self.dirty, endpoint.addr);
             }
         }
@@ -361,7 +390,7 @@ impl Model {
     fn drop_slice(&mut self, name: &Name) {
         let Some(slice) = self.slices.remove(name) else { return };
         for endpoint in &slice.endpoints {
-            if self.held.endpoints.remove(endpoint.addr) {
+            if self.is_counted(&endpoint.addr) && self.held.endpoints.remove(endpoint.addr) {
                 recheck(&self.external, &mut self.dirty, endpoint.addr);
             }
         }
@@ -419,6 +448,7 @@ impl Model {
 
     /// Everything that was marked since the last call, worked out anew.
     pub fn changes(&mut self) -> Changes {
+        self.look();
         let mut changes = Changes { refused: std::mem::take(&mut self.faulty), ..Changes::default() };
         let mut work = std::mem::take(&mut self.dirty);
         let mut touched = BTreeSet::new();

@@ -9,14 +9,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use terway::cluster::Name;
 use terway::ip::IpPair;
 use terway::kernel::bpf::load::{Aligned, Program};
+use terway::kernel::bpf::monitor::Monitor;
 use terway::kernel::bpf::pin::Age;
 use terway::kernel::bpf::policy::{PROGRAMS, Policy, remove};
 use terway::ours;
 use terway::rules::{
-    Block, Cell, ClassId, Entry, FRAGMENTS, ICMP, ICMPV6, Key, Origin, Placed, PodSets, Pods, Program as Said,
-    Renderer, RuleSet, Rules, SCTP, Set, TCP, Tier, UDP, Write,
+    Block, Cell, ClassId, Direction, Entry, FRAGMENTS, ICMP, ICMPV6, Key, Origin, Placed, PodSets, Pods,
+    Program as Said, Renderer, RuleSet, Rules, SCTP, Set, TCP, Tier, UDP, Write,
 };
-use terway::verdict::{Sizes, Why};
+use terway::verdict::{Event, Sizes, Why};
 
 use super::maps::BpfFs;
 use super::packets::{ACK, Packet, SYN};
@@ -473,6 +474,76 @@ fn a_class_is_of_the_longest_prefix_and_of_its_family() {
     assert!(!passes(&bench, "10.2.0.1"));
     bench.write(&[Write::Prefix("10.1.2.0/24".parse().unwrap(), None)]);
     assert!(passes(&bench, "10.1.2.9"));
+}
+
+#[test]
+fn what_is_dropped_is_told_to_who_listens() {
+    let mut bench = Bench::new("told");
+    bench.say(Some(&[(TCP, Some(80))]), None);
+    let (good, bad) = (to_pod((1000, 80), SYN), to_pod((1000, 81), SYN));
+    bench.drop(&bad, Why::Rules);
+    let heard = |monitor: &mut Monitor| {
+        let mut events: Vec<Event> = Vec::new();
+        monitor.wait(std::time::Duration::from_millis(10));
+        assert_eq!(monitor.read(|event| events.push(event)), 0);
+        events
+    };
+    let mut monitor = Monitor::open(bench.fs.path(), false).unwrap();
+    assert_eq!(heard(&mut monitor), []);
+    bench.pass(&good);
+    bench.drop(&bad, Why::Rules);
+    let sets = bench.rules.pods[&name()];
+    let event = Event {
+        seat: SEAT,
+        direction: Direction::Ingress,
+        why: Why::Rules,
+        protocol: TCP,
+        log: false,
+        own: POD.parse().unwrap(),
+        other: OTHER.parse().unwrap(),
+        ports: (81, 1000),
+        class: 0,
+        program: sets.ingress,
+    };
+    assert_eq!(heard(&mut monitor), [event]);
+    bench.drop(&Packet::echo(OTHER6, POD6, 128, 1), Why::Rules);
+    let ping = Event { protocol: ICMPV6, ports: (0, 128 << 8), own: POD6.parse().unwrap(), ..event };
+    assert_eq!(heard(&mut monitor), [Event { other: OTHER6.parse().unwrap(), ..ping }]);
+    drop(monitor);
+    // Every answer of the rules, once for a flow.
+    let mut monitor = Monitor::open(bench.fs.path(), true).unwrap();
+    bench.pass(&good);
+    bench.pass(&to_pod((1000, 80), ACK));
+    let passed = Event { why: Why::Passed, ports: (80, 1000), ..event };
+    assert_eq!(heard(&mut monitor), [passed]);
+    // What passes with a log is told in any case.
+    drop(monitor);
+    let mut monitor = Monitor::open(bench.fs.path(), false).unwrap();
+    bench.pass(&good);
+    assert_eq!(heard(&mut monitor), []);
+    let mut logged = said(&[]);
+    logged.other = Cell { log: true, ..cell(true) };
+    let sets = bench.rules.sets[&sets.ingress].clone();
+    let writes = [
+        Write::Program(90, Some(Arc::new(logged))),
+        Write::Set(91, Some(Set { program: 90, ..sets })),
+        Write::Pod(name(), Some(PodSets { ingress: 91, egress: 91 })),
+    ];
+    bench.write(&writes);
+    bench.pass(&good);
+    assert_eq!(heard(&mut monitor), [Event { log: true, program: 90, ..passed }]);
+    // More than there is room for is counted.
+    for _ in 0..5000 {
+        assert!(passes(&bench.programs[0], &good.frame(), SEAT));
+    }
+    let mut count = 0;
+    let lost = monitor.read(|_| count += 1);
+    for _ in 0..10 {
+        assert!(passes(&bench.programs[0], &good.frame(), SEAT));
+    }
+    let lost = lost + monitor.read(|_| count += 1);
+    println!("{count} heard, {lost} lost");
+    assert!(count > 500 && lost > 0 && count + lost == 5010, "{count} {lost}");
 }
 
 /// Has the node's pods take from anybody this and nothing else, and send what they like, for as long as a test wants.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Bench, serve};
+use super::{Bench, ask, serve};
+use crate::bpf::cell::Threads;
 use crate::sim::cluster::soon;
 use crate::sim::kube::Trouble;
 use crate::sim::traffic::Place;
@@ -167,4 +168,25 @@ fn who_does_not_want_it_any_more_is_rid_of_it() {
     bench.cluster.start_ready(0);
     soon("nobody leads it", || bench.ask(&client.pod, "172.21.0.80:80").is_err());
     assert_eq!(bench.cluster.node(0).sh("ls /sys/fs/bpf | grep terway || true"), "");
+}
+
+#[test]
+fn another_cgroup_has_the_programs_and_the_one_before_has_none() {
+    let mut bench = Bench::new(json!({}));
+    let (one, client) = (bench.cluster.add(0, "one"), bench.cluster.add(0, "client"));
+    let servers = serve(&[&one]);
+    bench.service("web", "172.21.0.80", json!({}));
+    bench.endpoints("web", &[(servers[0].1, json!({}))]);
+    bench.leads(&client.pod, "172.21.0.80:80", &[servers[0].1]);
+    bench.cluster.stop(0);
+    let other = Threads::new();
+    bench.cluster.configure(0, &json!({"ebpf_services": true, "cgroup_root": other.path()}));
+    bench.cluster.start_ready(0);
+    soon("it is led there", || ask(&other, &client.pod, "172.21.0.80:80") == Ok(servers[0].1));
+    soon("and here no more", || bench.ask(&client.pod, "172.21.0.80:80").is_err());
+    bench.cluster.stop(0);
+    // Who does not want it any more is rid of it, wherever it was.
+    bench.cluster.configure(0, &json!({"ebpf_services": false, "cgroup_root": bench.threads.path()}));
+    bench.cluster.start_ready(0);
+    soon("nobody leads it", || ask(&other, &client.pod, "172.21.0.80:80").is_err());
 }

@@ -6,6 +6,7 @@
 //! served all the while.
 
 mod feed;
+mod place;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -89,7 +90,8 @@ pub fn leave(wanted: &Wanted) {
     if services::pinned(root).is_empty() {
         return;
     }
-    match cgroup(wanted.cgroup.as_deref()).and_then(|cgroup| services::remove(root, &cgroup)) {
+    let gone = cgroup(wanted.cgroup.as_deref()).and_then(|cgroup| services::remove(root, &cgroup));
+    match gone.and_then(|()| place::forget()) {
         Ok(()) => log::info!("Services are not led at the socket any more: ebpf_services is off"),
         Err(e) => log::warn!("Services at the socket could not be taken away: {e}"),
     }
@@ -214,7 +216,12 @@ impl Guard {
         let writes = kernel.table.change(changes);
         kernel.services.write(&writes).map_err(|(done, e)| e.within(format!("write {done} of {}", writes.len())))?;
         if kernel.chosen.is_none() {
+            let here = kernel.cgroup.path();
+            let before = place::write_down(here)?;
             let chosen = kernel.services.attach(&kernel.cgroup)?;
+            if let Some(before) = before {
+                place::move_from(&before, here)?;
+            }
             chosen.lacks.iter().for_each(|lack| log::info!("Services at the socket: {lack}"));
             let (services, endpoints) = self.model.size();
             log::info!(

@@ -5,8 +5,10 @@ pub mod hooks;
 pub mod load;
 pub mod map;
 mod marks;
+pub mod monitor;
 pub mod pin;
 pub mod policy;
+mod ring;
 pub mod services;
 mod sys;
 

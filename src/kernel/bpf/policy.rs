@@ -104,8 +104,10 @@ impl Policy {
             programs: BTreeMap::new(),
             garbage: Vec::new(),
         };
-        policy.state = policy.map("state").get(&[0; 4])?.and_then(|s| State::from_bytes(&s)).unwrap_or_default();
-        policy.listen(0)?;
+        let state = policy.map("state").get(&State::RENDERER)?;
+        policy.state = state.and_then(|state| State::from_bytes(&state)).unwrap_or_default();
+        // Who listened went with the life that it was in.
+        policy.map("state").put(&State::LISTENER, &State::default().to_bytes())?;
         policy.seats = policy.read_seats()?;
         if age == Age::Old {
             policy.pin_programs()?;
@@ -158,14 +160,8 @@ impl Policy {
         self.seats.keys().copied().collect()
     }
 
-    /// Of what is to be told (`LISTEN_…`); it ends with the life that listens.
-    pub fn listen(&mut self, what: u32) -> Result<(), Error> {
-        self.state.listen = what;
-        self.write_state()
-    }
-
     fn write_state(&self) -> Result<(), Error> {
-        self.map("state").put(&[0; 4], &self.state.to_bytes())
+        self.map("state").put(&State::RENDERER, &self.state.to_bytes())
     }
 
     /// What was answered before is asked again.

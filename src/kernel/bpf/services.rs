@@ -280,17 +280,22 @@ impl Services {
 
 /// Takes all programs of ours away from the cgroup, and all pinned maps, of every layout: Services are others' affair from now on.
 pub fn remove(root: &Path, cgroup: &Cgroup) -> Result<(), Error> {
-    HOOKS.iter().try_for_each(|hook| match cgroup.clear(*hook) {
-        // A hook that this kernel does not have.
-        Err(e) if e.errno() == Some(libc::EINVAL) => Ok(()),
-        result => result,
-    })?;
+    clear(cgroup)?;
     for folder in pinned(root) {
         std::fs::remove_dir_all(&folder).context(|| format!("delete {}", folder.display()))?;
     }
     // It stays where ENIs with IPvlan slaves have maps of theirs in it.
     let _ = std::fs::remove_dir(root.join(ours::BPF_FOLDER));
     Ok(())
+}
+
+/// Takes all programs of ours away from the cgroup.
+pub fn clear(cgroup: &Cgroup) -> Result<(), Error> {
+    HOOKS.iter().try_for_each(|hook| match cgroup.clear(*hook) {
+        // A hook that this kernel does not have.
+        Err(e) if e.errno() == Some(libc::EINVAL) => Ok(()),
+        result => result,
+    })
 }
 
 /// The folders with maps of Services, one for each layout: `v` and its number.
