@@ -1,4 +1,4 @@
-//! Policies as packets meet them, by either renderer: what changes, what lives on, and the first packet of a pod.
+//! Policies as packets meet them, by each renderer: what changes, what lives on, and the first packet of a pod.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -21,9 +21,6 @@ macro_rules! by_each_renderer {
     ($($name:ident),+ $(,)?) => {
         mod by_ebpf {
             $(#[test] fn $name() { super::$name("ebpf"); })+
-        }
-        mod by_iptables {
-            $(#[test] fn $name() { super::$name("iptables"); })+
         }
     };
 }
