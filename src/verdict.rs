@@ -30,7 +30,7 @@ pub struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Sizes {
-        Sizes { seats: 4096, classes: 262_144, pairs: 262_144, programs: 524_288, tracks: 65_536 }
+        Sizes { seats: 4096, classes: 262_144, pairs: 1_048_576, programs: 524_288, tracks: 65_536 }
     }
 }
 

@@ -3,7 +3,7 @@
 pub mod cell;
 mod foreign;
 mod load;
-mod maps;
+pub mod maps;
 mod objects;
 mod packets;
 pub mod policy;

@@ -5,9 +5,15 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use terway::heard::Heard;
+use terway::ip::IpPair;
+use terway::kernel::bpf::policy::Policy;
 use terway::netpol::Document;
 use terway::peer::{Namespace, Pod};
 use terway::policy::{Here, Model, Told};
+use terway::rules::{Placed, Pods, Renderer};
+use terway::verdict::Sizes;
+
+use crate::bpf::maps::BpfFs;
 
 fn space(name: &str, team: &str) -> Namespace {
     serde_json::from_value(json!({"metadata": {"name": name, "labels": {"team": team}}})).unwrap()
@@ -72,18 +78,30 @@ fn figures() {
         rules.pairs.len(),
         rules.programs.len()
     );
+    let fs = BpfFs::new("figures");
+    let (mut policy_maps, _) = Policy::open(fs.path(), &Sizes::default()).unwrap();
+    let seats = rules.pods.keys().zip(1u16..);
+    let placed: Pods = seats.map(|(name, seat)| (name.clone(), Placed { seat, ip: IpPair::default() })).collect();
+    let start = Instant::now();
+    policy_maps.restore(rules, &placed).unwrap();
+    println!("into the kernel in {:?}", start.elapsed());
+    let start = Instant::now();
+    policy_maps.restore(rules, &placed).unwrap();
+    println!("again beside themselves in {:?}", start.elapsed());
     let mut timed = |what: &str, change: &mut dyn FnMut(&mut Model, usize)| {
-        let mut times: Vec<(Duration, usize)> = (0..500)
+        let mut times: Vec<(Duration, Duration, usize)> = (0..500)
             .map(|i| {
                 let start = Instant::now();
                 change(&mut model, i);
-                let writes = model.changes().writes.len();
-                (start.elapsed(), writes)
+                let writes = model.changes().writes;
+                let compiled = start.elapsed();
+                policy_maps.apply(&writes, model.rules(), &placed).unwrap();
+                (start.elapsed(), compiled, writes.len())
             })
             .collect();
         times.sort();
         println!(
-            "{what}: p50 {:?}, p99 {:?}, most {:?}; writes and time of the slowest",
+            "{what}: p50 {:?}, p99 {:?}, most {:?}; until it is in the kernel, until it is compiled, and writes",
             times[250], times[495], times[499]
         );
     };

@@ -22,6 +22,7 @@ use terway::verdict::{Event, Sizes, Why};
 use super::maps::BpfFs;
 use super::packets::{ACK, Packet, SYN};
 use crate::sim::traffic::Place;
+use crate::vm::without_bpf;
 
 static MARKED: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/policy_marked.o")));
 
@@ -451,6 +452,22 @@ fn a_new_life_takes_over_without_one_wrong_verdict() {
 }
 
 #[test]
+fn without_batches_a_new_life_takes_over_as_well() {
+    const BATCHES: &[u64] = &[24, 25, 26, 27];
+    let mut bench = Bench::new("single-lives");
+    without_bpf::run_without(BATCHES, libc::EINVAL, || {
+        bench.policy.restore(&numbered(0), &bench.pods).unwrap();
+        for life in 1..4 {
+            let (mut policy, _) = Policy::open_as(bench.fs.path(), &SIZES, &MARKED.0).unwrap();
+            policy.restore(&numbered(life), &bench.pods).unwrap();
+            bench.pass(&to_pod((1000, 80), SYN));
+            bench.drop(&to_pod((1000, 81), SYN), Why::Rules);
+            assert_eq!(policy.pressure().unwrap().flows, 1);
+        }
+    });
+}
+
+#[test]
 fn a_class_is_of_the_longest_prefix_and_of_its_family() {
     let mut bench = Bench::new("classes");
     bench.say(Some(&[]), Some(&[]));
@@ -581,4 +598,44 @@ pub fn guarded(from: &impl Place, what: &str, to: &impl Place, ip: IpAddr) {
         assert_eq!(from.tcp(&at).is_ok(), is_open, "TCP {what} ({at})");
         assert_eq!(from.udp(&at, 1).len(), usize::from(is_open), "UDP {what} ({at})");
     }
+}
+
+/// `cargo test --test main bpf::policy::figures -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn figures() {
+    const TIMES: u32 = 200_000;
+    let mut bench = Bench::sized("figures", &Sizes { classes: 65_536, programs: 65_536, pairs: 65_536, ..SIZES });
+    let measure = |bench: &Bench, what: &str| {
+        for (kind, packet) in [
+            ("SYN", to_pod((1000, 80), SYN)),
+            ("established", to_pod((1000, 80), ACK)),
+            ("UDP", Packet::ports(POD, OTHER, UDP, (9, 53))),
+        ] {
+            let program = &bench.programs[usize::from(kind == "UDP")];
+            let mut times: Vec<u32> =
+                (0..5).map(|_| program.run(&packet.frame(), SEAT.into(), TIMES).unwrap().1).collect();
+            times.sort_unstable();
+            println!("{what}: {kind} {} ns", times[2]);
+        }
+    };
+    bench.say(None, None);
+    measure(&bench, "no policy");
+    bench.say(Some(&[(TCP, Some(80))]), Some(&[(UDP, Some(53))]));
+    measure(&bench, "one policy");
+    let sets = bench.rules.pods[&name()];
+    let mut writes: Vec<Write> = vec![Write::Class(1, Some([1].into()))];
+    for n in 0..10_000u32 {
+        let id = 1000 + n;
+        let allowed = [(TCP, Some(80)), (TCP, Some(n as u16)), (UDP, Some(53))];
+        writes.push(Write::Program(id, Some(Arc::new(said(&allowed)))));
+        writes.push(Write::Class(id, Some([id].into())));
+        writes.push(Write::Pair(sets.ingress, id, Some(id)));
+        let net = format!("10.{}.{}.{}/32", n >> 16, n >> 8 & 255, n & 255);
+        writes.push(Write::Prefix(net.parse().unwrap(), Some(id)));
+    }
+    let start = std::time::Instant::now();
+    bench.write(&writes);
+    println!("{} writes in {:?}", writes.len(), start.elapsed());
+    measure(&bench, "10,000 rules");
 }

@@ -16,7 +16,7 @@ use crate::cluster::Name;
 use crate::error::{Context, Error};
 use crate::ours;
 use crate::plan;
-use crate::rules::{ClassId, DIRECTIONS, PodSets, Pods, Program, ProgramId, Renderer, Rules, SetId, Write};
+use crate::rules::{ClassId, DIRECTIONS, Placed, PodSets, Pods, Program, ProgramId, Renderer, Rules, SetId, Write};
 use crate::verdict::{self, REST, Seat, Sizes, State, Why};
 
 static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/policy.o")));
@@ -41,7 +41,8 @@ pub struct Policy {
     /// None: what the maps hold is of an earlier life.
     bank: Option<u32>,
     seats: BTreeMap<u16, Seat>,
-    places: BTreeMap<Name, u16>,
+    /// Who was led to a seat, and what it goes by as its owner there.
+    places: BTreeMap<Name, (Placed, u32)>,
     programs: BTreeMap<ProgramId, Arc<Program>>,
     /// What leads nowhere any more, and since when: a packet may still be on its way there.
     garbage: Vec<(Instant, Garbage)>,
@@ -256,7 +257,9 @@ impl Policy {
     /// Has the seat go by these sets; the pod that had it goes on in it, another one begins.
     fn seat(&mut self, name: &Name, sets: &PodSets, rules: &Rules, pods: &Pods) -> Result<(), Error> {
         let (Some(placed), Some(bank)) = (pods.get(name), self.bank) else { return Ok(()) };
-        let owner = verdict::owner(name, placed);
+        let known = self.places.get(name).filter(|(there, _)| there == placed);
+        let owner = known.map_or_else(|| verdict::owner(name, placed), |(_, owner)| *owner);
+        let is_known = known.is_some();
         let before = self.seats.get(&placed.seat).filter(|before| before.owner == owner).copied();
         let sets = DIRECTIONS.map(|direction| sets.of(direction));
         let free = sets.map(|set| rules.sets.get(&set).is_some_and(|set| verdict::is_free(&set.rules)));
@@ -270,7 +273,9 @@ impl Policy {
             self.put("seats", &u32::from(placed.seat).to_ne_bytes(), &seat.to_bytes(placed.seat))?;
             self.seats.insert(placed.seat, seat);
         }
-        self.places.insert(name.clone(), placed.seat);
+        if !is_known {
+            self.places.insert(name.clone(), (placed.clone(), owner));
+        }
         Ok(())
     }
 
@@ -280,7 +285,7 @@ impl Policy {
             self.seat(name, sets, rules, pods)?;
         }
         self.places.retain(|name, _| pods.contains_key(name) && rules.pods.contains_key(name));
-        let taken: BTreeSet<u16> = self.places.values().copied().collect();
+        let taken: BTreeSet<u16> = self.places.values().map(|(placed, _)| placed.seat).collect();
         let empty: Vec<u16> = self.seats.keys().filter(|seat| !taken.contains(seat)).copied().collect();
         empty.into_iter().try_for_each(|seat| self.unseat(seat))
     }
@@ -330,7 +335,7 @@ impl Policy {
             Write::Prefix(net, None) => self.map("classes").remove(&verdict::net_key(bank, net)).map(|_| ()),
             Write::Pod(name, Some(sets)) => self.seat(name, sets, after, pods),
             Write::Pod(name, None) => match self.places.remove(name) {
-                Some(seat) => self.unseat(seat),
+                Some((placed, _)) => self.unseat(placed.seat),
                 None => Ok(()),
             },
         }
