@@ -1,11 +1,15 @@
 //! The packages: what is in them, that they are the same whenever they are built, and what installing and removing does to a node.
 
 mod root;
+mod systemd;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+
+use saphyr_parser::Parser;
+use terway::ours;
 
 use crate::sim::cluster::binary;
 use crate::sim::ns::sh;
@@ -40,7 +44,7 @@ struct Packages {
 /// Builds them from the binary under test, as `make package` does.
 fn build(release: u32, folder: &Path) -> Packages {
     let mut command = Command::new("packaging/build.sh");
-    command.arg("x86_64").arg(binary()).arg(folder).env("RELEASE", release.to_string());
+    command.arg("x86_64").arg(stripped()).arg(folder).env("RELEASE", release.to_string());
     let done = command.output().expect("start packaging/build.sh");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     let version = format!("{}-{release}", env!("CARGO_PKG_VERSION"));
@@ -48,6 +52,17 @@ fn build(release: u32, folder: &Path) -> Packages {
         deb: folder.join(format!("terway_{version}_amd64.deb")),
         rpm: folder.join(format!("terway-{version}.x86_64.rpm")),
     }
+}
+
+/// The binary under test; one for debugging is ten times as large, and as long in the packing.
+fn stripped() -> &'static Path {
+    static STRIPPED: OnceLock<PathBuf> = OnceLock::new();
+    STRIPPED.get_or_init(|| {
+        let path = std::env::current_dir().expect("we are somewhere").join("target/test-packages/terway");
+        fs::create_dir_all(path.parent().expect("it is in a folder")).expect("create a folder");
+        sh(&format!("strip -o {} {}", path.display(), binary().display()));
+        path
+    })
 }
 
 /// Two releases in a row, built once for all tests of this process, and left to the next.
@@ -148,4 +163,33 @@ fn the_manifests_and_templates_that_come_along_are_read_by_what_they_are_for() {
     assert_eq!(complete("terway-cli sh", 1), "show");
     assert_eq!(complete("terwayd --log-level de", 2), "debug");
     assert_eq!(complete("terwayd --daemon", 1), "--daemon-mode");
+}
+
+#[test]
+fn the_daemonset_has_of_the_node_all_that_the_daemon_keeps_there() {
+    for file in ["rbac.yaml", "daemonset.yaml"] {
+        let text = fs::read_to_string(Path::new("cni-conf").join(file)).unwrap();
+        for event in Parser::new_from_str(&text) {
+            event.unwrap_or_else(|e| panic!("{file}: {e}"));
+        }
+    }
+    let manifest = include_str!("../cni-conf/daemonset.yaml");
+    let (_, daemon) = manifest.split_once("- name: terwayd").unwrap();
+    let mounts: Vec<&str> =
+        daemon.split("mountPath: ").skip(1).map(|rest| rest.split([',', '}']).next().unwrap()).collect();
+    let kept = [ours::SOCKET, ours::LOCK, ours::CONFIG, ours::CONFLIST, ours::LEDGER, ours::LASTING, ours::OLD_STORE];
+    for path in kept.into_iter().chain([ours::BPF_ROOT]) {
+        let path = path.replace("/var/run/", "/run/");
+        assert!(mounts.iter().any(|mount| Path::new(&path).starts_with(mount)), "{path} is in none of {mounts:?}");
+    }
+    // Each volume is there that is mounted, and the names are those of the other manifest.
+    for name in manifest.split("- {name: ").skip(1).map(|rest| rest.split(',').next().unwrap()) {
+        let defined = [format!("{{name: {name}, hostPath"), format!("- name: {name}\n        configMap")];
+        assert!(defined.iter().any(|line| manifest.contains(line)), "{name}");
+    }
+    assert!(
+        include_str!("../cni-conf/rbac.yaml")
+            .contains("kind: ServiceAccount\nmetadata:\n  name: terway\n  namespace: kube-system")
+    );
+    assert!(manifest.contains("serviceAccountName: terway\n") && manifest.contains("namespace: kube-system"));
 }

@@ -1,5 +1,6 @@
 //! The face for people: what the daemon knows, printed.
 
+mod plan_cluster;
 mod policy;
 
 use std::io::{ErrorKind, Write};
@@ -29,6 +30,7 @@ enum Verb {
     Show(Show),
     List(List),
     Policy(policy::Policy),
+    PlanCluster(plan_cluster::PlanCluster),
 }
 
 /// The pool as the daemon sees it, as JSON.
@@ -49,6 +51,9 @@ pub fn main(args: &[String]) -> ExitCode {
         Err(exit) if exit.status.is_ok() => return say(&exit.output),
         Err(exit) => return complain(exit.output.trim_end()),
     };
+    if let Some(Verb::PlanCluster(verb)) = &cli.verb {
+        return verb.run();
+    }
     match answer(&cli) {
         Ok(text) => say(&text),
         Err(e) => complain(e),
@@ -62,6 +67,7 @@ fn answer(cli: &Cli) -> Result<String, Error> {
         Some(Verb::Show(_)) => Ok(format!("{:#}\n", pool()?)),
         Some(Verb::List(_)) => list(&pool()?),
         Some(Verb::Policy(verb)) => verb.answer(),
+        Some(Verb::PlanCluster(_)) => unreachable!("it has run"),
     }
 }
 

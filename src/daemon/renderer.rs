@@ -1,5 +1,6 @@
 //! Who enforces network policies on this node, and why that one; and that of the others nothing is left.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::bandwidth;
@@ -7,6 +8,7 @@ use super::policy::Chosen;
 use crate::config::PolicyRenderer;
 use crate::error::Error;
 use crate::kernel::bpf::policy::{self, Policy};
+use crate::kernel::tables::{self, Tables};
 use crate::ours;
 use crate::rpc::Lease;
 use crate::verdict::Sizes;
@@ -28,12 +30,28 @@ pub fn choose(ask: &Ask) -> Result<Chosen, Error> {
         Ask { services: true, .. } => {
             (PolicyRenderer::Ebpf, "Services are led at the socket, so that policies see backends")
         }
-        _ => (PolicyRenderer::Ebpf, "there is no other"),
+        _ => return by_itself(),
     };
     match way {
         PolicyRenderer::Ebpf => ebpf(why.into()),
-        PolicyRenderer::Iptables => Err(Error::refused("policy_renderer iptables is not there; choose ebpf or auto")),
+        PolicyRenderer::Iptables => iptables(why.into()),
     }
+}
+
+/// Behind kube-proxy's translation, backends are seen by netfilter alone.
+fn by_itself() -> Result<Chosen, Error> {
+    iptables("Services are translated by the node's netfilter, behind which policies see backends".into()).or_else(
+        |e| {
+            ebpf(format!("{e}; what pods send to Services is judged by the Service's address"))
+                .map_err(|also| also.within(e.to_string()))
+        },
+    )
+}
+
+fn iptables(why: String) -> Result<Chosen, Error> {
+    tables::probe()?;
+    let renderer = Box::new(Tables::new(tables::MOST));
+    Ok(Chosen { way: PolicyRenderer::Iptables, why, taken: BTreeSet::new(), renderer })
 }
 
 fn ebpf(why: String) -> Result<Chosen, Error> {
@@ -43,6 +61,11 @@ fn ebpf(why: String) -> Result<Chosen, Error> {
 
 /// Takes away all that another way than this one has left, from these pods too.
 pub fn leave_others(way: Option<PolicyRenderer>, seated: &[Lease]) {
+    if way != Some(PolicyRenderer::Iptables)
+        && let Err(e) = Tables::new(tables::MOST).remove()
+    {
+        log::warn!("network policies as ipsets and chains could not be taken away: {e}");
+    }
     if way == Some(PolicyRenderer::Ebpf) {
         return;
     }

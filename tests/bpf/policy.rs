@@ -10,7 +10,7 @@ use terway::cluster::Name;
 use terway::ip::IpPair;
 use terway::kernel::bpf::load::{Aligned, Program};
 use terway::kernel::bpf::monitor::Monitor;
-use terway::kernel::bpf::pin::Age;
+use terway::kernel::bpf::pin::{self, Age};
 use terway::kernel::bpf::policy::{PROGRAMS, Policy, remove};
 use terway::ours;
 use terway::rules::{
@@ -219,6 +219,156 @@ fn a_policy_that_comes_later_knows_who_began() {
     bench.drop(&Packet::ports(OTHER, POD, UDP, (1000, 53)), Why::Flow);
     bench.pass(&to_pod((443, 1001), ACK));
     bench.pass(&Packet::ports(OTHER, POD, UDP, (53, 1001)));
+}
+
+#[test]
+fn a_flow_without_an_end_is_over_after_a_while() {
+    let mut bench = Bench::new("idle");
+    bench.say(Some(&[]), Some(&[(UDP, Some(53)), (TCP, Some(80)), (47, Some(0)), (ICMP, Some(8 << 8))]));
+    let asks = [
+        (Packet::ports(POD, OTHER, UDP, (1000, 53)), Packet::ports(OTHER, POD, UDP, (53, 1000)), 128),
+        (Packet::ports(POD, OTHER, 47, (0, 0)), Packet::ports(OTHER, POD, 47, (0, 0)), 512),
+        (Packet::echo(POD, OTHER, 8, 1), Packet::echo(OTHER, POD, 0, 1), 32),
+    ];
+    let tracks = pin::open(bench.policy.folder(), "tracks").unwrap().unwrap();
+    // So many units of 2^30 ns ago there was the last packet.
+    let age = |units: u32| {
+        let mut all = Vec::new();
+        tracks.each(|key, value| all.push((key.to_vec(), value.to_vec()))).unwrap();
+        for (key, mut value) in all {
+            let last = u32::from_ne_bytes(value[8..12].try_into().unwrap());
+            value[8..12].copy_from_slice(&last.wrapping_sub(units).to_ne_bytes());
+            tracks.put(&key, &value).unwrap();
+        }
+    };
+    for (ask, answer, idle) in &asks {
+        bench.pass(ask);
+        age(idle - 2);
+        // Which keeps it.
+        bench.pass(answer);
+        age(idle - 2);
+        bench.pass(answer);
+        age(idle + 1);
+        bench.drop(answer, Why::Rules);
+    }
+    bench.pass(&from_pod((1000, 80), SYN));
+    age(1_000_000);
+    bench.pass(&to_pod((80, 1000), ACK));
+    // What is denied lasts as long as who opened it goes on, and not by who answers.
+    let (ask, answer, idle) = &asks[0];
+    bench.say(None, Some(&[(UDP, Some(53))]));
+    bench.pass(ask);
+    bench.say(None, Some(&[]));
+    bench.drop(answer, Why::Flow);
+    age(idle - 2);
+    bench.drop(ask, Why::Flow);
+    age(idle - 2);
+    bench.drop(answer, Why::Flow);
+    age(idle - 2);
+    bench.pass(answer);
+}
+
+/// What is known of a flow, told once more in the words of `bpf/README.md`.
+#[derive(Default)]
+struct Told {
+    /// By protocol, own port, other port and other address: who opened it, and whether it may go on.
+    flows: BTreeMap<(u8, u16, u16, String), (Direction, bool)>,
+    may: [Option<Vec<Allowed>>; 2],
+}
+
+impl Told {
+    fn may(&self, direction: Direction, protocol: u8, port: Option<u16>) -> bool {
+        let allowed = &self.may[usize::from(direction == Direction::Egress)];
+        allowed.as_ref().is_none_or(|allowed| allowed.contains(&(protocol, port)))
+    }
+
+    /// Those that policies have changed for are asked for again.
+    fn turn(&mut self) {
+        let flows = std::mem::take(&mut self.flows);
+        for (key, (opener, _)) in flows {
+            let port = if opener == Direction::Egress { key.2 } else { key.1 };
+            let allowed = self.may(opener, key.0, Some(port));
+            self.flows.insert(key, (opener, allowed));
+        }
+    }
+
+    fn passes(&mut self, direction: Direction, protocol: u8, own: u16, other: u16, addr: &str, flags: u8) -> bool {
+        let back = if direction == Direction::Egress { Direction::Ingress } else { Direction::Egress };
+        let to = |opener| if opener == Direction::Egress { other } else { own };
+        let key = (protocol, own, other, addr.to_string());
+        let known = self.flows.get(&key).copied();
+        let opens = protocol == TCP && flags == SYN;
+        if let Some((_, allowed)) = known.filter(|_| !opens) {
+            return allowed;
+        }
+        let openers = match flags {
+            _ if protocol != TCP || opens => vec![direction],
+            _ if flags == SYN | ACK => vec![back],
+            _ => vec![direction, back],
+        };
+        let opener = openers.into_iter().find(|opener| self.may(*opener, protocol, Some(to(*opener))));
+        let unseen = self.may == [None, None] && protocol == TCP && !opens;
+        match (opener, known) {
+            (Some(_), _) if unseen => {}
+            (Some(opener), _) => drop(self.flows.insert(key, (opener, true))),
+            (None, Some((opener, _))) if opener == direction => drop(self.flows.insert(key, (opener, false))),
+            (None, _) => {}
+        }
+        opener.is_some()
+    }
+}
+
+/// `POLICY_FLOWS=1000000 cargo test --test main bpf::policy::any` for more of them.
+#[test]
+fn any_sequence_of_packets_and_policies_is_judged_as_it_is_told() {
+    let count = std::env::var("POLICY_FLOWS").ok().and_then(|n| n.parse().ok()).unwrap_or(40_000);
+    let mut bench = Bench::new("sequences");
+    let (mut told, mut rng) = (Told::default(), fastrand::Rng::with_seed(11));
+    const PORTS: [u16; 3] = [53, 80, 81];
+    let mut verdicts = [0u32; 2];
+    for n in 0..count {
+        if n % 37 == 0 {
+            let mut some = || {
+                let mut all = Vec::new();
+                for protocol in [TCP, UDP, SCTP] {
+                    all.extend(PORTS.iter().filter(|_| rng.bool()).map(|port| (protocol, Some(*port))));
+                }
+                (rng.u8(..3) > 0).then_some(all)
+            };
+            told.may = [some(), some()];
+            bench.say(told.may[0].as_deref(), told.may[1].as_deref());
+            // A life that begins changes nothing.
+            if rng.u8(..8) == 0 {
+                let (rules, pods) = (bench.rules.clone(), bench.pods.clone());
+                bench.policy.restore(&rules, &pods).unwrap();
+            }
+            told.turn();
+        }
+        let mut any = |some: &[u16]| some[rng.usize(..some.len())];
+        let (own, other) = (any(&PORTS), any(&PORTS));
+        let protocol = any(&[TCP.into(), TCP.into(), UDP.into(), SCTP.into()]) as u8;
+        let flags = any(&[SYN.into(), (SYN | ACK).into(), ACK.into(), ACK.into()]) as u8;
+        let is_v6 = any(&[0, 0, 1]) == 1;
+        let (pod, addr) = if is_v6 { (POD6, OTHER6) } else { (POD, [OTHER, "10.0.0.8"][usize::from(any(&[0, 1]))]) };
+        let direction = if any(&[0, 1]) == 0 { Direction::Ingress } else { Direction::Egress };
+        let (src, dst, ports) =
+            if direction == Direction::Egress { (pod, addr, (own, other)) } else { (addr, pod, (other, own)) };
+        let packet = if protocol == TCP {
+            Packet::tcp(src, dst, ports, flags)
+        } else {
+            Packet::ports(src, dst, protocol, ports)
+        };
+        let want = told.passes(direction, protocol, own, other, addr, flags);
+        assert_eq!(
+            bench.passes(&packet),
+            want,
+            "packet {n}: {direction:?} {protocol} {own} {other} {addr} {flags}, {:?}",
+            told.may
+        );
+        verdicts[usize::from(want)] += 1;
+    }
+    println!("{verdicts:?} dropped and passed");
+    assert!(verdicts.iter().all(|n| *n > count / 10));
 }
 
 #[test]

@@ -22,6 +22,9 @@ macro_rules! by_each_renderer {
         mod by_ebpf {
             $(#[test] fn $name() { super::$name("ebpf"); })+
         }
+        mod by_iptables {
+            $(#[test] fn $name() { super::$name("iptables"); })+
+        }
     };
 }
 
@@ -169,7 +172,7 @@ fn without_policies_all_of_ours_goes(renderer: &str) {
 fn left(node: &impl Place) -> String {
     node.sh(
         "{ ls -d /sys/fs/bpf/terway/policy*; ipset list -n | grep -i terway; \
-           for t in iptables ip6tables; do $t-save | grep -i terway-np; done; \
+           for t in iptables ip6tables; do $t-save | grep -i terway-p; done; \
            for l in $(ls /sys/class/net | grep ^cali); do for d in ingress egress; do tc filter show dev $l $d | grep -i terway_policy; done; done; \
          } 2>/dev/null; true",
     )

@@ -16,6 +16,7 @@ pub mod http;
 pub mod image;
 pub mod kube;
 pub mod load;
+pub mod machine;
 pub mod metadata;
 pub mod node;
 pub mod ns;

@@ -32,8 +32,7 @@ pub fn sweep() {
 
 /// Removes cgroups of such runs from below this one; the programs that are attached to them go as well.
 pub fn cgroups(parent: &Path) {
-    let all = fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path());
-    for path in all.filter(|path| is_left(path)) {
+    for path in left_in(parent) {
         // Another run may sweep at the same time.
         let _ = fs::remove_dir(path);
     }
@@ -53,7 +52,12 @@ pub fn identity(namespace: &Path) -> Option<Identity> {
 
 /// Named `tw<pid>-...` by a process that is no more.
 fn leftovers() -> Vec<PathBuf> {
-    let all = fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|entry| entry.path());
+    left_in(Path::new("/run/netns"))
+}
+
+/// The same in another folder.
+pub fn left_in(folder: &Path) -> Vec<PathBuf> {
+    let all = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     all.filter(|path| is_left(path)).collect()
 }
 

@@ -61,7 +61,7 @@ fn of_release(program: Program) -> String {
 
 /// A plugin of any release takes what the daemon has pinned, without loading anything.
 fn pinned(program: Program) -> Result<(OwnedFd, String), Error> {
-    let path = policy::folder(Path::new(ours::BPF_ROOT))?.join(program.name());
+    let path = policy::place(Path::new(ours::BPF_ROOT)).join(program.name());
     let doing = || format!("open {}, which the daemon pins when network policies are in the kernel", path.display());
     let fd = sys::pinned(&path).context(doing)?;
     let id = sys::program_id(fd.as_fd()).context(doing)?;

@@ -21,7 +21,7 @@ pub struct Monitor {
 impl Monitor {
     /// Listens to what the programs below this bpffs drop, and to every answer of the rules if wanted.
     pub fn open(root: &Path, verdicts: bool) -> Result<Monitor, Error> {
-        let folder = policy::folder(root)?;
+        let folder = policy::place(root);
         let open = |name: &str| {
             let none = || Error::refused("no network policies are in the kernel").within(format!("look for {name}"));
             pin::open(&folder, name)?.ok_or_else(none)

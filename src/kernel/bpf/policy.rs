@@ -85,7 +85,7 @@ impl Policy {
 
     /// The same with a variant of the object.
     pub fn open_as(root: &Path, sizes: &Sizes, object: &'static [u8]) -> Result<(Policy, Age), Error> {
-        let folder = folder(root)?;
+        let folder = pin::folder(root, &below())?;
         let shapes = shapes(object, sizes)?;
         let (maps, age) = match pinned(&folder, &shapes)? {
             Some(maps) => (maps, Age::Old),
@@ -440,8 +440,12 @@ pub fn remove(root: &Path) -> Result<(), Error> {
 const FOLDER: &str = "policy";
 
 /// Where the maps of this layout and their programs are pinned.
-pub fn folder(root: &Path) -> Result<PathBuf, Error> {
-    pin::folder(root, &format!("{}/{FOLDER}{}", ours::BPF_FOLDER, verdict::LAYOUT))
+pub fn place(root: &Path) -> PathBuf {
+    root.join(below())
+}
+
+fn below() -> String {
+    format!("{}/{FOLDER}{}", ours::BPF_FOLDER, verdict::LAYOUT)
 }
 
 fn release(object: &[u8]) -> String {
