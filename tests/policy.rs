@@ -1,7 +1,7 @@
-//! What network policies cost to compile. and what becomes of real packets. What they mean is proved
+//! What network policies cost to compile, and what becomes of real packets. What they mean is proved
 //! beside the compiler: `src/policy/fuzz.rs`.
 
-#[allow(dead_code)]
+mod cases;
 mod field;
 #[allow(dead_code)]
 #[path = "../src/policy/oracle.rs"]
