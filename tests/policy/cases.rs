@@ -6,12 +6,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use terway::error::Error;
 use terway::kernel::Kernel;
 use terway::kernel::bpf::policy::Policy;
 use terway::kernel::tables::{MOST, Tables};
 use terway::ours;
 use terway::plan::{Hook, Object, Plan, Program, Side};
-use terway::rules::Renderer;
+use terway::rules::{Pods, Renderer, Rules, Write};
 use terway::verdict::Sizes;
 
 use super::field::{Field, Probe, Ruler, cluster};
@@ -312,6 +313,33 @@ pub fn run(field: &mut Field, renderer: &mut dyn Renderer, with_services: bool) 
 
 fn objects(case: &Case) -> Vec<&Value> {
     case.objects.iter().map(|(_, object)| object).collect()
+}
+
+/// Enforces nothing.
+struct Idle;
+
+impl Renderer for Idle {
+    fn restore(&mut self, _: &Rules, _: &Pods) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn apply(&mut self, _: &[Write], _: &Rules, _: &Pods) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+#[test]
+fn what_passes_and_should_not_is_seen() {
+    let mut field = Field::new();
+    let probes = field.matrix(false);
+    let (mut ruler, mut world) = (Ruler::new(), cluster());
+    let none = json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]});
+    world.policies.insert("x/none".into(), kubernetes("x", "none", none).1);
+    ruler.follow(&world, &field.node, &mut Idle);
+    let expected: Vec<bool> = probes.iter().map(|probe| field.is_allowed(&world, probe)).collect();
+    let wrong = field.round(&probes, &expected).len() + field.round(&[], &[]).len();
+    let denied = expected.iter().filter(|allowed| !**allowed).count();
+    assert!(wrong >= denied, "{wrong} of {denied} were seen");
 }
 
 #[test]

@@ -351,11 +351,12 @@ impl Field {
         }
         let begun = Instant::now();
         loop {
+            let has_all = round.passed.iter().zip(expected).all(|(passed, expected)| *passed || !expected);
             self.hear(&mut round);
             for (n, socket) in &connecting {
                 round.passed[*n] |= rustix::net::getpeername(socket).is_ok();
             }
-            let has_all = round.passed.iter().zip(expected).all(|(passed, expected)| *passed || !expected);
+            // Once more, for what was not to come.
             if has_all || begun.elapsed() > PATIENCE {
                 break;
             }

@@ -52,9 +52,29 @@ fn names(node: &Node) -> String {
     })
 }
 
+/// The kind of iptables that old nodes have, in this node only.
+fn legacy(node: &Node) {
+    for program in ["iptables", "ip6tables"] {
+        for verb in ["", "-save", "-restore"] {
+            node.sh(&format!("ln -sf /usr/sbin/{program}-legacy{verb} /etc/alternatives/{program}{verb}"));
+        }
+    }
+    assert!(node.sh("iptables --version").contains("legacy"));
+}
+
 #[test]
 fn it_lets_pass_what_is_allowed_and_leaves_nothing() {
-    let mut field = Field::new();
+    comes_and_goes(Field::new());
+}
+
+#[test]
+fn it_does_so_with_the_older_iptables() {
+    let field = Field::new();
+    legacy(&field.node);
+    comes_and_goes(field);
+}
+
+fn comes_and_goes(mut field: Field) {
     field
         .node
         .sh("iptables -N OTHERS; iptables -A FORWARD -j OTHERS; iptables -t mangle -A FORWARD -s 1.2.3.4/32 -j ACCEPT");
@@ -169,23 +189,36 @@ fn flood(field: &Field, from: &str, to: &str, port: u16, while_it_runs: impl FnO
 
 #[test]
 fn changes_and_restarts_under_traffic_open_and_lose_nothing() {
+    open_and_lose_nothing(&Field::new());
+}
+
+#[test]
+fn nor_do_they_with_the_older_iptables() {
     let field = Field::new();
+    legacy(&field.node);
+    open_and_lose_nothing(&field);
+}
+
+fn open_and_lose_nothing(field: &Field) {
     let mut ruler = Ruler::new();
     let mut tables = Tables::new(MOST);
     ruler.follow(&own_only(), &field.node, &mut tables);
-    // Another pod of namespace x comes and goes: the set of those who may, and nothing else.
-    let (own, mut other) = (own_only(), own_only());
+    // Another pod of namespace x comes and goes.
+    let (own, mut other, mut wider) = (own_only(), own_only(), own_only());
     other.pods.remove("x/c");
+    // And rules of theirs change.
+    let udp = json!([{"from": [{"podSelector": {}}], "ports": [{"protocol": "UDP", "port": 1, "endPort": 9000}]}]);
+    wider.policies.get_mut("x/own").unwrap()["spec"]["ingress"] = udp;
     let mut changes = || {
         for n in 0..20 {
-            ruler.follow(if n % 2 == 0 { &other } else { &own }, &field.node, &mut tables);
+            ruler.follow([&other, &own, &wider][n % 3], &field.node, &mut tables);
             tables = Tables::new(MOST);
             field.node.run(|| tables.restore(&ruler.rules, &ruler.pods)).unwrap();
         }
     };
-    let (sent, received) = flood(&field, "x/b", "x/a", 7001, &mut changes);
+    let (sent, received) = flood(field, "x/b", "x/a", 7001, &mut changes);
     assert!(sent > 100 && sent == received, "{received} of {sent} allowed packets came");
-    let (sent, received) = flood(&field, "y/a", "x/a", 7002, &mut changes);
+    let (sent, received) = flood(field, "y/a", "x/a", 7002, &mut changes);
     assert!(sent > 100 && received == 0, "{received} of {sent} forbidden packets came");
 }
 
