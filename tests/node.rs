@@ -18,6 +18,7 @@ mod stacks;
 mod starts;
 mod sticky;
 mod upgrade;
+mod watched;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

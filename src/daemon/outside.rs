@@ -6,8 +6,8 @@ use super::boot::{self, Start};
 use super::calls;
 use super::layers::Layers;
 use super::legacy::Legacy;
-use super::phases;
 use super::terms::{self, Terms};
+use super::{meter, phases};
 use crate::cloud::Client;
 use crate::config::{Config, NodeFacts};
 use crate::eni::{Eni, VSwitch};
@@ -40,7 +40,7 @@ impl Outside {
         config.validate(&terms.facts).ok()?;
         terms.check(config.stack).ok()?;
         let credentials = boot::credentials(config, boot::metadata(config).ok()?).ok()?;
-        let cloud = Client::new(boot::endpoint(config, &terms.facts), credentials).ok()?;
+        let cloud = Client::observed(boot::endpoint(config, &terms.facts), credentials, meter::observer()).ok()?;
         let mode = start.given_mode(config).unwrap_or_else(|| start.labelled_mode());
         let fits = mode == terms.mode && terms.place(config).vswitches == asked;
         phases::reached("what the last life has left is read");
@@ -96,7 +96,7 @@ fn reach(layers: &Layers, file: &Layers) -> Result<(NodeFacts, Layers, Client), 
     phases::reached("the metadata service has answered");
     let way = |config: &Config| boot::endpoint(config, &facts);
     let Err(e) = layers.config().validate(&facts) else {
-        let cloud = Client::new(way(layers.config()), credentials)?;
+        let cloud = Client::observed(way(layers.config()), credentials, meter::observer())?;
         return Ok((facts, layers.clone(), cloud));
     };
     if layers.node_config().is_none() {
@@ -105,6 +105,6 @@ fn reach(layers: &Layers, file: &Layers) -> Result<(NodeFacts, Layers, Client), 
     log::error!("{e}; the configuration file alone holds");
     file.config().validate(&facts)?;
     let credentials = boot::credentials(file.config(), boot::metadata(file.config())?)?;
-    let cloud = Client::new(way(file.config()), credentials)?;
+    let cloud = Client::observed(way(file.config()), credentials, meter::observer())?;
     Ok((facts, file.clone(), cloud))
 }
