@@ -2,6 +2,7 @@
 
 // Words: types that everyone speaks. No I/O.
 pub mod bolt;
+pub mod chains;
 pub mod cluster;
 pub mod cni;
 pub mod config;
@@ -35,6 +36,7 @@ pub mod policy;
 pub mod pool;
 pub mod repair;
 pub mod service;
+pub mod sizing;
 
 // Hands: each touches one part of the world.
 pub mod client;

@@ -90,6 +90,11 @@ pub const SHAPE_LINKS: Both<&str> = Both { ingress: "shape-in", egress: "shape-o
 /// either side of a link as if they were on both.
 pub const SHAPE_FILTER_PRIORITIES: Both<u16> = Both { ingress: 2050, egress: 2051 };
 
+/// How the names of our chains and ipsets begin that enforce network policies.
+pub const POLICY_PREFIX: &str = "TERWAY-P";
+/// What our jumps from built-in chains bear as a comment.
+pub const POLICY_COMMENT: &str = "terway network policy";
+
 /// The longest `ifalias` (IFALIASZ of linux/if.h, less its NUL).
 const ALIAS_MAX: usize = 255;
 
@@ -240,6 +245,20 @@ pub struct Lent {
     /// Where there was room for it.
     pub pod: Option<PodName>,
     pub home: String,
+}
+
+/// The chain of this kind with this content.
+pub fn policy_chain(kind: &str, content: &str) -> String {
+    format!("{POLICY_PREFIX}-{kind}-{}", digits(content))
+}
+
+/// A set that is made with this content, for IPv4 or IPv6.
+pub fn policy_set(family: u8, content: &str) -> String {
+    format!("{POLICY_PREFIX}{family}-{}", digits(content))
+}
+
+fn digits(content: &str) -> String {
+    sha1_smol::Sha1::from(content).digest().to_string()[..14].to_owned()
 }
 
 /// Reads the `ifalias` of a lent ENI.

@@ -11,16 +11,17 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("repair", &[]),
     ("service", &[]),
     ("policy", &[]),
+    ("sizing", &[]),
     ("kernel", &[]),
     ("cloud", &[]),
     ("kube", &[]),
     ("client", &[]),
     ("plugin", &["datapath", "kernel", "client"]),
-    ("cli", &["datapath", "kernel", "client"]),
+    ("cli", &["datapath", "sizing", "kernel", "client", "cloud"]),
     ("daemon", &["datapath", "pool", "repair", "herald", "service", "policy", "kernel", "cloud", "kube"]),
 ];
 
-const MINDS: &[&str] = &["datapath", "pool", "repair", "herald", "service", "policy"];
+const MINDS: &[&str] = &["datapath", "pool", "repair", "herald", "service", "policy", "sizing"];
 
 /// Text that only files under one of these places may hold (places are prefixes of a path below `src/`).
 const RESERVED: &[(&str, &[&str])] = &[

@@ -702,3 +702,29 @@ fn policies_hold_on_both_links_of_a_pod() {
     // Its own name is taken by now.
     own.is_home_as("eth3");
 }
+
+/// `cargo test --test main exclusive::figures -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn figures() {
+    const PODS: u8 = 40;
+    let world = World::new();
+    let names: Vec<(String, u16)> = (0..PODS).map(|n| (format!("default/p{n}"), u16::from(n) + 1)).collect();
+    let pods: Vec<(&str, u16)> = names.iter().map(|(name, seat)| (name.as_str(), *seat)).collect();
+    let _policy = guard(&world.node, &pods[..15], &OPEN);
+    let first = world.shared("first", 1);
+    let mut times = [Vec::new(), Vec::new()];
+    for n in 0..PODS {
+        let seat = (n % 2 == 1).then_some(u16::from(n) + 1);
+        let mut guest = world.pod(&format!("p{n}"), n + 10, first.lease.eni.clone(), Wiring::Shared);
+        guest.lease.seat = seat;
+        guest.plan = datapath::pod(&Setup::new(&guest.lease, MTU));
+        guest.kernel(|kernel| {
+            let start = std::time::Instant::now();
+            kernel.apply(&guest.plan).unwrap();
+            times[usize::from(seat.is_some())].push(start.elapsed());
+        });
+    }
+    times.iter_mut().for_each(|times| times.sort());
+    println!("a pod is wired in {:?} without and {:?} with policies (p50)", times[0][10], times[1][10]);
+}

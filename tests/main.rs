@@ -21,3 +21,6 @@ mod services;
 #[allow(dead_code)]
 mod sim;
 mod vm;
+
+/// As the policies' oracle knows it, which stands in the sources for their unit tests.
+use terway::rules;

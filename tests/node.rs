@@ -8,6 +8,7 @@ mod exclusive;
 mod ipvlan;
 mod outage;
 mod own_node;
+mod planning;
 mod pool;
 mod ports;
 mod repair;

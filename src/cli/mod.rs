@@ -1,5 +1,7 @@
 //! The face for people: what the daemon knows, printed.
 
+mod plan_cluster;
+
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -26,6 +28,7 @@ struct Cli {
 enum Verb {
     Show(Show),
     List(List),
+    PlanCluster(plan_cluster::PlanCluster),
 }
 
 /// The pool as the daemon sees it, as JSON.
@@ -46,6 +49,9 @@ pub fn main(args: &[String]) -> ExitCode {
         Err(exit) if exit.status.is_ok() => return say(&exit.output),
         Err(exit) => return complain(exit.output.trim_end()),
     };
+    if let Some(Verb::PlanCluster(verb)) = &cli.verb {
+        return verb.run();
+    }
     match answer(&cli) {
         Ok(text) => say(&text),
         Err(e) => complain(e),
@@ -58,6 +64,7 @@ fn answer(cli: &Cli) -> Result<String, Error> {
         None => Err(Error::refused("nothing to do; terway-cli --help lists the commands")),
         Some(Verb::Show(_)) => Ok(format!("{:#}\n", pool()?)),
         Some(Verb::List(_)) => list(&pool()?),
+        Some(Verb::PlanCluster(_)) => unreachable!("it has run"),
     }
 }
 

@@ -18,6 +18,7 @@ pub mod credentials;
 mod fault;
 mod http;
 pub mod metadata;
+pub mod reach;
 mod reply;
 mod sign;
 

@@ -22,8 +22,8 @@ use super::sticky::Sticky;
 use super::terms::Terms;
 use super::world::World;
 use super::{adopt, clock, file, news, notify, old, phases};
-use crate::cloud::{self, Credentials, Endpoint, Key, Metadata, Sources};
-use crate::config::{AccessKey, Config, Mode, NodeFacts, Scheme, Signature};
+use crate::cloud;
+use crate::config::{Config, Mode};
 use crate::datapath::NodeSetup;
 use crate::eni::{Eni, EniKind, VSwitch};
 use crate::error::{Cause, Context, Error};
@@ -311,39 +311,6 @@ fn set_up(kernel: &mut Kernel, look: &Look, stack: Stack, enis: &[Eni]) -> Resul
         kernel.apply(&plan).context(|| "set up the node")?;
     }
     Ok(setup)
-}
-
-pub fn metadata(config: &Config) -> Result<Metadata, Error> {
-    Metadata::new(&config.cloud.metadata.as_ref().map_or(cloud::BASE.to_owned(), ToString::to_string))
-}
-
-/// Where the configuration's cloud is.
-pub fn endpoint(config: &Config, facts: &NodeFacts) -> Endpoint {
-    Endpoint {
-        ecs: config.cloud.ecs.as_ref().map(ToString::to_string),
-        vpc: config.cloud.vpc.as_ref().map(ToString::to_string),
-        http: config.cloud.scheme == Scheme::Http,
-        signature: match config.cloud.signature {
-            Signature::V1 => cloud::Signature::HmacSha1,
-            Signature::V3 => cloud::Signature::Acs3,
-        },
-        ca: config.cloud.ca_file.clone(),
-        ..Endpoint::new(config.region.as_deref().unwrap_or(&facts.region))
-    }
-}
-
-/// Whom we are to the configuration's cloud.
-pub fn credentials(config: &Config, metadata: Metadata) -> Result<Credentials, Error> {
-    Ok(Credentials::new(Sources {
-        addon_secret: cloud::ADDON_SECRET.into(),
-        pair: config.access.as_ref().map(key).transpose()?,
-        token_file: config.credential_path.clone(),
-        role: Some(metadata),
-    }))
-}
-
-fn key(pair: &AccessKey) -> Result<Key, Error> {
-    Key::new(&pair.id, pair.secret.expose(), None).context(|| "access_key and access_secret")
 }
 
 /// The loop's state.

@@ -2,13 +2,13 @@
 
 use std::thread;
 
-use super::boot::{self, Start};
+use super::boot::Start;
 use super::calls;
 use super::layers::Layers;
 use super::legacy::Legacy;
 use super::terms::{self, Terms};
 use super::{meter, phases};
-use crate::cloud::Client;
+use crate::cloud::{Client, reach};
 use crate::config::{Config, NodeFacts};
 use crate::eni::{Eni, VSwitch};
 use crate::error::Error;
@@ -39,8 +39,9 @@ impl Outside {
         let (config, Legacy { terms, asked, vswitches, will, .. }) = (layers.config(), legacy);
         config.validate(&terms.facts).ok()?;
         terms.check(config.stack).ok()?;
-        let credentials = boot::credentials(config, boot::metadata(config).ok()?).ok()?;
-        let cloud = Client::observed(boot::endpoint(config, &terms.facts), credentials, meter::observer()).ok()?;
+        let credentials = reach::credentials(config, reach::metadata(config).ok()?).ok()?;
+        let cloud =
+            Client::observed(reach::endpoint(config, &terms.facts.region), credentials, meter::observer()).ok()?;
         let mode = start.given_mode(config).unwrap_or_else(|| start.labelled_mode());
         let fits = mode == terms.mode && terms.place(config).vswitches == asked;
         phases::reached("what the last life has left is read");
@@ -86,15 +87,15 @@ fn ask_cloud(
 /// What the metadata service says of the machine, the layers that fit it (those of the node, else the file alone), and the way
 /// to the cloud, with the key to it at hand.
 fn reach(layers: &Layers, file: &Layers) -> Result<(NodeFacts, Layers, Client), Error> {
-    let metadata = boot::metadata(layers.config())?;
-    let credentials = boot::credentials(layers.config(), metadata.clone())?;
+    let metadata = reach::metadata(layers.config())?;
+    let credentials = reach::credentials(layers.config(), metadata.clone())?;
     let facts = thread::scope(|scope| {
         // Why there is no key is said by the first call that needs it.
         scope.spawn(|| drop(credentials.key()));
         metadata.node()
     })?;
     phases::reached("the metadata service has answered");
-    let way = |config: &Config| boot::endpoint(config, &facts);
+    let way = |config: &Config| reach::endpoint(config, &facts.region);
     let Err(e) = layers.config().validate(&facts) else {
         let cloud = Client::observed(way(layers.config()), credentials, meter::observer())?;
         return Ok((facts, layers.clone(), cloud));
@@ -104,7 +105,7 @@ fn reach(layers: &Layers, file: &Layers) -> Result<(NodeFacts, Layers, Client), 
     }
     log::error!("{e}; the configuration file alone holds");
     file.config().validate(&facts)?;
-    let credentials = boot::credentials(file.config(), boot::metadata(file.config())?)?;
+    let credentials = reach::credentials(file.config(), reach::metadata(file.config())?)?;
     let cloud = Client::observed(way(file.config()), credentials, meter::observer())?;
     Ok((facts, file.clone(), cloud))
 }

@@ -33,6 +33,11 @@ impl Socket {
         Socket::of(NlFamily::SockOrInetDiag)
     }
 
+    /// One to netfilter's subsystems.
+    pub fn netfilter() -> Result<Socket, Error> {
+        Socket::of(NlFamily::Netfilter)
+    }
+
     fn of(family: NlFamily) -> Result<Socket, Error> {
         let nl = NlSocket::connect(family, None, Groups::empty()).context(|| "open a netlink socket")?;
         // Before 4.12 the kernel has no words to add to an errno.

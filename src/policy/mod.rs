@@ -23,6 +23,8 @@ pub(crate) mod fuzz;
 mod oracle;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod walked;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -535,9 +535,10 @@ fn other_sizes_or_another_release_mean_other_programs_and_nothing_is_left_behind
     let is_pinned = || PROGRAMS.map(|program| folder.join(program.name()).exists());
     // There are no rules yet for which they could stand.
     assert_eq!(is_pinned(), [false; 2]);
+    let older = pin::folder(root, "terway/policy0").unwrap();
     let (mut policy, _) = Policy::open_as(root, &SIZES, &MARKED.0).unwrap();
     policy.restore(&Rules::default(), &Pods::new()).unwrap();
-    assert_eq!(is_pinned(), [true; 2]);
+    assert_eq!((is_pinned(), older.exists()), ([true; 2], false));
     let releases = || {
         let names = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
         names.filter(|name| name.starts_with("release-")).collect::<Vec<_>>()

@@ -1,9 +1,10 @@
 //! The configuration while the daemon runs: taken up whenever the file, the node's label or the ConfigMap that it names changes.
 
 use super::Node;
+use crate::cloud::reach;
 use crate::config::Config;
 use crate::daemon::layers::{Layers, NodeConfig};
-use crate::daemon::{boot, news};
+use crate::daemon::news;
 use crate::error::{Context, Error};
 use crate::kube::Stop;
 use crate::object::{CONFIG_LABEL, ConfigMap};
@@ -135,11 +136,11 @@ impl Node {
     fn reach_cloud(&mut self, config: &Config) -> Result<(), Error> {
         let way = |c: &Config| (c.cloud.clone(), c.region.clone(), c.access.clone(), c.credential_path.clone());
         if way(config) != way(self.conf.layers.config()) {
-            let endpoint = boot::endpoint(config, &self.world.terms.facts);
+            let endpoint = reach::endpoint(config, &self.world.terms.facts.region);
             let cloud = self
                 .world
                 .cloud
-                .anew(endpoint, boot::credentials(config, boot::metadata(config)?)?)
+                .anew(endpoint, reach::credentials(config, reach::metadata(config)?)?)
                 .context(|| "configuration")?;
             self.world.cloud = cloud;
         }

@@ -139,7 +139,8 @@ impl Policy {
         }
         pin::replace(&self.folder, &release, self.map("state"))?;
         self.waiting = false;
-        Ok(())
+        // What is on links holds what it needs of another layout.
+        self.folder.parent().map_or(Ok(()), |all| remove_but(all, Some(&self.folder)))
     }
 
     /// The object, its programs working on these maps.
@@ -422,13 +423,20 @@ impl Renderer for Policy {
 
 /// Takes all pins away, of every layout: what is on links is without effect on others, and goes with its link or a repair.
 pub fn remove(root: &Path) -> Result<(), Error> {
-    let entries = std::fs::read_dir(root.join(ours::BPF_FOLDER)).into_iter().flatten().flatten();
-    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(FOLDER)) {
-        let path = entry.path();
-        std::fs::remove_dir_all(&path).context(|| format!("delete {}", path.display()))?;
-    }
+    remove_but(&root.join(ours::BPF_FOLDER), None)?;
     // It stays where others of our maps are in it.
     let _ = std::fs::remove_dir(root.join(ours::BPF_FOLDER));
+    Ok(())
+}
+
+fn remove_but(all: &Path, kept: Option<&Path>) -> Result<(), Error> {
+    let entries = std::fs::read_dir(all).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(FOLDER)) {
+        let path = entry.path();
+        if kept != Some(&path) {
+            std::fs::remove_dir_all(&path).context(|| format!("delete {}", path.display()))?;
+        }
+    }
     Ok(())
 }
 

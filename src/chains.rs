@@ -1,0 +1,440 @@
+//! Rules as ipset(8) and iptables(8) know them: sets of addresses, and chains of the mangle table that walk a pod's rules in order.
+//!
+//! The mangle table's FORWARD is after kube-proxy's translation and before everybody's filter table: the real backend is seen, no
+//! ACCEPT of others comes first, and what we let pass we RETURN, for others to judge. No packet is waved through because its
+//! connection once was: packets of the side that opened it are judged as they are, answers by the same rules turned round. So a
+//! changed policy holds at once for connections that stand, and there is no state to lose.
+//!
+//! A chain is named by its content and never changed; three that the built-in chains jump to are rewritten when all others are there.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::ours;
+use crate::rules::{
+    Action, ClassId, DIRECTIONS, Direction, ICMP, ICMPV6, Icmp, PeerId, Pods, PortList, Rule, RuleSet, Rules, Tier,
+};
+
+/// Ports in a rule; a range counts for two.
+const MULTIPORT: usize = 15;
+/// Up to so many pods are looked through one by one.
+const FEW: usize = 16;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+impl Family {
+    pub fn of(addr: &IpAddr) -> Family {
+        if addr.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+
+    fn root(self) -> IpNet {
+        let any: IpAddr = match self {
+            Family::V4 => std::net::Ipv4Addr::UNSPECIFIED.into(),
+            Family::V6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
+        };
+        IpNet::new(any, 0).expect("it is one")
+    }
+
+    /// What no `hash:net` can have as one member.
+    fn halves(self) -> [IpNet; 2] {
+        let mut halves = self.root().subnets(1).expect("it has two");
+        std::array::from_fn(|_| halves.next().expect("it has two"))
+    }
+}
+
+/// Of a set; the longest prefix counts. False: `nomatch`.
+pub type Members = BTreeMap<IpNet, bool>;
+
+/// What a set is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Use {
+    Peer(PeerId),
+    /// The pods that have rules of this direction.
+    Ruled(Direction),
+}
+
+/// Lines by chain, each without its `-A CHAIN`.
+pub type Chains = BTreeMap<String, Vec<String>>;
+
+/// A built-in chain and ours that it jumps to.
+pub const HOOKS: [(&str, &str); 3] =
+    [("FORWARD", "TERWAY-P-FORWARD"), ("INPUT", "TERWAY-P-INPUT"), ("OUTPUT", "TERWAY-P-OUTPUT")];
+
+/// All sets that are not empty.
+pub fn sets(rules: &Rules, pods: &Pods, family: Family) -> BTreeMap<Use, Members> {
+    let mut sets = peers(rules, family);
+    for direction in DIRECTIONS {
+        let ruled = ruled(rules, pods, family, direction);
+        if !ruled.is_empty() {
+            let members = ruled.iter().map(|(addr, _)| (IpNet::from(*addr), true));
+            sets.insert(Use::Ruled(direction), members.collect());
+        }
+    }
+    sets
+}
+
+/// The addresses of each peer: listed prefixes in which the answer is another than around them.
+fn peers(rules: &Rules, family: Family) -> BTreeMap<Use, Members> {
+    let mut sets = BTreeMap::<Use, Members>::new();
+    let mut around: Vec<(&IpNet, &[PeerId])> = Vec::new();
+    let matched = |class: &ClassId| rules.classes.get(class).map_or(&[][..], |peers| peers);
+    for (net, class) in rules.prefixes.iter().filter(|(net, _)| Family::of(&net.addr()) == family) {
+        while around.last().is_some_and(|(outer, _)| !outer.contains(net)) {
+            around.pop();
+        }
+        let (outer, own) = (around.last().map_or(&[][..], |(_, peers)| peers), matched(class));
+        let mut differ = |some: &[PeerId], others: &[PeerId], is_in| {
+            for peer in some.iter().filter(|peer| !others.contains(peer)) {
+                sets.entry(Use::Peer(*peer)).or_default().insert(*net, is_in);
+            }
+        };
+        differ(own, outer, true);
+        differ(outer, own, false);
+        around.push((net, own));
+    }
+    for members in sets.values_mut() {
+        if let Some(is_in) = members.remove(&family.root()) {
+            family.halves().into_iter().for_each(|half| {
+                members.entry(half).or_insert(is_in);
+            });
+        }
+    }
+    sets
+}
+
+/// Pods whose packets in this direction are judged, by address, with their rules.
+fn ruled<'a>(rules: &'a Rules, pods: &Pods, family: Family, direction: Direction) -> Vec<(IpAddr, &'a RuleSet)> {
+    let placed = rules.pods.iter().filter_map(|(name, sets)| Some((pods.get(name)?, sets.of(direction))));
+    let with_rules = placed.filter_map(|(placed, set)| Some((placed, &*rules.sets.get(&set)?.rules)));
+    let judged = with_rules.filter(|(_, rules)| !rules.tiers.is_empty());
+    let mut all: Vec<(IpAddr, &RuleSet)> =
+        judged.flat_map(|(placed, rules)| placed.ip.iter().map(move |addr| (addr, rules))).collect();
+    all.retain(|(addr, _)| Family::of(addr) == family);
+    all.sort_by_key(|(addr, _)| *addr);
+    all
+}
+
+/// All chains, where sets have these names; none where no pod has rules.
+pub fn chains(
+    rules: &Rules,
+    pods: &Pods,
+    sets: &BTreeMap<Use, Members>,
+    names: &BTreeMap<Use, String>,
+    family: Family,
+) -> Chains {
+    let mut author = Author { family, sets, names, chains: Chains::new() };
+    let mut forward = Vec::new();
+    let (mut input, mut output, mut answers) = (Vec::new(), Vec::new(), Vec::new());
+    for direction in [Direction::Egress, Direction::Ingress] {
+        let Some(gate) = names.get(&Use::Ruled(direction)) else { continue };
+        let ruled = ruled(rules, pods, family, direction);
+        let end = |way: Way| if way.pod_is_source() { "src" } else { "dst" };
+        let [asked, answered] = [false, true].map(|turned| Way { direction, turned });
+        let to = author.dispatch(&ruled, asked);
+        let judge = format!("-m set --match-set {gate} {} -j {to}", end(asked));
+        let to = author.dispatch(&ruled, answered);
+        let judge_answer = format!("-m set --match-set {gate} {} -j {to}", end(answered));
+        if direction == Direction::Egress {
+            input.push(judge.clone());
+            output.push(format!("-m conntrack --ctdir REPLY {judge_answer}"));
+        }
+        forward.push(judge);
+        answers.push(judge_answer);
+    }
+    if forward.is_empty() {
+        return Chains::new();
+    }
+    let protocol = family.icmp().protocol;
+    // What ICMP says about a connection goes where the connection goes.
+    let errors = format!("-p {protocol} -m conntrack --ctstate RELATED -j RETURN");
+    let answers = author.chain("A", answers);
+    forward.splice(0..0, [errors.clone(), format!("-m conntrack --ctdir REPLY -g {answers}")]);
+    if !input.is_empty() {
+        // The node has opened these, and reaches its pods whatever they say.
+        input.splice(0..0, [errors, "-m conntrack --ctdir REPLY -j RETURN".to_owned()]);
+    }
+    for ((_, name), lines) in HOOKS.into_iter().zip([forward, input, output]) {
+        if !lines.is_empty() {
+            author.chains.insert(name.to_owned(), lines);
+        }
+    }
+    author.chains
+}
+
+/// Which of a packet's ends are whose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Way {
+    direction: Direction,
+    /// It answers one that the rules are about.
+    turned: bool,
+}
+
+impl Way {
+    fn pod_is_source(self) -> bool {
+        (self.direction == Direction::Egress) != self.turned
+    }
+
+    /// Where the other side's address is.
+    fn other(self) -> &'static str {
+        if self.pod_is_source() { "dst" } else { "src" }
+    }
+}
+
+/// How a family's ICMP is said.
+struct Icmps {
+    protocol: u8,
+    module: &'static str,
+    option: &'static str,
+    /// Questions, and their answers: what conntrack takes for a connection.
+    pairs: &'static [(u8, u8)],
+}
+
+impl Family {
+    fn icmp(self) -> Icmps {
+        match self {
+            Family::V4 => Icmps {
+                protocol: ICMP,
+                module: "icmp",
+                option: "--icmp-type",
+                pairs: &[(8, 0), (13, 14), (15, 16), (17, 18)],
+            },
+            Family::V6 => {
+                Icmps { protocol: ICMPV6, module: "icmp6", option: "--icmpv6-type", pairs: &[(128, 129), (139, 140)] }
+            }
+        }
+    }
+}
+
+/// What becomes of a packet that has come here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Then {
+    Pass,
+    Drop,
+    Go(String),
+}
+
+impl fmt::Display for Then {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Then::Pass => f.write_str("-j RETURN"),
+            Then::Drop => f.write_str("-j DROP"),
+            Then::Go(chain) => write!(f, "-g {chain}"),
+        }
+    }
+}
+
+struct Author<'a> {
+    family: Family,
+    sets: &'a BTreeMap<Use, Members>,
+    names: &'a BTreeMap<Use, String>,
+    chains: Chains,
+}
+
+impl Author<'_> {
+    /// The chain with this content.
+    fn chain(&mut self, kind: &str, lines: Vec<String>) -> String {
+        let name = ours::policy_chain(kind, &lines.join("\n"));
+        self.chains.insert(name.clone(), lines);
+        name
+    }
+
+    /// Leads a pod's packets to its rules; by their address' last bits where there are many pods.
+    fn dispatch(&mut self, ruled: &[(IpAddr, &RuleSet)], way: Way) -> String {
+        let mut lines = Vec::new();
+        let icmp = self.family.icmp();
+        if self.family == Family::V6 {
+            // Neighbour discovery.
+            lines.extend(
+                (133..=137)
+                    .map(|kind| format!("-p {} -m {} {} {kind} -j RETURN", icmp.protocol, icmp.module, icmp.option)),
+            );
+        }
+        if ruled.len() <= FEW {
+            lines.extend(self.pods(ruled.iter(), way));
+            return self.chain("D", lines);
+        }
+        let last = |addr: &IpAddr| match addr {
+            IpAddr::V4(addr) => addr.octets()[3] & 15,
+            IpAddr::V6(addr) => addr.octets()[15] & 15,
+        };
+        for bits in 0..16 {
+            let pods: Vec<&(IpAddr, &RuleSet)> = ruled.iter().filter(|(addr, _)| last(addr) == bits).collect();
+            if pods.is_empty() {
+                continue;
+            }
+            let lines_of = self.pods(pods.into_iter(), way);
+            let bucket = self.chain("D", lines_of);
+            let mask = match self.family {
+                Family::V4 => format!("0.0.0.{bits}/0.0.0.15"),
+                Family::V6 => format!("::{bits:x}/::f"),
+            };
+            lines.push(format!("{} {mask} -g {bucket}", if way.pod_is_source() { "-s" } else { "-d" }));
+        }
+        self.chain("D", lines)
+    }
+
+    fn pods<'b>(&mut self, ruled: impl Iterator<Item = &'b (IpAddr, &'b RuleSet)>, way: Way) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (addr, rules) in ruled {
+            let then = self.rule_set(rules, way);
+            let end = if way.pod_is_source() { "-s" } else { "-d" };
+            if then != Then::Pass {
+                // By way of a Service a pod reaches itself.
+                lines.push(format!("-s {addr} -d {addr} -j RETURN"));
+                lines.push(format!("{end} {addr} {then}"));
+            }
+        }
+        lines
+    }
+
+    fn rule_set(&mut self, rules: &RuleSet, way: Way) -> Then {
+        rules.tiers.iter().rev().fold(Then::Pass, |next, tier| self.tier(tier, next, way))
+    }
+
+    /// Written from its end on: a rule that needs a chain of its own leads on to one with all that follows.
+    fn tier(&mut self, tier: &Tier, next: Then, way: Way) -> Then {
+        let mut after = match &tier.end {
+            Some(cell) if cell.allow => Then::Pass,
+            Some(_) => Then::Drop,
+            None => next.clone(),
+        };
+        let mut lines: Vec<String> = Vec::new();
+        for rule in tier.rules.iter().rev() {
+            let Some(matches) = self.matches(rule, way) else { continue };
+            let action = match rule.action {
+                Action::Allow => Then::Pass.to_string(),
+                Action::Deny => Then::Drop.to_string(),
+                Action::Pass => next.to_string(),
+                Action::Log => LOG.to_owned(),
+            };
+            let but = self.but_named(rule, way);
+            if but.is_empty() {
+                lines.extend(matches.iter().rev().map(|one| format!("{one} {action}").trim_start().to_owned()));
+                continue;
+            }
+            after = self.finish(lines, after);
+            let mut own: Vec<String> = but.iter().map(|one| format!("{one} {after}")).collect();
+            own.push(action);
+            if rule.action == Action::Log {
+                own.push(after.to_string());
+            }
+            let own = Then::Go(self.chain("R", own));
+            lines = matches.iter().rev().map(|one| format!("{one} {own}").trim_start().to_owned()).collect();
+        }
+        self.finish(lines, after)
+    }
+
+    /// The chain with these lines, last first, before what comes after them.
+    fn finish(&mut self, mut lines: Vec<String>, after: Then) -> Then {
+        lines.reverse();
+        if lines.is_empty() {
+            return after;
+        }
+        if after != Then::Pass {
+            lines.push(after.to_string());
+        }
+        Then::Go(self.chain("R", lines))
+    }
+
+    /// Every way to match a rule, short of names of ports that are excluded. None: there is none.
+    fn matches(&self, rule: &Rule, way: Way) -> Option<Vec<String>> {
+        let traffic = &rule.traffic;
+        let mut all = rule.peer.map_or(Some(String::new()), |peer| self.peer(peer, way))?;
+        match (traffic.protocol, traffic.not_protocol) {
+            (Some(one), Some(other)) if one == other => return None,
+            (Some(one), _) => all += &format!(" -p {one}"),
+            (None, Some(other)) => all += &format!(" ! -p {other}"),
+            (None, None) => {}
+        }
+        for (icmp, is_not) in [(traffic.icmp, false), (traffic.not_icmp, true)] {
+            all += &icmp.map_or(Some(String::new()), |icmp| self.icmp(traffic.protocol, icmp, is_not, way))?;
+        }
+        let sides = [(&traffic.from, way.turned), (&traffic.to, !way.turned)];
+        for (ports, is_to) in sides {
+            for chunk in chunks(&ports.none_of) {
+                all += &format!(" -m multiport ! {} {chunk}", option(is_to));
+            }
+        }
+        let mut ways = vec![all];
+        for (ports, is_to) in sides {
+            let Some(any) = &ports.any_of else { continue };
+            let choices = self.choices(any, is_to, way);
+            ways = ways.iter().flat_map(|one| choices.iter().map(move |choice| format!("{one}{choice}"))).collect();
+        }
+        let ways: Vec<String> = ways.into_iter().map(|one| one.trim_start().to_owned()).collect();
+        (!ways.is_empty()).then_some(ways)
+    }
+
+    fn choices(&self, list: &PortList, is_to: bool, way: Way) -> Vec<String> {
+        if list.ranges.contains(&(0, u16::MAX)) {
+            return vec![String::new()];
+        }
+        let numbers = chunks(list).into_iter().map(|chunk| format!(" -m multiport {} {chunk}", option(is_to)));
+        let named = list.named.iter().filter_map(|named| self.named(named, is_to, way));
+        numbers.chain(named).collect()
+    }
+
+    fn named(&self, (peer, port): &(PeerId, u16), is_to: bool, way: Way) -> Option<String> {
+        Some(format!("{} -m multiport {} {port}", self.peer(*peer, way)?, option(is_to)))
+    }
+
+    /// Names of ports that the rule is not about.
+    fn but_named(&self, rule: &Rule, way: Way) -> Vec<String> {
+        let traffic = &rule.traffic;
+        let protocol = traffic.protocol.map(|p| format!("-p {p}")).unwrap_or_default();
+        let sides = [(&traffic.from, way.turned), (&traffic.to, !way.turned)];
+        let all = sides.into_iter().flat_map(|(ports, is_to)| ports.none_of.named.iter().map(move |n| (n, is_to)));
+        all.filter_map(|(named, is_to)| Some(format!("{protocol}{}", self.named(named, is_to, way)?))).collect()
+    }
+
+    /// None: nobody of this family is.
+    fn peer(&self, peer: PeerId, way: Way) -> Option<String> {
+        let members = self.sets.get(&Use::Peer(peer))?;
+        if members.len() == 2 && self.family.halves().iter().all(|half| members.get(half) == Some(&true)) {
+            return Some(String::new());
+        }
+        Some(format!(" -m set --match-set {} {}", self.names[&Use::Peer(peer)], way.other()))
+    }
+
+    /// None: it is never so.
+    fn icmp(&self, protocol: Option<u8>, icmp: Icmp, is_not: bool, way: Way) -> Option<String> {
+        let of = self.family.icmp();
+        let answer = of.pairs.iter().find(|(asked, _)| *asked == icmp.r#type).map(|(_, answer)| *answer);
+        let kind = if way.turned { answer } else { Some(icmp.r#type) };
+        // Of the other family's ICMP there is none here, and of the rest nothing is answered.
+        let Some(kind) = kind.filter(|_| protocol == Some(of.protocol)) else { return is_not.then(String::new) };
+        let code = icmp.code.map(|code| format!("/{code}")).unwrap_or_default();
+        Some(format!(" -m {} {}{} {kind}{code}", of.module, if is_not { "! " } else { "" }, of.option))
+    }
+}
+
+const LOG: &str = "-m limit --limit 10/second --limit-burst 50 -j LOG --log-level 5 --log-prefix \"terway policy: \"";
+
+fn option(is_to: bool) -> &'static str {
+    if is_to { "--dports" } else { "--sports" }
+}
+
+/// As many ports at a time as one rule takes.
+fn chunks(list: &PortList) -> Vec<String> {
+    let mut chunks: Vec<(usize, String)> = Vec::new();
+    for (from, to) in &list.ranges {
+        let (slots, text) = if from == to { (1, from.to_string()) } else { (2, format!("{from}:{to}")) };
+        match chunks.last_mut() {
+            Some((used, chunk)) if *used + slots <= MULTIPORT => {
+                *used += slots;
+                *chunk += &format!(",{text}");
+            }
+            _ => chunks.push((slots, text)),
+        }
+    }
+    chunks.into_iter().map(|(_, chunk)| chunk).collect()
+}

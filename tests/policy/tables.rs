@@ -1,0 +1,226 @@
+//! Network policies as ipsets and chains, with real packets in namespaces.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use terway::kernel::tables::{MOST, Tables};
+use terway::rules::{Pods, Renderer, Rules, TCP, UDP};
+
+use super::field::{Field, Probe, Ruler, cluster};
+use super::oracle::World;
+use crate::sim::ns::Ns;
+
+fn policy(name: &str, spec: Value) -> Value {
+    json!({"metadata": {"namespace": "x", "name": name}, "spec": spec})
+}
+
+/// `x/a` hears of namespace x only.
+fn own_only() -> World {
+    let mut world = cluster();
+    let from = json!([{"from": [{"podSelector": {}}]}]);
+    world
+        .policies
+        .insert("x/own".into(), policy("own", json!({"podSelector": {"matchLabels": {"pod": "a"}}, "ingress": from})));
+    world
+}
+
+fn closed() -> World {
+    let mut world = cluster();
+    let spec = json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]});
+    world.policies.insert("x/closed".into(), policy("closed", spec));
+    world
+}
+
+fn probe(field: &Field, from: &str, to: &str, family: usize, protocol: u8) -> Probe {
+    Probe { from: field.named(from), to: field.named(to), family, protocol, port: 80, service: None }
+}
+
+fn ours(node: &Ns) -> String {
+    node.sh("iptables-save -t mangle; ip6tables-save -t mangle; iptables-legacy-save -t mangle") + &names(node)
+}
+
+/// Sets by another way than ours where there is one; else by the kernel's own count of them.
+fn names(node: &Ns) -> String {
+    node.run(|| {
+        let mut sets = terway::kernel::tables::names().unwrap();
+        sets.sort();
+        sets.join("\n")
+    })
+}
+
+#[test]
+fn it_lets_pass_what_is_allowed_and_leaves_nothing() {
+    let mut field = Field::new();
+    field
+        .node
+        .sh("iptables -N OTHERS; iptables -A FORWARD -j OTHERS; iptables -t mangle -A FORWARD -s 1.2.3.4/32 -j ACCEPT");
+    field.node.sh("ip6tables -t mangle -A FORWARD -s fd99::1/128 -j ACCEPT");
+    let before = ours(&field.node);
+    let mut tables = Tables::new(MOST);
+    let mut ruler = Ruler::new();
+    let probes: Vec<Probe> =
+        [("x/c", "x/a"), ("y/a", "x/a"), ("outside", "x/a"), ("x/a", "outside"), ("node", "x/a"), ("y/a", "y/b")]
+            .iter()
+            .flat_map(|(from, to)| [(0, TCP), (0, UDP), (1, TCP), (1, UDP)].map(|(f, p)| probe(&field, from, to, f, p)))
+            .collect();
+    for world in [cluster(), own_only(), closed(), own_only()] {
+        ruler.follow(&world, &field.node, &mut tables);
+        let expected: Vec<bool> = probes.iter().map(|probe| field.is_allowed(&world, probe)).collect();
+        assert_eq!(field.round(&probes, &expected), [""; 0]);
+    }
+    let first = field.node.sh("iptables-save -t mangle | grep -m1 '^-A FORWARD'");
+    assert!(first.contains("terway network policy"), "{first}");
+    // Who remembers nothing writes the same.
+    let ours_before = ours(&field.node);
+    field.node.run(|| Tables::new(MOST).restore(&ruler.rules, &ruler.pods)).unwrap();
+    let plain = |text: &str| text.lines().filter(|line| !line.starts_with(['#', ':'])).collect::<Vec<_>>().join("\n");
+    assert_eq!(plain(&ours(&field.node)), plain(&ours_before));
+    field.node.run(|| Tables::new(MOST).remove()).unwrap();
+    assert_eq!(plain(&ours(&field.node)), plain(&before));
+    assert!(!ours(&field.node).contains("TERWAY-P"));
+    field.node.sh("iptables -C FORWARD -j OTHERS");
+}
+
+#[test]
+fn a_jump_that_others_have_pushed_back_is_first_again() {
+    let field = Field::new();
+    let mut tables = Tables::new(MOST);
+    let mut ruler = Ruler::new();
+    ruler.follow(&own_only(), &field.node, &mut tables);
+    field.node.sh("iptables -t mangle -I FORWARD -j ACCEPT");
+    field.node.sh("iptables -t mangle -A FORWARD -m comment --comment 'terway network policy' -j TERWAY-P-FORWARD");
+    field.node.run(|| tables.restore(&ruler.rules, &ruler.pods)).unwrap();
+    let rules = field.node.sh("iptables-save -t mangle | grep '^-A FORWARD'");
+    assert_eq!(rules.lines().filter(|line| line.contains("TERWAY-P")).count(), 1, "{rules}");
+    assert!(rules.lines().next().unwrap().contains("TERWAY-P-FORWARD"), "{rules}");
+}
+
+#[test]
+fn a_changed_policy_cuts_a_connection_that_stands() {
+    let field = Field::new();
+    let mut tables = Tables::new(MOST);
+    let mut ruler = Ruler::new();
+    ruler.follow(&own_only(), &field.node, &mut tables);
+    for family in 0..2 {
+        let at = SocketAddr::new(field.addr(field.named("x/a"), family), 7000);
+        let pod = field.place("x/a");
+        let listener = pod.run(|| TcpListener::bind(at)).unwrap();
+        let mut client = field.place("x/b").run(|| TcpStream::connect(at)).unwrap();
+        let (mut served, _) = listener.accept().unwrap();
+        let timeout = Some(Duration::from_millis(150));
+        for stream in [&client, &served] {
+            stream.set_read_timeout(timeout).unwrap();
+        }
+        let mut byte = [0];
+        let mut passes = |from: &mut TcpStream, to: &mut TcpStream| {
+            from.write_all(b"x").unwrap();
+            to.read_exact(&mut byte).is_ok()
+        };
+        assert!(passes(&mut client, &mut served) && passes(&mut served, &mut client));
+        // Whoever speaks first after the change.
+        ruler.follow(&closed(), &field.node, &mut tables);
+        assert!(!passes(&mut served, &mut client), "the server still speaks");
+        assert!(!passes(&mut client, &mut served), "the client still speaks");
+        ruler.follow(&own_only(), &field.node, &mut tables);
+        let begun = Instant::now();
+        client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        client.read_exact(&mut byte).unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(5));
+    }
+}
+
+/// Numbers that a flood from one end has brought to the other.
+fn flood(field: &Field, from: &str, to: &str, port: u16, while_it_runs: impl FnOnce()) -> (u64, u64) {
+    let done = AtomicBool::new(false);
+    let at = SocketAddr::new(field.addr(field.named(to), 0), port);
+    let inward = field.place(to).run(|| UdpSocket::bind(at)).unwrap();
+    let source = SocketAddr::new(field.addr(field.named(from), 0), port);
+    let out = field.place(from).run(|| UdpSocket::bind(source)).unwrap();
+    inward.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    std::thread::scope(|scope| {
+        let sent = scope.spawn(|| {
+            let mut sent = 0;
+            while !done.load(Ordering::Relaxed) {
+                out.send_to(b"x", at).unwrap();
+                sent += 1;
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            sent
+        });
+        let received = scope.spawn(|| {
+            let (mut received, mut byte) = (0, [0]);
+            loop {
+                match inward.recv(&mut byte) {
+                    Ok(_) => received += 1,
+                    Err(_) if done.load(Ordering::Relaxed) => return received,
+                    Err(_) => {}
+                }
+            }
+        });
+        while_it_runs();
+        done.store(true, Ordering::Relaxed);
+        (sent.join().unwrap(), received.join().unwrap())
+    })
+}
+
+#[test]
+fn changes_and_restarts_under_traffic_open_and_lose_nothing() {
+    let field = Field::new();
+    let mut ruler = Ruler::new();
+    let mut tables = Tables::new(MOST);
+    ruler.follow(&own_only(), &field.node, &mut tables);
+    // Another pod of namespace x comes and goes: the set of those who may, and nothing else.
+    let (own, mut other) = (own_only(), own_only());
+    other.pods.remove("x/c");
+    let mut changes = || {
+        for n in 0..20 {
+            ruler.follow(if n % 2 == 0 { &other } else { &own }, &field.node, &mut tables);
+            tables = Tables::new(MOST);
+            field.node.run(|| tables.restore(&ruler.rules, &ruler.pods)).unwrap();
+        }
+    };
+    let (sent, received) = flood(&field, "x/b", "x/a", 7001, &mut changes);
+    assert!(sent > 100 && sent == received, "{received} of {sent} allowed packets came");
+    let (sent, received) = flood(&field, "y/a", "x/a", 7002, &mut changes);
+    assert!(sent > 100 && received == 0, "{received} of {sent} forbidden packets came");
+}
+
+#[test]
+fn a_set_that_is_full_is_named_and_what_was_there_goes_on() {
+    let mut field = Field::new();
+    let mut tables = Tables::new(2);
+    let mut ruler = Ruler::new();
+    let mut world = own_only();
+    world.pods.remove("x/c");
+    ruler.follow(&world, &field.node, &mut tables);
+    let three = own_only();
+    let mut fuller = Ruler::new();
+    fuller.hear(&three);
+    fuller.settle();
+    let refused = field.node.run(|| tables.apply(&[], &fuller.rules, &fuller.pods)).unwrap_err().to_string();
+    assert!(refused.contains("TERWAY-P4-") && refused.contains("the set is full"), "{refused}");
+    let probes = [probe(&field, "x/b", "x/a", 0, UDP), probe(&field, "y/a", "x/a", 0, UDP)];
+    assert_eq!(field.round(&probes, &[true, false]), [""; 0]);
+    field.node.run(|| tables.restore(&Rules::default(), &Pods::new())).unwrap();
+    assert_eq!(names(&field.node), "");
+}
+
+#[test]
+fn a_pod_reaches_itself_by_its_service_and_others_only_as_far_as_rules_go() {
+    let field = Field::new();
+    field.serve();
+    field.node.sh("iptables -t nat -A POSTROUTING -s 10.0.0.2/32 -d 10.0.0.2/32 -j MASQUERADE");
+    field.node.sh("sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.calipod1.rp_filter=0");
+    let mut tables = Tables::new(MOST);
+    let mut ruler = Ruler::new();
+    ruler.follow(&closed(), &field.node, &mut tables);
+    let reaches = |from: &str| {
+        let service = SocketAddr::new("10.96.0.1".parse().unwrap(), 80);
+        field.place(from).run(|| TcpStream::connect_timeout(&service, Duration::from_millis(300))).is_ok()
+    };
+    assert!(reaches("x/b"), "a pod does not reach itself");
+    assert!(!reaches("y/a"), "others do");
+}
