@@ -167,6 +167,12 @@ pub enum PolicyRenderer {
     Iptables,
 }
 
+impl fmt::Display for PolicyRenderer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == PolicyRenderer::Ebpf { "ebpf" } else { "iptables" })
+    }
+}
+
 /// Where the cloud's APIs are and how they are spoken to; `None` follows from the region.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CloudAccess {

@@ -11,6 +11,7 @@ mod fire;
 mod ipvlan;
 mod kernel;
 mod kube;
+mod netpol;
 mod node;
 mod package;
 mod plugin;

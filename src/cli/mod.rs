@@ -1,6 +1,7 @@
 //! The face for people: what the daemon knows, printed.
 
 mod plan_cluster;
+mod policy;
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
@@ -28,6 +29,7 @@ struct Cli {
 enum Verb {
     Show(Show),
     List(List),
+    Policy(policy::Policy),
     PlanCluster(plan_cluster::PlanCluster),
 }
 
@@ -64,15 +66,20 @@ fn answer(cli: &Cli) -> Result<String, Error> {
         None => Err(Error::refused("nothing to do; terway-cli --help lists the commands")),
         Some(Verb::Show(_)) => Ok(format!("{:#}\n", pool()?)),
         Some(Verb::List(_)) => list(&pool()?),
+        Some(Verb::Policy(verb)) => verb.answer(),
         Some(Verb::PlanCluster(_)) => unreachable!("it has run"),
     }
 }
 
 fn pool() -> Result<Value, Error> {
-    match client::ask(&Request::Show {}, Duration::from_secs(30))? {
-        Reply::Show(pool) => Ok(pool),
+    shown(&Request::Show {})
+}
+
+fn shown(request: &Request) -> Result<Value, Error> {
+    match client::ask(request, Duration::from_secs(30))? {
+        Reply::Show(value) => Ok(value),
         Reply::Refused { reason, .. } => Err(Error::refused(reason)),
-        other => Err(Error::malformed(format!("terwayd answered {other:?} to show"))),
+        other => Err(Error::malformed(format!("terwayd answered {other:?} to {request:?}"))),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Holds an attachment that runs to the bandwidth of its lease.
+//! Holds an attachment that runs to what its lease says of bandwidth and of network policies.
 
 use std::thread;
 use std::time::Duration;
@@ -7,6 +7,7 @@ use crate::datapath::{self, Setup};
 use crate::error::{Cause, Error};
 use crate::kernel::{Kernel, LinkSeen};
 use crate::ours;
+use crate::plan::Plan;
 use crate::rpc::{Lease, Wiring};
 
 /// What cannot be set is tried again so often: an ADD that is under way is let finish.
@@ -14,25 +15,39 @@ const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(500);
 
 pub fn hold(lease: &Lease) -> Result<(), Error> {
-    for _ in 1..TRIES {
-        if try_once(lease).is_ok() {
-            return Ok(());
-        }
-        thread::sleep(PAUSE);
-    }
-    try_once(lease)
+    insist(lease, datapath::shape)
 }
 
-fn try_once(lease: &Lease) -> Result<(), Error> {
+/// Has the programs of network policies on the pod's links, or not, as the lease has a seat or none.
+pub fn police(lease: &Lease) -> Result<(), Error> {
+    insist(lease, datapath::policed)
+}
+
+/// What is to be made, and what is to be undone before.
+type Plans = fn(&Setup) -> (Plan, Plan);
+
+fn insist(lease: &Lease, plans: Plans) -> Result<(), Error> {
+    for _ in 1..TRIES {
+        match try_once(lease, plans) {
+            // The pod is gone by now, and all of it.
+            Err(e) if e.is_absent() && !lease.sandbox.netns.exists() => return Ok(()),
+            Ok(()) => return Ok(()),
+            Err(_) => thread::sleep(PAUSE),
+        }
+    }
+    try_once(lease, plans)
+}
+
+fn try_once(lease: &Lease, plans: Plans) -> Result<(), Error> {
     let mut kernel = Kernel::host()?;
     let knows_namespace = !lease.sandbox.netns.as_os_str().is_empty();
     if knows_namespace {
         kernel.enter(&lease.sandbox.netns)?;
     }
-    let (mut make, mut undo) = datapath::shape(&setup(lease, &mut kernel)?);
+    let (mut make, mut undo) = plans(&setup(lease, &mut kernel)?);
     if !knows_namespace {
         let attachment = &lease.sandbox.attachment;
-        log::warn!("where {attachment} has its namespace is not known any more: its egress bandwidth stays as it is");
+        log::warn!("where {attachment} has its namespace is not known any more: what is inside stays as it is");
         (make.pod, undo.pod) = Default::default();
     }
     kernel.undo(&undo)?;

@@ -510,8 +510,7 @@ impl Node {
             lease.ok_or_else(|| local("the lease could not be written down; see the daemon's log"))
         });
         match lease {
-            Ok(lease) if lease.seat.is_some() && self.guarded.is_on() => self.hold(answer, lease, deadline),
-            Ok(lease) => self.give(&answer, lease),
+            Ok(lease) => self.hold(answer, lease, deadline),
             Err(refused) => {
                 log::warn!("add {pod}: {}", refused.reason);
                 if refused.why == Refusal::Local {

@@ -1,31 +1,80 @@
-//! Who enforces network policies on this node, and why that one.
+//! Who enforces network policies on this node, and why that one; and that of the others nothing is left.
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::bandwidth;
 use super::policy::Chosen;
-use crate::config::{Mode, PolicyRenderer};
+use crate::config::PolicyRenderer;
 use crate::error::Error;
+use crate::kernel::bpf::policy::{self, Policy};
+use crate::kernel::tables::{self, Tables};
+use crate::ours;
+use crate::rpc::Lease;
+use crate::verdict::Sizes;
 
 /// What the choice goes by.
 #[derive(Debug, Clone, Copy)]
 pub struct Ask {
     pub wanted: Option<PolicyRenderer>,
-    /// Connections to Services are led to their backends at the socket.
+    /// Connections to Services are led to their backends at the socket, where a pod's first link does not see them any more.
     pub services: bool,
-    /// Pods are slaves of their ENI.
-    pub ipvlan: bool,
-    pub mode: Mode,
+    /// Pods are slaves of their ENI, or have one to themselves: what they send passes no netfilter of the node.
+    pub inside: bool,
 }
 
-pub fn open(ask: &Ask) -> Result<Chosen, Error> {
-    let Ask { wanted, services, ipvlan, mode } = ask;
-    Err(Error::refused(format!(
-        "nothing can enforce network policies here (policy_renderer {wanted:?}, ebpf_services {services}, ipvlan {ipvlan}, {mode})"
-    )))
+pub fn choose(ask: &Ask) -> Result<Chosen, Error> {
+    let (way, why) = match ask {
+        Ask { wanted: Some(way), .. } => (*way, "policy_renderer says so"),
+        Ask { inside: true, .. } => (PolicyRenderer::Ebpf, "what pods send passes no netfilter of the node"),
+        Ask { services: true, .. } => {
+            (PolicyRenderer::Ebpf, "Services are led at the socket, so that policies see backends")
+        }
+        _ => return by_itself(),
+    };
+    match way {
+        PolicyRenderer::Ebpf => ebpf(why.into()),
+        PolicyRenderer::Iptables => iptables(why.into()),
+    }
 }
 
-/// Takes away whatever enforced policies in an earlier life.
-pub fn leave() {}
+/// Behind kube-proxy's translation, backends are seen by netfilter alone.
+fn by_itself() -> Result<Chosen, Error> {
+    iptables("Services are translated by the node's netfilter, behind which policies see backends".into()).or_else(
+        |e| {
+            ebpf(format!("{e}; what pods send to Services is judged by the Service's address"))
+                .map_err(|also| also.within(e.to_string()))
+        },
+    )
+}
 
-/// There is something to choose from.
-pub const fn is_there() -> bool {
-    false
+fn iptables(why: String) -> Result<Chosen, Error> {
+    tables::probe()?;
+    let renderer = Box::new(Tables::new(tables::MOST));
+    Ok(Chosen { way: PolicyRenderer::Iptables, why, taken: BTreeSet::new(), renderer })
+}
+
+fn ebpf(why: String) -> Result<Chosen, Error> {
+    let (policy, _) = Policy::open(Path::new(ours::BPF_ROOT), &Sizes::default())?;
+    Ok(Chosen { way: PolicyRenderer::Ebpf, why, taken: policy.taken(), renderer: Box::new(policy) })
+}
+
+/// Takes away all that another way than this one has left, from these pods too.
+pub fn leave_others(way: Option<PolicyRenderer>, seated: &[Lease]) {
+    if way != Some(PolicyRenderer::Iptables)
+        && let Err(e) = Tables::new(tables::MOST).remove()
+    {
+        log::warn!("network policies as ipsets and chains could not be taken away: {e}");
+    }
+    if way == Some(PolicyRenderer::Ebpf) {
+        return;
+    }
+    for lease in seated {
+        if let Err(e) = bandwidth::police(lease) {
+            log::warn!("programs of network policies stay on the links of pod {}: {e}", lease.pod);
+        }
+    }
+    if let Err(e) = policy::remove(Path::new(ours::BPF_ROOT)) {
+        log::warn!("network policies as eBPF could not be taken away: {e}");
+    }
 }

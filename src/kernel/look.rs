@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 
 use ipnet::IpNet;
 
@@ -193,6 +194,17 @@ pub fn attempt(plan: &Plan) -> Result<(), Error> {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic),
     }
+}
+
+/// The seat that filters on the links of the attachment bear, by the one of this name: the node's, or inside of the namespace.
+pub fn seat(netns: Option<&Path>, link: &str) -> Result<Option<u16>, Error> {
+    // A kernel of its own: nobody's namespace is held open.
+    let mut kernel = Kernel::host()?;
+    if let Some(netns) = netns {
+        kernel.enter(netns)?;
+    }
+    let place = kernel.pod.as_mut().map_or(&mut kernel.host, |pod| &mut pod.place);
+    place.seat(link)
 }
 
 /// Whether this kernel can give pods slaves of an ENI, and run the programs that such an ENI needs; else why not.

@@ -37,7 +37,7 @@ pub use card::{Away, away, is_settled};
 pub use events::Watch;
 pub use ipvlan::{SlaveSeen, slaves, take_out};
 pub use link::LinkSeen;
-pub use look::{Look, attempt, ipvlan};
+pub use look::{Look, attempt, ipvlan, seat};
 pub use old::OldPod;
 pub use place::Difference;
 pub use route::{MAIN, RouteSeen};

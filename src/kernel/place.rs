@@ -567,6 +567,14 @@ impl Place {
         Ok(bodies.iter().filter_map(|body| tc::FilterSeen::parse(body)).collect())
     }
 
+    /// The seat that the filters of network policies on this link bear.
+    pub fn seat(&mut self, link: &str) -> Result<Option<u16>, Error> {
+        let Some(ifindex) = self.link(link)?.map(|link| link.ifindex) else { return Ok(None) };
+        let filters = self.filters(ifindex, tc::EGRESS)?;
+        let policy = filters.iter().find(|filter| filter.priority == ours::POLICY_PRIORITY);
+        Ok(policy.and_then(tc::FilterSeen::class).and_then(|class| class.try_into().ok()))
+    }
+
     fn root_qdisc(&mut self, ifindex: u32) -> Result<Option<&QdiscSeen>, Error> {
         if self.seen.qdiscs.is_none() {
             // A request for one of them is answered to everybody who listens, and to us only if we do.

@@ -41,6 +41,12 @@ pub fn names() -> Result<Vec<String>, Error> {
     Ok(Sets::open(MOST)?.list(ours::POLICY_PREFIX)?.into_iter().map(|set| set.name).collect())
 }
 
+/// Whether this node has what it takes, or what is missing.
+pub fn probe() -> Result<(), Error> {
+    names()?;
+    Shown::read(FAMILIES[0]).map(drop)
+}
+
 #[derive(Default)]
 struct Known {
     chains: Chains,

@@ -41,6 +41,8 @@ const QDISC_HANDLE: u32 = 0xffff_0000;
 pub const INGRESS: u32 = 0xffff_fff2;
 /// What leaves (`clsact` only).
 pub const EGRESS: u32 = 0xffff_fff3;
+/// Before the class, in what a filter does.
+const CLASS: &str = " class 0x";
 const FILTER_HANDLE: u32 = 1;
 /// ETH_P_ALL in network order.
 const ALL_PROTOCOLS: u16 = 3_u16.to_be();
@@ -69,6 +71,14 @@ impl FilterSeen {
             other => other.into(),
         };
         Some(FilterSeen { priority, what })
+    }
+}
+
+impl FilterSeen {
+    /// What the program it runs finds as the packet's class.
+    pub fn class(&self) -> Option<u32> {
+        let (_, class) = self.what.split_once(CLASS)?;
+        u32::from_str_radix(class, 16).ok()
     }
 }
 
@@ -121,7 +131,7 @@ pub fn bpf_name(value: u32, mask: u32) -> String {
 
 /// What a filter does that runs this program for packets of this class.
 pub fn hook_name(program: &str, class: Option<u32>) -> String {
-    class.map_or(program.into(), |class| format!("{program} class {class:#x}"))
+    class.map_or(program.into(), |class| format!("{program}{CLASS}{class:x}"))
 }
 
 /// `struct tcmsg`.

@@ -201,6 +201,7 @@ fn without_a_ledger_the_enis_that_are_away_are_found_in_their_namespaces() {
     let forget_slot = |mut lease: Value| {
         lease["eni"]["slot"] = Value::Null;
         lease["eni"]["table"] = Value::Null;
+        lease["seat"] = Value::Null;
         lease
     };
     let before = [&a, &b].map(|member| forget_slot(lease_of(&cluster, member)));

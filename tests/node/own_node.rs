@@ -185,8 +185,8 @@ fn an_event_that_repeats_is_one_event_with_a_count() {
     assert!(event["lastTimestamp"].as_str() >= event["firstTimestamp"].as_str(), "{event}");
     assert_eq!(
         cluster.kube.counts().get(&("create".into(), "events".into())),
-        Some(&2),
-        "one for the pod, one for the node"
+        Some(&3),
+        "one for the pod, one for the node, and one about who enforces policies"
     );
 
     // It has an address in the end, and that is told as well.
@@ -248,6 +248,19 @@ fn the_role_we_ask_for_is_what_we_need() {
     });
     cluster.kube.put(config);
     cluster.kube.amend("Node", "", &node_name(0), &json!({"metadata": {"labels": {"terway-config": "big"}}}));
+    let meta = json!({"name": "default", "labels": {"kubernetes.io/metadata.name": "default"}});
+    cluster.kube.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": meta}));
+    // Policies that ask for all that policies can ask for.
+    let nodes = json!([{"action": "Accept", "to": [{"nodes": {"matchLabels": {"a": "b"}}}]}]);
+    cluster.kube.put(json!({
+        "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy", "metadata": {"name": "all"},
+        "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "egress": nodes},
+    }));
+    let source = json!({"selector": "a == 'b'", "serviceAccounts": {"selector": "c == 'd'"}});
+    cluster.kube.put(json!({
+        "apiVersion": "crd.projectcalico.org/v1", "kind": "GlobalNetworkPolicy", "metadata": {"name": "all"},
+        "spec": {"selector": "all()", "ingress": [{"action": "Allow", "source": source}]},
+    }));
     cluster.start_ready(0);
     let early = cluster.sandbox(0, PodName::new("default", "early"));
     cluster.call_for(&early, "ADD");
@@ -260,6 +273,8 @@ fn the_role_we_ask_for_is_what_we_need() {
     }
     (0..3).for_each(|_| drop(cluster.refused(&last, 11)));
     soon("an event was counted", || cluster.kube.count("patch", "events") > 0);
+    let sought = ["serviceaccounts", "networksets", "globalnetworksets", "hostendpoints", "clusternetworkpolicies"];
+    soon("what policies ask for is watched", || sought.iter().all(|kind| cluster.kube.is_watched(kind)));
     soon("Services are watched", || ["services", "endpointslices"].iter().all(|kind| cluster.kube.is_watched(kind)));
     let needed: BTreeSet<(String, String)> = cluster.kube.counts().into_keys().collect();
     assert_eq!(needed, granted(include_str!("../../cni-conf/rbac.yaml")));

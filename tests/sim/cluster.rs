@@ -100,6 +100,8 @@ impl Cluster {
             "vswitches": {"cn-hangzhou-h": [PODS]},
             "service_cidr": SERVICE_CIDR,
             "security_groups": ["sg-sim"],
+            // Whoever wants them names a cgroup of the test's own: the default is the machine's root.
+            "ebpf_services": false,
             "min_pool_size": 2,
             "max_pool_size": 10,
         });

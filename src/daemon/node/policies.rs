@@ -1,23 +1,29 @@
 //! Network policies of this node's pods: seats, and ADDs that wait until the pod's rules are in the kernel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::thread;
 
 use smol::channel::Sender;
 
 use super::{Node, Presence};
 use crate::cluster::Name;
+use crate::config::{Mode, PolicyRenderer};
 use crate::daemon::pods::Known;
 use crate::daemon::policy::{self, Ear, News, name_of};
-use crate::daemon::{clock, renderer};
+use crate::daemon::{bandwidth, clock, renderer};
 use crate::error::Error;
 use crate::gather::Gather;
 use crate::heard::Heard;
+use crate::kernel;
 use crate::ours;
 use crate::peer::{self, Own};
 use crate::pod::{Attachment, PodName, nameless};
 use crate::pool::Now;
 use crate::rpc::{Lease, Refusal, Reply, Request};
 use crate::rules::Placed;
+
+/// What is not known by then is not waited for any longer: the runtime comes again, and people hear why.
+const PATIENCE: Now = Now::from_secs(20);
 
 /// Seats that there are.
 const SEATS: std::ops::RangeInclusive<u16> = 1..=u16::MAX;
@@ -26,6 +32,12 @@ const SEATS: std::ops::RangeInclusive<u16> = 1..=u16::MAX;
 #[derive(Default)]
 pub(super) struct Guarded {
     ear: Option<Ear>,
+    /// By what they are enforced, if anything can.
+    way: Option<PolicyRenderer>,
+    /// Seats that pods are to have which run without one.
+    seating: BTreeMap<Attachment, u16>,
+    /// Nothing is left of another way.
+    alone: bool,
     /// Seats of pods that are gone, which the kernel may know still.
     leaving: BTreeSet<u16>,
     holding: Vec<Holding>,
@@ -60,24 +72,29 @@ impl Node {
     /// Begins to look after network policies; or, where that is nobody's wish, sees to it that nothing is left that does.
     pub fn begin_policies(&mut self, ipvlan: bool) {
         let config = self.layers().config();
-        let (policies, services) = (config.policies, config.services.on.unwrap_or(ipvlan));
-        if !renderer::is_there() {
-            return;
-        }
+        let policies = config.policies;
         if !policies.on {
             log::info!("network policies are not enforced: disable_network_policy");
             self.guarded.shown = "disabled".into();
-            self.give_up_seats();
-            return renderer::leave();
+            let seated = self.give_up_seats();
+            thread::spawn(move || renderer::leave_others(None, &seated));
+            return;
         }
-        let ask = renderer::Ask { wanted: policies.renderer, services, ipvlan, mode: self.world.terms.mode };
+        let inside = ipvlan || self.world.terms.mode == Mode::Whole;
+        let ask = renderer::Ask { wanted: policies.renderer, services: self.has_services(ipvlan), inside };
+        // Links bear seats for one way and not for the other, so that it is known before anybody is served.
+        let mut chosen = Some(renderer::choose(&ask));
+        if let Some(Ok(chosen)) = &chosen {
+            self.guarded.way = Some(chosen.way);
+            self.guarded.leaving.clone_from(&chosen.taken);
+        }
         let node = self.world.node.iter().chain([ours::POD_GATEWAY_V6.into()]);
         self.guarded.ear = Some(policy::start(policy::Start {
             kube: Some(self.world.kube.clone()),
             node_name: self.world.node_name.clone(),
             node: node.gather(),
             inputs: self.world.inputs.clone(),
-            open: Box::new(move || renderer::open(&ask)),
+            open: Box::new(move || chosen.take().unwrap_or_else(|| renderer::choose(&ask))),
         }));
         if let Some(known) = self.pods.peers() {
             let all = known.map(|pod| peer::Pod::clone(pod)).collect();
@@ -86,67 +103,107 @@ impl Node {
         self.take_seats();
     }
 
-    /// Who has no seat yet gets one, and all are told of.
+    /// Those that have no seat yet are to have one once the rules for it are in the kernel; all are told of.
     fn take_seats(&mut self) {
         let attachments: Vec<Attachment> = self.leases.keys().cloned().collect();
         for attachment in attachments {
-            let lease = &self.leases[&attachment];
-            let seat = match lease.seat {
-                None if lease.untouched().is_none() => self.free_seat(&lease.pod.clone()),
-                seat => Ok(seat),
-            };
-            self.reseat(&attachment, seat);
+            let lease = self.leases[&attachment].clone();
+            if lease.seat.is_none() {
+                self.find_seat(&attachment);
+            }
             self.seat(&self.leases[&attachment]);
         }
     }
 
-    fn give_up_seats(&mut self) {
-        let seated = self.leases.values().filter(|lease| lease.seat.is_some());
-        let attachments: Vec<Attachment> = seated.map(|lease| lease.sandbox.attachment.clone()).collect();
-        attachments.iter().for_each(|attachment| self.reseat(attachment, Ok(None)));
+    /// A pod may be in its seat although its lease does not say so: then nothing changes for it.
+    fn find_seat(&mut self, attachment: &Attachment) {
+        let lease = self.leases[attachment].clone();
+        if self.guarded.way != Some(PolicyRenderer::Ebpf) || !self.is_guarded(&lease) {
+            return;
+        }
+        let found = match lease.is_slave() {
+            true => kernel::seat(Some(&lease.sandbox.netns), &attachment.ifname),
+            false => kernel::seat(None, &ours::host_veth(&lease.pod, &attachment.ifname)),
+        };
+        if let Ok(Some(seat)) = found {
+            drop(self.reseat(attachment, Some(seat)));
+            return;
+        }
+        match self.free_seat(&lease.pod) {
+            Ok(Some(seat)) => drop(self.guarded.seating.insert(attachment.clone(), seat)),
+            Ok(None) => {}
+            Err(e) => log::error!("pod {}: {e}", lease.pod),
+        }
     }
 
-    fn reseat(&mut self, attachment: &Attachment, seat: Result<Option<u16>, Error>) {
-        let Some(lease) = self.leases.get_mut(attachment) else { return };
-        let recorded = seat.and_then(|seat| {
-            if seat == lease.seat {
-                return Ok(());
-            }
-            lease.seat = seat;
-            self.ledger.record(lease)
-        });
-        if let Err(e) = recorded {
+    /// No lease bears a seat any more; those that did.
+    fn give_up_seats(&mut self) -> Vec<Lease> {
+        let seated = self.leases.values().filter(|lease| lease.seat.is_some());
+        let attachments: Vec<Attachment> = seated.map(|lease| lease.sandbox.attachment.clone()).collect();
+        attachments.iter().filter_map(|attachment| self.reseat(attachment, None)).collect()
+    }
+
+    fn reseat(&mut self, attachment: &Attachment, seat: Option<u16>) -> Option<Lease> {
+        let lease = self.leases.get_mut(attachment)?;
+        lease.seat = seat;
+        if let Err(e) = self.ledger.record(lease) {
             log::error!("seat of {attachment}: {e}");
         }
+        let lease = lease.clone();
+        self.guard_anew(attachment);
+        Some(lease)
     }
 
     /// The seat for a new lease of the pod: sandboxes of one pod share it. None: nobody asks for seats.
     pub(super) fn free_seat(&self, pod: &PodName) -> Result<Option<u16>, Error> {
-        if !self.guarded.is_on() || *pod == nameless() {
+        if self.guarded.way != Some(PolicyRenderer::Ebpf) || *pod == nameless() {
             return Ok(None);
         }
-        if let Some(seat) = self.leases.values().find(|lease| lease.pod == *pod).and_then(|lease| lease.seat) {
+        let of_pod = self.leases.values().filter(|lease| lease.pod == *pod);
+        if let Some(seat) = of_pod.filter_map(|lease| self.seat_of(lease)).next() {
             return Ok(Some(seat));
         }
-        let taken: BTreeSet<u16> = self.leases.values().filter_map(|lease| lease.seat).gather();
-        let free = SEATS.into_iter().find(|seat| !taken.contains(seat) && !self.guarded.leaving.contains(seat));
+        let mut taken: BTreeSet<u16> = self.leases.values().filter_map(|lease| self.seat_of(lease)).gather();
+        taken.extend(&self.guarded.leaving);
+        let free = SEATS.into_iter().find(|seat| !taken.contains(seat));
         free.map(Some).ok_or_else(|| Error::refused("every seat for a pod with network policies is taken"))
     }
 
-    /// Tells which pod has a seat.
+    fn seat_of(&self, lease: &Lease) -> Option<u16> {
+        lease.seat.or_else(|| self.guarded.seating.get(&lease.sandbox.attachment).copied())
+    }
+
+    /// Whether the pod is held to policies: not one that runs on as the old Terway has wired it, or whose name is lost.
+    fn is_guarded(&self, lease: &Lease) -> bool {
+        self.guarded.is_on() && lease.untouched().is_none() && lease.pod != nameless()
+    }
+
+    /// A pod that the old Terway has wired, and that has had no policy for a seat yet.
+    fn is_guest(&self, lease: &Lease) -> bool {
+        lease.heritage.is_some() && self.guarded.seating.contains_key(&lease.sandbox.attachment)
+    }
+
+    /// Tells where the pod is.
     pub(super) fn seat(&self, lease: &Lease) {
-        if let Some(seat) = lease.seat {
-            self.guarded.tell(News::Placed(name_of(&lease.pod), Placed { seat, ip: lease.ip }));
+        if self.is_guarded(lease) {
+            let placed = Placed { seat: self.seat_of(lease).unwrap_or_default(), ip: lease.ip };
+            // A link that gets its first queueing discipline loses packets: pods of the old Terway are left alone until a policy is about them.
+            let is_bare = lease.seat.is_none() && self.is_guest(lease);
+            self.guarded.tell(News::Placed { name: name_of(&lease.pod), placed, is_bare });
         }
     }
 
     /// The lease is over. Another sandbox of the pod may live on.
     pub(super) fn vacate(&mut self, lease: &Lease) {
-        let Some(seat) = lease.seat.filter(|_| self.guarded.is_on()) else { return };
+        if !self.is_guarded(lease) {
+            return;
+        }
+        let seat = self.seat_of(lease);
+        self.guarded.seating.remove(&lease.sandbox.attachment);
         match self.leases.values().find(|other| other.pod == lease.pod) {
             Some(other) => self.seat(other),
             None => {
-                self.guarded.leaving.insert(seat);
+                self.guarded.leaving.extend(seat);
                 self.guarded.tell(News::Left(name_of(&lease.pod)));
             }
         }
@@ -156,13 +213,24 @@ impl Node {
 
     /// The answer waits until the pod's rules are in the kernel.
     pub(super) fn hold(&mut self, answer: Sender<Reply>, lease: Lease, deadline: Now) {
+        if !self.is_guarded(&lease) {
+            return self.give(&answer, lease);
+        }
+        if self.guarded.way == Some(PolicyRenderer::Iptables) && lease.is_inside() {
+            let why = "iptables sees nothing of what such a pod sends: set policy_renderer to ebpf or auto";
+            return turn_away(&answer, &lease, format!("its network policies cannot be enforced: {why}"));
+        }
         // It may be an ADD that comes again.
         self.seat(&lease);
+        let deadline = deadline.min(clock::now() + PATIENCE);
         self.guarded.holding.push(Holding { answer, lease, deadline });
     }
 
     pub(super) fn admitted(&mut self, pods: &[Name], seats: &BTreeSet<u16>, result: &Result<(), String>) {
         self.guarded.leaving.retain(|seat| !seats.contains(seat));
+        if result.is_ok() {
+            self.police(pods);
+        }
         let names: BTreeSet<&Name> = pods.iter().gather();
         let due = self.guarded.holding.extract_if(.., |held| names.contains(&name_of(&held.lease.pod)));
         for Holding { answer, lease, .. } in due.collect::<Vec<_>>() {
@@ -172,6 +240,32 @@ impl Node {
                 Err(why) => turn_away(&answer, &lease, why.clone()),
             }
         }
+    }
+
+    /// Pods that ran without a seat get the programs on their links, now that there are rules for them; then what another way of enforcing
+    /// has left is not needed any more.
+    fn police(&mut self, pods: &[Name]) {
+        let is_due = |attachment: &Attachment| {
+            self.leases.get(attachment).is_some_and(|lease| pods.contains(&name_of(&lease.pod)))
+        };
+        let due: Vec<(Attachment, u16)> = self.guarded.seating.extract_if(.., |at, _| is_due(at)).collect();
+        let seated: Vec<Lease> = due.iter().filter_map(|(at, seat)| self.reseat(at, Some(*seat))).collect();
+        let is_first = !std::mem::replace(&mut self.guarded.alone, true);
+        if !is_first && seated.is_empty() {
+            return;
+        }
+        let way = self.guarded.way;
+        let given_up = if way == Some(PolicyRenderer::Ebpf) { Vec::new() } else { self.give_up_seats() };
+        thread::spawn(move || {
+            for lease in &seated {
+                if let Err(e) = bandwidth::police(lease) {
+                    log::warn!("pod {} is not held to network policies until it is repaired: {e}", lease.pod);
+                }
+            }
+            if is_first {
+                renderer::leave_others(way, &given_up);
+            }
+        });
     }
 
     pub(super) fn refuse_unguarded(&mut self, now: Now) {

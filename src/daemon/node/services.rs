@@ -3,14 +3,22 @@
 use std::thread;
 
 use super::Node;
+use crate::config::Mode;
 use crate::daemon::guard;
 
 impl Node {
+    /// Where the configuration does not say, slaves of an ENI have them, and pods with an ENI of their own that are held to policies: those
+    /// are to see backends.
+    pub(super) fn has_services(&self, ipvlan: bool) -> bool {
+        let config = self.layers().config();
+        config.services.on.unwrap_or(ipvlan || self.world.terms.mode == Mode::Whole && config.policies.on)
+    }
+
     /// Begins to look after Services; or, where that is nobody's wish, sees to it that nothing is left that does. Where the configuration
     /// says neither, slaves of an ENI have them (`ipvlan`): what they send does not pass kube-proxy's rules.
     pub fn begin_services(&mut self, ipvlan: bool) {
         let wanted = self.layers().config().services.clone();
-        if !wanted.on.unwrap_or(ipvlan) {
+        if !self.has_services(ipvlan) {
             thread::spawn(move || guard::leave(&wanted));
             return;
         }

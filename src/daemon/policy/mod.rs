@@ -23,13 +23,14 @@ use smol::channel::Sender as Answer;
 
 use super::node::Input;
 use crate::cluster::Name;
+use crate::config::PolicyRenderer;
 use crate::error::Error;
 use crate::heard::Heard;
 use crate::kube;
 use crate::peer::Pod;
 use crate::policy::{Here, Model};
 use crate::rpc::{Reply, Request};
-use crate::rules::{Placed, Pods, Renderer, Write};
+use crate::rules::{DIRECTIONS, Placed, Pods, Renderer, Write};
 use feed::{Kind, Thing};
 use shelf::Shelf;
 use watches::Watches;
@@ -65,8 +66,13 @@ pub enum News {
     Own(Heard<Pod>),
     /// A pod that was asked for.
     Asked(Box<Pod>),
-    /// A pod has this seat and these addresses, and waits to be admitted.
-    Placed(Name, Placed),
+    /// A pod has this seat and these addresses, and waits to be admitted. Its links may be bare of programs: then it is to be told of once
+    /// there is a policy for it.
+    Placed {
+        name: Name,
+        placed: Placed,
+        is_bare: bool,
+    },
     /// A pod has none any more.
     Left(Name),
     Ask {
@@ -77,12 +83,14 @@ pub enum News {
 
 /// A renderer, and why it is this one.
 pub struct Chosen {
-    pub name: &'static str,
+    pub way: PolicyRenderer,
     pub why: String,
+    /// Seats that an earlier life has given, which links may bear still.
+    pub taken: BTreeSet<u16>,
     pub renderer: Box<dyn Renderer>,
 }
 
-/// Finds a renderer, or says why there is none.
+/// Finds a renderer, or says why there is none; asked until there is one.
 pub type Open = Box<dyn FnMut() -> Result<Chosen, Error> + Send>;
 
 /// What the loop is started with.
@@ -127,6 +135,8 @@ struct Loop {
     /// Pods that wait to be admitted, and seats that wait to be free.
     waiting: BTreeSet<Name>,
     leaving: BTreeSet<u16>,
+    /// Pods whose links have no programs.
+    bare: BTreeSet<Name>,
     /// All pods of this node have been told of once.
     knows_own: bool,
     /// What the renderer has not been told yet.
@@ -157,6 +167,7 @@ impl Loop {
             pods: Pods::new(),
             waiting: BTreeSet::new(),
             leaving: BTreeSet::new(),
+            bare: BTreeSet::new(),
             knows_own: false,
             held: Vec::new(),
             doubtful: true,
@@ -217,7 +228,7 @@ impl Loop {
                 self.doubtful = true;
                 self.take(ASKED, Kind::Pods, Heard::One(Thing::Pod(*pod)));
             }
-            News::Placed(name, placed) => self.place(name, placed),
+            News::Placed { name, placed, is_bare } => self.place(name, placed, is_bare),
             News::Left(name) => self.leave(&name),
             // Of what is known by now, the rest of the queue may follow.
             News::Ask { request, answer } => drop(answer.try_send(self.answer(request))),
@@ -251,8 +262,9 @@ impl Loop {
         }
     }
 
-    fn place(&mut self, name: Name, placed: Placed) {
-        self.waiting.insert(name.clone());
+    fn place(&mut self, name: Name, placed: Placed, is_bare: bool) {
+        let whose = if is_bare { &mut self.bare } else { &mut self.waiting };
+        whose.insert(name.clone());
         if self.pods.get(&name) == Some(&placed) {
             return;
         }
@@ -265,6 +277,7 @@ impl Loop {
 
     fn leave(&mut self, name: &Name) {
         self.waiting.remove(name);
+        self.bare.remove(name);
         let Some(placed) = self.pods.remove(name) else { return };
         self.leaving.insert(placed.seat);
         self.model.give(name, None);
@@ -300,9 +313,24 @@ impl Loop {
             self.retry = None;
             self.act();
         }
+        if is_complete && self.restored {
+            let due: Vec<Name> = self.bare.iter().filter(|name| self.has_rules(name)).cloned().collect();
+            for name in due {
+                self.bare.remove(&name);
+                self.waiting.insert(name);
+            }
+        }
         if is_complete && (!self.waiting.is_empty() || !self.leaving.is_empty()) {
             self.admit();
         }
+    }
+
+    /// A policy says something of the pod.
+    fn has_rules(&self, name: &Name) -> bool {
+        let rules = self.model.rules();
+        let sets = rules.pods.get(name).map(|sets| DIRECTIONS.map(|direction| sets.of(direction)));
+        let says = |id| rules.sets.get(&id).is_some_and(|set| !set.rules.tiers.is_empty());
+        sets.is_some_and(|sets| sets.into_iter().any(says))
     }
 
     fn is_complete(&self) -> bool {

@@ -57,7 +57,7 @@ impl Bench {
         let kernel = book.clone();
         let open = move || {
             let renderer = Box::new(Recorder(kernel.clone()));
-            Ok(Chosen { name: "a recorder", why: "a test".into(), renderer })
+            Ok(Chosen { way: PolicyRenderer::Ebpf, why: "a test".into(), taken: BTreeSet::new(), renderer })
         };
         let node = BTreeSet::from(["192.168.0.1".parse().unwrap()]);
         let start = Start { kube: None, node_name: "n1".into(), node, inputs, open: Box::new(open) };
@@ -105,7 +105,7 @@ impl Bench {
 
     fn place(&mut self, name: &str, seat: u16) {
         let ip = IpPair::v4(format!("10.0.0.{seat}").parse().unwrap());
-        self.hear(News::Placed(name.into(), Placed { seat, ip }));
+        self.hear(News::Placed { name: name.into(), placed: Placed { seat, ip }, is_bare: false });
     }
 
     /// What the node's loop was told of pods and seats since the last time.
@@ -252,6 +252,24 @@ fn a_change_that_needs_more_waits_for_it_but_not_for_ever() {
     assert_eq!(bench.admitted(), [""; 0]);
     bench.answer("pods of namespace shop with app=x", Vec::new());
     assert_eq!(bench.admitted(), ["shop/new"]);
+}
+
+#[test]
+fn a_pod_that_runs_without_programs_is_told_of_once_a_policy_is_about_it() {
+    let mut bench = Bench::new();
+    let ip = IpPair::v4("10.0.0.1".parse().unwrap());
+    bench.hear(News::Placed { name: "shop/web".into(), placed: Placed { seat: 1, ip }, is_bare: true });
+    bench.own(&[pod("shop", "web", 1, "web")]);
+    bench.answer_all();
+    assert_eq!((bench.asked(), bench.admitted().len()), (vec!["restore"], 0));
+    assert_eq!(bench.book.lock().unwrap().pods["shop/web"].seat, 1);
+    bench.answer(
+        "network policies of namespace shop",
+        vec![allow_from("any", json!({"ipBlock": {"cidr": "10.0.0.0/8"}}))],
+    );
+    assert_eq!(bench.admitted(), ["shop/web"]);
+    bench.answer("network policies of namespace shop", Vec::new());
+    assert_eq!(bench.admitted(), [""; 0]);
 }
 
 #[test]

@@ -13,11 +13,11 @@ use crate::object::{self, Event, EventType};
 use crate::pod::PodName;
 use crate::policy::{About, Refused, Side};
 use crate::rpc::{End, Refusal, Reply, Request, Why};
-use crate::rules::{DIRECTIONS, Direction, Rule, RuleSet, Rules, SetId, Tier};
+use crate::rules::{DIRECTIONS, Direction, ICMP, ICMPV6, Rule, RuleSet, Rules, SetId, Tier};
 
 impl Loop {
     pub(super) fn tell_choice(&self, chosen: &Chosen) {
-        let message = format!("network policies are enforced by {}: {}", chosen.name, chosen.why);
+        let message = format!("network policies are enforced by {}: {}", chosen.way, chosen.why);
         log::info!("{message}");
         self.tell(object::About::node(&self.node_name), EventType::Normal, "NetworkPolicy", &message);
     }
@@ -63,7 +63,7 @@ impl Loop {
                 Some(lack) => lack,
                 None => "enforced".into(),
             },
-            "renderer": self.chosen.as_ref().map(|chosen| chosen.name),
+            "renderer": self.chosen.as_ref().map(|chosen| chosen.way.to_string()),
             "because": self.chosen.as_ref().map(|chosen| &chosen.why),
             "pods": self.pods.len(),
             "peers": rules.peers.len(),
@@ -91,7 +91,12 @@ impl Loop {
         let (from, to) = (self.addresses(src)?, self.addresses(dst)?);
         let pair = from.iter().find_map(|a| Some((*a, *to.iter().find(|b| a.is_ipv4() == b.is_ipv4())?)));
         let (src, dst) = pair.ok_or("the two have no family of addresses in common")?;
-        let why = self.model.why(src, dst, *protocol, *ports);
+        // Who says ICMP means that of the family.
+        let (protocol, ports) = match (*protocol, src) {
+            (ICMP, IpAddr::V6(_)) => (ICMPV6, Some((0, ECHO_V6))),
+            (protocol, _) => (protocol, *ports),
+        };
+        let why = self.model.why(src, dst, protocol, ports);
         let side = |side: &Side| {
             json!({
                 "pod": &*side.pod,
@@ -154,6 +159,9 @@ impl Loop {
         }))
     }
 }
+
+/// Type 128, code 0.
+const ECHO_V6: u16 = 128 << 8;
 
 const CALICO: &str = "crd.projectcalico.org/v1";
 

@@ -157,6 +157,11 @@ impl Policy {
         Ok(seats)
     }
 
+    /// Seats that an earlier life has given, which links may bear still.
+    pub fn taken(&self) -> BTreeSet<u16> {
+        self.seats.keys().copied().collect()
+    }
+
     fn write_state(&self) -> Result<(), Error> {
         self.map("state").put(&State::RENDERER, &self.state.to_bytes())
     }

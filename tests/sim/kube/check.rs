@@ -95,7 +95,7 @@ fn resource(part: &str, name: &str, amount: &Value) -> Verdict {
 }
 
 /// `[prefix/]name`: the prefix a DNS subdomain, the name at most 63 of letters, digits, `-`, `_`, `.`.
-fn is_qualified(text: &str) -> bool {
+pub fn is_qualified(text: &str) -> bool {
     let (prefix, name) = match text.split_once('/') {
         Some((prefix, name)) => (Some(prefix), name),
         None => (None, text),

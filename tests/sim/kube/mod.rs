@@ -6,7 +6,7 @@ mod store;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,10 @@ use serde_json::{Value, json};
 use super::http::{Chunks, Fault, Request, Response, Server};
 use select::Selector;
 use store::{Key, Store, merge, plural, strategic};
+
+/// Kinds that an API server has once somebody has defined them: here the first object does.
+const DEFINED_LATER: [&str; 3] =
+    ["/apis/crd.projectcalico.org/v1", "/apis/projectcalico.org/v3", "/apis/policy.networking.k8s.io/v1alpha2"];
 
 /// The token that [`Kube::kubeconfig`] holds.
 pub const TOKEN: &str = "token-of-terway";
@@ -55,6 +59,8 @@ struct State {
     troubles: VecDeque<(String, Trouble)>,
     seen: Vec<Seen>,
     bytes: u64,
+    /// The same by who they were sent to.
+    bytes_to: BTreeMap<IpAddr, u64>,
     /// Open watches, by collection.
     open: BTreeMap<String, usize>,
     /// Rest of a paged list, by continue token.
@@ -78,10 +84,11 @@ impl Default for State {
             store: Store::default(),
             tokens: BTreeSet::from([TOKEN.to_owned()]),
             denied: BTreeSet::new(),
-            lacking: BTreeSet::new(),
+            lacking: DEFINED_LATER.iter().map(|api| api.to_string()).collect(),
             troubles: VecDeque::new(),
             seen: Vec::new(),
             bytes: 0,
+            bytes_to: BTreeMap::new(),
             open: BTreeMap::new(),
             pages: HashMap::new(),
             texts: HashMap::new(),
@@ -169,7 +176,10 @@ impl Kube {
     /// Creates or replaces an object, which says by `apiVersion` and `kind` where it belongs. Returns its version.
     pub fn put(&self, object: Value) -> u64 {
         self.change(|s| {
-            s.store.put(Key::of(&object), object);
+            let key = Key::of(&object);
+            let api = key.collection.rsplit_once('/').map_or("", |(api, _)| api).to_owned();
+            s.lacking.remove(&api);
+            s.store.put(key, object);
             s.store.version()
         })
     }
@@ -311,6 +321,11 @@ impl Kube {
         self.world.lock().bytes
     }
 
+    /// Bytes of bodies sent to this address.
+    pub fn bytes_to(&self, client: IpAddr) -> u64 {
+        self.world.lock().bytes_to.get(&client).copied().unwrap_or_default()
+    }
+
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         self.world.change(change)
     }
@@ -403,10 +418,11 @@ impl World {
     }
 
     fn answer(self: &Arc<World>, request: Request) -> Response {
+        let peer = request.peer.ip();
         let answer = self.admit(&request).unwrap_or_else(|| self.act(&request));
         let response = answer.unwrap_or_else(|(code, message)| Response::json(code, &status(code, &message)));
         if let super::http::Body::Bytes(bytes) = &response.body {
-            self.lock().bytes += bytes.len() as u64;
+            self.lock().sent(peer, bytes.len());
         }
         response
     }
@@ -486,7 +502,7 @@ impl World {
                 let lines = watcher.news(&mut s, &mut last);
                 let torn = s.torn && !lines.0.is_empty();
                 s.torn &= !torn;
-                s.bytes += lines.0.len() as u64;
+                s.sent(watcher.peer, lines.0.len());
                 (lines, torn, s.pieces)
             };
             if torn {
@@ -517,6 +533,7 @@ fn send(chunks: &mut Chunks, bytes: &[u8], pieces: Option<(usize, Duration)>) ->
 /// One open watch.
 struct Watcher {
     key: Key,
+    peer: IpAddr,
     selector: Selector,
     /// `None` wants the present state first.
     at: Option<u64>,
@@ -538,6 +555,7 @@ impl Watcher {
         Ok(Watcher {
             selector: selector(request, &key)?,
             key,
+            peer: request.peer.ip(),
             at,
             wants_bookmarks: request.param("allowWatchBookmarks").as_deref() == Some("true"),
             end: Instant::now() + Duration::from_secs(seconds),
@@ -598,6 +616,11 @@ impl Watcher {
 }
 
 impl State {
+    fn sent(&mut self, peer: IpAddr, bytes: usize) {
+        self.bytes += bytes as u64;
+        *self.bytes_to.entry(peer).or_default() += bytes as u64;
+    }
+
     fn existing(&self, key: &Key) -> Result<Arc<Value>, (u16, String)> {
         let found = self.store.get(key).cloned();
         found.ok_or_else(|| (404, format!("{} {:?} not found", key.plural(), key.name)))

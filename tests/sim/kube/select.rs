@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use super::check::is_qualified;
+
 /// What an object must satisfy to be listed.
 #[derive(Debug, Clone, Default)]
 pub struct Selector {
@@ -96,7 +98,22 @@ fn equality(term: &str) -> Option<Term> {
     Some(Term { key: key.trim().to_owned(), must: if equal { Must::Be(values) } else { Must::NotBe(values) } })
 }
 
+/// Keys and values are checked as the API server checks them.
 fn label(term: &str) -> Result<Term, String> {
+    let read = label_term(term)?;
+    let values: &[String] = match &read.must {
+        Must::Be(values) | Must::NotBe(values) => values,
+        Must::Exist | Must::NotExist => &[],
+    };
+    // A value is empty, or a name without a domain.
+    let is_value = |value: &String| value.is_empty() || !value.contains('/') && is_qualified(value);
+    match is_qualified(&read.key) && values.iter().all(is_value) {
+        true => Ok(read),
+        false => Err(format!("unable to parse requirement: invalid label key or value: {term}")),
+    }
+}
+
+fn label_term(term: &str) -> Result<Term, String> {
     if let Some((left, list)) = term.strip_suffix(')').and_then(|t| t.split_once('(')) {
         let values = list.split(',').map(|v| v.trim().to_owned()).collect();
         let words: Vec<&str> = left.split_whitespace().collect();
@@ -145,6 +162,8 @@ mod tests {
         }
         assert_eq!(Selector::parse("pods", "spec.x=1", "").unwrap_err(), "field label not supported: spec.x");
         assert!(Selector::parse("nodes", "spec.nodeName=1", "").is_err());
-        assert!(Selector::parse("pods", "", "a near (b)").is_err());
+        for wrong in ["a near (b)", "a=b/c", "a b=c", "app=-x", "x/y/z", "app in (a b)", "a=''"] {
+            assert!(Selector::parse("pods", "", wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -1,0 +1,300 @@
+//! Policies as packets meet them, by each renderer: what changes, what lives on, and the first packet of a pod.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{Bench, DROPPED, PORT, comes_to, only_from, reaches};
+use crate::sim::cluster::{Member, soon};
+use crate::sim::traffic::Place;
+
+/// Starts of pods of the test of first packets; `TERWAY_STARTS` says another number.
+const STARTS: u32 = 100;
+/// Where forbidden datagrams are sent to.
+const SINK: u16 = 9;
+
+macro_rules! by_each_renderer {
+    ($($name:ident),+ $(,)?) => {
+        mod by_ebpf {
+            $(#[test] fn $name() { super::$name("ebpf"); })+
+        }
+        mod by_iptables {
+            $(#[test] fn $name() { super::$name("iptables"); })+
+        }
+    };
+}
+
+by_each_renderer! {
+    a_change_opens_and_cuts,
+    both_directions_and_families_are_held,
+    a_restart_opens_and_closes_nothing,
+    without_policies_all_of_ours_goes,
+    the_first_packet_is_judged,
+}
+
+fn bench(renderer: &str, over: Value) -> Bench {
+    let mut config = json!({"policy_renderer": renderer, "ip_cooldown": "0s"});
+    over.as_object().into_iter().flatten().for_each(|(key, value)| config[key] = value.clone());
+    Bench::new(config)
+}
+
+fn a_change_opens_and_cuts(renderer: &str) {
+    let bench = bench(renderer, json!({}));
+    let (web, _servers) = bench.serve(0, "web", json!({"app": "web"}));
+    let near = bench.add(0, "near", json!({"app": "db"}));
+    let other = bench.add(0, "other", json!({"app": "other"}));
+    let far = bench.add(1, "far", json!({"app": "other"}));
+    assert_eq!(bench.shown(0)["renderer"], renderer);
+    let all = [&near, &other, &far];
+    all.iter().for_each(|one| assert!(reaches(&one.pod, &web.ip)));
+    bench.policy("web", only_from("db"));
+    comes_to(&other.pod, &web.ip, false);
+    assert!(reaches(&near.pod, &web.ip) && !reaches(&far.pod, &web.ip));
+    // Probes of the kubelet, and what the pod itself begins.
+    assert!(reaches(&**bench.cluster.node(0), &web.ip));
+    let (db, _server) = bench.serve(1, "db", json!({"app": "db"}));
+    assert!(reaches(&web.pod, &db.ip));
+    // A label of a pod elsewhere lets it in, and shuts it out in the middle of a connection.
+    bench.label("far", json!({"app": "db"}));
+    comes_to(&far.pod, &web.ip, true);
+    let echo = web.pod.tcp_echo(&format!("{}:7", web.ip));
+    let talk = Talk::to(&far, &web.ip);
+    assert!(talk.goes_on());
+    bench.label("far", json!({"app": "other"}));
+    comes_to(&far.pod, &web.ip, false);
+    soon("the connection is cut", || !talk.goes_on());
+    drop(echo);
+    // Its end opens what it has closed.
+    bench.cluster.kube.delete("NetworkPolicy", "default", "web");
+    all.iter().for_each(|one| comes_to(&one.pod, &web.ip, true));
+}
+
+fn both_directions_and_families_are_held(renderer: &str) {
+    let mut bench = Bench::idle(json!({"policy_renderer": renderer, "ip_stack": "dual"}));
+    (0..2).for_each(|n| {
+        bench.cluster.world.speak_v6(n);
+        bench.cluster.start_ready(n);
+    });
+    let (web, _servers) = bench.serve(0, "web", json!({"app": "web"}));
+    let _sixth = crate::bpf::cell::Servers::on(&web.pod, &[&web.ips[1]], PORT);
+    let client = bench.add(1, "client", json!({"app": "client"}));
+    let sixth = format!("[{}]", web.ips[1]);
+    assert!(reaches(&client.pod, &web.ip) && reaches(&client.pod, &sixth));
+    let nowhere = json!({"podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Egress"]});
+    bench.policy("client", nowhere);
+    comes_to(&client.pod, &web.ip, false);
+    comes_to(&client.pod, &sixth, false);
+    let spec = |nets: Value| {
+        let to: Vec<Value> = nets.as_array().unwrap().iter().map(|net| json!({"ipBlock": {"cidr": net}})).collect();
+        json!({"podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Egress"], "egress": [{"to": to}]})
+    };
+    bench.policy("client", spec(json!([format!("{}/128", web.ips[1])])));
+    comes_to(&client.pod, &sixth, true);
+    assert!(!reaches(&client.pod, &web.ip));
+    bench.policy("client", spec(json!([format!("{}/32", web.ip), format!("{}/128", web.ips[1])])));
+    comes_to(&client.pod, &web.ip, true);
+    bench.policy("web", only_from("db"));
+    comes_to(&client.pod, &web.ip, false);
+    assert!(!reaches(&client.pod, &sixth));
+}
+
+fn a_restart_opens_and_closes_nothing(renderer: &str) {
+    let mut bench = bench(renderer, json!({}));
+    let (web, _servers) = bench.serve(0, "web", json!({"app": "web"}));
+    let near = bench.add(0, "near", json!({"app": "db"}));
+    let other = bench.add(0, "other", json!({"app": "other"}));
+    bench.policy("web", only_from("db"));
+    comes_to(&other.pod, &web.ip, false);
+    let echo = web.pod.tcp_echo(&format!("{}:7", web.ip));
+    let talk = Talk::to(&near, &web.ip);
+    let (over, opened, closed) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
+    thread::scope(|scope| {
+        for (from, wrong, count) in [(&other, true, &opened), (&near, false, &closed)] {
+            let (over, to) = (&over, &web.ip);
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    let is_wrong = if wrong { reaches(&from.pod, to) } else { !reaches_at_once(from, to) };
+                    count.fetch_add(is_wrong.into(), Ordering::Relaxed);
+                }
+            });
+        }
+        for n in 0..6 {
+            match n % 2 {
+                0 => bench.cluster.kill(0),
+                _ => bench.cluster.stop(0),
+            }
+            thread::sleep(Duration::from_millis(200));
+            // With the API server away nothing is known, and what there is holds.
+            if n == 4 {
+                bench.cluster.api_down();
+            }
+            bench.cluster.start_ready(0);
+            thread::sleep(Duration::from_millis(1500));
+            if n == 4 {
+                bench.cluster.api_up();
+            }
+            soon("it is in force", || bench.shown(0)["state"] == "enforced");
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!((opened.into_inner(), closed.into_inner()), (0, 0), "connections that came about, and that did not");
+    assert!(talk.goes_on());
+    drop(echo);
+    // And it hears of changes.
+    bench.label("other", json!({"app": "db"}));
+    comes_to(&other.pod, &web.ip, true);
+}
+
+fn without_policies_all_of_ours_goes(renderer: &str) {
+    let mut bench = bench(renderer, json!({}));
+    let (web, _servers) = bench.serve(0, "web", json!({"app": "web"}));
+    let other = bench.add(0, "other", json!({"app": "other"}));
+    bench.policy("web", only_from("db"));
+    comes_to(&other.pod, &web.ip, false);
+    bench.cluster.stop(0);
+    assert!(!reaches(&other.pod, &web.ip), "it holds without a daemon");
+    bench.cluster.configure(0, &json!({"disable_network_policy": true, "min_pool_size": 4}));
+    bench.cluster.start_ready(0);
+    comes_to(&other.pod, &web.ip, true);
+    let node = bench.cluster.node(0);
+    soon("nothing is left", || left(&**node).is_empty());
+    bench.cluster.stop(0);
+    bench.cluster.configure(0, &json!({"policy_renderer": renderer, "min_pool_size": 4}));
+    bench.cluster.start_ready(0);
+    comes_to(&other.pod, &web.ip, false);
+}
+
+/// What is in the kernel of a node because of policies.
+fn left(node: &impl Place) -> String {
+    node.sh(
+        "{ ls -d /sys/fs/bpf/terway/policy*; ipset list -n | grep -i terway; \
+           for t in iptables ip6tables; do $t-save | grep -i terway-p; done; \
+           for l in $(ls /sys/class/net | grep ^cali); do for d in ingress egress; do tc filter show dev $l $d | grep -i terway_policy; done; done; \
+         } 2>/dev/null; true",
+    )
+}
+
+/// The first act of a pod is a burst of forbidden and of allowed datagrams, and forbidden ones wait for its address.
+fn the_first_packet_is_judged(renderer: &str) {
+    let starts = std::env::var("TERWAY_STARTS").ok().and_then(|n| n.parse().ok()).unwrap_or(STARTS);
+    let bench = bench(renderer, json!({"min_pool_size": 18, "max_pool_size": 20}));
+    let open = bench.add(0, "open", json!({"app": "open"}));
+    let shut = bench.add(0, "shut", json!({"app": "shut"}));
+    let flood = bench.add(0, "flood", json!({"app": "flood"}));
+    bench.policy(
+        "fresh",
+        json!({
+            "podSelector": {"matchLabels": {"app": "fresh"}}, "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "open"}}}]}],
+            "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "open"}}}]}],
+        }),
+    );
+    let listen = |place: &Member, port: u16| {
+        place.pod.run(|| {
+            let socket = UdpSocket::bind(("0.0.0.0", port)).expect("a free port");
+            socket.set_read_timeout(Some(DROPPED)).expect("a timeout above zero");
+            socket
+        })
+    };
+    let (taken, refused) = (listen(&open, PORT), listen(&shut, PORT));
+    refused.set_nonblocking(true).expect("a socket can be");
+    let over = AtomicBool::new(false);
+    let (mut delivered, mut lost) = (0, 0);
+    let addresses: Vec<String> = addresses(&bench);
+    assert!(addresses.len() > 10, "{addresses:?}");
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            flood.pod.run(|| {
+                let socket = UdpSocket::bind("0.0.0.0:0").expect("a free port");
+                while !over.load(Ordering::Relaxed) {
+                    for addr in &addresses {
+                        let _ = socket.send_to(b"forbidden", (addr.as_str(), SINK));
+                    }
+                    thread::sleep(Duration::from_micros(200));
+                }
+            });
+        });
+        for n in 0..starts {
+            let (gone, missed) = first_act(&bench, n, [&open, &shut], [&taken, &refused]);
+            delivered += gone;
+            lost += missed;
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!((delivered, lost), (0, 0), "forbidden datagrams delivered, allowed ones lost, of {starts} pods");
+}
+
+/// All addresses that pods of the node can have.
+fn addresses(bench: &Bench) -> Vec<String> {
+    let addresses = bench.cluster.world.cloud.pod_addresses(&bench.cluster.node(0).id);
+    addresses.iter().map(ToString::to_string).collect()
+}
+
+/// Forbidden datagrams that arrived, and allowed ones that did not.
+fn first_act(bench: &Bench, n: u32, to: [&Member; 2], at: [&UdpSocket; 2]) -> (u32, u32) {
+    const BURST: u32 = 8;
+    let name = format!("fresh-{n}");
+    let mut pod = crate::sim::kube::pod("default", &name, &super::node_name(0));
+    pod["metadata"]["labels"] = json!({"app": "fresh"});
+    bench.cluster.kube.put(pod);
+    let mut member = bench.cluster.sandbox(0, terway::pod::PodName::new("default", &name));
+    let sink = member.pod.run(|| UdpSocket::bind(("0.0.0.0", SINK)).expect("a free port"));
+    sink.set_nonblocking(true).expect("a socket can be");
+    bench.cluster.wire(&mut member);
+    member.pod.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("a free port");
+        for k in 0..BURST {
+            let _ = socket.send_to(b"forbidden", (to[1].ip.as_str(), PORT));
+            let _ = socket.send_to(&(n * BURST + k).to_be_bytes(), (to[0].ip.as_str(), PORT));
+        }
+    });
+    let mut buffer = [0; 64];
+    let mut arrived = 0;
+    while arrived < BURST {
+        match at[0].recv(&mut buffer) {
+            Ok(4) if u32::from_be_bytes(buffer[..4].try_into().expect("four bytes")) >= n * BURST => arrived += 1,
+            Ok(_) => {}
+            Err(_) => break,
+        }
+    }
+    let mut forbidden = 0;
+    while at[1].recv(&mut buffer).is_ok() {
+        forbidden += 1;
+    }
+    while sink.recv(&mut buffer).is_ok() {
+        forbidden += 1;
+    }
+    bench.cluster.del(member);
+    (forbidden, BURST - arrived)
+}
+
+/// Whether the very first packet of a connection is taken: the next one would come a second later. A busy machine has until then.
+fn reaches_at_once(from: &Member, to: &str) -> bool {
+    let to: SocketAddr = format!("{to}:{PORT}").parse().expect("an address");
+    let start = Instant::now();
+    let connected = from.pod.run(|| TcpStream::connect_timeout(&to, DROPPED * 10).is_ok());
+    connected && start.elapsed() < Duration::from_millis(950)
+}
+
+/// A connection to an echo server that is kept open.
+struct Talk(TcpStream);
+
+impl Talk {
+    fn to(from: &Member, ip: &str) -> Talk {
+        let to: SocketAddr = format!("{ip}:7").parse().expect("an address");
+        let stream = from.pod.run(|| TcpStream::connect_timeout(&to, DROPPED * 4)).expect("it is allowed");
+        stream.set_read_timeout(Some(DROPPED * 5)).expect("a timeout above zero");
+        Talk(stream)
+    }
+
+    /// A word is sent and comes back.
+    fn goes_on(&self) -> bool {
+        let mut stream = &self.0;
+        let mut word = [0; 5];
+        stream.write_all(b"hello").is_ok() && stream.read_exact(&mut word).is_ok()
+    }
+}

@@ -1,0 +1,236 @@
+//! What the API server is asked for because of policies, and what it and people hear of them.
+
+use std::net::IpAddr;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{Bench, only_from, policy, space};
+use crate::sim::cluster::{node_name, soon};
+use crate::sim::kube;
+use crate::sim::traffic::Place;
+
+/// The watches of policies, and of whom they name.
+const KINDS: [&str; 8] = [
+    "networkpolicies",
+    "namespaces",
+    "clusternetworkpolicies",
+    "globalnetworkpolicies",
+    "hostendpoints",
+    "networksets",
+    "globalnetworksets",
+    "serviceaccounts",
+];
+
+fn asked(bench: &Bench) -> Vec<&'static str> {
+    let kinds = KINDS.into_iter();
+    kinds.filter(|kind| bench.cluster.kube.count("list", kind) + bench.cluster.kube.count("watch", kind) > 0).collect()
+}
+
+/// Those of its watches of pods that are not of its own ones.
+fn of_others(bench: &Bench) -> Vec<String> {
+    let seen = bench.cluster.kube.journal().into_iter();
+    let pods = seen.filter(|seen| seen.verb == "watch" && seen.resource == "pods" && !seen.target.contains("nodeName"));
+    pods.map(|seen| seen.target.split("&allow").next().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+fn nothing_is_asked_for_before_a_policy_needs_it() {
+    let mut bench = Bench::idle(json!({}));
+    bench.cluster.kube.remember(20_000);
+    // A cluster of thousands of nodes, of which nothing is said here.
+    for n in 0..5000 {
+        let pod = kube::pod("elsewhere", &format!("p{n}"), &format!("node-{}", n % 2500));
+        bench.cluster.kube.put(pod);
+    }
+    bench.cluster.start_ready(0);
+    bench.cluster.add(0, "web");
+    soon("it is in force", || bench.shown(0)["state"] == "enforced");
+    assert_eq!(of_others(&bench), [""; 0]);
+    let own: IpAddr = bench.cluster.node(0).addr.into();
+    let quiet = bench.cluster.kube.bytes_to(own);
+    for n in 0..1000 {
+        bench.cluster.kube.amend("Pod", "elsewhere", &format!("p{n}"), &json!({"metadata": {"labels": {"a": "b"}}}));
+    }
+    thread::sleep(Duration::from_millis(500));
+    let more = bench.cluster.kube.bytes_to(own) - quiet;
+    assert!(more < 20_000, "{more} bytes of what nobody asked for");
+    // A policy for pods of ours asks for whom it names; one for others' asks for nothing.
+    bench.policy(
+        "web",
+        json!({"podSelector": {"matchLabels": {"app": "nobody"}}, "ingress": [{"from": [{"namespaceSelector": {}}]}]}),
+    );
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(of_others(&bench), [""; 0]);
+    bench.policy(
+        "web",
+        json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "db"}}}]}]}),
+    );
+    soon("they are watched", || !of_others(&bench).is_empty());
+    let pods = "/api/v1/namespaces/default/pods?labelSelector=app%3Ddb&watch=true";
+    assert_eq!(of_others(&bench), [pods]);
+    soon("it is in force", || bench.shown(0)["state"] == "enforced");
+    // It goes, and so does its watch; what is watched is not listed again.
+    let lists = bench.cluster.kube.count("list", "pods");
+    let open = bench.cluster.kube.watches_open();
+    bench.cluster.kube.delete("NetworkPolicy", "default", "web");
+    soon("nobody watches them", || bench.cluster.kube.watches_open() == open - 1);
+    bench.cluster.kube.disconnect();
+    soon("all is watched again", || bench.cluster.kube.watches_open() == open - 1);
+    assert_eq!(bench.cluster.kube.count("list", "pods"), lists);
+}
+
+#[test]
+fn without_policies_nothing_is_asked_for_and_nothing_enforced() {
+    for (file, over) in [
+        (None, json!({"disable_network_policy": true})),
+        (None, json!({"disable_network_policy": "yes"})),
+        (Some("true"), json!({})),
+    ] {
+        let mut bench = Bench::idle(over);
+        if let Some(text) = file {
+            bench.cluster.node(0).write_file("/etc/eni/disable_network_policy", text);
+        }
+        bench.policy("deny", json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}));
+        bench.cluster.start_ready(0);
+        let (web, _servers) = bench.serve(0, "web", json!({}));
+        let client = bench.cluster.add(0, "client");
+        assert!(super::reaches(&client.pod, &web.ip));
+        assert_eq!((asked(&bench), bench.shown(0)), (vec![], "disabled".into()));
+        assert!(bench.cluster.show(0)["leases"].as_array().unwrap().iter().all(|lease| lease["seat"].is_null()));
+        let refused = bench.cluster.node(0).sh("/opt/terway/terway-cli policy show default/web 2>&1 || true");
+        assert!(refused.contains("not enforced here: disable_network_policy"), "{refused}");
+    }
+}
+
+#[test]
+fn a_pod_waits_for_what_is_not_known_and_is_then_refused() {
+    let mut bench = Bench::idle(json!({}));
+    bench.cluster.kube.deny("list", "networkpolicies");
+    bench.cluster.start_ready(0);
+    let pod = bench.cluster.schedule(0, "web");
+    let said = bench.cluster.refused(&pod, 11);
+    assert!(
+        said.contains("network policies of namespace default have not been heard of from the API server")
+            && said.contains("networkpolicies is forbidden"),
+        "{said}"
+    );
+    bench.cluster.call_for(&pod, "DEL").ok();
+}
+
+#[test]
+fn kinds_that_come_later_are_taken_up() {
+    let mut bench = Bench::idle(json!({}));
+    bench.cluster.start_ready(0);
+    let client = bench.add(0, "client", json!({}));
+    let (web, _servers) = bench.serve(0, "web", json!({"app": "web"}));
+    assert!(super::reaches(&client.pod, &web.ip));
+    let spec = json!({"selector": "app == 'web'", "types": ["Ingress"], "ingress": [{"action": "Deny"}]});
+    bench.cluster.kube.put(json!({
+        "apiVersion": "crd.projectcalico.org/v1", "kind": "GlobalNetworkPolicy", "metadata": {"name": "closed"}, "spec": spec,
+    }));
+    super::comes_to(&client.pod, &web.ip, false);
+    // No other version of the same is asked for, now that there is this one.
+    assert_eq!(
+        bench
+            .cluster
+            .kube
+            .journal()
+            .iter()
+            .filter(|s| s.verb == "watch" && s.target.contains("/apis/projectcalico"))
+            .count(),
+        0
+    );
+}
+
+#[test]
+fn people_hear_what_is_wrong_with_a_policy_and_why_a_packet_passes() {
+    let mut bench = Bench::idle(json!({}));
+    bench.cluster.start_ready(0);
+    let web = bench.add(0, "web", json!({"app": "web"}));
+    let other = bench.add(0, "other", json!({"app": "other"}));
+    bench.policy("web", only_from("db"));
+    bench.policy(
+        "odd",
+        json!({"podSelector": {"matchLabels": {"app": "nobody"}}, "ingress": [{"ports": [{"port": 70_000}]}]}),
+    );
+    let event =
+        |event: &Value| event["reason"] == "PolicyRefused" && event["involvedObject"]["kind"] == "NetworkPolicy";
+    soon("an event names it", || bench.cluster.kube.events().iter().any(event));
+    let said = bench.cluster.kube.events().into_iter().find(|e| event(e)).unwrap();
+    assert!(
+        said["message"].as_str().unwrap().contains("networkpolicy default/odd: spec.ingress[0].ports[0].port"),
+        "{said}"
+    );
+    soon("it is in force", || bench.cli(0, "policy show default/web").contains("default/web"));
+    let rules = bench.cli(0, "policy show default/web");
+    assert!(
+        rules.contains("allow pods with app = db of namespace default")
+            || rules.contains("networkpolicy default/web rule 0"),
+        "{rules}"
+    );
+    let why = bench.cli(0, &format!("policy why default/other default/web:{}", super::PORT));
+    assert!(why.contains("denied") && why.contains("networkpolicy default/web (no rule allows it)"), "{why}");
+    let why: Value =
+        serde_json::from_str(&bench.cli(0, &format!("policy why --json {} default/web:80 udp", other.ip))).unwrap();
+    assert_eq!(
+        (&why["allow"], &why["ingress"]["pod"], &why["dst"]),
+        (&json!(false), &json!("default/web"), &json!(web.ip))
+    );
+    let wrong = bench.cluster.node(0).sh("/opt/terway/terway-cli policy why default/none default/web:80 2>&1 || true");
+    assert!(wrong.contains("the addresses of pod default/none are not known on this node"), "{wrong}");
+}
+
+#[test]
+fn many_namespaces_are_one_watch_each_and_bytes_follow_the_policies() {
+    let mut bench = Bench::idle(json!({}));
+    for n in 0..40 {
+        space(&bench.cluster.kube, &format!("s{n}"), json!({"team": if n < 3 { "x" } else { "y" }}));
+        for m in 0..50 {
+            let mut pod = kube::pod(&format!("s{n}"), &format!("p{m}"), &node_name(1));
+            pod["status"]["podIP"] = format!("10.77.{n}.{m}").into();
+            bench.cluster.kube.put(pod);
+        }
+    }
+    let from = json!([{"namespaceSelector": {"matchLabels": {"team": "x"}}}]);
+    policy(&bench.cluster.kube, "default", "web", json!({"podSelector": {}, "ingress": [{"from": from}]}));
+    bench.cluster.start_ready(0);
+    bench.cluster.add(0, "web");
+    let watched = || {
+        let mut all = of_others(&bench);
+        all.sort();
+        all
+    };
+    let of = |n: usize| format!("/api/v1/namespaces/s{n}/pods?watch=true");
+    assert_eq!(watched(), [of(0), of(1), of(2)]);
+    // Another namespace comes to belong to them.
+    bench.cluster.kube.amend("Namespace", "", "s7", &json!({"metadata": {"labels": {"team": "x"}}}));
+    soon("it is watched", || watched() == [of(0), of(1), of(2), of(7)]);
+    let known = || bench.shown(0)["known_pods"].clone();
+    soon("its pods are known", || known() == 201);
+}
+
+/// `cargo test --test main netpol::heard::figures -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn figures() {
+    let median = |over: Value| {
+        let mut bench = Bench::idle(over);
+        bench.cluster.start_ready(0);
+        let mut times: Vec<Duration> = (0..120)
+            .map(|n| {
+                let member = bench.cluster.add(0, &format!("p{n}"));
+                let took = member.took;
+                bench.cluster.del(member);
+                took
+            })
+            .collect();
+        times.sort();
+        times[times.len() / 2]
+    };
+    let config = |off: bool| json!({"disable_network_policy": off, "min_pool_size": 8, "ip_cooldown": "0s"});
+    for _ in 0..3 {
+        println!("ADD: {:?} without policies, {:?} with them", median(config(true)), median(config(false)));
+    }
+}
