@@ -336,11 +336,6 @@ impl Field {
         }
     }
 
-    /// The node's link of each of its pods, with the pod's seat.
-    pub fn links() -> impl Iterator<Item = (String, u16)> {
-        (1..).zip(0..LOCAL.len()).map(|(seat, n)| (format!("calipod{n}"), seat))
-    }
-
     /// Sends all of them, and says which went otherwise than expected.
     pub fn round(&mut self, probes: &[Probe], expected: &[bool]) -> Vec<String> {
         self.round += 1;
