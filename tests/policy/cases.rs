@@ -352,7 +352,11 @@ fn packets_go_by_ebpf_as_is_specified() {
     let mut field = Field::new();
     let fs = BpfFs::new("cases");
     let (mut policy, _) = Policy::open(fs.path(), &Sizes::default()).unwrap();
-    policy.restore(&Rules::default(), &Pods::new()).unwrap();
+    // Links speak as soon as they can: who sits where is known before.
+    let mut ruler = Ruler::new();
+    ruler.hear(&cluster());
+    ruler.settle();
+    policy.restore(&ruler.rules, &ruler.pods).unwrap();
     let pins = policy.folder().display().to_string();
     for (n, seat) in (1..=LOCAL.len()).enumerate() {
         let filter = |side: &str, way: &str| {
