@@ -94,16 +94,25 @@ fn ends(event: &Event) -> (IpAddr, IpAddr) {
     }
 }
 
+/// Of source and destination; of ICMP 0, and type and code.
+fn ports(event: &Event) -> (u16, u16) {
+    let (own, other) = event.ports;
+    match event.direction {
+        Direction::Ingress if has_ports(event.protocol) => (other, own),
+        _ => (own, other),
+    }
+}
+
 fn flow(event: &Event) -> Flow {
     let (src, dst) = ends(event);
-    (src, dst, event.protocol, event.ports.1, event.direction)
+    (src, dst, event.protocol, ports(event).1, event.direction)
 }
 
 /// Without a daemon there are addresses.
 fn ask(event: &Event) -> Said {
     let (src, dst) = ends(event);
     let why =
-        Why { src: End::Address(src), dst: End::Address(dst), protocol: event.protocol, ports: Some(event.ports) };
+        Why { src: End::Address(src), dst: End::Address(dst), protocol: event.protocol, ports: Some(ports(event)) };
     let Ok(answer) = shown(&Request::Why(why)) else { return Said::default() };
     let text = |value: &Value| value.as_str().map(String::from);
     let side = match event.direction {
@@ -137,7 +146,7 @@ fn line(event: &Event, said: &Said) -> String {
         let at = if has_ports(event.protocol) { SocketAddr::new(addr, port).to_string() } else { addr.to_string() };
         name.as_ref().map_or(at.clone(), |name| format!("{name} ({at})"))
     };
-    let (from, to) = (end(src, event.ports.0, &said.src), end(dst, event.ports.1, &said.dst));
+    let (from, to) = (end(src, ports(event).0, &said.src), end(dst, ports(event).1, &said.dst));
     format!("{} {way}: {from} -> {to} {}, {}\n", verdict(event), protocol(event), reason(event, said))
 }
 
@@ -167,8 +176,8 @@ fn object(event: &Event, said: &Said) -> Value {
         "src_pod": said.src,
         "dst_pod": said.dst,
         "protocol": event.protocol,
-        "src_port": event.ports.0,
-        "dst_port": event.ports.1,
+        "src_port": ports(event).0,
+        "dst_port": ports(event).1,
         "seat": event.seat,
         "class": event.class,
     })
@@ -188,7 +197,7 @@ mod tests {
             log: false,
             own: "10.0.0.5".parse().unwrap(),
             other: "10.0.0.9".parse().unwrap(),
-            ports: (40_000, 80),
+            ports: (80, 40_000),
             class: 1,
             program: 2,
         };
