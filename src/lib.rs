@@ -15,6 +15,7 @@ pub mod ip;
 pub mod json;
 pub mod loose;
 pub mod maps;
+pub mod metrics;
 pub mod near;
 pub mod netpol;
 pub mod object;

@@ -12,6 +12,8 @@ use crate::rate::Both;
 
 /// The daemon's socket (the old Terway's path, kept).
 pub const SOCKET: &str = "/var/run/eni/eni.socket";
+/// Where those ask who watch the daemon (the old Terway's path, kept).
+pub const WATCHERS_SOCKET: &str = "/var/run/eni/eni_debug.socket";
 /// Locked by the daemon of the node for as long as it lives.
 pub const LOCK: &str = "/var/run/eni/terwayd.lock";
 /// Leases, cooling addresses, tombstones and intents; on tmpfs because sandboxes do not survive a reboot.

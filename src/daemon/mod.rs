@@ -15,6 +15,7 @@ mod ledger;
 mod legacy;
 mod lobby;
 mod machine;
+mod meter;
 mod news;
 mod node;
 mod notify;
@@ -28,6 +29,7 @@ mod renderer;
 mod serve;
 mod sticky;
 mod terms;
+mod web;
 mod world;
 
 use std::future::pending;
@@ -81,6 +83,9 @@ struct Args {
     /// error, warn, info (default) or debug
     #[argh(option, default = "String::from(\"info\")")]
     log_level: String,
+    /// where to answer /metrics, /healthz and /readyz beside unix:///var/run/eni/eni_debug.socket: unix:///PATH or ADDRESS:PORT
+    #[argh(option)]
+    readonly_listen: Option<String>,
     /// print the version and exit
     #[argh(switch)]
     version: bool,
@@ -154,6 +159,7 @@ fn run(args: &Args) -> Result<(), Error> {
     let life = async {
         let listener = serve::listen(ours::SOCKET.as_ref())?;
         executor.spawn(serve::serve(listener, executor.clone(), inputs.clone())).detach();
+        web::open(args.readonly_listen.as_deref(), &executor, &inputs)?;
         // Open before the kernel is looked at: nothing happens in between unheard.
         let watch = Watch::open().and_then(|watch| Ok(Async::new(watch)?));
         phases::reached("whoever asks is heard");

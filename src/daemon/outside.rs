@@ -6,8 +6,8 @@ use super::boot::Start;
 use super::calls;
 use super::layers::Layers;
 use super::legacy::Legacy;
-use super::phases;
 use super::terms::{self, Terms};
+use super::{meter, phases};
 use crate::cloud::{Client, reach};
 use crate::config::{Config, NodeFacts};
 use crate::eni::{Eni, VSwitch};
@@ -40,7 +40,8 @@ impl Outside {
         config.validate(&terms.facts).ok()?;
         terms.check(config.stack).ok()?;
         let credentials = reach::credentials(config, reach::metadata(config).ok()?).ok()?;
-        let cloud = Client::new(reach::endpoint(config, &terms.facts.region), credentials).ok()?;
+        let cloud =
+            Client::observed(reach::endpoint(config, &terms.facts.region), credentials, meter::observer()).ok()?;
         let mode = start.given_mode(config).unwrap_or_else(|| start.labelled_mode());
         let fits = mode == terms.mode && terms.place(config).vswitches == asked;
         phases::reached("what the last life has left is read");
@@ -96,7 +97,7 @@ fn reach(layers: &Layers, file: &Layers) -> Result<(NodeFacts, Layers, Client), 
     phases::reached("the metadata service has answered");
     let way = |config: &Config| reach::endpoint(config, &facts.region);
     let Err(e) = layers.config().validate(&facts) else {
-        let cloud = Client::new(way(layers.config()), credentials)?;
+        let cloud = Client::observed(way(layers.config()), credentials, meter::observer())?;
         return Ok((facts, layers.clone(), cloud));
     };
     if layers.node_config().is_none() {
@@ -105,6 +106,6 @@ fn reach(layers: &Layers, file: &Layers) -> Result<(NodeFacts, Layers, Client), 
     log::error!("{e}; the configuration file alone holds");
     file.config().validate(&facts)?;
     let credentials = reach::credentials(file.config(), reach::metadata(file.config())?)?;
-    let cloud = Client::new(way(file.config()), credentials)?;
+    let cloud = Client::observed(way(file.config()), credentials, meter::observer())?;
     Ok((facts, file.clone(), cloud))
 }

@@ -5,11 +5,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use smol::channel::{Receiver, Sender, bounded};
 use smol::{LocalExecutor, future};
 
+use super::meter;
 use super::node::Input;
 use super::reactor::{Async, Timer};
 use crate::error::{Context, Error};
@@ -90,7 +91,12 @@ async fn exchange(stream: &Stream, inputs: Sender<Input>) -> io::Result<()> {
     };
     let reply = match line {
         Line::Text(text) => match serde_json::from_slice::<Request>(&text) {
-            Ok(request) => ask(stream, request, &inputs).await?,
+            Ok(request) => {
+                let (api, start) = (meter::api(&request), Instant::now());
+                let reply = ask(stream, request, &inputs).await?;
+                reply.iter().for_each(|reply| meter::answered(api, reply, start.elapsed()));
+                reply
+            }
             Err(e) => Some(refuse(format!("not a request we know: {e}"))),
         },
         Line::TooLong => Some(refuse(format!("a request has at most {MAX_LINE} bytes"))),

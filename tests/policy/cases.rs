@@ -5,11 +5,14 @@
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use terway::kernel::bpf::policy::Policy;
 use terway::kernel::tables::{MOST, Tables};
-use terway::rules::Renderer;
+use terway::rules::{Pods, Renderer, Rules};
+use terway::verdict::{Sizes, Why};
 
-use super::field::{Field, Probe, Ruler, cluster};
+use super::field::{Field, LOCAL, Probe, Ruler, cluster};
 use super::oracle::World;
+use crate::bpf::maps::BpfFs;
 
 /// What is put into the cluster, by its kind.
 #[derive(Clone, Copy)]
@@ -312,4 +315,27 @@ fn packets_go_by_ipsets_and_chains_as_is_specified() {
     let mut field = Field::new();
     field.serve();
     run(&mut field, &mut Tables::new(MOST), true);
+}
+
+/// Services would have to be led at the socket: on a pod's first link the real backend is not seen yet.
+#[test]
+fn packets_go_by_ebpf_as_is_specified() {
+    let mut field = Field::new();
+    let fs = BpfFs::new("cases");
+    let (mut policy, _) = Policy::open(fs.path(), &Sizes::default()).unwrap();
+    policy.restore(&Rules::default(), &Pods::new()).unwrap();
+    let pins = policy.folder().display().to_string();
+    for (n, seat) in (1..=LOCAL.len()).enumerate() {
+        let filter = |side: &str, way: &str| {
+            let program = format!("bpf direct-action object-pinned {pins}/terway_{way}_pod classid 0:{seat}");
+            format!("tc filter add dev calipod{n} {side} prio 2048 {program}; ")
+        };
+        let filters = [filter("egress", "to"), filter("ingress", "from")].concat();
+        field.node.sh(&format!("tc qdisc add dev calipod{n} clsact; {filters}"));
+    }
+    run(&mut field, &mut policy, false);
+    let counts = policy.counts().unwrap();
+    println!("{counts:?}, {:?}", policy.pressure().unwrap());
+    let denied: u64 = [Why::Rules, Why::Flow].iter().flat_map(|why| counts.of(*why)).sum();
+    assert_eq!(counts.dropped(), denied, "for no other reason");
 }

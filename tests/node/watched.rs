@@ -1,0 +1,96 @@
+//! What those who watch the daemon are answered: metrics, health, readiness.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+
+use saphyr_parser::Parser;
+use serde_json::json;
+
+use super::idle_node;
+use crate::sim::cloud::{Kind, When};
+use crate::sim::cluster::{Cluster, soon};
+use crate::sim::traffic::Place;
+
+const SOCKET: &str = "/var/run/eni/eni_debug.socket";
+const TCP: &str = "127.0.0.1:15432";
+
+/// Status and body of what the unix socket answers to this line.
+fn told(cluster: &Cluster, line: &str) -> (String, String) {
+    cluster.node(0).run(|| hear(UnixStream::connect(SOCKET).expect("it listens"), line))
+}
+
+fn hear(mut stream: impl Read + Write, line: &str) -> (String, String) {
+    write!(stream, "{line}\r\nHost: terway\r\n\r\n").expect("it reads");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("it answers and hangs up");
+    let (head, body) = text.split_once("\r\n\r\n").expect("a head and a body");
+    let length = format!("Content-Length: {}", body.len());
+    assert!(head.contains(&length), "{head}");
+    (head.split(' ').nth(1).expect("a status").into(), body.into())
+}
+
+#[test]
+fn metrics_are_told_under_the_old_names_and_readiness_is_the_truth() {
+    let mut cluster = idle_node("ecs.sim.large", &json!({"min_pool_size": 2, "max_pool_size": 4}));
+    cluster.world.cloud.trouble_anywhere(When::Always, Kind::unavailable());
+    cluster.start_with(0, &["--readonly-listen", TCP]);
+    soon("it says why it does not serve", || {
+        cluster.node(0).run(|| UnixStream::connect(SOCKET).is_ok())
+            && told(&cluster, "GET /readyz HTTP/1.1").1.contains("ServiceUnavailable")
+    });
+    assert_eq!(told(&cluster, "GET /readyz HTTP/1.1").0, "503");
+    assert_eq!(told(&cluster, "GET /healthz HTTP/1.1"), ("200".into(), "ok\n".into()), "it lives all the same");
+    assert!(told(&cluster, "GET /metrics HTTP/1.1").1.contains("\nterway_ready 0\n"));
+
+    cluster.world.cloud.calm();
+    soon("it serves", || told(&cluster, "GET /readyz HTTP/1.1").0 == "200");
+    let _pods = [cluster.add(0, "web"), cluster.add(0, "other")];
+    let (status, metrics) =
+        cluster.node(0).run(|| hear(TcpStream::connect(TCP).expect("it listens"), "GET /metrics HTTP/1.0"));
+    assert_eq!(status, "200");
+    let pool = "name=\"eniip\",type=\"eniip\",capacity=\"20\",max_idle=\"4\",min_idle=\"2\"";
+    for line in [
+        "terway_ready 1",
+        "terway_rpc_latency_count{rpc_api=\"AllocIP\",error=\"false\"} 2",
+        "terway_rpc_latency_bucket{rpc_api=\"AllocIP\",error=\"false\",le=\"+Inf\"} 2",
+        "aliyun_openapi_latency_count{api=\"CreateNetworkInterface\",error=\"false\"} 1",
+        "terway_pool_addresses{state=\"leased\"} 2",
+        "terway_pool_waiting 0",
+        "terway_eniip_factory_eni_count{name=\"eniip\",max_eni=\"2\"} 1",
+    ] {
+        assert!(metrics.lines().any(|told| told == line), "no {line} in {metrics}");
+    }
+    for start in ["terway_resource_pool_total_count", "terway_resource_pool_idle_count"] {
+        assert!(metrics.contains(&format!("{start}{{{pool}}} ")), "no {start} with {pool} in {metrics}");
+    }
+    what_is_watched_is_told(&metrics);
+    let failed =
+        metrics.lines().any(|line| line.starts_with("aliyun_openapi_latency_count") && line.contains("error=\"true\""));
+    assert!(failed, "calls that failed are counted as such: {metrics}");
+
+    assert_eq!(told(&cluster, "GET /debug HTTP/1.1").0, "404");
+    assert_eq!(told(&cluster, "POST /metrics HTTP/1.1").0, "400");
+}
+
+/// Dashboard and alerts ask for nothing that no daemon tells.
+fn what_is_watched_is_told(metrics: &str) {
+    let named: BTreeSet<&str> =
+        metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let dashboard = include_str!("../../packaging/monitoring/dashboard.json");
+    serde_json::from_str::<serde_json::Value>(dashboard).expect("JSON");
+    let alerts = include_str!("../../packaging/monitoring/alerts.yaml");
+    Parser::new_from_str(alerts).for_each(|event| drop(event.expect("YAML")));
+    let mut asked = 0;
+    for word in [dashboard, alerts].iter().flat_map(|text| text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_'))
+    {
+        if word.starts_with("terway_") || word.starts_with("aliyun_") {
+            let name = word.trim_end_matches("_bucket");
+            let is_told = named.contains(name) || named.contains(name.trim_end_matches("_count"));
+            assert!(is_told, "{word} is told by nobody");
+            asked += 1;
+        }
+    }
+    assert!(asked > 10, "{asked}");
+}
