@@ -698,6 +698,10 @@ fn policies_hold_on_both_links_of_a_pod() {
     let filters =
         world.node.sh(&format!("tc filter show dev {veth_link} ingress; tc filter show dev {veth_link} egress"));
     assert!(!filters.contains("terway_"), "{filters}");
+    // Somebody's older qdisc would take a filter for the other side and have it look at what arrives.
+    world.node.sh(&format!("tc qdisc del dev {veth_link} clsact; tc qdisc add dev {veth_link} ingress"));
+    let refused = other.kernel(|kernel| kernel.apply(&other.plan)).unwrap_err().to_string();
+    assert!(refused.ends_with(&format!("tc qdisc del dev {veth_link} ingress")), "{refused}");
     own.undo();
     // Its own name is taken by now.
     own.is_home_as("eth3");

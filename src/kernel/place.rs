@@ -347,6 +347,13 @@ impl Place {
     fn make_hook(&mut self, want: &Hook) -> Result<(), Error> {
         let (ifindex, side) = (self.index(&want.link)?, side(want.side));
         self.make_qdisc(ifindex)?;
+        // `ingress` takes what is for the other side too, and has it look at what arrives.
+        if want.side == Side::Egress && self.qdiscs()?.iter().any(|q| q.ifindex == ifindex && q.kind == "ingress") {
+            let link = &want.link;
+            let why =
+                format!("the qdisc ingress of {link} holds no filters on what leaves: tc qdisc del dev {link} ingress");
+            return Err(Error::refused(why));
+        }
         let message = self.hook(want, ifindex)?;
         match self.act(message) {
             // Something of another kind has the priority.
@@ -575,13 +582,17 @@ impl Place {
         Ok(policy.and_then(tc::FilterSeen::class).and_then(|class| class.try_into().ok()))
     }
 
-    fn root_qdisc(&mut self, ifindex: u32) -> Result<Option<&QdiscSeen>, Error> {
+    fn qdiscs(&mut self) -> Result<&[QdiscSeen], Error> {
         if self.seen.qdiscs.is_none() {
             // A request for one of them is answered to everybody who listens, and to us only if we do.
             let bodies = self.socket.dump(libc::RTM_GETQDISC, &[0; 20]).context(|| "list qdiscs")?;
             self.seen.qdiscs = Some(bodies.iter().filter_map(|body| QdiscSeen::parse(body)).collect());
         }
-        Ok(self.seen.qdiscs.iter().flatten().find(|q| q.is_root && q.ifindex == ifindex))
+        Ok(self.seen.qdiscs.as_deref().unwrap_or_default())
+    }
+
+    fn root_qdisc(&mut self, ifindex: u32) -> Result<Option<&QdiscSeen>, Error> {
+        Ok(self.qdiscs()?.iter().find(|q| q.is_root && q.ifindex == ifindex))
     }
 
     /// One request that changes something. What was seen stays: a chain of requests for one object rests on it.
