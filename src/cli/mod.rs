@@ -1,5 +1,6 @@
 //! The face for people: what the daemon knows, printed.
 
+mod monitor;
 mod plan_cluster;
 mod policy;
 
@@ -30,6 +31,7 @@ enum Verb {
     Show(Show),
     List(List),
     Policy(policy::Policy),
+    Monitor(monitor::Monitor),
     PlanCluster(plan_cluster::PlanCluster),
 }
 
@@ -51,8 +53,10 @@ pub fn main(args: &[String]) -> ExitCode {
         Err(exit) if exit.status.is_ok() => return say(&exit.output),
         Err(exit) => return complain(exit.output.trim_end()),
     };
-    if let Some(Verb::PlanCluster(verb)) = &cli.verb {
-        return verb.run();
+    match &cli.verb {
+        Some(Verb::PlanCluster(verb)) => return verb.run(),
+        Some(Verb::Monitor(verb)) => return verb.run(),
+        _ => {}
     }
     match answer(&cli) {
         Ok(text) => say(&text),
@@ -67,7 +71,7 @@ fn answer(cli: &Cli) -> Result<String, Error> {
         Some(Verb::Show(_)) => Ok(format!("{:#}\n", pool()?)),
         Some(Verb::List(_)) => list(&pool()?),
         Some(Verb::Policy(verb)) => verb.answer(),
-        Some(Verb::PlanCluster(_)) => unreachable!("it has run"),
+        Some(Verb::Monitor(_) | Verb::PlanCluster(_)) => unreachable!("it has run"),
     }
 }
 

@@ -706,7 +706,6 @@ impl Node {
         if let Some(lease) = lent {
             return Ok(Lease { sandbox: held.sandbox, ..lease.clone() });
         }
-        let seat = self.free_seat(&held.pod)?;
         let Some(eni) = self.enis.get(&held.eni).cloned() else {
             return Err(Error::refused(format!("ENI {} is not set up", held.eni)));
         };
@@ -715,6 +714,7 @@ impl Node {
             true => Wiring::Whole(self.whole(&held, &eni)?),
             false => self.slave(&held, &eni).map_or(Wiring::Shared, Wiring::Ipvlan),
         };
+        let seat = self.free_seat(&held.pod, wiring != Wiring::Shared)?;
         Ok(Lease {
             sticky: self.pods.is_sticky(&held.pod, &self.world.stateful_kinds),
             pod: held.pod,

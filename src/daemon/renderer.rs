@@ -11,6 +11,7 @@ use crate::kernel::bpf::policy::{self, Policy};
 use crate::kernel::tables::{self, Tables};
 use crate::ours;
 use crate::rpc::Lease;
+use crate::rules::{Pods, Renderer, Rules, Write};
 use crate::verdict::Sizes;
 
 /// What the choice goes by.
@@ -50,17 +51,59 @@ fn by_itself() -> Result<Chosen, Error> {
 
 fn iptables(why: String) -> Result<Chosen, Error> {
     tables::probe()?;
-    let renderer = Box::new(Tables::new(tables::MOST));
+    let renderer = Box::new(Mixed { tables: Tables::new(tables::MOST), ebpf: None });
     Ok(Chosen { way: PolicyRenderer::Iptables, why, taken: BTreeSet::new(), renderer })
 }
 
+/// Whether pods can be held to policies whose packets pass no netfilter of the node, on a node where iptables holds the others.
+pub fn holds_inside() -> Result<(), Error> {
+    open().map(drop)
+}
+
+fn open() -> Result<Policy, Error> {
+    Ok(Policy::open(Path::new(ours::BPF_ROOT), &Sizes::default())?.0)
+}
+
+/// iptables for pods without a seat, and eBPF for those with one, once there is one.
+struct Mixed {
+    tables: Tables,
+    ebpf: Option<Policy>,
+}
+
+impl Mixed {
+    fn ebpf(&mut self, seated: &Pods) -> Result<Option<&mut Policy>, Error> {
+        if self.ebpf.is_none() && !seated.is_empty() {
+            self.ebpf = Some(open()?);
+        }
+        Ok(self.ebpf.as_mut())
+    }
+}
+
+fn split(pods: &Pods) -> (Pods, Pods) {
+    pods.clone().into_iter().partition(|(_, placed)| placed.seat == 0)
+}
+
+impl Renderer for Mixed {
+    fn restore(&mut self, rules: &Rules, pods: &Pods) -> Result<(), Error> {
+        let (unseated, seated) = split(pods);
+        self.tables.restore(rules, &unseated)?;
+        self.ebpf(&seated)?.map_or(Ok(()), |ebpf| ebpf.restore(rules, &seated))
+    }
+
+    fn apply(&mut self, writes: &[Write], after: &Rules, pods: &Pods) -> Result<(), Error> {
+        let (unseated, seated) = split(pods);
+        self.tables.apply(writes, after, &unseated)?;
+        self.ebpf(&seated)?.map_or(Ok(()), |ebpf| ebpf.apply(writes, after, &seated))
+    }
+}
+
 fn ebpf(why: String) -> Result<Chosen, Error> {
-    let (policy, _) = Policy::open(Path::new(ours::BPF_ROOT), &Sizes::default())?;
+    let policy = open()?;
     Ok(Chosen { way: PolicyRenderer::Ebpf, why, taken: policy.taken(), renderer: Box::new(policy) })
 }
 
-/// Takes away all that another way than this one has left, from these pods too.
-pub fn leave_others(way: Option<PolicyRenderer>, seated: &[Lease]) {
+/// Takes away all that another way than this one has left, from these pods too. `mixed`: some pods have seats beside iptables.
+pub fn leave_others(way: Option<PolicyRenderer>, seated: &[Lease], mixed: bool) {
     if way != Some(PolicyRenderer::Iptables)
         && let Err(e) = Tables::new(tables::MOST).remove()
     {
@@ -74,7 +117,7 @@ pub fn leave_others(way: Option<PolicyRenderer>, seated: &[Lease]) {
             log::warn!("programs of network policies stay on the links of pod {}: {e}", lease.pod);
         }
     }
-    if let Err(e) = policy::remove(Path::new(ours::BPF_ROOT)) {
+    if !mixed && let Err(e) = policy::remove(Path::new(ours::BPF_ROOT)) {
         log::warn!("network policies as eBPF could not be taken away: {e}");
     }
 }

@@ -527,6 +527,15 @@ impl Model {
         Some(self.objects.addresses(pod).iter().map(|net| net.addr()).collect())
     }
 
+    /// Whose address it is, of the pods that are known.
+    pub fn pod_at(&self, addr: IpAddr) -> Option<&Name> {
+        let has = |(name, pod): &(&Name, &Pod)| {
+            let given = self.objects.given.get(*name).is_some_and(|given| given.contains(&addr));
+            given || !pod.is_on_host && !pod.is_over && pod.addresses.contains(&addr)
+        };
+        self.objects.pods.iter().find(has).map(|(name, _)| name)
+    }
+
     /// What must be watched for the policies that apply to pods of ours, and no more.
     pub fn needs(&self) -> BTreeSet<Need> {
         let locals: Vec<&Pod> = self.objects.our_pods().collect();

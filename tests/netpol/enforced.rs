@@ -298,3 +298,25 @@ impl Talk {
         stream.write_all(b"hello").is_ok() && stream.read_exact(&mut word).is_ok()
     }
 }
+
+#[test]
+fn who_listens_hears_what_is_dropped_and_by_which_policy() {
+    let bench = bench("ebpf", json!({}));
+    let (web, _servers) = bench.serve(0, "web", json!({"app": "web"}));
+    let other = bench.add(0, "other", json!({"app": "other"}));
+    bench.policy("web", only_from("db"));
+    comes_to(&other.pod, &web.ip, false);
+    let text = thread::scope(|scope| {
+        let listener =
+            scope.spawn(|| bench.cluster.node(0).sh("timeout 4 /opt/terway/terway-cli monitor --json || true"));
+        while !listener.is_finished() {
+            assert!(!reaches(&other.pod, &web.ip));
+        }
+        listener.join().expect("it does not panic")
+    });
+    let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let event = events.iter().find(|event| event["dst_port"] == PORT).unwrap_or_else(|| panic!("{text}"));
+    assert_eq!((&event["verdict"], &event["direction"]), (&json!("drop"), &json!("ingress")));
+    assert_eq!((&event["src_pod"], &event["dst_pod"]), (&json!("default/other"), &json!("default/web")));
+    assert_eq!(event["by"], "networkpolicy default/web (no rule allows it)");
+}

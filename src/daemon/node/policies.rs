@@ -1,5 +1,6 @@
 //! Network policies of this node's pods: seats, and ADDs that wait until the pod's rules are in the kernel.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 
@@ -38,6 +39,8 @@ pub(super) struct Guarded {
     seating: BTreeMap<Attachment, u16>,
     /// Nothing is left of another way.
     alone: bool,
+    /// Whether pods can be held whose packets pass no netfilter of the node.
+    inside: OnceCell<Result<(), String>>,
     /// Seats of pods that are gone, which the kernel may know still.
     leaving: BTreeSet<u16>,
     holding: Vec<Holding>,
@@ -76,8 +79,8 @@ impl Node {
         if !policies.on {
             log::info!("network policies are not enforced: disable_network_policy");
             self.guarded.shown = "disabled".into();
-            let seated = self.give_up_seats();
-            thread::spawn(move || renderer::leave_others(None, &seated));
+            let seated = self.give_up_seats(|_| true);
+            thread::spawn(move || renderer::leave_others(None, &seated, false));
             return;
         }
         let inside = ipvlan || self.world.terms.mode == Mode::Whole;
@@ -118,7 +121,7 @@ impl Node {
     /// A pod may be in its seat although its lease does not say so: then nothing changes for it.
     fn find_seat(&mut self, attachment: &Attachment) {
         let lease = self.leases[attachment].clone();
-        if self.guarded.way != Some(PolicyRenderer::Ebpf) || !self.is_guarded(&lease) {
+        if !self.is_guarded(&lease) || self.guarded.way != Some(PolicyRenderer::Ebpf) && !lease.is_inside() {
             return;
         }
         let found = match lease.is_slave() {
@@ -129,7 +132,7 @@ impl Node {
             drop(self.reseat(attachment, Some(seat)));
             return;
         }
-        match self.free_seat(&lease.pod) {
+        match self.free_seat(&lease.pod, lease.is_inside()) {
             Ok(Some(seat)) => drop(self.guarded.seating.insert(attachment.clone(), seat)),
             Ok(None) => {}
             Err(e) => log::error!("pod {}: {e}", lease.pod),
@@ -137,8 +140,8 @@ impl Node {
     }
 
     /// No lease bears a seat any more; those that did.
-    fn give_up_seats(&mut self) -> Vec<Lease> {
-        let seated = self.leases.values().filter(|lease| lease.seat.is_some());
+    fn give_up_seats(&mut self, needless: fn(&Lease) -> bool) -> Vec<Lease> {
+        let seated = self.leases.values().filter(|lease| lease.seat.is_some() && needless(lease));
         let attachments: Vec<Attachment> = seated.map(|lease| lease.sandbox.attachment.clone()).collect();
         attachments.iter().filter_map(|attachment| self.reseat(attachment, None)).collect()
     }
@@ -155,8 +158,9 @@ impl Node {
     }
 
     /// The seat for a new lease of the pod: sandboxes of one pod share it. None: nobody asks for seats.
-    pub(super) fn free_seat(&self, pod: &PodName) -> Result<Option<u16>, Error> {
-        if self.guarded.way != Some(PolicyRenderer::Ebpf) || *pod == nameless() {
+    pub(super) fn free_seat(&self, pod: &PodName, inside: bool) -> Result<Option<u16>, Error> {
+        let has_seats = inside || self.guarded.way == Some(PolicyRenderer::Ebpf);
+        if !self.guarded.is_on() || !has_seats || *pod == nameless() {
             return Ok(None);
         }
         let of_pod = self.leases.values().filter(|lease| lease.pod == *pod);
@@ -186,7 +190,10 @@ impl Node {
     /// Tells where the pod is.
     pub(super) fn seat(&self, lease: &Lease) {
         if self.is_guarded(lease) {
-            let placed = Placed { seat: self.seat_of(lease).unwrap_or_default(), ip: lease.ip };
+            // Who has a seat of an earlier life gives it up.
+            let has_seat = lease.is_inside() || self.guarded.way == Some(PolicyRenderer::Ebpf);
+            let seat = self.seat_of(lease).filter(|_| has_seat).unwrap_or_default();
+            let placed = Placed { seat, ip: lease.ip };
             // A link that gets its first queueing discipline loses packets: pods of the old Terway are left alone until a policy is about them.
             let is_bare = lease.seat.is_none() && self.is_guest(lease);
             self.guarded.tell(News::Placed { name: name_of(&lease.pod), placed, is_bare });
@@ -217,8 +224,11 @@ impl Node {
             return self.give(&answer, lease);
         }
         if self.guarded.way == Some(PolicyRenderer::Iptables) && lease.is_inside() {
-            let why = "iptables sees nothing of what such a pod sends: set policy_renderer to ebpf or auto";
-            return turn_away(&answer, &lease, format!("its network policies cannot be enforced: {why}"));
+            let holds = self.guarded.inside.get_or_init(|| renderer::holds_inside().map_err(|e| e.to_string()));
+            if let Err(e) = holds {
+                let why = "netfilter of the node sees nothing of what such a pod sends, and eBPF is not to be had";
+                return turn_away(&answer, &lease, format!("its network policies cannot be enforced: {why}: {e}"));
+            }
         }
         // It may be an ADD that comes again.
         self.seat(&lease);
@@ -255,7 +265,11 @@ impl Node {
             return;
         }
         let way = self.guarded.way;
-        let given_up = if way == Some(PolicyRenderer::Ebpf) { Vec::new() } else { self.give_up_seats() };
+        let given_up = match way {
+            Some(PolicyRenderer::Ebpf) => Vec::new(),
+            _ => self.give_up_seats(|lease| !lease.is_inside()),
+        };
+        let mixed = self.leases.values().any(|lease| lease.seat.is_some());
         thread::spawn(move || {
             for lease in &seated {
                 if let Err(e) = bandwidth::police(lease) {
@@ -263,7 +277,7 @@ impl Node {
                 }
             }
             if is_first {
-                renderer::leave_others(way, &given_up);
+                renderer::leave_others(way, &given_up, mixed);
             }
         });
     }

@@ -115,6 +115,8 @@ impl Loop {
             "text": text,
             "src": src,
             "dst": dst,
+            "src_pod": self.model.pod_at(src).map(|name| &**name),
+            "dst_pod": self.model.pod_at(dst).map(|name| &**name),
             "allow": why.allow,
             "egress": why.egress.as_ref().map(side),
             "ingress": why.ingress.as_ref().map(side),
