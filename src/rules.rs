@@ -356,6 +356,11 @@ pub trait Renderer: Send {
 
     /// Makes these changes; `after` is what holds then. Where that fails, [`Renderer::restore`] is next.
     fn apply(&mut self, writes: &[Write], after: &Rules, pods: &Pods) -> Result<(), Error>;
+
+    /// What it counts, as people are shown it; null where it counts nothing.
+    fn figures(&self) -> Result<serde_json::Value, Error> {
+        Ok(serde_json::Value::Null)
+    }
 }
 
 /// One change. Done in the order given, every packet in between gets the answer from before or the one from after.

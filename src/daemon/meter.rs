@@ -69,6 +69,7 @@ pub fn page(show: Option<&Value>) -> String {
         let rows =
             table.iter().filter_map(|kind| Some((vec![("kind", kind.to_string())], show["services"][kind].as_u64()?)));
         page.gauge("terway_service_table", "Rows of the table of Services.", &rows.collect::<Vec<_>>());
+        policies(&mut page, &show["policies"]);
     }
     page.text()
 }
@@ -106,6 +107,29 @@ fn enis(page: &mut Page, pool: &Value, most: u64) {
     };
     let by_eni: Vec<_> = all.iter().map(of_eni).collect();
     page.gauge("terway_eniip_factory_ip_count", "Addresses of each ENI.", &by_eni);
+}
+
+/// Nothing is told of what nobody counts.
+fn policies(page: &mut Page, policies: &Value) {
+    let number = |value: &Value| value.as_u64();
+    let kinds = ["pods", "peers", "classes", "prefixes", "rule_sets", "programs"];
+    let table = kinds.iter().filter_map(|kind| Some((vec![("kind", kind.to_string())], number(&policies[kind])?)));
+    page.gauge("terway_policy_table", "Rows of the tables of network policies.", &table.collect::<Vec<_>>());
+    let (drops, flows) = (&policies["figures"]["drops"], &policies["figures"]["flows"]);
+    let by_reason = drops.as_object().into_iter().flatten().flat_map(|(reason, sums)| {
+        let of = |direction: &str| {
+            let labels = vec![("reason", reason.clone()), ("direction", direction.to_owned())];
+            Some((labels, number(&sums[direction])?))
+        };
+        ["to_pod", "from_pod"].map(of)
+    });
+    let help = "Packets that were dropped because of network policies.";
+    page.counter("terway_policy_drops_total", help, &by_reason.flatten().collect::<Vec<_>>());
+    let one = |key: &str| number(&flows[key]).map(|count| (vec![], count));
+    let (known, room, evicted) = (one("known"), one("room"), one("evicted"));
+    page.gauge("terway_policy_flows", "Flows that are known.", known.as_slice());
+    page.gauge("terway_policy_flows_max", "Flows that there is room for.", room.as_slice());
+    page.counter("terway_policy_flows_evicted_total", "Flows forgotten for want of room.", evicted.as_slice());
 }
 
 fn calls(page: &mut Page, calls: &Value) {

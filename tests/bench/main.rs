@@ -1,6 +1,6 @@
 //! `make bench`: our numbers beside those of a peer, in one run, as a table and as `target/bench.json`.
 //!
-//! With `--strict` a missed goal is a failure; `verbs`, `ordinary` (with the verbs), `shape`, `large`, `services`, `connect`, `ipvlan`, `repair` or `start` (a piece of
+//! With `--strict` a missed goal is a failure; `verbs`, `ordinary` (with the verbs), `shape`, `large`, `services`, `connect`, `ipvlan`, `policy`, `repair` or `start` (a piece of
 //! `ordinary`) measures that part only. `versus PATH` measures the verbs beside another build of ours instead.
 
 mod burst;
@@ -9,6 +9,7 @@ mod connect;
 mod exec;
 mod idle;
 mod peer;
+mod policy;
 mod repair;
 mod rtt;
 mod services;
@@ -121,6 +122,12 @@ fn measure(table: &mut Table) {
     if is_asked("connect") {
         let mut cluster = Cluster::new(config(), connect::NODES, "ecs.sim.large");
         connect::measure(&mut cluster, table);
+    }
+    if is_asked("policy") {
+        let mut cluster = Cluster::new(config(), 1, "ecs.sim.250");
+        fill_with(&mut cluster, 0, policy::HERE + 4, &json!({"policy_renderer": "ebpf"}));
+        let _pods: Vec<Member> = (0..policy::HERE).map(|i| cluster.add(0, &format!("n0-{i}"))).collect();
+        policy::measure(&mut cluster, 0, table);
     }
     if is_asked("ipvlan") {
         slave::measure(table);

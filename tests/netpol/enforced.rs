@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::{Bench, DROPPED, PORT, comes_to, only_from, reaches};
-use crate::sim::cluster::{Member, soon};
+use crate::sim::cluster::{Member, soon, within};
 use crate::sim::traffic::Place;
 
 /// Starts of pods of the test of first packets; `TERWAY_STARTS` says another number.
@@ -54,6 +54,11 @@ fn a_change_opens_and_cuts(renderer: &str) {
     bench.policy("web", only_from("db"));
     comes_to(&other.pod, &web.ip, false);
     assert!(reaches(&near.pod, &web.ip) && !reaches(&far.pod, &web.ip));
+    if renderer == "ebpf" {
+        let drops = || bench.shown(0)["figures"]["drops"]["policy"]["to_pod"].as_u64();
+        assert!(within(Duration::from_secs(30), || drops() > Some(1)), "drops are counted");
+        assert!(bench.shown(0)["figures"]["flows"]["known"].as_u64() > Some(0));
+    }
     // Probes of the kubelet, and what the pod itself begins.
     assert!(reaches(&**bench.cluster.node(0), &web.ip));
     let (db, _server) = bench.serve(1, "db", json!({"app": "db"}));

@@ -66,6 +66,8 @@ fn metrics_are_told_under_the_old_names_and_readiness_is_the_truth() {
         assert!(metrics.contains(&format!("{start}{{{pool}}} ")), "no {start} with {pool} in {metrics}");
     }
     what_is_watched_is_told(&metrics);
+    let pods = "\nterway_policy_table{kind=\"pods\"} 2\n";
+    soon("it tells of policies", || told(&cluster, "GET /metrics HTTP/1.1").1.contains(pods));
     let failed =
         metrics.lines().any(|line| line.starts_with("aliyun_openapi_latency_count") && line.contains("error=\"true\""));
     assert!(failed, "calls that failed are counted as such: {metrics}");

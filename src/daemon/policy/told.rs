@@ -72,6 +72,7 @@ impl Loop {
             "rule_sets": rules.sets.len(),
             "programs": rules.programs.len(),
             "writes": self.writes,
+            "figures": self.chosen.as_ref().and_then(|chosen| chosen.renderer.figures().ok()),
             "known_pods": self.shelf.count(Kind::Pods),
             "watches": watches,
             "watches_begun": self.watches.begun(),

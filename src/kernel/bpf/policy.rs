@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+
 use super::load::{Aligned, Linked, Object};
 use super::map::Map;
 use super::pin::{self, Age};
@@ -423,6 +425,16 @@ impl Renderer for Policy {
         writes.iter().try_for_each(|write| self.write(bank, write, after, pods)).context(doing)?;
         self.seat_all(after, pods).context(doing)?;
         self.turn().context(doing)
+    }
+
+    fn figures(&self) -> Result<Value, Error> {
+        let (counts, Pressure { flows, room, evicted }) = (self.counts()?, self.pressure()?);
+        let drops = Why::ALL.into_iter().filter(|why| why.is_drop()).map(|why| {
+            let [to_pod, from_pod] = counts.of(why);
+            (why.label().to_owned(), json!({"to_pod": to_pod, "from_pod": from_pod}))
+        });
+        let drops: serde_json::Map<String, Value> = drops.collect();
+        Ok(json!({"drops": drops, "flows": {"known": flows, "room": room, "evicted": evicted}}))
     }
 }
 
