@@ -69,6 +69,7 @@ const NEWER: &[(&str, &str, &str)] = &[
     ("qdisc clsact", "4.5", "ENOENT, and ingress is taken"),
     ("skbedit 8", "4.10", "TCA_SKBEDIT_MASK: read over, and the whole of a mark that was 0 is set"),
     ("filter bpf", "3.13", "bpf(2) fails before this is sent, and skbedit is taken"),
+    ("bpf 3", "3.13", "TCA_BPF_CLASSID: the same"),
     ("bpf 6", "4.1", "TCA_BPF_FD: the same"),
     ("bpf 7", "4.1", "TCA_BPF_NAME: the same"),
     ("bpf 8", "4.4", "TCA_BPF_FLAGS: the same before 4.2; 4.2 and 4.3 mark, but check takes the filter for another"),
