@@ -21,6 +21,7 @@ use terway::verdict::{Event, Sizes, Why};
 
 use super::maps::BpfFs;
 use super::packets::{ACK, Packet, SYN};
+use crate::sim::skip;
 use crate::sim::traffic::Place;
 use crate::vm::without_bpf;
 
@@ -646,6 +647,9 @@ fn a_class_is_of_the_longest_prefix_and_of_its_family() {
 
 #[test]
 fn what_is_dropped_is_told_to_who_listens() {
+    if !Path::new("/proc/sys/kernel/perf_event_paranoid").exists() {
+        return skip::because("needs perf events");
+    }
     let mut bench = Bench::new("told");
     bench.say(Some(&[(TCP, Some(80))]), None);
     let (good, bad) = (to_pod((1000, 80), SYN), to_pod((1000, 81), SYN));

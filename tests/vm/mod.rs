@@ -84,7 +84,7 @@ fn user_mode_linux_runs_a_node_whose_pods_are_slaves() {
 #[test]
 fn user_mode_linux_leads_sockets_to_services() {
     let changes = "bpf::sockets::a_change_under_load_never_leads_anywhere_else";
-    guest(Guest::Uml(0), &["bpf::"], &[changes], &[("needs INET_DIAG_DESTROY", 1)]);
+    guest(Guest::Uml(0), &["bpf::"], &[changes], &[("needs INET_DIAG_DESTROY", 1), ("needs perf events", 1)]);
 }
 
 /// Not all that the other guest runs: each command that a test starts takes a tenth of a second there.
