@@ -16,9 +16,10 @@ use ipnet::IpNet;
 
 use super::ipset::Sets;
 use crate::chains::{Chains, FAMILIES, Family, HOOKS, Members, Use, chains, sets};
+use crate::cluster::Name;
 use crate::error::{Context, Error};
 use crate::ours;
-use crate::rules::{Pods, Renderer, Rules, Write};
+use crate::rules::{DIRECTIONS, Direction, Pods, Renderer, Rules, Write};
 
 /// How many members a set may have, unless told otherwise: all prefixes that policies can name on a large cluster.
 pub const MOST: u32 = 1 << 18;
@@ -34,6 +35,8 @@ pub struct Tables {
     known: Option<[Known; FAMILIES.len()]>,
     /// Sets that were still in use when nothing needed them any more.
     left: BTreeSet<String>,
+    /// Pods that had rules when the chains were written.
+    ruled: BTreeSet<Name>,
 }
 
 /// Our sets in the network namespace of the calling thread.
@@ -65,7 +68,7 @@ struct Shown {
 
 impl Tables {
     pub fn new(most: u32) -> Tables {
-        Tables { most, sets: None, known: None, left: BTreeSet::new() }
+        Tables { most, sets: None, known: None, left: BTreeSet::new(), ruled: BTreeSet::new() }
     }
 
     /// Everything of ours goes.
@@ -74,7 +77,7 @@ impl Tables {
     }
 
     /// Reads what is there of this family.
-    fn look(&mut self, family: Family) -> Result<(Known, Shown), Error> {
+    fn look(&mut self, family: Family) -> Result<Known, Error> {
         let mut known = Known::default();
         for set in self.sets()?.list(ours::POLICY_PREFIX)? {
             match set.family {
@@ -87,7 +90,7 @@ impl Tables {
                 }
             }
         }
-        Ok((known, Shown::read(family)?))
+        Ok(known)
     }
 
     fn sets(&mut self) -> Result<&mut Sets, Error> {
@@ -161,15 +164,31 @@ impl Tables {
         );
     }
 
-    fn restore_family(&mut self, family: Family, rules: &Rules, pods: &Pods) -> Result<Known, Error> {
+    fn restore_family(
+        &mut self,
+        family: Family,
+        shown: Result<Shown, Error>,
+        rules: &Rules,
+        pods: &Pods,
+    ) -> Result<Known, Error> {
         let wanted = Wanted::of(rules, pods, family);
-        let (mut known, shown) = match self.look(family) {
+        let (mut known, shown) = match self.look(family).and_then(|known| Ok((known, shown?))) {
             // A node without iptables of a family, or without sets, has nothing of ours either.
             Err(_) if wanted.sets.is_empty() => return Ok(Known::default()),
             seen => seen?,
         };
         self.turn(family, &mut known, Some(&shown), &wanted)?;
         Ok(known)
+    }
+
+    /// Whether any of these changes a chain or a set: pods without rules come and go, and nothing is written for them.
+    fn concerns(&self, writes: &[Write], after: &Rules, pods: &Pods) -> bool {
+        let nobody = self.ruled.is_empty() && after.sets.values().all(|set| set.rules.tiers.is_empty());
+        let is_idle = |write: &Write| match write {
+            Write::Pod(name, _) => !self.ruled.contains(name) && !(pods.contains_key(name) && is_ruled(after, name)),
+            _ => false,
+        };
+        !nobody && !writes.iter().all(is_idle)
     }
 
     fn apply_to(&mut self, known: &mut [Known; FAMILIES.len()], rules: &Rules, pods: &Pods) -> Result<(), Error> {
@@ -184,17 +203,41 @@ impl Renderer for Tables {
     fn restore(&mut self, rules: &Rules, pods: &Pods) -> Result<(), Error> {
         self.known = None;
         let doing = || "write network policies as ipsets and chains";
-        let [v4, v6] = FAMILIES.map(|family| self.restore_family(family, rules, pods).context(doing));
-        self.known = Some([v4?, v6?]);
+        // A program is run for each, and somebody waits for this.
+        let shown = thread::scope(|scope| {
+            let readers = FAMILIES.map(|family| scope.spawn(move || Shown::read(family)));
+            readers.map(|reader| reader.join().expect("a panic ends the process"))
+        });
+        let mut known = Vec::new();
+        for (family, shown) in FAMILIES.into_iter().zip(shown) {
+            known.push(self.restore_family(family, shown, rules, pods).context(doing)?);
+        }
+        self.known = known.try_into().ok();
+        self.ruled = ruled(rules, pods);
         Ok(())
     }
 
-    fn apply(&mut self, _: &[Write], after: &Rules, pods: &Pods) -> Result<(), Error> {
+    fn apply(&mut self, writes: &[Write], after: &Rules, pods: &Pods) -> Result<(), Error> {
+        if self.known.is_some() && !self.concerns(writes, after, pods) {
+            return Ok(());
+        }
         let Some(mut known) = self.known.take() else { return self.restore(after, pods) };
         self.apply_to(&mut known, after, pods).context(|| "write changes of network policies as ipsets and chains")?;
         self.known = Some(known);
+        self.ruled = ruled(after, pods);
         Ok(())
     }
+}
+
+/// Pods that policies say something of.
+fn ruled(rules: &Rules, pods: &Pods) -> BTreeSet<Name> {
+    pods.keys().filter(|name| is_ruled(rules, name)).cloned().collect()
+}
+
+fn is_ruled(rules: &Rules, pod: &str) -> bool {
+    let Some(sets) = rules.pods.get(pod) else { return false };
+    let of = |direction: Direction| rules.sets.get(&sets.of(direction));
+    DIRECTIONS.into_iter().filter_map(of).any(|set| !set.rules.tiers.is_empty())
 }
 
 /// What there is to be.

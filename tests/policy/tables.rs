@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use terway::kernel::tables::{MOST, Tables};
-use terway::rules::{Pods, Renderer, Rules, TCP, UDP};
+use terway::rules::{self, Pods, Renderer, Rules, TCP, UDP};
 
 use super::field::{Field, Probe, Ruler, cluster};
 use super::oracle::World;
@@ -234,7 +234,9 @@ fn a_set_that_is_full_is_named_and_what_was_there_goes_on() {
     let mut fuller = Ruler::new();
     fuller.hear(&three);
     fuller.settle();
-    let refused = field.node.run(|| tables.apply(&[], &fuller.rules, &fuller.pods)).unwrap_err().to_string();
+    let prefixes = fuller.rules.prefixes.iter();
+    let writes: Vec<rules::Write> = prefixes.map(|(net, class)| rules::Write::Prefix(*net, Some(*class))).collect();
+    let refused = field.node.run(|| tables.apply(&writes, &fuller.rules, &fuller.pods)).unwrap_err().to_string();
     assert!(refused.contains("TERWAY-P4-") && refused.contains("the set is full"), "{refused}");
     let probes = [probe(&field, "x/b", "x/a", 0, UDP), probe(&field, "y/a", "x/a", 0, UDP)];
     assert_eq!(field.round(&probes, &[true, false]), [""; 0]);
