@@ -44,8 +44,10 @@ pub fn needs<'a>(
 ) -> BTreeSet<Need> {
     let mut all = BTreeSet::from([Need::GlobalPolicies]);
     let asks_accounts = policies.clone().any(|policy| policy.subject.account.is_some());
-    for pod in locals {
-        let space: Box<str> = namespace_of(&pod.name).into();
+    // Pods are many, and their namespaces few.
+    let spaces: BTreeSet<&str> = locals.map(|pod| namespace_of(&pod.name)).collect();
+    for space in spaces {
+        let space: Box<str> = space.into();
         if asks_accounts {
             all.insert(Need::Accounts(Scope { space: Some(space.clone()), labels: Box::default() }));
         }

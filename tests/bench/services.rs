@@ -110,7 +110,7 @@ fn wait(cluster: &Cluster, n: usize, holds: impl Fn(&Value) -> bool) {
 /// What the daemon itself says of its first load.
 fn own_words(cluster: &Cluster, n: usize) -> String {
     let log = cluster.log(n);
-    log.lines().find(|line| line.contains("are led at the socket")).unwrap_or_default().to_owned()
+    log.lines().find(|line| line.contains("endpoints are led at the socket")).unwrap_or_default().to_owned()
 }
 
 fn load(cluster: &Cluster, n: usize) -> f64 {
