@@ -185,7 +185,7 @@ impl Tables {
     fn concerns(&self, writes: &[Write], after: &Rules, pods: &Pods) -> bool {
         let nobody = self.ruled.is_empty() && after.sets.values().all(|set| set.rules.tiers.is_empty());
         let is_idle = |write: &Write| match write {
-            Write::Pod(name, _) => !self.ruled.contains(name) && !(pods.contains_key(name) && is_ruled(after, name)),
+            Write::Pod(name, _) => !(self.ruled.contains(name) || pods.contains_key(name) && is_ruled(after, name)),
             _ => false,
         };
         !nobody && !writes.iter().all(is_idle)
