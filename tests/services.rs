@@ -133,6 +133,17 @@ fn told(stream: std::io::Result<TcpStream>) -> std::io::Result<SocketAddr> {
     text.parse().map_err(|_| std::io::Error::other(format!("{text:?} is no address")))
 }
 
+/// A Service `web` at 172.21.0.80 and the one pod behind it, which serves; a client is led there.
+fn led() -> (Bench, [Member; 2], Vec<(Servers, SocketAddr)>) {
+    let bench = Bench::new(json!({}));
+    let pods = ["one", "client"].map(|name| bench.cluster.add(0, name));
+    let servers = serve(&[&pods[0]]);
+    bench.service("web", "172.21.0.80", json!({}));
+    bench.endpoints("web", &[(servers[0].1, json!({}))]);
+    bench.leads(&pods[1].pod, "172.21.0.80:80", &[servers[0].1]);
+    (bench, pods, servers)
+}
+
 /// A server in each of these pods, all on one port.
 fn serve(pods: &[&Member]) -> Vec<(Servers, SocketAddr)> {
     pods.iter()

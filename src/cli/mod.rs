@@ -53,25 +53,20 @@ pub fn main(args: &[String]) -> ExitCode {
         Err(exit) if exit.status.is_ok() => return say(&exit.output),
         Err(exit) => return complain(exit.output.trim_end()),
     };
-    match &cli.verb {
-        Some(Verb::PlanCluster(verb)) => return verb.run(),
-        Some(Verb::Monitor(verb)) => return verb.run(),
-        _ => {}
+    if cli.version {
+        return say(&format!("terway {}\n", env!("CARGO_PKG_VERSION")));
     }
-    match answer(&cli) {
+    let Some(verb) = cli.verb else { return complain("nothing to do; terway-cli --help lists the commands") };
+    let answer = match verb {
+        Verb::PlanCluster(verb) => return verb.run(),
+        Verb::Monitor(verb) => return verb.run(),
+        Verb::Show(_) => pool().map(|pool| format!("{pool:#}\n")),
+        Verb::List(_) => pool().and_then(|pool| list(&pool)),
+        Verb::Policy(verb) => verb.answer(),
+    };
+    match answer {
         Ok(text) => say(&text),
         Err(e) => complain(e),
-    }
-}
-
-fn answer(cli: &Cli) -> Result<String, Error> {
-    match &cli.verb {
-        _ if cli.version => Ok(format!("terway {}\n", env!("CARGO_PKG_VERSION"))),
-        None => Err(Error::refused("nothing to do; terway-cli --help lists the commands")),
-        Some(Verb::Show(_)) => Ok(format!("{:#}\n", pool()?)),
-        Some(Verb::List(_)) => list(&pool()?),
-        Some(Verb::Policy(verb)) => verb.answer(),
-        Some(Verb::Monitor(_) | Verb::PlanCluster(_)) => unreachable!("it has run"),
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) struct State {
     pub instance_groups: Vec<String>,
     pub leases: BTreeMap<Attachment, Held>,
     /// How many leases name an ENI, whether or not the cloud knows the address.
-    pub lent_from: BTreeMap<String, u32>,
+    pub leases_on: BTreeMap<String, u32>,
     /// How many leases there are on an address: more than one only if the ledger says so.
     pub taken: Tally,
     /// Leases whose address the cloud does not know.
@@ -121,7 +121,7 @@ impl State {
             nics: BTreeMap::new(),
             foreign: 0,
             leases: BTreeMap::new(),
-            lent_from: BTreeMap::new(),
+            leases_on: BTreeMap::new(),
             taken: Tally::default(),
             lost: BTreeSet::new(),
             rests: BTreeMap::new(),
@@ -239,17 +239,17 @@ impl State {
         if let Some(nic) = self.nics.get_mut(&held.eni) {
             nic.lent |= held.whole;
         }
-        *self.lent_from.entry(held.eni.clone()).or_default() += 1;
+        *self.leases_on.entry(held.eni.clone()).or_default() += 1;
         if let Some(before) = self.leases.insert(held.sandbox.attachment.clone(), held) {
             self.one_less(&before.eni);
         }
     }
 
     fn one_less(&mut self, eni: &str) {
-        let count = self.lent_from.get_mut(eni).expect("its lease was counted");
+        let count = self.leases_on.get_mut(eni).expect("its lease was counted");
         *count -= 1;
         if *count == 0 {
-            self.lent_from.remove(eni);
+            self.leases_on.remove(eni);
         }
     }
 
@@ -369,7 +369,7 @@ impl State {
 
     /// A lease names this ENI.
     pub fn leased_from(&self, eni: &str) -> bool {
-        self.lent_from.contains_key(eni)
+        self.leases_on.contains_key(eni)
     }
 
     /// A lease has the whole of this ENI.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{Bench, ask, put_endpoints, serve};
+use super::{Bench, ask, led, put_endpoints, serve};
 use crate::bpf::cell::Threads;
 use crate::sim::cluster::{Member, soon};
 use crate::sim::traffic::Place;
@@ -83,12 +83,7 @@ fn a_hundred_kills_cost_no_request() {
 
 #[test]
 fn twenty_upgrades_cost_no_request() {
-    let mut bench = Bench::new(json!({}));
-    let (one, client) = (bench.cluster.add(0, "one"), bench.cluster.add(0, "client"));
-    let servers = serve(&[&one]);
-    bench.service("web", "172.21.0.80", json!({}));
-    bench.endpoints("web", &[(servers[0].1, json!({}))]);
-    bench.leads(&client.pod, "172.21.0.80:80", &[servers[0].1]);
+    let (mut bench, [_one, client], _servers) = led();
     let programs = |bench: &Bench| bench.cluster.node(0).sh("ls /sys/fs/bpf/terway/*");
     let before = programs(&bench);
     let cgroup = bench.threads.path().to_owned();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Bench, ask, serve};
+use super::{Bench, ask, led, serve};
 use crate::bpf::cell::Threads;
 use crate::sim::cluster::soon;
 use crate::sim::kube::Trouble;
@@ -63,12 +63,7 @@ fn one_broken_object_is_refused_and_the_others_serve() {
 
 #[test]
 fn a_list_that_breaks_off_takes_nothing_away() {
-    let mut bench = Bench::new(json!({}));
-    let (one, client) = (bench.cluster.add(0, "one"), bench.cluster.add(0, "client"));
-    let servers = serve(&[&one]);
-    bench.service("web", "172.21.0.80", json!({}));
-    bench.endpoints("web", &[(servers[0].1, json!({}))]);
-    bench.leads(&client.pod, "172.21.0.80:80", &[servers[0].1]);
+    let (mut bench, [_one, client], servers) = led();
     // What was seen is forgotten by the server, and the lists that follow fail, some of them half way.
     let half = br#"{"metadata":{"resourceVersion":"9"},"items":[{"metadata":{"name":"#.to_vec();
     bench.cluster.kube.fail(4, "list", Trouble::Body(half));
@@ -156,12 +151,7 @@ fn a_kernel_that_refuses_is_told_of_and_pods_are_served() {
 
 #[test]
 fn who_does_not_want_it_any_more_is_rid_of_it() {
-    let mut bench = Bench::new(json!({}));
-    let (one, client) = (bench.cluster.add(0, "one"), bench.cluster.add(0, "client"));
-    let servers = serve(&[&one]);
-    bench.service("web", "172.21.0.80", json!({}));
-    bench.endpoints("web", &[(servers[0].1, json!({}))]);
-    bench.leads(&client.pod, "172.21.0.80:80", &[servers[0].1]);
+    let (mut bench, [_one, client], servers) = led();
     bench.cluster.stop(0);
     assert_eq!(bench.ask(&client.pod, "172.21.0.80:80"), Ok(servers[0].1), "it serves without the daemon");
     bench.cluster.configure(0, &json!({"ebpf_services": false, "cgroup_root": bench.threads.path()}));
@@ -172,12 +162,7 @@ fn who_does_not_want_it_any_more_is_rid_of_it() {
 
 #[test]
 fn another_cgroup_has_the_programs_and_the_one_before_has_none() {
-    let mut bench = Bench::new(json!({}));
-    let (one, client) = (bench.cluster.add(0, "one"), bench.cluster.add(0, "client"));
-    let servers = serve(&[&one]);
-    bench.service("web", "172.21.0.80", json!({}));
-    bench.endpoints("web", &[(servers[0].1, json!({}))]);
-    bench.leads(&client.pod, "172.21.0.80:80", &[servers[0].1]);
+    let (mut bench, [_one, client], servers) = led();
     bench.cluster.stop(0);
     let other = Threads::new();
     bench.cluster.configure(0, &json!({"ebpf_services": true, "cgroup_root": other.path()}));
