@@ -670,7 +670,6 @@ impl Node {
                     self.noted("address kept for a pod", held);
                 }
                 self.will_be_wired(&attachment);
-                self.seat(&lease);
                 self.leases.insert(attachment, lease);
                 self.direct();
                 self.untold = true;

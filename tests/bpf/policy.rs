@@ -554,6 +554,17 @@ fn other_sizes_or_another_release_mean_other_programs_and_nothing_is_left_behind
 }
 
 /// The rules of one life, numbered as it likes: from OTHER the pod takes TCP port 80, from others nothing.
+#[test]
+fn those_who_open_at_once_open_the_same_maps() {
+    let fs = BpfFs::new("atonce");
+    let open = || Policy::open_as(fs.path(), &SIZES, &MARKED.0).map(|(_, age)| age);
+    let ages = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap().unwrap()).collect::<Vec<Age>>()
+    });
+    assert_eq!(ages.iter().filter(|age| **age == Age::New).count(), 1, "{ages:?}");
+}
+
 fn numbered(base: u32) -> Rules {
     let mut rules = Rules::default();
     let (open, shut): (u32, u32) = (base + 1, base + 2);

@@ -230,7 +230,7 @@ impl Node {
                 return turn_away(&answer, &lease, format!("its network policies cannot be enforced: {why}: {e}"));
             }
         }
-        // It may be an ADD that comes again.
+        // Told of no earlier: one that is turned away is not to keep others from being admitted.
         self.seat(&lease);
         let deadline = deadline.min(clock::now() + PATIENCE);
         self.guarded.holding.push(Holding { answer, lease, deadline });

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -31,6 +31,8 @@ const RELEASE: &str = "release-";
 const GRACE: Duration = Duration::from_secs(1);
 /// How often an element is written for which the kernel has no memory at once: it fetches more in its own time.
 const TRIES: u32 = 100;
+/// Two who make maps at once would pin some of the one and some of the other.
+static OPENING: Mutex<()> = Mutex::new(());
 
 /// The renderer for kernels from 4.19 on.
 pub struct Policy {
@@ -87,6 +89,7 @@ impl Policy {
 
     /// The same with a variant of the object.
     pub fn open_as(root: &Path, sizes: &Sizes, object: &'static [u8]) -> Result<(Policy, Age), Error> {
+        let _alone = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = pin::folder(root, &below())?;
         let shapes = shapes(object, sizes)?;
         let (maps, age) = match pinned(&folder, &shapes)? {
