@@ -5,6 +5,7 @@ mod architecture;
 mod bpf;
 mod cloud;
 mod datapath;
+mod documents;
 mod exclusive;
 mod fabric;
 mod fire;
