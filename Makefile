@@ -8,7 +8,7 @@ export TERWAY_BINARY := $(CURDIR)/$(BINARY)
 # Where cargo put the demo. It is run without cargo in between, which would not wait for its end after a Ctrl-C.
 DEMO := cargo test --test demo --no-run --message-format=json 2>/dev/null | sed -n 's/.*"executable":"\([^"]*\/demo-[^"]*\)".*/\1/p'
 
-.PHONY: help demo test test-kernels bench build package package-aarch64 deps check clean
+.PHONY: help demo test test-kernels bench build package package-aarch64 deps check docs clean
 
 help:
 	@echo "make demo    build, then show two nodes, 16 pods and every path between them   (KEEP=1 leaves the world up)"
@@ -18,6 +18,7 @@ help:
 	@echo "make build   the static binary: $(BINARY)"
 	@echo "make package  a DEB and an RPM of it: target/packages   (RELEASE=2 is the second of a version; make package-aarch64: cross-built)"
 	@echo "make check   format and lints"
+	@echo "make docs    docs/configuration.md from the code, after a key has changed"
 
 deps:
 	@tests/deps.sh
@@ -56,6 +57,10 @@ bench: build
 check:
 	@cargo fmt --check
 	@cargo clippy --all-targets -- -D warnings
+
+docs: deps
+	@TERWAY_DOCS=write cargo test -q --test main documents::
+	@git --no-pager diff --stat -- docs
 
 clean:
 	@cargo clean

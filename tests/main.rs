@@ -6,6 +6,7 @@ mod bpf;
 mod cli;
 mod cloud;
 mod datapath;
+mod documents;
 mod exclusive;
 mod fabric;
 mod fire;
