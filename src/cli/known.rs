@@ -95,8 +95,12 @@ impl Known {
 
 /// The configuration as the file has it, without what a ConfigMap lays over it.
 pub fn config() -> Result<Config, Error> {
-    let doing = || format!("read {}", ours::CONFIG);
-    let text = fs::read(ours::CONFIG).context(doing)?;
+    config_at(Path::new(ours::CONFIG))
+}
+
+pub fn config_at(path: &Path) -> Result<Config, Error> {
+    let doing = || format!("read {}", path.display());
+    let text = fs::read(path).context(doing)?;
     let (config, _) = Config::parse(&text, &BTreeMap::new()).context(doing)?;
     Ok(config)
 }
