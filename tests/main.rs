@@ -3,6 +3,7 @@
 mod adopt;
 mod architecture;
 mod bpf;
+mod cli;
 mod cloud;
 mod datapath;
 mod documents;

@@ -421,7 +421,7 @@ impl Story {
             say(name, &format!("nsenter --net={}", ns.path().display()));
         }
         self.screen.line("");
-        say("node:", "/opt/terway/terway-cli list; ip rule; ip route show table 1000");
+        say("node:", "/opt/terway/terway-cli pods; ip rule; ip route show table 1000");
         say("", "less /var/log/terwayd.log");
         if let Some(guest) = self.guests.last() {
             say("pod:", &format!("ping {0}; echo hello | busybox nc {0} {PORT}", guest.member.ip));
