@@ -11,7 +11,8 @@ DEMO := cargo test --test demo --no-run --message-format=json 2>/dev/null | sed 
 .PHONY: help demo test test-kernels bench build package package-aarch64 deps check docs clean
 
 help:
-	@echo "make demo    build, then show two nodes, 16 pods and every path between them   (KEEP=1 leaves the world up)"
+	@echo "make demo    build, then show nodes, pods and every path between them; a report: target/demo.html"
+	@echo "             (MODE=policy-route, ipvlan or exclusive; KEEP=1 leaves the world up)"
 	@echo "make test    build, then run every test"
 	@echo "make test-kernels   of these the ones on other kernels: without eBPF, and Debian's two in guests"
 	@echo "make bench   build, then measure; also written to target/bench.json      (STRICT=1 fails on a missed goal)"
@@ -41,9 +42,10 @@ package-aarch64: build
 
 demo: build
 	@cargo test --test demo --no-run
-	@exec "$$($(DEMO))" $(if $(KEEP),--keep)
+	@exec "$$($(DEMO))" --mode $(or $(MODE),policy-route) $(if $(KEEP),--keep)
 
 test: build
+	@tests/browser.sh --install
 	@rm -f target/skipped
 	@cargo test -- --test-threads=2
 	@tests/skips.sh

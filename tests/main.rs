@@ -16,6 +16,7 @@ mod kube;
 mod netpol;
 mod node;
 mod package;
+mod page;
 mod plugin;
 mod policy;
 mod runtime;
