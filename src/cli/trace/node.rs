@@ -27,7 +27,7 @@ impl<'a> Walk<'a> {
         let (to, mark) = (self.flow.to, mark(self.lease));
         let veth = outer(&plan);
         match self.goal()? {
-            Goal::Pod(other, link) => self.to_pod(other, &veth, &link),
+            Goal::Pod(other, link) => self.at_pod(other, &veth, &link),
             Goal::Node => {
                 self.goes(to, Some(self.flow.from), &veth, mark, None)?;
                 self.back("")
@@ -51,7 +51,7 @@ impl<'a> Walk<'a> {
     }
 
     /// To another pod of this node (or the same), and back from there.
-    fn to_pod(&mut self, other: &'a Lease, veth: &str, link: &str) -> Onward {
+    fn at_pod(&mut self, other: &'a Lease, veth: &str, link: &str) -> Onward {
         let plan = self.plan(other);
         self.all("node", None, plan.host.iter().filter(|object| leads_in(object)))?;
         self.goes(self.flow.to, Some(self.flow.from), veth, mark(self.lease), Some(link))?;
