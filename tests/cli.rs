@@ -2,6 +2,7 @@
 
 mod bundle;
 mod doctor;
+mod pages;
 mod trace;
 mod verbs;
 

@@ -79,7 +79,7 @@ fn a_node_that_is_well_has_no_problem_and_each_that_it_gets_is_found() {
             "cp /run/eni.json /etc/eni/eni.json",
             "configuration",
             "/etc/eni/eni.json",
-            "README",
+            "docs/configuration.md",
         ),
     ];
     for (damage, undo, check, words, remedy) in on_node {

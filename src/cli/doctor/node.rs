@@ -20,8 +20,7 @@ pub fn daemon(patient: &mut Patient) -> Found {
 
 pub fn configuration(patient: &mut Patient) -> Found {
     let Err(e) = &patient.config else { return Ok(Vec::new()) };
-    let remedy =
-        "the README's reference of /etc/eni/eni.json has all keys; a file that cannot be read is not taken over";
+    let remedy = "mend it: docs/configuration.md has all keys; terwayd goes on by what it read last";
     Ok(vec![Finding::problem(e.to_string(), remedy).into()])
 }
 
