@@ -187,7 +187,7 @@ pub fn managers(patient: &mut Patient) -> Found {
 fn unleashed((name, sign, folders): &(&str, &str, &[&str])) -> Option<Finding> {
     let is_ours = |entry: fs::DirEntry| entry.file_name().to_string_lossy().contains("terway");
     let is_told = |folder: &&str| fs::read_dir(folder).into_iter().flatten().flatten().any(is_ours);
-    if !Path::new(sign).exists() || folders.iter().any(|folder| is_told(folder)) {
+    if !Path::new(sign).exists() || folders.iter().any(is_told) {
         return None;
     }
     let what = format!("{name} runs, and nothing keeps it away from ENIs");
