@@ -222,7 +222,12 @@ const POLICIES: &[Key] = &[
         All,
         "the most addresses and prefixes that policies of this node may name, pods that their selectors select included; with iptables, of one peer. Beyond it new pods are refused, and what runs goes on as it was",
     ),
-    key("policy_pairs", Json("524288"), All, "with eBPF, the most combinations of pods' rules and classes of addresses"),
+    key(
+        "policy_pairs",
+        Json("524288"),
+        All,
+        "with eBPF, the most combinations of pods' rules and classes of addresses",
+    ),
     key("policy_ports", Json("262144"), All, "with eBPF, the most ranges of ports in all of these"),
     key(
         "policy_flows",
