@@ -52,11 +52,11 @@ impl Known {
                 let enis = if shown["wired"].is_null() { of(&leases) } else { read(&shown["wired"])? };
                 Ok(Known { shown, silence: None, leases, enis })
             }
-            Err(failure) if failure.code == Code::NoDaemon => {
+            // Nobody listens, or who listens has not finished starting.
+            Err(failure) => {
                 let leases = ledger(Path::new(ours::LEDGER));
                 Ok(Known { shown: Value::Null, silence: Some(failure.why), enis: of(&leases), leases })
             }
-            Err(failure) => Err(failure),
         }
     }
 

@@ -11,8 +11,9 @@ use terway::rpc::Lease;
 
 use super::{Said, cli, idle_node, node, nothing};
 use crate::sim::cluster::{Cluster, Member};
-use crate::sim::fabric::OUTSIDE;
+use crate::sim::fabric::{OUTSIDE, OUTSIDE_V6};
 use crate::sim::traffic::Place;
+use crate::sim::world::{self, World};
 
 /// Two pods on one ENI, and nobody who would repair what is broken.
 struct Site {
@@ -131,6 +132,27 @@ fn whatever_is_broken_on_the_way_is_the_step_that_is_named() {
     for line in ["trace", "trace web", "trace default/a 10.0.0.1:x", "trace default/a 10.0.0.1 tcp"] {
         assert_eq!(cli(&site.cluster, line).code, 2, "{line}");
     }
+}
+
+#[test]
+fn both_families_are_followed() {
+    let mut world = World::with_nodes(world::config(), 1, "ecs.sim.large");
+    world.speak_v6(0);
+    let mut cluster = Cluster::over(world);
+    cluster.configure(0, &json!({"ip_stack": "dual"}));
+    cluster.start_ready(0);
+    let (_a, b) = (cluster.add(0, "a"), cluster.add(0, "b"));
+    let v6 = b.ips.last().expect("two addresses");
+    for to in [OUTSIDE, OUTSIDE_V6, v6, &format!("[{v6}]:80"), "default/b:80"] {
+        let said = cli(&cluster, &format!("trace default/a {to}"));
+        assert!(said.code == 0 && passes(&said), "{to}: {said:?}");
+    }
+    cluster.kill(0);
+    cluster.node(0).sh("ip -6 rule del priority 512");
+    let said = cli(&cluster, &format!("trace default/a {OUTSIDE_V6} --json"));
+    let at = said.json()["stops_at"]["what"].clone();
+    assert!(at.as_str().is_some_and(|what| what.starts_with("ip -6 rule add priority 512")), "{said:?}");
+    assert!(passes(&cli(&cluster, &format!("trace default/a {OUTSIDE}"))), "the other family goes on");
 }
 
 #[test]
