@@ -68,6 +68,9 @@ pub const PEER_LINK: &str = "veth1";
 pub const ANSWER_PRIORITY: u32 = 512;
 pub const ANSWER_TABLE: u32 = 1000;
 
+/// In a pod: the rule that leads what bears the address of a further interface into that one's [`further_table`].
+pub const FURTHER_PRIORITY: u32 = 2048;
+
 /// The gateway that pods see: a link-local address that exists nowhere, answered by a permanent neighbour.
 pub const POD_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 pub const POD_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
@@ -152,6 +155,12 @@ pub fn eni_table(ifindex: u32) -> u32 {
 /// The link that has the routing table of an ENI.
 pub fn eni_ifindex(table: u32) -> u32 {
     table - PODS_TABLE
+}
+
+/// In a pod: the routing table of an interface beside the pod's first, which alone is in the main one. Runtimes call that `eth0`.
+pub fn further_table(ifname: &str) -> Option<u32> {
+    let [a, b, c, ..] = sha1(ifname);
+    (ifname != "eth0").then(|| ANSWER_TABLE + 1 + u32::from_be_bytes([0, a, b, c]))
 }
 
 /// The node's own slave of the ENI with this interface index (the old Terway's name).

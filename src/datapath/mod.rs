@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::ip::{Family, IpPair, Stack};
+use crate::ip::{Family, IpPair, Stack, host_net};
 use crate::plan::{Hook, Iptables, Object, Plan, Program, Rule, RuleAction, Side, Sysctl, Veth};
 use crate::pod::{Attachment, PodName};
 use crate::rate::{Both, Limit, Limits, Rate};
@@ -227,6 +227,18 @@ fn pod_gateway(addr: &IpAddr) -> IpAddr {
     }
 }
 
+/// The way for everything else, for a pod's first interface. A further one leaves that alone: it is for what bears its own address.
+fn elsewhere(pod: &mut Vec<Object>, lease: &Lease, addr: IpAddr, gateway: Option<IpAddr>) {
+    let link = &lease.sandbox.attachment.ifname;
+    let table = ours::further_table(link);
+    pod.extend(gateway.map(|gateway| default_route(gateway, link, table)));
+    pod.extend(table.map(|table| {
+        let (priority, action) = (ours::FURTHER_PRIORITY, RuleAction::Lookup(table));
+        let (family, from) = (Family::of(&addr), Some(host_net(addr)));
+        Object::Rule(Rule { priority, family, from, mark: None, iif: None, action })
+    }));
+}
+
 /// The route for everything else.
 fn default_route(via: IpAddr, link: &str, table: Option<u32>) -> Object {
     let to = match via {
@@ -265,6 +277,33 @@ mod tests {
         assert_eq!(added(&example_lease()), hooks(false, veth));
         assert_eq!(added(&example_slave()), hooks(true, "eth0"));
         assert_eq!(added(&example_whole()), [hooks(false, veth), hooks(true, "eth0")].concat());
+    }
+
+    #[test]
+    fn a_further_interface_is_for_its_own_address_and_leaves_the_pods_routes_alone() {
+        let (one, two) = (ours::further_table("net1").unwrap(), ours::further_table("net2").unwrap());
+        assert!(one != two && one.min(two) > ours::ANSWER_TABLE);
+        for (mut lease, gateways) in [
+            (example_lease(), ["169.254.1.1 dev net1", "fe80::1 dev net1"]),
+            (example_slave(), ["192.168.63.253 dev net1", "2001:db8::fffd dev net1"]),
+            (example_whole(), ["192.168.63.253 dev net1", "2001:db8::fffd dev net1"]),
+        ] {
+            lease.sandbox.attachment.ifname = "net1".into();
+            lease.ip.v6 = Some("2001:db8::5".parse().unwrap());
+            lease.eni.gateway.v6 = Some("2001:db8::fffd".parse().unwrap());
+            lease.routes = vec!["10.0.0.0/8".parse().unwrap()];
+            let plan = pod(&Setup::new(&lease, 1500)).to_string();
+            let routes = || plan.lines().filter(|line| line.starts_with("pod: ip ") && line.contains(" route "));
+            assert!(routes().all(|line| line.contains(&format!(" table {one}"))), "{plan}");
+            for (family, from, gateway) in
+                [("", "192.168.32.5/32", gateways[0]), (" -6", "2001:db8::5/128", gateways[1])]
+            {
+                let default = format!("pod: ip{family} route replace default via {gateway} table {one} onlink");
+                let rule = format!("pod: ip{family} rule add priority 2048 from {from} lookup {one}");
+                assert!([default, rule].iter().all(|want| plan.lines().any(|line| line == want)), "{plan}");
+            }
+            assert!(!plan.contains("10.0.0.0/8") && !plan.contains("/19"), "{plan}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::Ipv6Net;
 
 use super::shape::bucket;
-use super::{End, EniSetup, Setup, default_route, pod_gateway, police, sysctl};
+use super::{End, EniSetup, Setup, default_route, elsewhere, pod_gateway, police, sysctl};
 use crate::ip::{Family, Mac, host_net};
 use crate::ours;
 use crate::plan::{Addr, Filter, FilterAction, Link, Neigh, Object, Plan, Route, Rule, RuleAction, Veth};
@@ -35,7 +35,7 @@ pub fn pod(setup: &Setup) -> Plan {
     plan.host.push(up(&veth.name));
     plan.pod.push(up(ifname));
     for addr in lease.ip.iter() {
-        inside(&mut plan.pod, addr, ifname, &veth);
+        inside(&mut plan.pod, lease, addr, &veth);
         outside(&mut plan.host, addr, &veth.name, veth.peer_mac);
     }
     plan
@@ -81,11 +81,11 @@ fn leased_veth(lease: &Lease, mtu: u32) -> Veth {
 }
 
 /// The pod's own view: one address, and one neighbour that answers for everything else.
-fn inside(pod: &mut Vec<Object>, addr: IpAddr, ifname: &str, veth: &Veth) {
-    let gateway = pod_gateway(&addr);
-    pod.push(Object::Addr(Addr { net: host_net(addr), link: ifname.into() }));
-    pod.push(Object::Neigh(Neigh { addr: gateway, mac: veth.mac, link: ifname.into() }));
-    pod.push(default_route(gateway, ifname, None));
+fn inside(pod: &mut Vec<Object>, lease: &Lease, addr: IpAddr, veth: &Veth) {
+    let (gateway, link) = (pod_gateway(&addr), &veth.peer);
+    pod.push(Object::Addr(Addr { net: host_net(addr), link: link.clone() }));
+    pod.push(Object::Neigh(Neigh { addr: gateway, mac: veth.mac, link: link.clone() }));
+    elsewhere(pod, lease, addr, Some(gateway));
 }
 
 /// How the node reaches the pod; the neighbour spares the first packet an ARP round.
