@@ -43,12 +43,16 @@ pub const CGROUP_NOTE: &str = "/run/terway/cgroup";
 
 /// Rule that sends packets for local pods to [`PODS_TABLE`] (the old Terway's "to container" priority).
 pub const TO_POD_PRIORITY: u32 = 512;
+/// Rule that sends what bears [`NODE_MARK`] by the node's own way, before any rule that goes by a pod's address.
+pub const NODE_WAY_PRIORITY: u32 = 2047;
 /// Rules that send a pod's packets to its ENI's table (the old Terway's "from container" priority).
 pub const FROM_POD_PRIORITY: u32 = 2048;
 /// Rules that stop packets which an ENI brought for nobody from leaving again by the node's default route.
 pub const STRAY_PRIORITY: u32 = 2049;
 /// One host route per local pod. An ENI's own table is 1000 + its interface index, so 1000 itself is free.
 pub const PODS_TABLE: u32 = 1000;
+/// RT_TABLE_MAIN.
+pub const MAIN_TABLE: u32 = 254;
 /// Routing protocol number that stamps our routes (`/etc/iproute2/rt_protos` has no other owner for it).
 pub const PROTOCOL: u8 = 116;
 

@@ -197,16 +197,23 @@ fn sysctl(path: String, value: &str) -> Object {
 /// What answers a connection that netfilter led to a pod (a node port, a host port) goes back as it came.
 ///
 /// Such an answer is routed while it still bears the pod's address and mark, and gets the node's address only on its way
-/// out: by the ENI, where the VPC would take it for forged. Without the mark it takes the node's own way.
+/// out: by the ENI, where the VPC would take it for forged. With another mark it takes the node's own way, also where the pod's
+/// address alone leads to the ENI ([`crate::rpc::Marker::Rule`]).
 pub fn answers(stack: Stack) -> Plan {
-    let unmarked = format!("0x0/{:#x}", ours::MARK_MASK);
-    let rule = ["-i", "cali+", "-m", "conntrack", "--ctdir", "REPLY", "--ctstate", "DNAT", "-j", "MARK", "--set-xmark"];
-    let rule: Vec<String> = rule.into_iter().map(String::from).chain([unmarked]).collect();
+    let mark = (ours::NODE_MARK, ours::MARK_MASK);
+    let words =
+        ["-i", "cali+", "-m", "conntrack", "--ctdir", "REPLY", "--ctstate", "DNAT", "-j", "MARK", "--set-xmark"];
+    let words: Vec<String> =
+        words.into_iter().map(String::from).chain([format!("{:#x}/{:#x}", mark.0, mark.1)]).collect();
     let of = |family: &Family| {
-        let (table, chain) = ("mangle", "PREROUTING");
-        Object::Iptables(Iptables { family: *family, table, chain, rule: rule.clone() })
+        let (priority, action) = (ours::NODE_WAY_PRIORITY, RuleAction::Lookup(ours::MAIN_TABLE));
+        let (table, chain, rule) = ("mangle", "PREROUTING", words.clone());
+        [
+            Object::Rule(Rule { priority, family: *family, from: None, mark: Some(mark), iif: None, action }),
+            Object::Iptables(Iptables { family: *family, table, chain, rule }),
+        ]
     };
-    Plan { host: stack.families().iter().map(of).collect(), pod: Vec::new() }
+    Plan { host: stack.families().iter().flat_map(of).collect(), pod: Vec::new() }
 }
 
 /// What pods with an ENI of their own send through the node to backends elsewhere leaves as the node's, in its families.

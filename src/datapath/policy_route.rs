@@ -351,8 +351,16 @@ mod tests {
             ]
         );
         let answers = datapath::answers(Stack::Dual).to_string();
-        let programs: Vec<&str> = answers.lines().filter_map(|line| line.split(' ').next()).collect();
-        assert_eq!(programs, ["iptables", "ip6tables"]);
+        let led = "-t mangle -A PREROUTING -i cali+ -m conntrack --ctdir REPLY --ctstate DNAT -j MARK --set-xmark 0x7e0/0x7e0";
+        assert_eq!(
+            answers.lines().collect::<Vec<_>>(),
+            [
+                "ip rule add priority 2047 from all fwmark 0x7e0/0x7e0 lookup 254",
+                &format!("iptables {led}"),
+                "ip -6 rule add priority 2047 from all fwmark 0x7e0/0x7e0 lookup 254",
+                &format!("ip6tables {led}"),
+            ]
+        );
     }
 
     #[test]

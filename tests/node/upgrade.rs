@@ -113,6 +113,16 @@ fn takes_over(generation: Generation) {
         assert!(cluster.node(0).ping(&member.ip).is_some(), "no ping from the node");
     }
 
+    // A port of the node that leads to a pod which its address leads to its ENI.
+    let port = format!("{}:30080", cluster.node(0).addr);
+    cluster.node(0).sh(&format!(
+        "iptables -w -t nat -A PREROUTING -d {} -p tcp --dport 30080 -j DNAT --to-destination {}:8080",
+        cluster.node(0).addr,
+        old.a.ip
+    ));
+    let _echo = old.a.pod.tcp_echo(&format!("{}:8080", old.a.ip));
+    soon("it answers by the way the question came", || cluster.world.fabric.outside().tcp(&port).is_ok());
+
     // What comes now is ours altogether, and knows those.
     let c = cluster.add(0, "c");
     assert!(c.ip != old.a.ip && c.ip != old.b.ip && !old.eni.ips[0].is_unspecified());
@@ -146,25 +156,6 @@ fn pods_of_the_old_terway_are_taken_over_and_lose_no_packet() {
 #[test]
 fn so_are_those_of_its_first_generation_whose_containers_nobody_knows() {
     takes_over(Generation::First);
-}
-
-#[test]
-fn a_take_over_that_is_killed_again_and_again_is_gone_on_with() {
-    let mut old = Inherited::new(Generation::First);
-    let mut rng = fastrand::Rng::with_seed(5);
-    under_load(&old.a, &old.b, &mut old.cluster, |cluster| {
-        for _ in 0..25 {
-            let daemon = cluster.launch(0, &[]);
-            thread::sleep(Duration::from_millis(rng.u64(5..60)));
-            daemon.kill();
-        }
-        cluster.start_ready(0);
-    });
-    assert_eq!(shown(&old.cluster, "/pool/leased"), 2);
-    for member in [&old.a, &old.b] {
-        old.cluster.call_for(member, "CHECK").ok();
-    }
-    assert_eq!(old.old_wiring().len(), 2, "{:?}", old.old_wiring());
 }
 
 /// Traffic of IPv6 from pod to pod and from a pod to the outside.
@@ -226,6 +217,25 @@ fn without_a_database_pods_of_two_families_keep_both_addresses() {
     let taken = [&old.a, &old.b].map(|member| &member.ips);
     assert!(news.iter().flat_map(|new| &new.ips).all(|ip| !taken.iter().any(|ips| ips.contains(ip))));
     assert!(old.a.pod.ping(&old.b.ips[1]).is_some() && news[0].pod.ping(&old.a.ips[1]).is_some());
+}
+
+#[test]
+fn a_take_over_that_is_killed_again_and_again_is_gone_on_with() {
+    let mut old = Inherited::new(Generation::First);
+    let mut rng = fastrand::Rng::with_seed(5);
+    under_load(&old.a, &old.b, &mut old.cluster, |cluster| {
+        for _ in 0..25 {
+            let daemon = cluster.launch(0, &[]);
+            thread::sleep(Duration::from_millis(rng.u64(5..60)));
+            daemon.kill();
+        }
+        cluster.start_ready(0);
+    });
+    assert_eq!(shown(&old.cluster, "/pool/leased"), 2);
+    for member in [&old.a, &old.b] {
+        old.cluster.call_for(member, "CHECK").ok();
+    }
+    assert_eq!(old.old_wiring().len(), 2, "{:?}", old.old_wiring());
 }
 
 #[test]
