@@ -165,6 +165,9 @@ pub struct NodeSetup {
     pub stack: Stack,
     /// Links of the node that learn their IPv6 default route from router advertisements.
     pub advertised: Vec<String>,
+    /// Links of the node by which clients come, where pods are led to their ENIs by their addresses: the kernel, which asks by which way
+    /// it would answer, takes what is for such a pod for forged.
+    pub asked: Vec<String>,
 }
 
 /// What the node needs once, whatever pods and ENIs there are. IPv4 is always there: every ENI has an IPv4 address, and pods
@@ -176,6 +179,7 @@ pub fn node(setup: &NodeSetup) -> Plan {
         sysctl("net/ipv4/conf/default/rp_filter".into(), "0"),
         to_pods(Family::V4),
     ];
+    host.extend(setup.asked.iter().map(|link| sysctl(format!("net/ipv4/conf/{link}/rp_filter"), "2")));
     if setup.stack.has(Family::V6) {
         // A kernel that forwards listens to advertisements no more, and forgets what it has learnt, unless told so before.
         host.extend(setup.advertised.iter().map(|link| sysctl(format!("net/ipv6/conf/{link}/accept_ra"), "2")));

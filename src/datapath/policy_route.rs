@@ -340,7 +340,10 @@ mod tests {
 
     #[test]
     fn a_node_with_ipv6_pods_forwards_both_and_keeps_its_advertised_route() {
-        let setup = NodeSetup { stack: Stack::Dual, advertised: vec!["eth0".into()] };
+        let asked = NodeSetup { asked: vec!["eth0".into()], ..NodeSetup::default() };
+        let plan = datapath::node(&asked).to_string();
+        assert_eq!(plan.lines().skip(4).collect::<Vec<_>>(), ["sysctl -w net.ipv4.conf.eth0.rp_filter=2"]);
+        let setup = NodeSetup { stack: Stack::Dual, advertised: vec!["eth0".into()], ..NodeSetup::default() };
         let plan = datapath::node(&setup).to_string();
         assert_eq!(
             plan.lines().skip(4).collect::<Vec<_>>(),
