@@ -704,12 +704,13 @@ impl Run {
         self.check_size(show["idle"].as_u64().unwrap() as u32, show["enis"].as_array().unwrap().len() as u32);
     }
 
-    /// No address is left over without its counterpart, but for primary ones, which cannot be unassigned.
+    /// No address is left over without its counterpart, but for primary ones and those of a prefix, which cannot be unassigned alone.
     fn check_pairs(&self, eni: &Eni) {
         let (v4, v6) = (eni.v4.len(), eni.v6.len());
+        let all = v4 + eni.prefixes.iter().flat_map(of_prefix).count();
         let fine = match self.settings.stack {
             Stack::V4 => v6 == 0,
-            Stack::Dual => v4 == v6.max(1),
+            Stack::Dual => v6 <= all && (v4 == 1 || v6 == all),
             Stack::V6 => v4 == 1,
         };
         assert!(fine, "{v4} IPv4 and {v6} IPv6 addresses stay: {eni:?}");
