@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use terway::kernel;
 
 use super::{events_about, idle_node, is_bare, node, pings_during, shown};
+use crate::sim::builds::{Build, REFUSAL};
 use crate::sim::cluster::{Cluster, Member, conf, node_name, soon};
 use crate::sim::fabric::{Drops, OUTSIDE};
 use crate::sim::skip;
@@ -263,5 +264,26 @@ fn where_the_kernel_cannot_pods_are_wired_by_policy_routing_and_one_event_says_w
     match lacks_ipvlan {
         true => story("type ipvlan mode l2 bridge: "),
         false => without_bpf::run(libc::ENOSYS, || story("function not implemented")),
+    }
+}
+
+#[test]
+fn where_the_verifier_refuses_the_programs_pods_have_a_veth_and_the_event_has_its_words() {
+    let Some(mut cluster) = able() else { return };
+    let first = asking(&cluster, "first");
+    let broken = Build::refused(&["eni.o"]);
+    cluster.stop(0);
+    cluster.release(0, &broken.path);
+    cluster.start_ready(0);
+    let veth = asking(&cluster, "veth");
+    assert!(!is_slave(&veth) && lease_of(&cluster, &veth)["wiring"] == "shared");
+    soon("the node is told", || {
+        let events = events_about(&cluster, &node_name(0));
+        events.iter().any(|(reason, words)| reason == "VirtualModeChanged" && words.contains(REFUSAL))
+    });
+    // Who is a slave already stays one, by the programs that are there.
+    assert!(is_slave(&first));
+    for member in [&first, &veth] {
+        talks(&cluster, member);
     }
 }
