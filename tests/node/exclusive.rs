@@ -458,3 +458,27 @@ fn a_pod_of_a_stateful_set_has_its_eni_and_address_again_and_others_get_around_t
     talks(&cluster, &back);
     assert!(back.pod.ping(&shares.ip).is_some() && shares.pod.ping(&ip).is_some());
 }
+
+#[test]
+fn a_further_interface_is_an_eni_too_and_leaves_the_first_ones_routes_alone() {
+    let cluster = exclusive_node();
+    let first = cluster.add(0, "web");
+    let before = first.pod.sh("ip route show table main");
+    let mut second = cluster.schedule(0, "web");
+    second.sandbox.container = first.sandbox.container.clone();
+    second.sandbox.netns = first.sandbox.netns.clone();
+    second.sandbox.ifname = "net1".into();
+    cluster.wire(&mut second);
+    assert_eq!(first.pod.sh("ip route show table main"), before);
+    talks(&cluster, &first);
+    soon("it reaches the outside by it", || first.pod.ping_from(&second.ip, OUTSIDE).is_some());
+    assert!(cluster.world.fabric.outside().ping(&second.ip).is_some());
+    for member in [&first, &second] {
+        assert_eq!(cluster.call_for(member, "CHECK").code, Some(0));
+    }
+    assert_eq!(cluster.world.fabric.drops(), Drops::default());
+    cluster.call_for(&second, "DEL").ok();
+    let inside = first.pod.sh("ip -o link; ip rule");
+    assert!(!inside.contains("net1") && !inside.contains("2048:"), "{inside}");
+    talks(&cluster, &first);
+}
