@@ -43,7 +43,7 @@ pub use old::OldPod;
 pub use place::Difference;
 pub use route::{MAIN, RouteSeen};
 pub use signals::Signals;
-pub use unwire::unwire;
+pub use unwire::{unrule, unwire};
 pub use way::{Packet, Way};
 
 use self::netns::Netns;
