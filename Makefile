@@ -8,10 +8,11 @@ export TERWAY_BINARY := $(CURDIR)/$(BINARY)
 # Where cargo put the demo. It is run without cargo in between, which would not wait for its end after a Ctrl-C.
 DEMO := cargo test --test demo --no-run --message-format=json 2>/dev/null | sed -n 's/.*"executable":"\([^"]*\/demo-[^"]*\)".*/\1/p'
 
-.PHONY: help demo test test-kernels bench build package package-aarch64 deps check audit fuzz clean
+.PHONY: help demo test test-kernels bench build package package-aarch64 deps check audit fuzz docs clean
 
 help:
-	@echo "make demo    build, then show two nodes, 16 pods and every path between them   (KEEP=1 leaves the world up)"
+	@echo "make demo    build, then show nodes, pods and every path between them; a report: target/demo.html"
+	@echo "             (MODE=policy-route, ipvlan or exclusive; KEEP=1 leaves the world up)"
 	@echo "make test    build, then run every test"
 	@echo "make test-kernels   of these the ones on other kernels: without eBPF, and Debian's two in guests"
 	@echo "make bench   build, then measure; also written to target/bench.json      (STRICT=1 fails on a missed goal)"
@@ -20,6 +21,7 @@ help:
 	@echo "make check   format and lints"
 	@echo "make audit   licences, sources and duplicates of what we depend on, and what is known against it"
 	@echo "make fuzz    every parser of what others write, for a minute each  (SECONDS=180; TARGETS=\"cni cloud\", of tests/fuzz/seeds)"
+	@echo "make docs    docs/configuration.md from the code, after a key has changed"
 
 deps:
 	@tests/deps.sh
@@ -42,9 +44,10 @@ package-aarch64: build
 
 demo: build
 	@cargo test --test demo --no-run
-	@exec "$$($(DEMO))" $(if $(KEEP),--keep)
+	@exec "$$($(DEMO))" --mode $(or $(MODE),policy-route) $(if $(KEEP),--keep)
 
 test: build
+	@tests/browser.sh --install
 	@rm -f target/skipped
 	@cargo test -- --test-threads=2
 	@tests/skips.sh
@@ -64,6 +67,10 @@ audit: deps
 
 fuzz: deps
 	@tests/fuzz/run.sh $(or $(SECONDS),60) $(TARGETS)
+
+docs: deps
+	@TERWAY_DOCS=write cargo test -q --test main documents::
+	@git --no-pager diff --stat -- docs
 
 clean:
 	@cargo clean
