@@ -195,8 +195,10 @@ fn a_policy_holds_under_the_unit(node: &Installed, web: &Pod, asker: &Pod, rende
         who_listens_hears(node, web, asker);
     }
     node.machine.sh("systemctl restart terwayd");
-    let shown: Value = serde_json::from_str(&node.machine.sh("terway-cli show")).expect("JSON");
-    assert_eq!(shown["policies"]["renderer"], renderer);
+    soon("they are enforced again", || {
+        let shown: Value = serde_json::from_str(&node.machine.sh("terway-cli show")).expect("JSON");
+        shown["policies"]["state"] == "enforced" && shown["policies"]["renderer"] == renderer
+    });
     assert!(!reaches(&asker.place, &web.ip) && reaches(&friend.place, &web.ip), "{renderer}, after a restart");
     node.cluster.kube.delete("NetworkPolicy", "default", "web");
     comes_to(&asker.place, &web.ip, true);
