@@ -79,7 +79,8 @@ const ADDRESSES: &[Key] = &[
         Json(r#""5m""#),
         All,
         "how long the address of a StatefulSet's pod is kept for the next pod of its name on this node; so it is for pods with the annotation \
-         `k8s.aliyun.com/pod-ip-reservation: \"true\"`; `0`: not at all",
+         `k8s.aliyun.com/pod-ip-reservation: \"true\"`; `0`: not at all. A pod that has an ENI to itself where others share has that ENI again \
+         too, unless others have begun to use it",
     ),
     key(
         "custom_stateful_workload_kinds",
@@ -123,8 +124,9 @@ const POOL: &[Key] = &[
         "enable_ip_prefix",
         Json("false"),
         SharedEnis,
-        "IPv4 addresses by blocks of 16, each in one place of an ENI: sixteen times the pods. For `ip_stack` `ipv4`; a vSwitch without a \
-         free block gives single addresses",
+        "IPv4 addresses by blocks of 16, each in one place of an ENI: sixteen times the pods. For `ip_stack` `ipv4` alone \
+         (refused otherwise: an ENI holds no more IPv6 addresses for it, so that pods with both would not be more); a vSwitch without a free \
+         block gives single addresses",
     ),
     key("ipv4_prefix_count", Json("0"), SharedEnis, "the most blocks of an ENI; 0: what it can hold"),
 ];
@@ -215,6 +217,25 @@ const POLICIES: &[Key] = &[
         Json(r#""auto""#),
         All,
         "who enforces them; `auto`: eBPF with IPvlan, an ENI per pod, or Services at the socket, and where there are no ipsets; else iptables",
+    ),
+    key(
+        "policy_addresses",
+        Json("131072"),
+        All,
+        "the most addresses and prefixes that policies of this node may name, pods that their selectors select included; with iptables, of one peer. Beyond it new pods are refused, and what runs goes on as it was",
+    ),
+    key(
+        "policy_pairs",
+        Json("524288"),
+        All,
+        "with eBPF, the most combinations of pods' rules and classes of addresses",
+    ),
+    key("policy_ports", Json("262144"), All, "with eBPF, the most ranges of ports in all of these"),
+    key(
+        "policy_flows",
+        Json("65536"),
+        All,
+        "with eBPF, the flows that are remembered for their answers; the one that was idle the longest makes room",
     ),
 ];
 

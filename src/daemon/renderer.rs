@@ -22,6 +22,7 @@ pub struct Ask {
     pub services: bool,
     /// Pods are slaves of their ENI, or have one to themselves: what they send passes no netfilter of the node.
     pub inside: bool,
+    pub sizes: Sizes,
 }
 
 pub fn choose(ask: &Ask) -> Result<Chosen, Error> {
@@ -31,49 +32,49 @@ pub fn choose(ask: &Ask) -> Result<Chosen, Error> {
         Ask { services: true, .. } => {
             (PolicyRenderer::Ebpf, "Services are led at the socket, so that policies see backends")
         }
-        _ => return by_itself(),
+        _ => return by_itself(ask.sizes),
     };
     match way {
-        PolicyRenderer::Ebpf => ebpf(why.into()),
-        PolicyRenderer::Iptables => iptables(why.into()),
+        PolicyRenderer::Ebpf => ebpf(why.into(), ask.sizes),
+        PolicyRenderer::Iptables => iptables(why.into(), ask.sizes),
     }
 }
 
 /// Behind kube-proxy's translation, backends are seen by netfilter alone.
-fn by_itself() -> Result<Chosen, Error> {
-    iptables("Services are translated by the node's netfilter, behind which policies see backends".into()).or_else(
-        |e| {
-            ebpf(format!("{e}; what pods send to Services is judged by the Service's address"))
-                .map_err(|also| also.within(e.to_string()))
-        },
-    )
+fn by_itself(sizes: Sizes) -> Result<Chosen, Error> {
+    let why = "Services are translated by the node's netfilter, behind which policies see backends";
+    iptables(why.into(), sizes).or_else(|e| {
+        ebpf(format!("{e}; what pods send to Services is judged by the Service's address"), sizes)
+            .map_err(|also| also.within(e.to_string()))
+    })
 }
 
-fn iptables(why: String) -> Result<Chosen, Error> {
+fn iptables(why: String, sizes: Sizes) -> Result<Chosen, Error> {
     tables::probe()?;
-    let renderer = Box::new(Mixed { tables: Tables::new(tables::MOST), ebpf: None });
-    Ok(Chosen { way: PolicyRenderer::Iptables, why, taken: BTreeSet::new(), renderer })
+    let renderer = Box::new(Mixed { tables: Tables::new(sizes.classes), ebpf: None, sizes });
+    Ok(Chosen { way: PolicyRenderer::Iptables, why, taken: BTreeSet::new(), room: sizes, renderer })
 }
 
 /// Whether pods can be held to policies whose packets pass no netfilter of the node, on a node where iptables holds the others.
-pub fn holds_inside() -> Result<(), Error> {
-    open().map(drop)
+pub fn holds_inside(sizes: &Sizes) -> Result<(), Error> {
+    open(sizes).map(drop)
 }
 
-fn open() -> Result<Policy, Error> {
-    Ok(Policy::open(Path::new(ours::BPF_ROOT), &Sizes::default())?.0)
+fn open(sizes: &Sizes) -> Result<Policy, Error> {
+    Ok(Policy::open(Path::new(ours::BPF_ROOT), sizes)?.0)
 }
 
 /// iptables for pods without a seat, and eBPF for those with one, once there is one.
 struct Mixed {
     tables: Tables,
     ebpf: Option<Policy>,
+    sizes: Sizes,
 }
 
 impl Mixed {
     fn ebpf(&mut self, seated: &Pods) -> Result<Option<&mut Policy>, Error> {
         if self.ebpf.is_none() && !seated.is_empty() {
-            self.ebpf = Some(open()?);
+            self.ebpf = Some(open(&self.sizes)?);
         }
         Ok(self.ebpf.as_mut())
     }
@@ -97,9 +98,9 @@ impl Renderer for Mixed {
     }
 }
 
-fn ebpf(why: String) -> Result<Chosen, Error> {
-    let policy = open()?;
-    Ok(Chosen { way: PolicyRenderer::Ebpf, why, taken: policy.taken(), renderer: Box::new(policy) })
+fn ebpf(why: String, sizes: Sizes) -> Result<Chosen, Error> {
+    let policy = open(&sizes)?;
+    Ok(Chosen { way: PolicyRenderer::Ebpf, why, taken: policy.taken(), room: sizes, renderer: Box::new(policy) })
 }
 
 /// Takes away all that another way than this one has left, from these pods too. `mixed`: some pods have seats beside iptables.

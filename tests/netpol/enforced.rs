@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::{Bench, DROPPED, PORT, comes_to, only_from, reaches};
-use crate::sim::cluster::{Member, soon, within};
+use crate::bpf::cell::Servers;
+use crate::sim::builds::{Build, REFUSAL};
+use crate::sim::cluster::{Member, binary, soon, within};
 use crate::sim::traffic::Place;
 
 /// Starts of pods of the test of first packets; `TERWAY_STARTS` says another number.
@@ -34,6 +36,7 @@ by_each_renderer! {
     a_restart_opens_and_closes_nothing,
     without_policies_all_of_ours_goes,
     the_first_packet_is_judged,
+    what_there_is_no_room_for_changes_nothing_and_lets_no_new_pod_in,
 }
 
 fn bench(renderer: &str, over: Value) -> Bench {
@@ -76,6 +79,30 @@ fn a_change_opens_and_cuts(renderer: &str) {
     // Its end opens what it has closed.
     bench.cluster.kube.delete("NetworkPolicy", "default", "web");
     all.iter().for_each(|one| comes_to(&one.pod, &web.ip, true));
+}
+
+#[test]
+fn programs_that_the_verifier_refuses_let_no_new_pod_in_and_the_node_is_told_in_its_words() {
+    let mut bench = Bench::idle(json!({"policy_renderer": "ebpf"}));
+    let broken = Build::refused(&["policy.o"]);
+    bench.cluster.release(0, &broken.path);
+    bench.cluster.start_ready(0);
+    let mut web = bench.cluster.schedule(0, "web");
+    let mut plugin = bench.cluster.node(0).run(|| web.sandbox.begin("ADD"));
+    let is_told = |event: &Value| {
+        let words = event["message"].as_str().unwrap_or_default();
+        event["reason"] == "NetworkPolicyFailed" && words.contains("the verifier says [") && words.contains(REFUSAL)
+    };
+    soon("the node is told", || bench.cluster.kube.events().iter().any(is_told));
+    assert!(plugin.0.try_wait().expect("it was started").is_none(), "the pod is not let in");
+    drop(plugin);
+    bench.cluster.stop(0);
+    bench.cluster.release(0, &binary());
+    bench.cluster.start_ready(0);
+    bench.cluster.wire(&mut web);
+    comes_to(&**bench.cluster.node(0), &web.ip, false);
+    let _servers = Servers::on(&web.pod, &[&web.ip], PORT);
+    comes_to(&**bench.cluster.node(0), &web.ip, true);
 }
 
 fn both_directions_and_families_are_held(renderer: &str) {
@@ -231,6 +258,42 @@ fn the_first_packet_is_judged(renderer: &str) {
         over.store(true, Ordering::Relaxed);
     });
     assert_eq!((delivered, lost), (0, 0), "forbidden datagrams delivered, allowed ones lost, of {starts} pods");
+}
+
+/// Until it says less.
+fn what_there_is_no_room_for_changes_nothing_and_lets_no_new_pod_in(renderer: &str) {
+    const ROOM: usize = 64;
+    let mut bench = Bench::idle(json!({"policy_renderer": renderer, "policy_addresses": ROOM}));
+    bench.cluster.start_ready(0);
+    let (web, _servers) = bench.serve(0, "web", json!({"app": "web"}));
+    let near = bench.add(0, "near", json!({"app": "db"}));
+    let other = bench.add(0, "other", json!({"app": "other"}));
+    bench.policy("web", only_from("db"));
+    comes_to(&other.pod, &web.ip, false);
+    let large = |holes: usize| {
+        let except: Vec<String> = (0..holes).map(|n| format!("10.99.{n}.0/24")).collect();
+        let from = json!([{"ipBlock": {"cidr": "10.99.0.0/16", "except": except}}, {"ipBlock": {"cidr": other.ip.clone() + "/32"}}]);
+        bench.policy("large", json!({"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [{"from": from}]}));
+    };
+    let metrics = || crate::node::watched::told(&bench.cluster, "GET /metrics HTTP/1.1").1;
+    let enforced = |yes: u8| soon("it is told", || metrics().contains(&format!("\nterway_policies_enforced {yes}\n")));
+    enforced(1);
+    assert!(metrics().contains(&format!("\nterway_policy_table_max{{kind=\"prefixes\"}} {ROOM}\n")), "{}", metrics());
+    large(2 * ROOM);
+    enforced(0);
+    let names = |text: &str| text.contains(&format!("policy_addresses is {ROOM}: raise it in eni.json"));
+    let event = |event: &Value| event["reason"] == "NetworkPolicyFailed" && names(event["message"].as_str().unwrap());
+    soon("an event names the key", || bench.cluster.kube.events().iter().any(event));
+    let mut late = bench.cluster.sandbox(0, terway::pod::PodName::new("default", "late"));
+    bench.cluster.kube.put(crate::sim::kube::pod("default", "late", &super::node_name(0)));
+    let why = bench.cluster.refused(&late, 11);
+    assert!(names(&why), "{why}");
+    assert!(reaches(&near.pod, &web.ip) && !reaches(&other.pod, &web.ip), "what runs goes on as it was");
+    large(4);
+    comes_to(&other.pod, &web.ip, true);
+    enforced(1);
+    bench.cluster.wire(&mut late);
+    assert!(!reaches(&late.pod, &web.ip) && reaches(&near.pod, &web.ip));
 }
 
 /// All addresses that pods of the node can have.
