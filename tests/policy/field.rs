@@ -594,8 +594,8 @@ fn slave(node: &Ns, far: &Ns, pod: &Ns, [v4, v6]: [&str; 2], is_first: bool) {
         lead(node, "eni", ENI);
         lead(far, "eni", VPC);
         node.sh(&format!(
-            "ip link add ipvl link eni {kind}; ip link set ipvl arp off up; ip addr add {}/32 dev ipvl",
-            NODE[0]
+            "ip link add ipvl link eni {kind}; ip link set ipvl arp off up; ip addr add {}/32 dev ipvl; ip addr add {}/128 dev ipvl nodad",
+            NODE[0], NODE[1]
         ));
     }
     node.sh(&format!("ip link add link eni name slave netns {} {kind}", pod.name()));
@@ -603,6 +603,9 @@ fn slave(node: &Ns, far: &Ns, pod: &Ns, [v4, v6]: [&str; 2], is_first: bool) {
     pod.sh(&format!("ip addr add {v4}/32 dev eth0; ip addr add {v6}/128 dev eth0 nodad"));
     default_route(pod);
     neighbour(pod, "eth0", "169.254.1.1", "fe80::1", VPC);
+    // The node is a slave like they are.
+    pod.sh(&format!("ip route add {}/32 dev eth0; ip route add {}/128 dev eth0", NODE[0], NODE[1]));
+    neighbour(pod, "eth0", NODE[0], NODE[1], ENI);
     node.sh(&format!("ip route add {v4}/32 dev ipvl src {}; ip route add {v6}/128 dev ipvl src {}", NODE[0], NODE[1]));
     neighbour(node, "ipvl", v4, v6, ENI);
     far.sh(&format!("ip route add {v4}/32 dev eni; ip route add {v6}/128 dev eni"));
