@@ -42,7 +42,7 @@ pub use old::OldPod;
 pub use place::Difference;
 pub use route::{MAIN, RouteSeen};
 pub use signals::Signals;
-pub use unwire::unwire;
+pub use unwire::{unrule, unwire};
 
 use self::netns::Netns;
 use self::place::Place;

@@ -143,7 +143,7 @@ fn the_deb_is_installed_runs_is_upgraded_and_goes() {
     );
     node.machine.sh("dpkg -P terway");
     assert_eq!(node.machine.sh(LINKS).trim(), "0");
-    assert_eq!(node.machine.sh("ip rule | grep -cE '^(512|2048|2049):' || true").trim(), "0");
+    assert_eq!(node.machine.sh("ip rule | grep -cE '^(512|2047|2048|2049):' || true").trim(), "0");
     assert_eq!(node.machine.sh("ip route show table all proto 116 | wc -l").trim(), "0");
     assert_eq!(node.machine.sh("iptables-save | grep -cE 'cali|TERWAY' || true").trim(), "0");
     for gone in ["/run/terway", "/var/lib/terway", "/etc/eni", "/sys/fs/bpf/terway"] {

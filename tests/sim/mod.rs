@@ -1,6 +1,7 @@
 //! The world outside: ECS, VPC and metadata over HTTP, a VPC fabric of namespaces, the Kubernetes API.
 
 pub mod bolt;
+pub mod builds;
 pub mod cgroup;
 pub mod cloud;
 pub mod cluster;

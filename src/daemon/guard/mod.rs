@@ -239,6 +239,9 @@ impl Guard {
             if let Some(before) = before {
                 place::move_from(&before, here)?;
             }
+            if let Err(e) = kernel.services.remove_others(ours::BPF_ROOT.as_ref()) {
+                log::warn!("maps of another layout: {e}");
+            }
             chosen.lacks.iter().for_each(|lack| log::info!("Services at the socket: {lack}"));
             let (services, endpoints) = self.model.size();
             log::info!(

@@ -328,6 +328,13 @@ impl Node {
         self.kernel.restore(&plan, netns_of(&netns), depth == Depth::Inside)
     }
 
+    /// An ENI that its pod has given another MAC would not be known at home.
+    pub(super) fn unmask(&mut self, lease: &Lease) {
+        let Some(netns) = netns_of(&lease.sandbox.netns).filter(|_| lease.is_whole()) else { return };
+        let mended = self.kernel.mend_card(&datapath::pod(&Setup::new(lease, 0)), netns);
+        self.noted("the MAC of a pod's ENI", mended);
+    }
+
     fn repair_eni(&mut self, id: &str, links: &[LinkSeen]) -> Result<Vec<Difference>, Error> {
         let Some(eni) = self.enis.get(id).cloned() else { return Ok(Vec::new()) };
         let Some((link, mut found)) = self.eni_link(&eni, links)? else {
