@@ -6,6 +6,8 @@
 mod addr;
 pub mod bpf;
 mod card;
+#[cfg(fuzzing)]
+pub mod doors;
 mod events;
 mod ipset;
 mod iptables;

@@ -1,6 +1,8 @@
 //! The Kubernetes API over HTTP: get, list and watch, create, patch.
 
 mod access;
+#[cfg(fuzzing)]
+pub mod doors;
 mod kubeadm;
 mod page;
 mod watch;
@@ -171,6 +173,26 @@ impl Client {
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
         let object: Result<Box<RawValue>, Error> = self.read(path, self.limits().object_bytes, PhantomData);
         object.and_then(|object| Ok(page::whole(&object)?)).context(|| format!("get {path}"))
+    }
+
+    /// Whether the server has this collection: who may not read it is told the same, whether it is there or not. Whoever may speak to the
+    /// server may ask that.
+    pub fn has(&self, api: &str, plural: &str) -> Result<bool, Error> {
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Group {
+            resources: Vec<Resource>,
+        }
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Resource {
+            name: String,
+        }
+        match self.get::<Group>(&format!("/{api}")) {
+            Ok(group) => Ok(group.resources.iter().any(|resource| resource.name == plural)),
+            Err(e) if e.is_absent() => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// All objects that are selected.

@@ -9,6 +9,7 @@ pub mod cni;
 pub mod containerd;
 pub mod cri;
 pub mod damage;
+pub mod exposition;
 pub mod fabric;
 pub mod flood;
 pub mod grpc;

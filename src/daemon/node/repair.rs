@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Node, Standing};
-use crate::daemon::{clock, phases};
+use crate::daemon::{clock, meter, phases};
 use crate::datapath::{self, Setup};
 use crate::error::Error;
 use crate::gather::Gather;
@@ -286,7 +286,10 @@ impl Node {
         for (part, depth) in due {
             match self.repair_part(&part, depth, &links) {
                 Ok(found) if found.is_empty() => {}
-                Ok(found) => repaired.push((part, said(&found))),
+                Ok(found) => {
+                    meter::repaired(&part, found.iter().map(|difference| difference.what.as_str()));
+                    repaired.push((part, said(&found)));
+                }
                 // The link or the namespace went away meanwhile, with a pod most often.
                 Err(e) if e.is_absent() => log::debug!("repair of {part:?}: {e}"),
                 Err(e) => self.cannot_repair(&part, &e),

@@ -42,6 +42,12 @@ pub fn claim() -> Result<Vec<File>, Error> {
     files::claim(Path::new(ours::OLD_STORE))
 }
 
+/// All that these bytes say, as a file and as a record.
+#[cfg(fuzzing)]
+pub fn database(bytes: &[u8]) {
+    files::contents(bytes);
+}
+
 /// Whether the old Terway has left anything here.
 pub fn is_there() -> bool {
     files::are_there(Path::new(ours::OLD_STORE))

@@ -14,6 +14,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use smol::channel::Sender as Answer;
 
+use super::meter;
 use super::node::Input;
 use crate::cluster::Name;
 use crate::config::PolicyRenderer;
@@ -65,6 +67,7 @@ pub enum News {
     Trouble {
         by: u32,
         why: String,
+        is_forbidden: bool,
     },
     /// Pods of this node, by the watch that the node has anyway.
     Own(Heard<Pod>),
@@ -108,6 +111,8 @@ pub struct Start {
     pub node: BTreeSet<IpAddr>,
     pub inputs: Answer<Input>,
     pub open: Open,
+    /// Where it is written down who enforces, and why: people are told where that changes.
+    pub note: PathBuf,
 }
 
 /// The way to tell the loop something.
@@ -135,6 +140,7 @@ struct Loop {
     node_name: String,
     inputs: Answer<Input>,
     open: Open,
+    note: PathBuf,
     chosen: Option<Chosen>,
     /// The kernel holds what we believe.
     restored: bool,
@@ -175,6 +181,7 @@ impl Loop {
             node_name: start.node_name,
             inputs: start.inputs,
             open: start.open,
+            note: start.note,
             chosen: None,
             restored: false,
             pods: Pods::new(),
@@ -197,16 +204,25 @@ impl Loop {
     }
 
     fn run(mut self, arriving: &Receiver<News>) {
+        let mut heard: Option<Instant> = None;
         loop {
             let due = [self.retry, self.show, self.hold, self.watches.due()].into_iter().flatten().min();
             match arriving.recv_timeout(due.map_or(FOREVER, |at| at.saturating_duration_since(Instant::now()))) {
-                Ok(news) => self.hear(news, Instant::now()),
+                Ok(news) => {
+                    heard.get_or_insert_with(Instant::now);
+                    self.hear(news, Instant::now());
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             // What came meanwhile is one change.
             arriving.try_iter().for_each(|news| self.hear(news, Instant::now()));
+            let before = self.writes;
             self.turn(Instant::now());
+            if self.held.is_empty() {
+                let written = heard.take().filter(|_| self.writes != before);
+                written.into_iter().for_each(|heard| meter::policies_written(heard.elapsed()));
+            }
             if self.show.is_some_and(|at| at <= Instant::now()) {
                 self.show = Some(Instant::now() + COUNT);
                 self.show_all();
@@ -230,7 +246,11 @@ impl Loop {
                     over.into_iter().for_each(|by| self.forget(by, kind));
                 }
             }
-            News::Trouble { by, why } => self.watches.trouble(by, why),
+            News::Trouble { by, why, is_forbidden } => {
+                if let Some(what) = self.watches.trouble(by, why, is_forbidden) {
+                    self.tell_forbidden(&what);
+                }
+            }
             News::Own(heard) => {
                 self.knows_own |= matches!(heard, Heard::All(_));
                 let heard = match heard {
