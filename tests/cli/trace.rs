@@ -10,7 +10,7 @@ use terway::plan::Plan;
 use terway::rpc::Lease;
 
 use super::{Said, cli, idle_node, node, nothing};
-use crate::sim::cluster::{Cluster, Member};
+use crate::sim::cluster::{Cluster, Member, soon};
 use crate::sim::fabric::{OUTSIDE, OUTSIDE_V6};
 use crate::sim::traffic::Place;
 use crate::sim::world::{self, World};
@@ -163,6 +163,9 @@ fn a_pod_with_an_eni_of_its_own_leaves_by_it() {
     let a = cluster.add(0, "a");
     let said = cli(&cluster, &format!("trace default/a {OUTSIDE}"));
     assert!(said.code == 0 && passes(&said) && said.out.contains("leaves by its own ENI eni-"), "{said:?}");
+    soon("its ENIs are to have nothing on the node", || cli(&cluster, "status").code == 0);
+    let looked = cli(&cluster, "doctor");
+    assert!(looked.out.contains("ok       plans\n"), "{looked:?}");
     a.pod.sh("ip route del default");
     let said = cli(&cluster, &format!("trace default/a {OUTSIDE} --json"));
     assert_eq!((said.code, &said.json()["stops_at"]["place"]), (1, &json!("pod")), "{said:?}");
