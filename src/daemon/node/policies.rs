@@ -103,6 +103,7 @@ impl Node {
             node: node.gather(),
             inputs: self.world.inputs.clone(),
             open: Box::new(move || chosen.take().unwrap_or_else(|| renderer::choose(&ask))),
+            note: ours::RENDERER_NOTE.into(),
         }));
         if let Some(known) = self.pods.peers() {
             let all = known.map(|pod| peer::Pod::clone(pod)).collect();

@@ -14,6 +14,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -66,6 +67,7 @@ pub enum News {
     Trouble {
         by: u32,
         why: String,
+        is_forbidden: bool,
     },
     /// Pods of this node, by the watch that the node has anyway.
     Own(Heard<Pod>),
@@ -109,6 +111,8 @@ pub struct Start {
     pub node: BTreeSet<IpAddr>,
     pub inputs: Answer<Input>,
     pub open: Open,
+    /// Where it is written down who enforces, and why: people are told where that changes.
+    pub note: PathBuf,
 }
 
 /// The way to tell the loop something.
@@ -136,6 +140,7 @@ struct Loop {
     node_name: String,
     inputs: Answer<Input>,
     open: Open,
+    note: PathBuf,
     chosen: Option<Chosen>,
     /// The kernel holds what we believe.
     restored: bool,
@@ -176,6 +181,7 @@ impl Loop {
             node_name: start.node_name,
             inputs: start.inputs,
             open: start.open,
+            note: start.note,
             chosen: None,
             restored: false,
             pods: Pods::new(),
@@ -240,7 +246,11 @@ impl Loop {
                     over.into_iter().for_each(|by| self.forget(by, kind));
                 }
             }
-            News::Trouble { by, why } => self.watches.trouble(by, why),
+            News::Trouble { by, why, is_forbidden } => {
+                if let Some(what) = self.watches.trouble(by, why, is_forbidden) {
+                    self.tell_forbidden(&what);
+                }
+            }
             News::Own(heard) => {
                 self.knows_own |= matches!(heard, Heard::All(_));
                 let heard = match heard {

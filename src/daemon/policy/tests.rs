@@ -66,7 +66,8 @@ impl Bench {
             })
         };
         let node = BTreeSet::from(["192.168.0.1".parse().unwrap()]);
-        let start = Start { kube: None, node_name: "n1".into(), node, inputs, open: Box::new(open) };
+        let note = std::env::temp_dir().join(format!("tw{}-{:?}", std::process::id(), thread::current().id()));
+        let start = Start { kube: None, node_name: "n1".into(), node, inputs, open: Box::new(open), note };
         Bench { it: Loop::new(start, news), book, told, now: Instant::now(), _news: arriving }
     }
 
