@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use smol::channel::Sender as Answer;
 
 use super::node::Input;
+use super::phases;
 use crate::cluster::Name;
 use crate::config::PolicyRenderer;
 use crate::error::Error;
@@ -64,6 +65,14 @@ pub enum News {
         by: u32,
         why: String,
     },
+    /// The node knows where it is, and is about to tell of its pods: from now on there may be rules.
+    Begin {
+        /// By which the node reaches its own pods.
+        node: BTreeSet<IpAddr>,
+        open: Open,
+    },
+    /// Policies are nobody's wish.
+    End,
     /// Pods of this node, by the watch that the node has anyway.
     Own(Heard<Pod>),
     /// A pod that was asked for.
@@ -99,28 +108,36 @@ pub type Open = Box<dyn FnMut() -> Result<Chosen, Error> + Send>;
 pub struct Start {
     pub kube: Option<kube::Client>,
     pub node_name: String,
-    /// By which the node reaches its own pods.
-    pub node: BTreeSet<IpAddr>,
     pub inputs: Answer<Input>,
-    pub open: Open,
 }
 
 /// The way to tell the loop something.
+#[derive(Clone)]
 pub struct Ear(Sender<News>);
 
 impl Ear {
     pub fn tell(&self, news: News) {
-        // The loop ends with the process.
+        // Where policies are nobody's wish, nobody hears.
         let _ = self.0.send(news);
     }
 }
 
-/// Begins to look after the policies.
-pub fn start(start: Start) -> Ear {
+/// A loop that has not been started, and can be told things already.
+pub struct Unborn {
+    news: Sender<News>,
+    arriving: Receiver<News>,
+}
+
+pub fn unborn() -> (Ear, Unborn) {
     let (news, arriving) = channel();
-    let to = news.clone();
-    thread::spawn(move || Loop::new(start, to).run(&arriving));
-    Ear(news)
+    (Ear(news.clone()), Unborn { news, arriving })
+}
+
+impl Unborn {
+    /// Begins to ask what the policies say, which no rule comes of before [`News::Begin`].
+    pub fn start(self, start: Start) {
+        thread::spawn(move || Loop::new(start, self.news).run(&self.arriving));
+    }
 }
 
 struct Loop {
@@ -129,7 +146,8 @@ struct Loop {
     shelf: Shelf,
     node_name: String,
     inputs: Answer<Input>,
-    open: Open,
+    /// None: the node is not known to be ready for rules.
+    open: Option<Open>,
     chosen: Option<Chosen>,
     /// The kernel holds what we believe.
     restored: bool,
@@ -158,14 +176,14 @@ struct Loop {
 
 impl Loop {
     fn new(start: Start, news: Sender<News>) -> Loop {
-        let here = Here { name: start.node_name.clone(), addresses: start.node };
+        let here = Here { name: start.node_name.clone(), ..Here::default() };
         Loop {
             model: Model::new(here),
             watches: Watches::new(start.kube, news, ASKED),
             shelf: Shelf::default(),
             node_name: start.node_name,
             inputs: start.inputs,
-            open: start.open,
+            open: None,
             chosen: None,
             restored: false,
             pods: Pods::new(),
@@ -189,12 +207,17 @@ impl Loop {
         loop {
             let due = [self.retry, self.show, self.hold, self.watches.due()].into_iter().flatten().min();
             match arriving.recv_timeout(due.map_or(FOREVER, |at| at.saturating_duration_since(Instant::now()))) {
+                Ok(News::End) | Err(RecvTimeoutError::Disconnected) => return self.watches.end(),
                 Ok(news) => self.hear(news, Instant::now()),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
             }
             // What came meanwhile is one change.
-            arriving.try_iter().for_each(|news| self.hear(news, Instant::now()));
+            for news in arriving.try_iter() {
+                match news {
+                    News::End => return self.watches.end(),
+                    news => self.hear(news, Instant::now()),
+                }
+            }
             self.turn(Instant::now());
             if self.show.is_some_and(|at| at <= Instant::now()) {
                 self.show = Some(Instant::now() + COUNT);
@@ -219,6 +242,11 @@ impl Loop {
                 }
             }
             News::Trouble { by, why } => self.watches.trouble(by, why),
+            News::Begin { node, open } => {
+                self.model.stand_at(&node);
+                self.open = Some(open);
+            }
+            News::End => {}
             News::Own(heard) => {
                 self.knows_own |= matches!(heard, Heard::All(_));
                 let heard = match heard {
@@ -296,16 +324,9 @@ impl Loop {
         for (kind, by) in self.watches.tend(now) {
             self.forget(by, kind);
         }
-        let begun = Instant::now();
-        let changes = self.model.changes();
-        self.compiling += begun.elapsed();
-        // What restores writes all there is.
-        if self.restored {
-            self.held.extend(changes.writes);
-        } else {
-            self.held.clear();
+        if self.open.is_some() {
+            self.compile();
         }
-        changes.refused.iter().for_each(|refused| self.tell_refused(refused));
         if std::mem::take(&mut self.doubtful) {
             self.watches.want(&self.model.needs(), now);
         }
@@ -332,6 +353,19 @@ impl Loop {
         }
     }
 
+    fn compile(&mut self) {
+        let begun = Instant::now();
+        let changes = self.model.changes();
+        self.compiling += begun.elapsed();
+        // What restores writes all there is.
+        if self.restored {
+            self.held.extend(changes.writes);
+        } else {
+            self.held.clear();
+        }
+        changes.refused.iter().for_each(|refused| self.tell_refused(refused));
+    }
+
     /// A policy says something of the pod.
     fn has_rules(&self, name: &Name) -> bool {
         let rules = self.model.rules();
@@ -341,7 +375,7 @@ impl Loop {
     }
 
     fn is_complete(&self) -> bool {
-        self.knows_own && self.watches.is_complete()
+        self.open.is_some() && self.knows_own && self.watches.is_complete()
     }
 
     /// Has the kernel hold what is wanted.
@@ -355,6 +389,7 @@ impl Loop {
             Ok(()) => {
                 self.writes += count as u64;
                 if is_first {
+                    phases::reached("pods are held to their policies");
                     let compiled = std::mem::take(&mut self.compiling).as_millis();
                     let written = begun.elapsed().as_millis();
                     let pods = self.pods.len();
@@ -380,8 +415,10 @@ impl Loop {
 
     fn write(&mut self) -> Result<(), Error> {
         let held = std::mem::take(&mut self.held);
-        if self.chosen.is_none() {
-            let chosen = (self.open)()?;
+        if self.chosen.is_none()
+            && let Some(open) = &mut self.open
+        {
+            let chosen = open()?;
             self.tell_choice(&chosen);
             self.chosen = Some(chosen);
         }
