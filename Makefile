@@ -8,16 +8,18 @@ export TERWAY_BINARY := $(CURDIR)/$(BINARY)
 # Where cargo put the demo. It is run without cargo in between, which would not wait for its end after a Ctrl-C.
 DEMO := cargo test --test demo --no-run --message-format=json 2>/dev/null | sed -n 's/.*"executable":"\([^"]*\/demo-[^"]*\)".*/\1/p'
 
-.PHONY: help demo test test-kernels bench build package package-aarch64 deps check clean
+.PHONY: help demo test test-kernels bench build package package-aarch64 deps check docs clean
 
 help:
-	@echo "make demo    build, then show two nodes, 16 pods and every path between them   (KEEP=1 leaves the world up)"
+	@echo "make demo    build, then show nodes, pods and every path between them; a report: target/demo.html"
+	@echo "             (MODE=policy-route, ipvlan or exclusive; KEEP=1 leaves the world up)"
 	@echo "make test    build, then run every test"
 	@echo "make test-kernels   of these the ones on other kernels: without eBPF, and Debian's two in guests"
 	@echo "make bench   build, then measure; also written to target/bench.json      (STRICT=1 fails on a missed goal)"
 	@echo "make build   the static binary: $(BINARY)"
 	@echo "make package  a DEB and an RPM of it: target/packages   (RELEASE=2 is the second of a version; make package-aarch64: cross-built)"
 	@echo "make check   format and lints"
+	@echo "make docs    docs/configuration.md from the code, after a key has changed"
 
 deps:
 	@tests/deps.sh
@@ -40,9 +42,10 @@ package-aarch64: build
 
 demo: build
 	@cargo test --test demo --no-run
-	@exec "$$($(DEMO))" $(if $(KEEP),--keep)
+	@exec "$$($(DEMO))" --mode $(or $(MODE),policy-route) $(if $(KEEP),--keep)
 
 test: build
+	@tests/browser.sh --install
 	@rm -f target/skipped
 	@cargo test -- --test-threads=2
 	@tests/skips.sh
@@ -56,6 +59,10 @@ bench: build
 check:
 	@cargo fmt --check
 	@cargo clippy --all-targets -- -D warnings
+
+docs: deps
+	@TERWAY_DOCS=write cargo test -q --test main documents::
+	@git --no-pager diff --stat -- docs
 
 clean:
 	@cargo clean

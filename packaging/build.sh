@@ -31,7 +31,8 @@ ln -s ../../../usr/bin/terway "$stage/opt/cni/bin/terway"
 cp systemd/*.service "$stage/usr/lib/systemd/system/"
 cp cni-conf/10-terway.conflist "$stage/etc/eni/"
 mkdir -p "$stage/usr/share/doc/terway"
-cp README.md cni-conf/*.yaml cni-conf/*.json packaging/monitoring/* "$stage/usr/share/doc/terway/"
+cp -R docs "$stage/usr/share/doc/terway/"
+cp README.md CHANGELOG.md SECURITY.md cni-conf/*.yaml cni-conf/*.json packaging/monitoring/* "$stage/usr/share/doc/terway/"
 cp LICENSE "$stage/usr/share/doc/terway/copyright"
 
 # Man pages out of what the programs say of themselves.

@@ -282,7 +282,7 @@ const NO_EIP: &str = "elastic IPs are the business of another controller since v
 const NO_TRUNK: &str = "there are no trunk ENIs";
 
 /// Keys of the old Terway for modes and add-ons that are not here, and for what needs no setting any more.
-const WITHOUT_EFFECT: &[(&str, &str)] = &[
+pub const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("allow_eip_rob", NO_EIP),
     ("backoff_override", "waiting follows from what the cloud answers"),
     ("enable_eip_pool", NO_EIP),
@@ -317,6 +317,14 @@ impl Config {
         let mut keys = Reader::new(&object);
         let config = Config::read(&mut keys).context(|| "configuration")?;
         Ok((config, warnings(&mut keys)))
+    }
+
+    /// Every key that is asked for; `keys.rs` says what a person should know of each.
+    pub fn keys() -> BTreeSet<&'static str> {
+        let nothing = Object::new();
+        let mut keys = Reader::new(&nothing);
+        Config::read(&mut keys).expect("no key must be set");
+        keys.asked
     }
 
     fn read(keys: &mut Reader) -> Result<Config, Error> {
@@ -399,7 +407,7 @@ impl From<Wrong> for Error {
 }
 
 /// Environment variables that the old Terway has, and the keys they stand for.
-const ENVIRONMENT: &[(&str, &str)] = &[
+pub const ENVIRONMENT: &[(&str, &str)] = &[
     ("DISABLE_POLICY", "disable_network_policy"),
     ("NODE_NAME", "node_name"),
     ("ECS_ENDPOINT", "ecs_endpoint"),

@@ -80,7 +80,8 @@ pub struct Reader<'a> {
     object: &'a Object,
     /// Where the object stands in the whole, such as `runtimeConfig.bandwidth.`.
     place: String,
-    asked: BTreeSet<&'static str>,
+    /// The keys that somebody has asked for.
+    pub asked: BTreeSet<&'static str>,
     any_case: bool,
 }
 

@@ -13,6 +13,7 @@ pub mod happening;
 pub mod heard;
 pub mod ip;
 pub mod json;
+pub mod keys;
 pub mod loose;
 pub mod maps;
 pub mod metrics;

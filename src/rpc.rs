@@ -43,6 +43,8 @@ pub enum Request {
     Why(Why),
     /// For people: the rules of a pod.
     Rules { pod: PodName },
+    /// For people: where Services lead in whose name or address this occurs.
+    Services { matching: String },
 }
 
 /// A packet that somebody asks about.

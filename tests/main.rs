@@ -3,8 +3,10 @@
 mod adopt;
 mod architecture;
 mod bpf;
+mod cli;
 mod cloud;
 mod datapath;
+mod documents;
 mod exclusive;
 mod fabric;
 mod fire;
@@ -14,6 +16,7 @@ mod kube;
 mod netpol;
 mod node;
 mod package;
+mod page;
 mod plugin;
 mod policy;
 mod runtime;

@@ -77,8 +77,9 @@ impl Bench {
         self.cluster.show(n)["policies"].clone()
     }
 
+    /// Whatever the answer is: 1 says no.
     fn cli(&self, n: usize, line: &str) -> String {
-        self.cluster.node(n).sh(&format!("/opt/terway/terway-cli {line}"))
+        self.cluster.node(n).sh(&format!("/opt/terway/terway-cli {line} || test $? = 1"))
     }
 }
 

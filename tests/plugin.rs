@@ -290,7 +290,7 @@ fn the_file_name_decides_who_the_binary_is() {
     let done = run(Command::new(names.path("terway")).args(["cli", "--version"]).env_clear(), b"");
     assert_eq!((done.code, done.stdout.as_str()), (0, version.as_str()));
     let done = run(Command::new(names.path("terway-cli")).arg("--nonsense").env_clear(), b"");
-    assert_eq!(done.code, 1);
+    assert_eq!(done.code, 2);
     assert!(done.stdout.is_empty() && done.stderr.contains("--nonsense"), "{done:?}");
 }
 
@@ -681,18 +681,17 @@ fn the_cli_prints_the_pool_and_its_leases() {
     let _daemon = Daemon::new(&node, &[say(&Reply::Show(pool.clone()))]);
     let done = run(node.command("terway-cli").arg("show"), b"");
     assert_eq!((done.code, done.stdout), (0, format!("{pool:#}\n")));
-    let done = run(node.command("terway-cli").arg("list"), b"");
-    let line = done.stdout.lines().nth(1).unwrap_or_default();
-    let words: Vec<&str> = line.split_whitespace().collect();
-    assert_eq!(words, ["default/web-0", "192.168.7.9", "eni-1", "0123456789abcdef/eth0"], "{done:?}");
+    let done = run(node.command("terway-cli").args(["execute", "network_service", "default", "resdb"]), b"");
+    assert_eq!(done.stdout, "Resource DB (1 entries)\ndefault/web-0 -> eni-1 192.168.7.9\n", "{done:?}");
 }
 
 #[test]
 fn the_cli_says_when_there_is_no_daemon() {
     let node = Node::new();
     let done = run(node.command("terway-cli").arg("show"), b"");
-    assert_eq!((done.code, done.stdout.as_str()), (1, ""));
-    assert_eq!(done.stderr, "terway-cli: connect to /var/run/eni/eni.socket: no such file or directory\n");
+    assert_eq!((done.code, done.stdout.as_str()), (3, ""));
+    let why = "terway-cli: connect to /var/run/eni/eni.socket: no such file or directory; is terwayd running? ";
+    assert!(done.stderr.starts_with(why), "{done:?}");
 }
 
 // ---- results ----

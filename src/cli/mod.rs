@@ -1,21 +1,31 @@
-//! The face for people: what the daemon knows, printed.
+//! The face for people: what the daemon knows and what the kernel has, printed, and what to do about it.
 
+mod compare;
+mod enis;
+mod execute;
+mod face;
+mod finding;
+mod known;
+mod list;
+mod mapping;
+mod metadata;
 mod monitor;
+mod plan;
 mod plan_cluster;
+mod pods;
 mod policy;
+mod services;
+mod show;
+mod status;
 
-use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use argh::FromArgs;
-use serde_json::Value;
 
-use crate::client;
-use crate::error::{Context, Error};
-use crate::rpc::{Lease, Reply, Request};
+use face::{Code, complain, say, tell};
 
-/// Shows what Terway does on this node.
+/// Shows what Terway does on this node. All commands take --json; colours are for terminals, and NO_COLOR switches them off. Exits with
+/// 0 if all is well, 1 if something was found or the answer is no, 2 if the command makes no sense, 3 if terwayd does not answer.
 #[derive(FromArgs)]
 struct Cli {
     /// print the version and exit
@@ -28,81 +38,52 @@ struct Cli {
 #[derive(FromArgs)]
 #[argh(subcommand)]
 enum Verb {
-    Show(Show),
-    List(List),
+    Status(status::Status),
+    Pods(pods::Pods),
+    Enis(enis::Enis),
+    Services(services::Services),
     Policy(policy::Policy),
     Monitor(monitor::Monitor),
+    Show(show::Show),
+    List(list::List),
+    Mapping(mapping::Mapping),
+    Execute(execute::Execute),
+    Metadata(metadata::MetadataVerb),
+    Plan(plan::PlanVerb),
     PlanCluster(plan_cluster::PlanCluster),
 }
-
-/// The pool as the daemon sees it, as JSON.
-#[derive(FromArgs)]
-#[argh(subcommand, name = "show")]
-struct Show {}
-
-/// The leases: pod, addresses, ENI, attachment.
-#[derive(FromArgs)]
-#[argh(subcommand, name = "list")]
-struct List {}
 
 /// `terway-cli` with the arguments after its name.
 pub fn main(args: &[String]) -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let cli = match Cli::from_args(&["terway-cli"], &args) {
         Ok(cli) => cli,
-        Err(exit) if exit.status.is_ok() => return say(&exit.output),
-        Err(exit) => return complain(exit.output.trim_end()),
+        Err(exit) if exit.status.is_ok() => return say(&exit.output, Code::Fine),
+        Err(exit) => return complain(exit.output.trim_end(), Code::Usage),
     };
     if cli.version {
-        return say(&format!("terway {}\n", env!("CARGO_PKG_VERSION")));
+        return say(&format!("terway {}\n", env!("CARGO_PKG_VERSION")), Code::Fine);
     }
-    let Some(verb) = cli.verb else { return complain("nothing to do; terway-cli --help lists the commands") };
-    let answer = match verb {
-        Verb::PlanCluster(verb) => return verb.run(),
-        Verb::Monitor(verb) => return verb.run(),
-        Verb::Show(_) => pool().map(|pool| format!("{pool:#}\n")),
-        Verb::List(_) => pool().and_then(|pool| list(&pool)),
-        Verb::Policy(verb) => verb.answer(),
-    };
-    match answer {
-        Ok(text) => say(&text),
-        Err(e) => complain(e),
+    match cli.verb {
+        Some(verb) => run(verb),
+        None => complain("nothing to do; terway-cli --help lists the commands", Code::Usage),
     }
 }
 
-fn pool() -> Result<Value, Error> {
-    shown(&Request::Show {})
-}
-
-fn shown(request: &Request) -> Result<Value, Error> {
-    match client::ask(request, Duration::from_secs(30))? {
-        Reply::Show(value) => Ok(value),
-        Reply::Refused { reason, .. } => Err(Error::refused(reason)),
-        other => Err(Error::malformed(format!("terwayd answered {other:?} to {request:?}"))),
+fn run(verb: Verb) -> ExitCode {
+    match verb {
+        Verb::Status(verb) => tell(verb.answer(), verb.json),
+        Verb::Pods(verb) => tell(verb.answer(), verb.json),
+        Verb::Enis(verb) => tell(verb.answer(), verb.json),
+        Verb::Services(verb) => tell(verb.answer(), verb.json),
+        Verb::Policy(verb) => tell(verb.answer(), verb.json()),
+        Verb::Monitor(verb) => verb.run(),
+        Verb::Show(verb) => tell(verb.answer(), verb.json),
+        Verb::List(verb) => tell(verb.answer(), verb.json),
+        Verb::Mapping(verb) => tell(verb.answer(), verb.json),
+        Verb::Execute(verb) => tell(verb.answer(), verb.json),
+        Verb::Metadata(verb) => tell(verb.answer(), verb.json),
+        Verb::Plan(verb) => tell(verb.answer(), verb.json),
+        Verb::PlanCluster(verb) => tell(verb.answer(), verb.json),
     }
-}
-
-/// One line per lease; the pool shows them as a list under `leases`.
-fn list(pool: &Value) -> Result<String, Error> {
-    let leases: Vec<Lease> =
-        serde_json::from_slice(pool["leases"].to_string().as_bytes()).context(|| "leases of terwayd")?;
-    let mut text = format!("{:<48} {:<24} {:<24} {}\n", "POD", "ADDRESS", "ENI", "ATTACHMENT");
-    for Lease { pod, ip, eni, sandbox, .. } in &leases {
-        let (pod, ip, id) = (pod.to_string(), ip.to_string(), &eni.id);
-        text += &format!("{pod:<48} {ip:<24} {id:<24} {}\n", sandbox.attachment);
-    }
-    Ok(text)
-}
-
-/// A reader that has seen enough (`| head`) is no failure.
-fn say(text: &str) -> ExitCode {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => complain(format!("write to stdout: {e}")),
-        _ => ExitCode::SUCCESS,
-    }
-}
-
-fn complain(what: impl std::fmt::Display) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "terway-cli: {what}");
-    ExitCode::FAILURE
 }

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use argh::FromArgs;
 use serde_json::{Value, json};
 
-use super::{complain, shown};
+use super::face::{Code, complain};
+use super::known;
 use crate::error::{Context, Error};
 use crate::kernel::bpf::monitor;
 use crate::ours;
@@ -48,7 +49,7 @@ impl Monitor {
     pub fn run(&self) -> ExitCode {
         match self.stream() {
             Ok(()) => ExitCode::SUCCESS,
-            Err(e) => complain(e),
+            Err(e) => complain(e, Code::Found),
         }
     }
 
@@ -113,7 +114,7 @@ fn ask(event: &Event) -> Said {
     let (src, dst) = ends(event);
     let why =
         Why { src: End::Address(src), dst: End::Address(dst), protocol: event.protocol, ports: Some(ports(event)) };
-    let Ok(answer) = shown(&Request::Why(why)) else { return Said::default() };
+    let Ok(answer) = known::ask(&Request::Why(why)) else { return Said::default() };
     let text = |value: &Value| value.as_str().map(String::from);
     let side = match event.direction {
         Direction::Ingress => &answer["ingress"],

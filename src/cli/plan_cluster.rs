@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use argh::FromArgs;
 use ipnet::Ipv4Net;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{complain, say};
+use super::face::{Answer, Code, Failure, complain};
 use crate::cloud::{Client, reach};
 use crate::config::Config;
 use crate::eni::Limits;
@@ -18,7 +17,7 @@ use crate::ours;
 use crate::sizing::{self, Mode, Report, VSwitch, Wish, prefix};
 
 /// Check the networks of a cluster that is to be, and say how many pods it can hold and what limits that. Exits with 0 where it
-/// can be, 1 where it cannot or what was asked makes no sense.
+/// can be, 1 where it cannot, 2 where what was asked makes no sense.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "plan-cluster")]
 pub struct PlanCluster {
@@ -54,7 +53,7 @@ pub struct PlanCluster {
     config: PathBuf,
     /// print JSON
     #[argh(switch)]
-    json: bool,
+    pub json: bool,
 }
 
 /// What an instance holds, and who says so.
@@ -64,11 +63,8 @@ struct Known {
 }
 
 impl PlanCluster {
-    pub fn run(&self) -> ExitCode {
-        let known = match self.known() {
-            Ok(known) => known,
-            Err(e) => return complain(e),
-        };
+    pub fn answer(&self) -> Result<Answer, Failure> {
+        let known = self.known()?;
         let report = sizing::plan(&Wish {
             vpc: self.vpc,
             nodes: self.node_vswitch.clone(),
@@ -78,22 +74,21 @@ impl PlanCluster {
             mode: self.mode,
             limits: known.limits,
         });
-        let text = if self.json { self.as_json(&known, &report) } else { self.as_text(&known, &report) };
-        let said = say(&text);
-        if report.errors.is_empty() { said } else { ExitCode::FAILURE }
+        let (text, json) = (self.as_text(&known, &report), self.as_json(&known, &report));
+        Ok(Answer::found(report.errors.is_empty(), text, json))
     }
 
-    fn known(&self) -> Result<Known, Error> {
+    fn known(&self) -> Result<Known, Failure> {
         if self.node_vswitch.is_empty() || self.pod_vswitch.is_empty() {
-            return Err(Error::refused("at least one --node-vswitch and one --pod-vswitch are needed"));
+            return Err(Failure::usage("at least one --node-vswitch and one --pod-vswitch are needed"));
         }
         match (&self.instance_type, self.enis, self.ips_per_eni) {
             (_, Some(adapters), Some(v4)) => Ok(Known {
                 limits: Limits { adapters, v4_per_adapter: v4, v6_per_adapter: 0 },
                 by: "as the options say",
             }),
-            (Some(name), None, None) => self.ask(name),
-            _ => Err(Error::refused("either --instance-type, or both --enis and --ips-per-eni are needed")),
+            (Some(name), None, None) => Ok(self.ask(name)?),
+            _ => Err(Failure::usage("either --instance-type, or both --enis and --ips-per-eni are needed")),
         }
     }
 
@@ -103,7 +98,10 @@ impl PlanCluster {
         match (asked, sizing::limits(name)) {
             (Some(Ok(limits)), _) => Ok(Known { limits, by: "as the cloud says" }),
             (Some(Err(e)), Some(limits)) => {
-                complain(format!("the cloud does not tell what {name} holds, the built-in table does: {e}"));
+                complain(
+                    format!("the cloud does not tell what {name} holds, the built-in table does: {e}"),
+                    Code::Fine,
+                );
                 Ok(Known { limits, by: "by the built-in table" })
             }
             (None, Some(limits)) => Ok(Known { limits, by: "by the built-in table" }),
@@ -127,9 +125,8 @@ impl PlanCluster {
         cloud.instance_limits(name).map_err(|fault| Error::refused(fault.to_string()))
     }
 
-    fn as_json(&self, known: &Known, report: &Report) -> String {
-        let shown = json!({"instance_type": self.instance_type, "limits": known.limits, "limits_by": known.by, "report": report});
-        format!("{shown:#}\n")
+    fn as_json(&self, known: &Known, report: &Report) -> Value {
+        json!({"instance_type": self.instance_type, "limits": known.limits, "limits_by": known.by, "report": report})
     }
 
     fn as_text(&self, known: &Known, report: &Report) -> String {

@@ -5,16 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 use argh::FromArgs;
 use serde_json::Value;
 
-use super::shown;
-use crate::error::Error;
+use super::face::{Answer, Failure};
+use super::known::ask;
 use crate::pod::PodName;
 use crate::rpc::{End, Request, Why};
 use crate::rules::{ICMP, SCTP, TCP, UDP};
 
 /// A packet of a protocol with ports comes from somewhere; rules about source ports are rare.
-const SOME_PORT: u16 = 40_000;
+pub const SOME_PORT: u16 = 40_000;
 /// An echo request: type 8, code 0.
-const PING: u16 = 8 << 8;
+pub const PING: u16 = 8 << 8;
 
 /// What network policies do to pods of this node.
 #[derive(FromArgs)]
@@ -31,7 +31,8 @@ enum Verb {
     Show(AskRules),
 }
 
-/// Whether a packet passes, and which policy says so, by the rules of both sides as far as they are pods of this node.
+/// Whether a packet passes, and which policy says so, by the rules of both sides as far as they are pods of this node. Exits with 0 if
+/// it passes, 1 if it is dropped, 3 if terwayd does not answer.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "why")]
 struct AskWhy {
@@ -62,16 +63,21 @@ struct AskRules {
 }
 
 impl Policy {
-    pub fn answer(&self) -> Result<String, Error> {
-        let (request, json) = match &self.verb {
-            Verb::Why(ask) => (Request::Why(ask.read().map_err(Error::refused)?), ask.json),
-            Verb::Show(ask) => (Request::Rules { pod: pod(&ask.pod).map_err(Error::refused)? }, ask.json),
+    pub fn answer(&self) -> Result<Answer, Failure> {
+        let request = match &self.verb {
+            Verb::Why(ask) => Request::Why(ask.read().map_err(Failure::usage)?),
+            Verb::Show(ask) => Request::Rules { pod: pod(&ask.pod).map_err(Failure::usage)? },
         };
-        let mut answer = shown(&request)?;
+        let mut answer = ask(&request)?;
         let text = answer.as_object_mut().and_then(|answer| answer.remove("text"));
-        match text {
-            Some(Value::String(text)) if !json => Ok(text),
-            _ => Ok(format!("{answer:#}\n")),
+        let page = text.as_ref().and_then(Value::as_str).unwrap_or_default().to_string();
+        Ok(Answer::found(answer["allow"] != false, page, answer))
+    }
+
+    pub fn json(&self) -> bool {
+        match &self.verb {
+            Verb::Why(ask) => ask.json,
+            Verb::Show(ask) => ask.json,
         }
     }
 }
@@ -95,7 +101,7 @@ impl AskWhy {
     }
 }
 
-fn protocol(name: &str) -> Result<u8, String> {
+pub fn protocol(name: &str) -> Result<u8, String> {
     match name.to_ascii_lowercase().as_str() {
         "tcp" => Ok(TCP),
         "udp" => Ok(UDP),
@@ -111,7 +117,7 @@ fn end(text: &str) -> Result<End, String> {
     bare.parse::<IpAddr>().map_or_else(|_| pod(text).map(End::Pod), |addr| Ok(End::Address(addr)))
 }
 
-fn end_and_port(text: &str) -> Result<(End, Option<u16>), String> {
+pub fn end_and_port(text: &str) -> Result<(End, Option<u16>), String> {
     if let Ok(at) = text.parse::<SocketAddr>() {
         return Ok((End::Address(at.ip()), Some(at.port())));
     }
@@ -124,7 +130,7 @@ fn end_and_port(text: &str) -> Result<(End, Option<u16>), String> {
     }
 }
 
-fn pod(text: &str) -> Result<PodName, String> {
+pub fn pod(text: &str) -> Result<PodName, String> {
     let parts =
         text.split_once('/').filter(|(space, name)| !space.is_empty() && !name.is_empty() && !name.contains('/'));
     let (space, name) = parts.ok_or_else(|| format!("{text:?} is neither NAMESPACE/POD nor an address"))?;

@@ -13,9 +13,9 @@ use crate::object::ConfigMap;
 /// The key of a ConfigMap that holds a configuration.
 const KEY: &str = "eni_conf";
 /// What is needed to find the ConfigMap at all, so that no ConfigMap can say it.
-const FILE_ONLY: &[&str] = &["kubeconfig", "node_name"];
+pub const FILE_ONLY: &[&str] = &["kubeconfig", "node_name"];
 /// What is looked at only when the daemon starts.
-const AT_START: &[&str] = &[
+pub const AT_START: &[&str] = &[
     "cgroup_root",
     "conflist",
     "daemon_mode",

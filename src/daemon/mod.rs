@@ -50,6 +50,7 @@ use crate::error::Error;
 use crate::happening::Happening;
 use crate::kernel::{Signals, Watch};
 use crate::ours;
+pub use layers::{AT_START, FILE_ONLY};
 use lobby::Lobby;
 use node::Input;
 use reactor::{Async, Timer, block_on};

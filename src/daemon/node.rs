@@ -393,6 +393,7 @@ impl Node {
             Request::Status {} => self.status(),
             Request::Show {} => Reply::Show(self.show()),
             Request::Why(_) | Request::Rules { .. } => return self.ask_policies(request, answer),
+            Request::Services { matching } => return self.ask_services(matching, answer),
         };
         let _ = answer.try_send(reply);
     }
@@ -842,6 +843,7 @@ impl Node {
 
     fn show(&self) -> serde_json::Value {
         serde_json::json!({
+            "release": env!("CARGO_PKG_VERSION"),
             "node": self.world.terms.facts,
             "marker": self.world.marker,
             "daemon_mode": self.world.terms.mode.to_string(),
@@ -849,6 +851,8 @@ impl Node {
             "services": self.services,
             "policies": self.guarded.shown,
             "leases": self.leases.values().collect::<Vec<_>>(),
+            "wired": self.enis,
+            "mtu": self.world.mtu,
             "cloud_calls": self.world.cloud.calls(),
         })
     }

@@ -7,6 +7,7 @@ mod claims;
 mod endpoints;
 mod refusal;
 mod room;
+mod show;
 pub mod table;
 
 #[cfg(test)]
@@ -29,6 +30,7 @@ use claims::{Claim, Place, Reach};
 
 pub use endpoints::Backend;
 pub use refusal::{About, Refusal, Refused};
+pub use show::Led;
 
 /// What somebody connects to. A node port stands for all nodes' addresses of a family: [`ANY_V4`] or [`ANY_V6`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -20,7 +20,8 @@ pub fn show(screen: &Screen, cluster: &Cluster, pod: &Member, other: &Member) ->
     let step = screen.step(format!("{name} runs, and gets annotations"));
     let annotations = json!({INGRESS.0: INGRESS.1, EGRESS.0: EGRESS.1});
     cluster.kube.amend("Pod", "default", name, &json!({"metadata": {"annotations": annotations}}));
-    let shaped = || pod.pod.sh("tc qdisc show dev eth0 root").contains("tbf");
+    // On which link depends on how the pod is wired.
+    let shaped = || pod.pod.sh("tc qdisc show").contains("tbf");
     if !within(SOON, shaped) {
         return Err(End::Failed(format!("{name} has no limit")));
     }
@@ -57,4 +58,10 @@ pub fn show(screen: &Screen, cluster: &Cluster, pod: &Member, other: &Member) ->
     screen.line("");
     screen.table(&table);
     Ok(faults)
+}
+
+/// Takes the annotations away again.
+pub fn lift(cluster: &Cluster, pod: &Member) {
+    let annotations = json!({INGRESS.0: null, EGRESS.0: null});
+    cluster.kube.amend("Pod", "default", &pod.sandbox.pod.name, &json!({"metadata": {"annotations": annotations}}));
 }

@@ -10,7 +10,7 @@ use crate::sim::cluster::{Cluster, Member, SOON, within};
 use crate::sim::fabric::OUTSIDE;
 use crate::sim::traffic::{Place, TcpEcho, UdpEcho};
 
-const PORT: u16 = 8090;
+pub const PORT: u16 = 8090;
 const NODE_PORT: u16 = 30090;
 /// Services of the two pods and of one on another node.
 const SERVICES: [&str; 3] = ["172.21.1.1", "172.21.1.2", "172.21.1.3"];
@@ -57,7 +57,7 @@ fn scene(screen: Screen, cluster: &Cluster, n: usize, other: &Member) -> Vec<Str
         step.failed("")
     }
     screen.line("");
-    screen.table(&table(&trials));
+    screen.table(&table("pods with an ENI each", &trials));
     screen.line(&screen.paint(
         Tone::Faint,
         "  The server sees the client's own address, but where a Service's backend is on another node.",
@@ -82,7 +82,7 @@ fn scene(screen: Screen, cluster: &Cluster, n: usize, other: &Member) -> Vec<Str
 }
 
 /// One way, and what became of it.
-struct Trial {
+pub struct Trial {
     path: &'static str,
     icmp: Option<Result<Duration, String>>,
     tcp: Result<Duration, String>,
@@ -90,7 +90,7 @@ struct Trial {
 }
 
 impl Trial {
-    fn fault(&self) -> Option<String> {
+    pub fn fault(&self) -> Option<String> {
         let icmp = self.icmp.iter().filter_map(|r| r.as_ref().err().map(|e| format!("ICMP {e}")));
         let tcp = self.tcp.as_ref().err().map(|e| format!("TCP {e}"));
         let udp = self.udp.as_ref().err().map(|e| format!("UDP {e}"));
@@ -125,7 +125,8 @@ fn trials(cluster: &Cluster, n: usize, [x1, x2]: &[Member; 2], other: &Member) -
     ]
 }
 
-fn direct(path: &'static str, from: &impl Place, to: &str, as_whom: &str, server: &TcpEcho) -> Trial {
+/// The same with a ping before it.
+pub fn direct(path: &'static str, from: &impl Place, to: &str, as_whom: &str, server: &TcpEcho) -> Trial {
     let icmp = from.ping(to).ok_or("lost".to_owned());
     Trial { icmp: Some(icmp), ..through(path, from, &format!("{to}:{PORT}"), as_whom, server) }
 }
@@ -154,13 +155,8 @@ fn services(cluster: &Cluster, n: usize, backends: [&Member; 3]) {
     }
 }
 
-fn table(trials: &[Trial]) -> Table {
-    let mut table = Table::new([
-        Cell::left("pods with an ENI each"),
-        Cell::right("ICMP µs"),
-        Cell::right("TCP µs"),
-        Cell::right("UDP"),
-    ]);
+pub fn table(who: &str, trials: &[Trial]) -> Table {
+    let mut table = Table::new([Cell::left(who), Cell::right("ICMP µs"), Cell::right("TCP µs"), Cell::right("UDP")]);
     let figure = |result: &Result<Duration, String>| match result {
         Ok(took) => Cell::figure(true, &took.as_micros().to_string()),
         Err(_) => Cell::figure(false, "lost"),

@@ -86,6 +86,13 @@ impl Orders {
         Orders(told)
     }
 
+    /// Where nobody can say anything.
+    pub fn none() -> Orders {
+        let (tell, told) = mpsc::channel();
+        std::mem::forget(tell);
+        Orders(told)
+    }
+
     /// Whether all is to end now.
     pub fn interrupted(&self) -> bool {
         loop {

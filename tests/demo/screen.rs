@@ -1,14 +1,31 @@
-//! What a person sees: steps that tick while they go on, and tables; colours and rewritten lines only on a terminal.
+//! What a person sees: steps that tick while they go on, and tables; colours and rewritten lines only on a terminal. All of it is
+//! recorded for the report.
 
 use std::cell::RefCell;
 use std::io::{IsTerminal, Write};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use crate::report::{Field, Item, Line, Node, Report};
 
 /// Columns of a step's line: what is done, and what came of it.
 const WHAT: usize = 42;
 const DETAIL: usize = 24;
 /// What a terminal of 80 columns has room for beside a step.
 const ROOM: usize = 79 - WHAT - 5;
+
+/// What was shown so far: one demo is told by one process.
+static SHOWN: Mutex<Report> =
+    Mutex::new(Report { title: String::new(), facts: Vec::new(), chapters: Vec::new(), faults: 0 });
+
+/// Takes out what was shown.
+pub fn shown() -> Report {
+    std::mem::take(&mut *SHOWN.lock().expect("nobody panicked with it"))
+}
+
+fn record(item: Item) {
+    SHOWN.lock().expect("nobody panicked with it").item(item);
+}
 
 #[derive(Clone, Copy)]
 pub struct Screen {
@@ -33,11 +50,36 @@ impl Screen {
         Screen { live, colour: live && said("NO_COLOR").is_none() }
     }
 
+    /// For who reads by way of another program, which says whether colours are seen.
+    pub fn passed_on(colour: bool) -> Screen {
+        Screen { live: false, colour }
+    }
+
     pub fn line(&self, text: &str) {
         self.write(&format!("{text}\n"));
+        let bare = bare(text);
+        if !bare.is_empty() {
+            record(Item::Note(bare));
+        }
+    }
+
+    /// For the terminal alone.
+    pub fn aside(&self, text: &str) {
+        self.write(&format!("  {}\n", self.paint(Tone::Faint, text)));
+    }
+
+    /// For the report alone: what a command has printed.
+    pub fn text(&self, title: &str, body: &str) {
+        record(Item::Text { title: title.into(), body: body.into() });
+    }
+
+    /// For the report alone: nodes, ENIs and pods.
+    pub fn map(&self, nodes: Vec<Node>) {
+        record(Item::Map(nodes));
     }
 
     pub fn title(&self, text: &str) {
+        SHOWN.lock().expect("nobody panicked with it").chapter(text);
         self.write(&format!("\n{}\n", self.paint(Tone::Bold, text)));
     }
 
@@ -51,6 +93,7 @@ impl Screen {
 
     pub fn table(&self, table: &Table) {
         self.write(&table.render(self));
+        record(table.item());
     }
 
     pub fn paint(&self, tone: Tone, text: &str) -> String {
@@ -122,6 +165,13 @@ impl Step<'_> {
         let time = screen.paint(Tone::Faint, &format!("{:>7}", seconds(self.start.elapsed())));
         let back = if screen.live { "\r\x1b[K" } else { "" };
         let (mark, what) = (screen.paint(tone(good), mark), &self.what);
+        let ticks_only: String = self.ticks.borrow().iter().map(|good| self::mark(*good)).collect();
+        record(Item::Step {
+            what: what.clone(),
+            detail: [ticks_only.as_str(), detail].join(" ").trim().to_owned(),
+            good,
+            took: seconds(self.start.elapsed()),
+        });
         screen.write(&format!("{back}  {mark} {what:<WHAT$} {ticks}{gap}{detail}{pad} {time}\n"));
     }
 
@@ -142,6 +192,14 @@ impl Drop for Step<'_> {
             self.end(false, "");
         }
     }
+}
+
+/// Without what paints it, and without the space around it.
+fn bare(text: &str) -> String {
+    let mut parts = text.split('\x1b');
+    let first = parts.next().unwrap_or_default().to_owned();
+    let rest = parts.filter_map(|part| part.split_once('m')).map(|(_, text)| text);
+    (first + &rest.collect::<String>()).trim().to_owned()
 }
 
 pub fn mark(good: bool) -> &'static str {
@@ -187,6 +245,15 @@ impl Cell {
         Cell { text: format!("{} {text}", mark(good)), tone: tone(good), right: false }
     }
 
+    fn field(&self) -> Field {
+        let good = match self.tone {
+            Tone::Good => Some(true),
+            Tone::Bad => Some(false),
+            _ => None,
+        };
+        Field { text: self.text.clone(), good, right: self.right }
+    }
+
     /// The same for a number.
     pub fn figure(good: bool, text: &str) -> Cell {
         Cell { right: true, ..Cell::verdict(good, text) }
@@ -222,6 +289,15 @@ impl Table {
     /// The rows that follow are of this.
     pub fn section(&mut self, name: impl Into<String>) {
         self.rows.push(Row::Section(name.into()));
+    }
+
+    fn item(&self) -> Item {
+        let fields = |cells: &Vec<Cell>| cells.iter().map(Cell::field).collect();
+        let rows = self.rows.iter().map(|row| match row {
+            Row::Cells(cells) => Line::Fields(fields(cells)),
+            Row::Section(name) => Line::Section(name.clone()),
+        });
+        Item::Table { head: self.head.iter().map(fields).collect(), rows: rows.collect() }
     }
 
     fn render(&self, screen: &Screen) -> String {

@@ -78,15 +78,15 @@ pub fn show(screen: Screen) -> Vec<String> {
 }
 
 /// Where connections have led.
-struct Seen {
-    servers: BTreeSet<SocketAddr>,
-    errors: BTreeSet<String>,
+pub struct Seen {
+    pub servers: BTreeSet<SocketAddr>,
+    pub errors: BTreeSet<String>,
     /// One connection, with the answer.
-    took: Duration,
+    pub took: Duration,
 }
 
 impl Seen {
-    fn of(threads: &Threads, to: &str) -> Seen {
+    pub fn of(threads: &Threads, to: &str) -> Seen {
         let mut seen = Seen { servers: BTreeSet::new(), errors: BTreeSet::new(), took: Duration::MAX };
         for _ in 0..TRIES {
             let start = Instant::now();
@@ -99,7 +99,7 @@ impl Seen {
         seen
     }
 
-    fn words(&self) -> String {
+    pub fn words(&self) -> String {
         let servers = self.servers.iter().map(ToString::to_string);
         servers.chain(self.errors.iter().cloned()).collect::<Vec<_>>().join(", ")
     }
@@ -116,7 +116,7 @@ fn led(threads: &Threads, to: &str) -> Result<SocketAddr, ErrorKind> {
 }
 
 /// A server in a pod that says its own address.
-fn serve(pod: &Member) -> SocketAddr {
+pub fn serve(pod: &Member) -> SocketAddr {
     let listener = pod.pod.run(|| TcpListener::bind((pod.ip.as_str(), TARGET))).expect("the pod has its address");
     let address = listener.local_addr().expect("it is bound");
     std::thread::spawn(move || {
@@ -128,11 +128,11 @@ fn serve(pod: &Member) -> SocketAddr {
     address
 }
 
-fn port(node_port: Option<u16>) -> Value {
+pub fn port(node_port: Option<u16>) -> Value {
     json!({"name": "http", "port": 80, "targetPort": TARGET, "protocol": "TCP", "nodePort": node_port})
 }
 
-fn publish(kube: &Kube, name: &str, address: &str, mut spec: Value, servers: &BTreeSet<SocketAddr>) {
+pub fn publish(kube: &Kube, name: &str, address: &str, mut spec: Value, servers: &BTreeSet<SocketAddr>) {
     (spec["clusterIP"], spec["clusterIPs"]) = (json!(address), json!([address]));
     let endpoint = |server: &SocketAddr| json!({"addresses": [server.ip()], "nodeName": node_name(0)});
     kube.put(json!({

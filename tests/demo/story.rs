@@ -14,6 +14,7 @@ use crate::heirs;
 use terway::ip::Family;
 
 use crate::left::{self, Finding, Kernel};
+use crate::modes::{self, Mode};
 use crate::orders::Orders;
 use crate::outage;
 use crate::paths::{self, PORT, Spot};
@@ -79,19 +80,34 @@ impl Guest {
 }
 
 impl Story {
-    pub fn new(screen: Screen) -> Story {
+    pub fn new(screen: Screen, orders: Orders) -> Story {
         Story {
             guests: Vec::new(),
             before: Vec::new(),
             cluster: None,
             screen,
-            orders: Orders::new(),
+            orders,
             faults: 0,
             start: Instant::now(),
         }
     }
 
-    pub fn tell(&mut self, keep: bool) -> Result<(), End> {
+    pub fn tell(&mut self, mode: Mode, keep: bool) -> Result<(), End> {
+        match mode {
+            Mode::PolicyRoute => self.tell_all(keep),
+            mode => self.tell_of(mode, keep),
+        }
+    }
+
+    /// What every mode does alike.
+    fn tell_of(&mut self, mode: Mode, keep: bool) -> Result<(), End> {
+        let faults = modes::show(self.screen, mode, &self.orders, keep)?;
+        self.faults += faults.len();
+        self.explain(faults);
+        Ok(())
+    }
+
+    fn tell_all(&mut self, keep: bool) -> Result<(), End> {
         self.screen.title("A VPC with two nodes, eight pods each");
         self.build()?;
         self.start_daemons()?;
@@ -125,6 +141,7 @@ impl Story {
         let faults = services::show(self.screen);
         self.faults += faults.len();
         self.explain(faults);
+        self.tell_of(Mode::PolicyRoute, false)?;
         self.screen.title("The cloud dies");
         let faults = outage::pod_in_outage(self.screen, self.cluster(), 0);
         self.faults += faults.len();
@@ -278,6 +295,7 @@ impl Story {
         }
         self.screen.line("");
         self.screen.table(&table);
+        self.screen.map(modes::map(self.cluster(), self.guests.iter().map(|guest| &guest.member)));
         let complaints = self.guests.iter().filter_map(|g| Some(format!("{}: {}", g.name, g.complaint.as_ref()?)));
         self.screen.line(&self.screen.paint(Tone::Faint, "  An ADD that finds no idle address waits for the cloud."));
         self.explain(complaints.collect());
@@ -403,7 +421,7 @@ impl Story {
             say(name, &format!("nsenter --net={}", ns.path().display()));
         }
         self.screen.line("");
-        say("node:", "/opt/terway/terway-cli list; ip rule; ip route show table 1000");
+        say("node:", "/opt/terway/terway-cli pods; ip rule; ip route show table 1000");
         say("", "less /var/log/terwayd.log");
         if let Some(guest) = self.guests.last() {
             say("pod:", &format!("ping {0}; echo hello | busybox nc {0} {PORT}", guest.member.ip));
@@ -543,7 +561,7 @@ impl Story {
 }
 
 /// The example of Alibaba Cloud's page on planning an ACK cluster: one VPC, a vSwitch for nodes, one for pods.
-fn config() -> Config {
+pub fn config() -> Config {
     let mut config = world::config();
     config.vswitches.retain(|vswitch| vswitch.id != MORE_PODS);
     config.instance_types = vec![InstanceType {

@@ -9,7 +9,7 @@ mod feed;
 mod place;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread;
@@ -30,14 +30,17 @@ use crate::kube;
 use crate::maps::{Backend, Sizes};
 use crate::object::{self, Event, EventType};
 use crate::ours;
-use crate::rpc::Lease;
+use crate::rpc::{Lease, Refusal, Reply};
 use crate::service::table::{Full, Table};
-use crate::service::{About, Here, Model, Refused};
+use crate::service::{self, About, Here, Led, Model, Refused};
 
 /// News that wait; watches that have more wait too.
 const NEWS: usize = 1024;
 /// After the kernel has refused something, it is tried again after this long, doubling up to the second figure.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// So many addresses of Services are told at once, and of each so many endpoints: a reply has an end.
+const LISTED: usize = 2000;
+const ENDPOINTS: usize = 8;
 /// What is shown of us is not brought up to date more often than this.
 const SHOW: Duration = Duration::from_secs(1);
 const FOREVER: Duration = Duration::from_secs(3600);
@@ -49,6 +52,11 @@ pub enum News {
     Nodes(Heard<Member>),
     /// All pods of this node: their addresses, and where their namespaces are.
     Pods(BTreeSet<Ipv6Addr>, Vec<PathBuf>),
+    /// Somebody wants to know where Services lead in whose name or address this occurs.
+    Ask {
+        matching: String,
+        answer: Sender<Reply>,
+    },
 }
 
 /// What the loop is started with.
@@ -73,6 +81,14 @@ impl Ear {
             namespaces.push(lease.sandbox.netns.clone());
         }
         !matches!(self.0.try_send(News::Pods(addresses, namespaces)), Err(TrySendError::Full(_)))
+    }
+
+    /// Whoever asks while much is to be heard of asks again.
+    pub fn ask(&self, matching: String, answer: Sender<Reply>) {
+        if let Err(TrySendError::Full(News::Ask { answer, .. })) = self.0.try_send(News::Ask { matching, answer }) {
+            let reason = "Services are being taken in: ask again".into();
+            let _ = answer.try_send(Reply::Refused { why: Refusal::TooSlow, reason });
+        }
     }
 }
 
@@ -183,6 +199,7 @@ impl Guard {
                 self.model.hear_pods(addresses);
                 self.namespaces = namespaces;
             }
+            News::Ask { matching, answer } => _ = answer.try_send(Reply::Show(listed(&self.model, &matching))),
         }
     }
 
@@ -335,4 +352,26 @@ impl Guard {
             "full": self.full.iter().map(Full::to_string).collect::<Vec<_>>(),
         })
     }
+}
+
+/// Where Services lead in whose name or address this occurs.
+fn listed(model: &Model, matching: &str) -> Value {
+    let all = model.led().map(|led| (led.frontend.to_string(), led));
+    let mut fitting = all.filter(|(address, led)| address.contains(matching) || led.service.contains(matching));
+    let one = |(address, led): (String, Led)| {
+        let endpoint = |b: &service::Backend| SocketAddr::new(b.addr.to_canonical(), b.port).to_string();
+        json!({
+            "service": &**led.service,
+            "address": address,
+            "count": led.backends.len(),
+            "endpoints": led.backends.iter().take(ENDPOINTS).map(endpoint).collect::<Vec<_>>(),
+        })
+    };
+    let services: Vec<Value> = fitting.by_ref().take(LISTED).map(one).collect();
+    let refused = model.refused().filter(|(name, _)| name.contains(matching)).take(LISTED);
+    json!({
+        "services": services,
+        "left_out": fitting.count(),
+        "refused": refused.map(|(name, why)| json!({"service": &**name, "reason": why.to_string()})).collect::<Vec<_>>(),
+    })
 }

@@ -2,9 +2,12 @@
 
 use std::thread;
 
+use smol::channel::Sender;
+
 use super::Node;
 use crate::config::Mode;
 use crate::daemon::guard;
+use crate::rpc::{Refusal, Reply};
 
 impl Node {
     /// Where the configuration does not say, slaves of an ENI have them, and pods with an ENI of their own that are held to policies: those
@@ -36,6 +39,16 @@ impl Node {
     pub(super) fn tell_pods(&mut self) {
         if let Some(ear) = self.ear.as_ref().filter(|_| self.untold) {
             self.untold = !ear.tell(self.leases.values());
+        }
+    }
+
+    pub(super) fn ask_services(&self, matching: String, answer: Sender<Reply>) {
+        match &self.ear {
+            Some(ear) => ear.ask(matching, answer),
+            None => {
+                let reason = "Services are left to kube-proxy here: ebpf_services is off".into();
+                let _ = answer.try_send(Reply::Refused { why: Refusal::BadRequest, reason });
+            }
         }
     }
 }

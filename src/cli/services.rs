@@ -1,0 +1,62 @@
+//! `services`: which Services this node leads at the socket, and to whom.
+
+use argh::FromArgs;
+use serde_json::Value;
+
+use super::face::{Answer, Cell, Failure, Hue, Table};
+use super::known::ask;
+use super::status::{list, text};
+use crate::rpc::Request;
+
+/// So many endpoints stand in a line; JSON has all that terwayd tells.
+const SHOWN: usize = 4;
+
+/// Show the Services that this node leads at the socket, and to which endpoints. Exits with 0, 1 if one has no endpoints or is refused,
+/// 3 if terwayd does not answer.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "services")]
+pub struct Services {
+    /// only those in whose name or address this occurs, such as shop/web or 172.21.0.10
+    #[argh(positional)]
+    matching: Option<String>,
+    /// print JSON
+    #[argh(switch)]
+    pub json: bool,
+}
+
+impl Services {
+    pub fn answer(&self) -> Result<Answer, Failure> {
+        let matching = self.matching.clone().unwrap_or_default();
+        let shown = ask(&Request::Services { matching })?;
+        let mut table = Table::new(["SERVICE", "ADDRESS", "ENDPOINTS", "NOTE"]);
+        let mut good = true;
+        for service in list(&shown["services"]) {
+            let (endpoints, note) = (endpoints(service), note(service));
+            good &= note.1.is_empty();
+            table.row([text(service, "service").into(), text(service, "address").into(), endpoints.into(), note]);
+        }
+        let mut page = table.text();
+        for refused in list(&shown["refused"]) {
+            good = false;
+            page += &format!("refused: {}: {}\n", text(refused, "service"), text(refused, "reason"));
+        }
+        if let Some(left) = shown["left_out"].as_u64().filter(|left| *left > 0) {
+            page += &format!("{left} more: name what you look for\n");
+        }
+        Ok(Answer::found(good, page, shown))
+    }
+}
+
+fn endpoints(service: &Value) -> String {
+    let all: Vec<&str> = list(&service["endpoints"]).filter_map(Value::as_str).collect();
+    let count = service["count"].as_u64().unwrap_or_default() as usize;
+    let first = all.iter().take(SHOWN).copied().collect::<Vec<_>>().join(" ");
+    if count > SHOWN { format!("{first} and {} more", count - SHOWN) } else { first }
+}
+
+fn note(service: &Value) -> Cell {
+    match service["count"].as_u64() {
+        Some(0) => Cell(Hue::Bad, "no endpoints: connections are refused".into()),
+        _ => Cell(Hue::Plain, String::new()),
+    }
+}
