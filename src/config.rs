@@ -16,6 +16,7 @@ use crate::ip::{IpPair, NetPair, Stack, overlap};
 use crate::json::{self, Object, Reader, Wrong, shortened};
 use crate::maps::Sizes;
 use crate::ours;
+use crate::verdict;
 
 /// Everything the operator says. What is `None` or empty is found out from the node.
 #[derive(Debug, Clone, PartialEq)]
@@ -159,6 +160,7 @@ pub struct Policies {
     pub on: bool,
     /// What enforces them; none: what the kernel and the pods' wiring suggest.
     pub renderer: Option<PolicyRenderer>,
+    pub sizes: verdict::Sizes,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -302,6 +304,8 @@ const DEFAULT_MAX_IDLE: u32 = 5;
 const DEFAULT_MTU: u64 = 1500;
 /// Of their addresses, or of their endpoints.
 const MOST_SERVICES: u64 = 4_000_000;
+/// Of the rows of a table of network policies.
+const MOST_RULES: u64 = 4_000_000;
 
 impl Config {
     /// Reads the configuration file, with the environment of the process laid over it.
@@ -724,7 +728,16 @@ const RENDERERS: &[(&str, Option<PolicyRenderer>)] =
 
 fn policies(keys: &mut Reader) -> Result<Policies, Wrong> {
     let off = keys.value("disable_network_policy").is_some_and(is_off);
-    Ok(Policies { on: !off, renderer: keys.word("policy_renderer", RENDERERS)?.flatten() })
+    let usual = verdict::Sizes::default();
+    let size = |keys: &mut Reader, key, usual| Ok(keys.number(key, 16..=MOST_RULES)?.map_or(usual, |n| n as u32));
+    let sizes = verdict::Sizes {
+        classes: size(keys, verdict::ADDRESSES_KEY, usual.classes)?,
+        pairs: size(keys, verdict::PAIRS_KEY, usual.pairs)?,
+        programs: size(keys, verdict::PORTS_KEY, usual.programs)?,
+        tracks: size(keys, verdict::FLOWS_KEY, usual.tracks)?,
+        ..usual
+    };
+    Ok(Policies { on: !off, renderer: keys.word("policy_renderer", RENDERERS)?.flatten(), sizes })
 }
 
 /// The old Terway's reading: all but nothing, "false" and "0" is a yes.

@@ -216,6 +216,25 @@ const POLICIES: &[Key] = &[
         All,
         "who enforces them; `auto`: eBPF with IPvlan, an ENI per pod, or Services at the socket, and where there are no ipsets; else iptables",
     ),
+    key(
+        "policy_addresses",
+        Json("131072"),
+        All,
+        "the most addresses and prefixes that policies of this node may name, pods that their selectors select included; with iptables, of one peer. Beyond it new pods are refused, and what runs goes on as it was",
+    ),
+    key(
+        "policy_pairs",
+        Json("524288"),
+        All,
+        "with eBPF, the most combinations of pods' rules and classes of addresses",
+    ),
+    key("policy_ports", Json("262144"), All, "with eBPF, the most ranges of ports in all of these"),
+    key(
+        "policy_flows",
+        Json("65536"),
+        All,
+        "with eBPF, the flows that are remembered for their answers; the one that was idle the longest makes room",
+    ),
 ];
 
 const KUBERNETES: &[Key] = &[

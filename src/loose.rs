@@ -18,6 +18,16 @@ pub enum Loose<T> {
     Wrong(String),
 }
 
+impl<T: Default> Loose<T> {
+    /// What is absent or wrong counts as nothing.
+    pub fn or_default(self) -> T {
+        match self {
+            Loose::Is(value) => value,
+            _ => T::default(),
+        }
+    }
+}
+
 /// What a field may be read from; every shape that is not named is wrong.
 pub trait Shape: Sized {
     fn text(_: &str) -> Option<Self> {

@@ -3,6 +3,7 @@
 //! Nothing here fails to be read: what is wrong within an object is left out.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::de::{Deserializer, Error, MapAccess};
 use serde::{Deserialize, Serialize};
@@ -53,20 +54,20 @@ impl Shape for Labels {
 pub struct Pod {
     pub name: Name,
     pub version: Box<str>,
-    pub labels: Labels,
+    pub labels: Arc<Labels>,
     pub addresses: Box<[IpAddr]>,
-    pub node: Box<str>,
+    pub node: Name,
     /// With its namespace.
     pub account: Name,
     /// Those with a name.
-    pub ports: Box<[ContainerPort]>,
+    pub ports: Arc<[ContainerPort]>,
     /// Its addresses are its node's.
     pub is_on_host: bool,
     /// It has ended for good: its addresses may be another's by now.
     pub is_over: bool,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContainerPort {
     pub name: Box<str>,
     pub protocol: u8,
@@ -215,10 +216,7 @@ struct Unread {}
 object_shape!(RawMeta, RawSpec, RawContainer, RawPort, RawStatus, RawIp, RawNodeStatus, RawAddress, Unread);
 
 fn is<T: Default>(field: Loose<T>) -> T {
-    match field {
-        Loose::Is(value) => value,
-        _ => T::default(),
-    }
+    field.or_default()
 }
 
 fn items<T>(field: Loose<Vec<Loose<T>>>) -> impl Iterator<Item = T> {
@@ -272,7 +270,7 @@ impl<'de> Deserialize<'de> for Pod {
         Ok(Pod {
             name,
             version,
-            labels,
+            labels: labels.into(),
             addresses: addresses(all.chain([one])),
             node: is(spec.node_name).into(),
             account: format!("{}/{}", namespace, if account.is_empty() { "default" } else { &account }).into(),

@@ -129,7 +129,8 @@ pub enum Entry {
 /// What is said of each protocol and port. The longest block counts.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Program {
-    pub entries: BTreeMap<Key, Entry>,
+    /// In order.
+    pub entries: Box<[(Key, Entry)]>,
     /// Of protocols that have no entry.
     pub other: Cell,
 }
@@ -168,7 +169,10 @@ impl Program {
 
     fn longest(&self, protocol: u8, table: u16, port: u16) -> Option<&Entry> {
         let blocks = (0..=16).rev().map(|length| Block::around(port, length));
-        blocks.map(|block| Key { protocol, table, block }).find_map(|key| self.entries.get(&key))
+        let keys = blocks.map(|block| Key { protocol, table, block });
+        keys.filter_map(|key| self.entries.binary_search_by_key(&key, |(key, _)| *key).ok())
+            .map(|at| &self.entries[at].1)
+            .next()
     }
 }
 
@@ -357,11 +361,14 @@ pub trait Renderer: Send {
     /// Makes these changes; `after` is what holds then. Where that fails, [`Renderer::restore`] is next.
     fn apply(&mut self, writes: &[Write], after: &Rules, pods: &Pods) -> Result<(), Error>;
 
-    /// What it counts, as people are shown it; null where it counts nothing.
-    fn figures(&self) -> Result<serde_json::Value, Error> {
-        Ok(serde_json::Value::Null)
+    /// What finds out what it has counted, as people are shown it. None: it counts nothing.
+    fn tally(&self) -> Option<Tally> {
+        None
     }
 }
+
+/// Looks at all there is, so that whoever has changes to write leaves it to another thread.
+pub type Tally = Box<dyn FnOnce() -> Result<serde_json::Value, Error> + Send>;
 
 /// One change. Done in the order given, every packet in between gets the answer from before or the one from after.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -461,14 +468,16 @@ mod tests {
         let cell = |allow: bool| Cell { allow, log: false, origin: Origin::Free };
         let at = |table, start, length| Key { protocol: TCP, table, block: Block { start, length } };
         let program = Program {
-            entries: BTreeMap::from([
+            entries: BTreeMap::from_iter([
                 (at(0, 0, 0), Entry::Answer(cell(false))),
                 (at(0, 80, 16), Entry::BySource(1)),
                 (at(0, 0x1000, 4), Entry::Answer(cell(true))),
                 (at(1, 0, 0), Entry::Answer(cell(false))),
                 (at(1, 53, 16), Entry::Answer(cell(true))),
                 (at(FRAGMENTS, 0, 0), Entry::Answer(cell(true))),
-            ]),
+            ])
+            .into_iter()
+            .collect(),
             other: cell(true),
         };
         for (ports, want) in [

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::IpNet;
 
 use crate::cluster::Name;
+use crate::error::Error;
 use crate::rules::{ClassId, Direction, Entry, Placed, Program, ProgramId, RuleSet, SetId};
 
 /// The layout of all maps together. Maps of another layout are pinned elsewhere.
@@ -13,7 +14,7 @@ pub const LAYOUT: u32 = 1;
 /// The class of a set's program for all classes that have no pair with it.
 pub const REST: ClassId = ClassId::MAX;
 
-/// For how much each map has room. While a new life writes its rules beside the old one's, both must fit.
+/// For how much there is room. Maps of rules have twice as much: a new life writes its rules beside the old one's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
     /// Pods.
@@ -28,9 +29,23 @@ pub struct Sizes {
     pub tracks: u32,
 }
 
+/// Keys of the configuration that say how much room there is.
+pub const ADDRESSES_KEY: &str = "policy_addresses";
+pub const PAIRS_KEY: &str = "policy_pairs";
+pub const PORTS_KEY: &str = "policy_ports";
+pub const FLOWS_KEY: &str = "policy_flows";
+
+/// That there are more than there is room for, and what can be done.
+pub fn overfull(what: &str, needed: usize, room: u32, key: &str) -> Error {
+    Error::refused(format!(
+        "the policies of this node need room for {needed} {what}, and {key} is {room}: raise it in eni.json and restart terwayd, or have the \
+         policies say less"
+    ))
+}
+
 impl Default for Sizes {
     fn default() -> Sizes {
-        Sizes { seats: 4096, classes: 262_144, pairs: 1_048_576, programs: 524_288, tracks: 65_536 }
+        Sizes { seats: 4096, classes: 131_072, pairs: 524_288, programs: 262_144, tracks: 65_536 }
     }
 }
 
@@ -135,6 +150,11 @@ pub fn bank(key: &[u8]) -> u32 {
         20 => word(4),
         _ => word(4) >> 1,
     }
+}
+
+/// How many [`elements`] a program has.
+pub fn size(program: &Program) -> usize {
+    program.entries.len() + 1
 }
 
 /// `struct rule` and its answer, for all that a program says: what it says of all else first.

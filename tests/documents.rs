@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use terway::config::{Config, ENVIRONMENT, WITHOUT_EFFECT};
 use terway::daemon::{AT_START, FILE_ONLY};
 use terway::keys::{GROUPS, Group, Key, Usual};
+use terway::ours;
+use terway::plan::Program;
 
 const REFERENCE: &str = "docs/configuration.md";
 /// What a person finds: everything else speaks to those who change the code.
@@ -201,6 +203,65 @@ fn an_error_that_nobody_says_is_found() {
     assert!(is_said(&sources, "vSwitch … has no free address"));
     assert!(!is_said(&sources, "vSwitch … has no free addresses"));
     assert!(!is_said(&sources, "…"));
+}
+
+// ---- a packet's way ----
+
+/// What the pages of the modes name of the kernel is what the code puts there.
+#[test]
+fn the_pages_of_the_modes_name_what_is_in_the_kernel() {
+    let to_pods = format!("{}: from all lookup {}", ours::TO_POD_PRIORITY, ours::PODS_TABLE);
+    let by_mark =
+        format!("{}: from all fwmark {:#x}/{:#x} lookup", ours::FROM_POD_PRIORITY, ours::mark(1), ours::MARK_MASK);
+    let (policies, marks) = (ours::POLICY_PRIORITY.to_string(), ours::MARK_FILTER_PRIORITY.to_string());
+    let stray = format!("rule {} (`from all iif eth1 blackhole`)", ours::STRAY_PRIORITY);
+    let own = format!("{:#x}", ours::NODE_MARK);
+    let bucket = format!("`{:x}:`", ours::TBF_HANDLE >> 16);
+    let gateway = format!("via {} dev", ours::POD_GATEWAY);
+    let answers = format!(
+        "{}: from all fwmark {own}/{:#x} lookup {}",
+        ours::ANSWER_PRIORITY,
+        ours::MARK_MASK,
+        ours::ANSWER_TABLE
+    );
+    let shaped =
+        format!("filters {} and {}", ours::SHAPE_FILTER_PRIORITIES.ingress, ours::SHAPE_FILTER_PRIORITIES.egress);
+    let slave = ours::host_slave(3);
+    let hooks = format!("priority {}", ours::HOOK_PRIORITY);
+    let programs =
+        [Program::Leaving, Program::Arriving, Program::Entering, Program::ToPod, Program::FromPod].map(Program::name);
+    let [leaving, arriving, entering, to_pod, from_pod] = programs;
+    let (shape_in, shape_out) = (ours::SHAPE_LINKS.ingress, ours::SHAPE_LINKS.egress);
+    for (page, words) in [
+        (
+            "policy-routing",
+            vec![
+                &*to_pods,
+                &by_mark,
+                &policies,
+                &marks,
+                &stray,
+                &bucket,
+                &gateway,
+                to_pod,
+                from_pod,
+                ours::POLICY_PREFIX,
+            ],
+        ),
+        ("ipvlan", vec![&*slave, leaving, arriving, entering, &hooks, &policies, &own, &bucket, shape_in]),
+        (
+            "exclusive",
+            vec![&*answers, ours::PEER_LINK, &gateway, &own, &marks, &policies, &shaped, shape_in, shape_out],
+        ),
+    ] {
+        let text = read(format!("docs/{page}.md"));
+        let missing: Vec<_> = words.into_iter().filter(|word| !text.contains(*word)).collect();
+        assert!(missing.is_empty(), "docs/{page}.md does not name {missing:?}");
+        assert!(
+            read(format!("docs/{page}.svg")).contains("prefers-color-scheme: dark"),
+            "{page}.svg is for light alone"
+        );
+    }
 }
 
 // ---- links ----

@@ -19,7 +19,7 @@ mod stacks;
 mod starts;
 mod sticky;
 mod upgrade;
-mod watched;
+pub mod watched;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

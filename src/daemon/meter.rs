@@ -112,9 +112,15 @@ fn enis(page: &mut Page, pool: &Value, most: u64) {
 /// Nothing is told of what nobody counts.
 fn policies(page: &mut Page, policies: &Value) {
     let number = |value: &Value| value.as_u64();
-    let kinds = ["pods", "peers", "classes", "prefixes", "rule_sets", "programs"];
+    let kinds = ["pods", "peers", "classes", "prefixes", "rule_sets", "programs", "pairs", "ports"];
     let table = kinds.iter().filter_map(|kind| Some((vec![("kind", kind.to_string())], number(&policies[kind])?)));
     page.gauge("terway_policy_table", "Rows of the tables of network policies.", &table.collect::<Vec<_>>());
+    let room = policies["room"].as_object().into_iter().flatten();
+    let room = room.filter_map(|(kind, most)| Some((vec![("kind", kind.clone())], number(most)?)));
+    page.gauge("terway_policy_table_max", "Rows for which there is room.", &room.collect::<Vec<_>>());
+    let state = policies["state"].as_str().map(|state| (vec![], u64::from(state == "enforced")));
+    let help = "1 while the rules of all policies are in force, 0 while something keeps them from it.";
+    page.gauge("terway_policies_enforced", help, state.as_slice());
     let (drops, flows) = (&policies["figures"]["drops"], &policies["figures"]["flows"]);
     let by_reason = drops.as_object().into_iter().flatten().flat_map(|(reason, sums)| {
         let of = |direction: &str| {

@@ -24,6 +24,7 @@ pub struct Ask {
     pub services: bool,
     /// Pods are slaves of their ENI, or have one to themselves: what they send passes no netfilter of the node.
     pub inside: bool,
+    pub sizes: Sizes,
 }
 
 /// `scouted`: what iptables holds, where that matters.
@@ -34,47 +35,48 @@ pub fn choose(ask: &Ask, scouted: impl FnOnce() -> Scouted) -> Result<Chosen, Er
         Ask { services: true, .. } => {
             (PolicyRenderer::Ebpf, "Services are led at the socket, so that policies see backends")
         }
-        _ => return by_itself(scouted()),
+        _ => return by_itself(ask.sizes, scouted()),
     };
     match way {
-        PolicyRenderer::Ebpf => ebpf(why.into()),
-        PolicyRenderer::Iptables => iptables(why.into(), scouted()),
+        PolicyRenderer::Ebpf => ebpf(why.into(), ask.sizes),
+        PolicyRenderer::Iptables => iptables(why.into(), ask.sizes, scouted()),
     }
 }
 
 /// Behind kube-proxy's translation, backends are seen by netfilter alone.
-fn by_itself(scouted: Scouted) -> Result<Chosen, Error> {
+fn by_itself(sizes: Sizes, scouted: Scouted) -> Result<Chosen, Error> {
     let why = "Services are translated by the node's netfilter, behind which policies see backends";
-    iptables(why.into(), scouted).or_else(|e| {
-        ebpf(format!("{e}; what pods send to Services is judged by the Service's address"))
+    iptables(why.into(), sizes, scouted).or_else(|e| {
+        ebpf(format!("{e}; what pods send to Services is judged by the Service's address"), sizes)
             .map_err(|also| also.within(e.to_string()))
     })
 }
 
-fn iptables(why: String, scouted: Scouted) -> Result<Chosen, Error> {
-    let renderer = Box::new(Mixed { tables: Tables::after(tables::MOST, scouted)?, ebpf: None });
-    Ok(Chosen { way: PolicyRenderer::Iptables, why, taken: BTreeSet::new(), renderer })
+fn iptables(why: String, sizes: Sizes, scouted: Scouted) -> Result<Chosen, Error> {
+    let renderer = Box::new(Mixed { tables: Tables::after(sizes.classes, scouted)?, ebpf: None, sizes });
+    Ok(Chosen { way: PolicyRenderer::Iptables, why, taken: BTreeSet::new(), room: sizes, renderer })
 }
 
 /// Whether pods can be held to policies whose packets pass no netfilter of the node, on a node where iptables holds the others.
-pub fn holds_inside() -> Result<(), Error> {
-    open().map(drop)
+pub fn holds_inside(sizes: &Sizes) -> Result<(), Error> {
+    open(sizes).map(drop)
 }
 
-fn open() -> Result<Policy, Error> {
-    Ok(Policy::open(Path::new(ours::BPF_ROOT), &Sizes::default())?.0)
+fn open(sizes: &Sizes) -> Result<Policy, Error> {
+    Ok(Policy::open(Path::new(ours::BPF_ROOT), sizes)?.0)
 }
 
 /// iptables for pods without a seat, and eBPF for those with one, once there is one.
 struct Mixed {
     tables: Tables,
     ebpf: Option<Policy>,
+    sizes: Sizes,
 }
 
 impl Mixed {
     fn ebpf(&mut self, seated: &Pods) -> Result<Option<&mut Policy>, Error> {
         if self.ebpf.is_none() && !seated.is_empty() {
-            self.ebpf = Some(open()?);
+            self.ebpf = Some(open(&self.sizes)?);
         }
         Ok(self.ebpf.as_mut())
     }
@@ -105,9 +107,9 @@ impl Renderer for Mixed {
     }
 }
 
-fn ebpf(why: String) -> Result<Chosen, Error> {
-    let policy = open()?;
-    Ok(Chosen { way: PolicyRenderer::Ebpf, why, taken: policy.taken(), renderer: Box::new(policy) })
+fn ebpf(why: String, sizes: Sizes) -> Result<Chosen, Error> {
+    let policy = open(&sizes)?;
+    Ok(Chosen { way: PolicyRenderer::Ebpf, why, taken: policy.taken(), room: sizes, renderer: Box::new(policy) })
 }
 
 /// Takes away all that another way than this one has left, from these pods too. `mixed`: some pods have seats beside iptables.

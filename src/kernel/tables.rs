@@ -20,8 +20,9 @@ use crate::cluster::Name;
 use crate::error::{Context, Error};
 use crate::ours;
 use crate::rules::{DIRECTIONS, Direction, Pods, Renderer, Rules, Write};
+use crate::verdict::{ADDRESSES_KEY, overfull};
 
-/// How many members a set may have, unless told otherwise: all prefixes that policies can name on a large cluster.
+/// How many members a set may have, unless told otherwise.
 pub const MOST: u32 = 1 << 18;
 const TABLE: &str = "mangle";
 /// The nf_tables kind of iptables lets go of a set a moment after its rule is gone.
@@ -117,6 +118,9 @@ impl Tables {
 
     /// From what is known to what is wanted; with what is shown, every chain is written anew.
     fn turn(&mut self, family: Family, known: &mut Known, shown: Option<&Shown>, wanted: &Wanted) -> Result<(), Error> {
+        if let Some(over) = wanted.sets.values().find(|members| members.len() > self.most as usize) {
+            return Err(overfull("addresses and prefixes of one peer", over.len(), self.most, ADDRESSES_KEY));
+        }
         if let Some((name, members)) = wanted.in_place(known).filter(|_| shown.is_none()) {
             self.change(&name, &known.sets[&name].clone(), &members)?;
             known.sets.insert(name, members);

@@ -10,7 +10,8 @@ use crate::rules::{Action, Direction, SCTP, TCP, UDP};
 /// place cannot be read denies all.
 pub fn read(document: &Document) -> Policy {
     let mut faults = Faults::default();
-    let root = At::root(&document.body);
+    let body = document.body();
+    let root = At::root(&body);
     let mut place = Place { tier: Tier::Admin, order: Order::of(0.0), is_kubernetes: false };
     let mut subject = Who::pods(Space::Any, Selector::All);
     let mut directions = [None, None];
@@ -116,7 +117,7 @@ fn rule(at: &At, index: u16, action: Action, others: &str, faults: &mut Faults) 
     let mut rules = Vec::new();
     for peer in &peers {
         let Some(peer) = self::peer(peer, others, faults) else { continue };
-        let rule = Rule { peer, ..Rule::of_all(index, action) };
+        let rule = Rule { peer: peer.into(), ..Rule::of_all(index, action) };
         match &protocols {
             None => rules.push(rule),
             Some(some) => rules.extend(some.rules(&rule, others == "from")),

@@ -34,7 +34,8 @@ const ENTITY: &[&str] =
 pub fn read(document: &Document) -> Policy {
     let mut faults = Faults::default();
     let namespace = namespace_of(&document.name);
-    let root = At::root(&document.body);
+    let body = document.body();
+    let root = At::root(&body);
     let mut form = Form {
         order: Order::LAST,
         subject: subject_of_all(namespace),
@@ -212,7 +213,7 @@ fn rule(at: &At, index: u16, direction: Direction, namespace: &str, faults: &mut
         faults.say(format!("{}.protocol must be ICMP or ICMPv6 where icmp is given", at.path()));
     }
     let peer = of_version(at, peer, faults);
-    Rule { index, action, peer, own, what }
+    Rule { index, action, peer: peer.into(), own: own.into(), what }
 }
 
 /// `ipVersion` leaves the prefixes of one family.
@@ -363,7 +364,8 @@ pub struct NetworkSet {
 /// What is wrong within a set is left out of it.
 pub fn read_set(document: &Document) -> NetworkSet {
     let mut faults = Faults::default();
-    let root = At::root(&document.body);
+    let body = document.body();
+    let root = At::root(&body);
     let labels = root.field("metadata").and_then(|meta| meta.field("labels"));
     let object = labels.as_ref().and_then(|labels| labels.value.as_object());
     let labels =

@@ -1,5 +1,6 @@
 //! What policies mean for a pod: its rules in order, and from these the answer for each class, protocol and port.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
@@ -62,14 +63,11 @@ fn tier(
     policies: &[&Policy],
     known: &mut impl Known,
 ) -> Option<rules::Tier> {
-    let says = |policy: &&Policy| match direction {
-        Direction::Ingress => policy.ingress.clone(),
-        Direction::Egress => policy.egress.clone(),
-    };
     let mut all = Vec::new();
     let mut last = None;
     for policy in policies.iter().filter(|policy| policy.place.tier == of) {
-        let Some(rules) = says(policy) else { continue };
+        let says = if direction == Direction::Ingress { &policy.ingress } else { &policy.egress };
+        let Some(rules) = says else { continue };
         last = Some(*policy);
         all.extend(rules.iter().filter_map(|rule| self::rule(rule, policy, subject, direction, known)));
     }
@@ -90,7 +88,7 @@ fn rule(
     direction: Direction,
     known: &mut impl Known,
 ) -> Option<rules::Rule> {
-    let peer = with_families(&rule.own, subject, rule.peer.clone())?;
+    let peer = with_families(&rule.own, subject, &rule.peer)?;
     // Of the pod itself we know which number a name has; of others their addresses decide.
     let is_kubernetes = policy.place.is_kubernetes;
     let protocol = rule.what.protocol.unwrap_or_default();
@@ -116,7 +114,7 @@ fn rule(
 }
 
 /// The peer, limited to the families in which the rule is about the pod's own address.
-fn with_families(own: &Peer, subject: &Subject, peer: Peer) -> Option<Peer> {
+fn with_families<'a>(own: &Peer, subject: &Subject, peer: &'a Peer) -> Option<Cow<'a, Peer>> {
     let selects = |who: &Option<Who>| who.as_ref().map(|who| subject.entity.is_selected(who));
     if selects(&own.who) == Some(false) || selects(&own.not_who) == Some(true) {
         return None;
@@ -127,14 +125,14 @@ fn with_families(own: &Peer, subject: &Subject, peer: Peer) -> Option<Peer> {
     };
     let (fitting, others): (Vec<&IpNet>, Vec<&IpNet>) = subject.nets.iter().partition(|net| fits(net));
     if others.is_empty() {
-        return (!fitting.is_empty() || own.is_everyone() || own.nets.is_none()).then_some(peer);
+        return (!fitting.is_empty() || own.is_everyone() || own.nets.is_none()).then_some(Cow::Borrowed(peer));
     }
     let is_v4 = matches!(fitting.first()?, IpNet::V4(_));
     let nets = match &peer.nets {
         Some(nets) => nets.iter().filter(|net| matches!(net, IpNet::V4(_)) == is_v4).copied().collect(),
         None => Box::from([if is_v4 { "0.0.0.0/0" } else { "::/0" }.parse().expect("it is one")]),
     };
-    Some(Peer { nets: Some(nets), ..peer })
+    Some(Cow::Owned(Peer { nets: Some(nets), ..peer.clone() }))
 }
 
 fn own_ports(ports: &Ports, protocol: u8, subject: &Subject) -> Option<rules::Ports> {
@@ -211,7 +209,7 @@ pub fn program(set: &RuleSet, is_peer: &impl Fn(PeerId) -> bool) -> Program {
             write(protocol, &pieces, &mut entries);
         }
     }
-    Program { entries, other }
+    Program { entries: entries.into_iter().collect(), other }
 }
 
 /// A tier as far as it matters.

@@ -88,10 +88,10 @@ pub struct Rule {
     /// Which one of the policy's direction it comes from.
     pub index: u16,
     pub action: Action,
-    /// The other side.
-    pub peer: Peer,
+    /// The other side. Many rules have the same one.
+    pub peer: Arc<Peer>,
     /// The pod itself.
-    pub own: Peer,
+    pub own: Arc<Peer>,
     pub what: What,
 }
 
@@ -194,7 +194,7 @@ pub enum Port {
 impl Rule {
     /// Everything.
     pub fn of_all(index: u16, action: Action) -> Rule {
-        Rule { index, action, peer: Peer::default(), own: Peer::default(), what: What::default() }
+        Rule { index, action, peer: Arc::default(), own: Arc::default(), what: What::default() }
     }
 }
 

@@ -14,7 +14,8 @@ const ORDER: f64 = 1000.0;
 pub fn read(document: &Document) -> Policy {
     let mut faults = Faults::default();
     let namespace: Box<str> = namespace_of(&document.name).into();
-    let root = At::root(&document.body);
+    let body = document.body();
+    let root = At::root(&body);
     let spec = root.field("spec");
     let mut subject = Selector::All;
     let mut types = [true, true];
@@ -89,7 +90,7 @@ fn direction(spec: &At, direction: Direction, namespace: &str, faults: &mut Faul
         }
         let ports = ports(rule, faults);
         for peer in peers {
-            let rule = Rule { peer, ..Rule::of_all(index, Action::Allow) };
+            let rule = Rule { peer: peer.into(), ..Rule::of_all(index, Action::Allow) };
             match &ports {
                 None => rules.push(rule),
                 Some(ports) => rules.extend(ports.rules(&rule, direction == Direction::Ingress)),

@@ -10,6 +10,7 @@ mod form;
 mod index;
 mod kubernetes;
 mod needs;
+mod once;
 mod read;
 mod refusal;
 mod selector;
@@ -28,18 +29,20 @@ mod walked;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use crate::cluster::Name;
 use crate::heard::Heard;
 use crate::netpol::Document;
-use crate::peer::{Labels, Namespace, Node, Pod, ServiceAccount, namespace_of};
+use crate::peer::{ContainerPort, Labels, Namespace, Node, Pod, ServiceAccount, namespace_of};
 use crate::rules::{DIRECTIONS, Origin, PodSets, Rules, Write};
 use calico::NetworkSet;
 use compile::Subject;
-use form::{Kind, Policy, PolicyName, Space};
+use form::{Kind, Peer, Policy, PolicyName, Space};
 use index::{Entity, Key};
+use once::Once;
 use store::Store;
 
 pub use needs::{Need, Scope};
@@ -87,6 +90,32 @@ pub struct Model {
     dirty: BTreeSet<Key>,
     dirty_locals: BTreeSet<Name>,
     untold: Vec<Refused>,
+    shared: Shared,
+}
+
+/// What thousands of objects have in common.
+#[derive(Default)]
+struct Shared {
+    words: Once<str>,
+    labels: Once<Labels>,
+    ports: Once<[ContainerPort]>,
+    peers: Once<Peer>,
+}
+
+impl Shared {
+    fn pod(&mut self, pod: &mut Pod) {
+        self.words.share(&mut pod.node);
+        self.words.share(&mut pod.account);
+        self.labels.share(&mut pod.labels);
+        self.ports.share(&mut pod.ports);
+    }
+
+    fn policy(&mut self, policy: &mut Policy) {
+        for rule in policy.ingress.iter_mut().chain(&mut policy.egress).flatten() {
+            self.peers.share(&mut rule.peer);
+            self.peers.share(&mut rule.own);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -112,10 +141,14 @@ struct Local {
 
 impl Objects {
     fn pod<'a>(&'a self, key: &'a Key, pod: &'a Pod) -> Entity<'a> {
+        self.pod_in(key, pod, self.spaces.get(namespace_of(&pod.name)))
+    }
+
+    fn pod_in<'a>(&'a self, key: &'a Key, pod: &'a Pod, space: Option<&'a Labels>) -> Entity<'a> {
         Entity {
             key,
             labels: &pod.labels,
-            space: self.spaces.get(namespace_of(&pod.name)),
+            space,
             is_on_host: pod.is_on_host,
             account: pod.account.split_once('/').map_or("", |(_, account)| account),
             account_labels: self.accounts.get(&pod.account),
@@ -162,10 +195,20 @@ impl Objects {
         }
     }
 
-    fn keys(&self) -> Vec<Key> {
-        let pods = self.pods.keys().cloned().map(Key::Pod);
-        let nodes = self.nodes.keys().cloned().map(Key::Node);
-        pods.chain(nodes).chain(self.sets.keys().cloned().map(Key::Set)).collect()
+    /// All that there is; pods are many, and whose namespace is known is looked up once for all of them.
+    fn each(&self, mut visit: impl FnMut(&Entity)) {
+        let others = self.nodes.keys().cloned().map(Key::Node).chain(self.sets.keys().cloned().map(Key::Set));
+        for key in others {
+            self.entity(&key).iter().for_each(&mut visit);
+        }
+        let (mut space, mut labels) = ("", None);
+        for (name, pod) in self.pods.iter().filter(|(_, pod)| !pod.is_over) {
+            if namespace_of(name) != space {
+                space = namespace_of(name);
+                labels = self.spaces.get(space);
+            }
+            visit(&self.pod_in(&Key::Pod(name.clone()), pod, labels));
+        }
     }
 
     fn our_pods(&self) -> impl Iterator<Item = &Pod> {
@@ -210,6 +253,7 @@ impl Model {
             dirty: BTreeSet::new(),
             dirty_locals: BTreeSet::new(),
             untold: Vec::new(),
+            shared: Shared::default(),
         }
     }
 
@@ -373,15 +417,24 @@ impl Model {
     }
 
     fn set_pod(&mut self, name: Name, pod: Option<Pod>) {
-        let pod = pod.map(|pod| Pod { version: Box::default(), ..pod });
-        let before = self.objects.pods.get(&name).cloned();
-        if !replace(&mut self.objects.pods, &name, pod) {
+        let mut pod = pod.map(|pod| Pod { version: Box::default(), ..pod });
+        if self.objects.pods.get(&name) == pod.as_ref() || name.is_empty() {
             return;
         }
-        self.count(before.as_ref(), false);
-        let after = self.objects.pods.get(&name).cloned();
-        self.count(after.as_ref(), true);
-        match after.is_some_and(|pod| is_local(&self.here, &pod)) {
+        pod.iter_mut().for_each(|pod| self.shared.pod(pod));
+        let is_ours = pod.as_ref().is_some_and(|pod| is_local(&self.here, pod));
+        let named = |pod: &Pod| if pod.is_over { <Arc<[ContainerPort]>>::default() } else { pod.ports.clone() };
+        let ports = pod.as_ref().map(named).unwrap_or_default();
+        let before = match pod {
+            Some(pod) => self.objects.pods.insert(name.clone(), pod),
+            None => self.objects.pods.remove(&name),
+        };
+        let had = before.as_ref().map(named).unwrap_or_default();
+        if had != ports {
+            self.count(&had, false);
+            self.count(&ports, true);
+        }
+        match is_ours {
             true => self.objects.ours.insert(name.clone()),
             false => self.objects.ours.remove(&name),
         };
@@ -390,8 +443,8 @@ impl Model {
     }
 
     /// Counts the names of a pod's ports; who goes by a name whose meaning changes is marked.
-    fn count(&mut self, pod: Option<&Pod>, is_there: bool) {
-        for port in pod.into_iter().filter(|pod| !pod.is_over).flat_map(|pod| &pod.ports) {
+    fn count(&mut self, ports: &[ContainerPort], is_there: bool) {
+        for port in ports {
             let key = (port.name.clone(), port.protocol);
             let numbers = self.numbers.entry(key.clone()).or_default();
             let uses = numbers.entry(port.number).or_default();
@@ -410,11 +463,12 @@ impl Model {
         }
     }
 
-    fn set_policy(&mut self, name: PolicyName, policy: Option<Policy>) {
-        let before = self.objects.policies.get(&name).cloned();
-        if before == policy || name.name.is_empty() {
+    fn set_policy(&mut self, name: PolicyName, mut policy: Option<Policy>) {
+        if self.objects.policies.get(&name) == policy.as_ref() || name.name.is_empty() {
             return;
         }
+        policy.iter_mut().for_each(|policy| self.shared.policy(policy));
+        let before = self.objects.policies.remove(&name);
         if let Some(policy) = &policy {
             let told = before.as_ref().map(|policy| policy.faults.clone()).unwrap_or_default();
             let fresh = policy.faults.iter().filter(|fault| !told.contains(fault)).cloned();
@@ -435,9 +489,8 @@ impl Model {
                 self.dirty_locals.insert(pod.name.clone());
             }
         }
-        match policy {
-            Some(policy) => drop(self.objects.policies.insert(name, policy)),
-            None => drop(self.objects.policies.remove(&name)),
+        if let Some(policy) = policy {
+            self.objects.policies.insert(name, policy);
         }
     }
 
@@ -510,11 +563,11 @@ impl Model {
             }
         }
         if table.has_fresh() {
-            for key in self.objects.keys().iter().filter(|key| !dirty.contains(*key)) {
-                if let Some(entity) = self.objects.entity(key) {
-                    table.compare(&entity, || self.objects.nets(key));
+            self.objects.each(|entity| {
+                if !dirty.contains(entity.key) {
+                    table.compare(entity, || self.objects.nets(entity.key));
                 }
-            }
+            });
         }
         table.compared();
     }

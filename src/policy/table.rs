@@ -25,7 +25,7 @@ pub struct Table {
     negative: BTreeSet<PeerId>,
     /// What is selected by anyone.
     marked: BTreeMap<Key, Marked>,
-    at: BTreeMap<IpNet, BTreeSet<Key>>,
+    at: BTreeSet<(IpNet, Key)>,
     /// How many name a prefix.
     mentions: BTreeMap<IpNet, u32>,
     /// How many prefixes there are of a length, IPv4 and IPv6.
@@ -189,13 +189,13 @@ impl Table {
         for net in nets {
             self.dirty_within(net);
             self.forget(net);
-            if let Some(some) = self.at.get_mut(net) {
-                some.remove(key);
-                if some.is_empty() {
-                    self.at.remove(net);
-                }
-            }
+            self.at.remove(&(*net, key.clone()));
         }
+    }
+
+    fn holders(&self, net: IpNet) -> impl Iterator<Item = &Key> {
+        let from = (net, Key::Pod(Arc::default()));
+        self.at.range(from..).take_while(move |(at, _)| *at == net).map(|(_, key)| key)
     }
 
     fn list(&mut self, key: Key, nets: Box<[IpNet]>, marks: Box<[WhoId]>) {
@@ -205,7 +205,7 @@ impl Table {
         for net in &nets {
             self.mention(*net);
             self.dirty_within(net);
-            self.at.entry(*net).or_default().insert(key.clone());
+            self.at.insert((*net, key.clone()));
         }
         self.marked.insert(key, Marked { nets, marks });
     }
@@ -301,7 +301,7 @@ impl Table {
         let lengths = self.lengths[family(net)].range(..=net.prefix_len()).map(|(len, _)| *len);
         let around = lengths.map(|len| IpNet::new(net.addr(), len).expect("it is shorter").trunc());
         let around: Vec<IpNet> = around.filter(|net| self.mentions.contains_key(net)).collect();
-        let holders = around.iter().filter_map(|net| self.at.get(net)).flatten();
+        let holders = around.iter().flat_map(|net| self.holders(*net));
         let marks: BTreeSet<WhoId> = holders.flat_map(|key| self.marked[key].marks.iter().copied()).collect();
         let selected = marks.iter().filter_map(|who| self.by_who.get(who)).flatten();
         let covered = around.iter().filter_map(|net| self.by_net.get(net)).flatten();

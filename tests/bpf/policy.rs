@@ -63,7 +63,7 @@ fn said(allowed: &[Allowed]) -> Said {
         block: port.map_or(Block::ALL, |port| Block::around(port, 16)),
     };
     let entries: BTreeMap<Key, Entry> = allowed.iter().map(|at| (key(at), Entry::Answer(cell(true)))).collect();
-    Said { entries, other: cell(false) }
+    Said { entries: entries.into_iter().collect(), other: cell(false) }
 }
 
 impl Bench {
@@ -89,7 +89,7 @@ impl Bench {
             self.number += 1;
             let end = Some(cell(false));
             let tiers = allowed.map(|_| Tier { rules: Box::default(), end }).into_iter().collect();
-            let program = allowed.map_or(Said { entries: BTreeMap::new(), other: cell(true) }, said);
+            let program = allowed.map_or(Said { entries: Box::default(), other: cell(true) }, said);
             writes.push(Write::Program(self.number, Some(Arc::new(program))));
             let rules = Arc::new(RuleSet { tiers });
             writes.push(Write::Set(self.number, Some(Set { rules, program: self.number })));
@@ -499,9 +499,9 @@ fn who_takes_a_seat_inherits_nothing() {
     for write in [Write::Pod(name(), None), Write::Pod(other.clone(), Some(sets))] {
         bench.rules.apply(&write);
     }
-    next.restore(&bench.rules, &Pods::from([(other, placed(SEAT, POD))])).unwrap();
+    next.restore(&bench.rules, &Pods::from([(other.clone(), placed(SEAT, POD))])).unwrap();
     bench.drop(&Packet::ports(OTHER, POD, UDP, (53, 1000)), Why::Rules);
-    next.apply(&[], &bench.rules, &Pods::new()).unwrap();
+    next.apply(&[Write::Pod(other, None)], &bench.rules, &Pods::new()).unwrap();
     bench.drop(&Packet::ports(POD, OTHER, UDP, (1000, 53)), Why::Seat);
 }
 
@@ -514,19 +514,24 @@ fn a_full_map_is_named_and_what_is_there_goes_on() {
     let write = Write::Program(100, Some(Arc::new(said(&many))));
     let mut after = bench.rules.clone();
     after.apply(&write);
-    let refused = "write changes of network policies into the kernel: eBPF map programs is full: it holds 8 entries";
-    assert_eq!(bench.policy.apply(&[write], &after, &bench.pods).unwrap_err().to_string(), refused);
-    // What comes next cannot be written beside it either, and leaves no trace.
-    let refused = "write the network policies into the kernel: eBPF map programs is full: it holds 8 entries";
-    assert_eq!(bench.policy.restore(&after, &bench.pods).unwrap_err().to_string(), refused);
+    let refused = bench.policy.apply(&[write], &after, &bench.pods).unwrap_err().to_string();
+    assert!(
+        refused
+            .starts_with("write changes of network policies into the kernel: the policies of this node need room for")
+    );
+    assert!(refused.contains("ranges of ports, and policy_ports is 8: raise it"), "{refused}");
+    let refused = bench.policy.restore(&after, &bench.pods).unwrap_err().to_string();
+    assert!(refused.contains("ranges of ports, and policy_ports is 8: raise it"), "{refused}");
     bench.pass(&to_pod((1001, 80), SYN));
     bench.drop(&to_pod((1001, 81), SYN), Why::Rules);
     bench.policy.restore(&bench.rules, &bench.pods).unwrap();
     bench.pass(&to_pod((1001, 80), SYN));
     let prefixes: Vec<Write> =
         (0..3).map(|n| Write::Prefix(format!("10.{n}.0.0/16").parse().unwrap(), Some(1))).collect();
-    let e = bench.policy.apply(&prefixes, &bench.rules, &bench.pods).unwrap_err().to_string();
-    assert!(e.ends_with("eBPF map classes is full: it holds 2 entries"), "{e}");
+    let mut after = bench.rules.clone();
+    prefixes.iter().for_each(|write| after.apply(write));
+    let e = bench.policy.apply(&prefixes, &after, &bench.pods).unwrap_err().to_string();
+    assert!(e.contains("3 addresses and prefixes, and policy_addresses is 2"), "{e}");
 }
 
 #[test]
@@ -736,7 +741,7 @@ pub fn guard(node: &impl Place, pods: &[(&str, u16)], ingress: &[Allowed]) -> Po
     let shut = Arc::new(RuleSet { tiers: [Tier { rules: Box::default(), end }].into() });
     let writes = [
         Write::Program(1, Some(Arc::new(said(ingress)))),
-        Write::Program(2, Some(Arc::new(Said { entries: BTreeMap::new(), other: cell(true) }))),
+        Write::Program(2, Some(Arc::new(Said { entries: Box::default(), other: cell(true) }))),
         Write::Set(1, Some(Set { rules: shut, program: 1 })),
         Write::Set(2, Some(Set { rules: Arc::new(RuleSet { tiers: Box::default() }), program: 2 })),
     ];

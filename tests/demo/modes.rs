@@ -363,7 +363,8 @@ impl Scene {
         self.screen.line("");
         self.screen.table(&table);
         let line = format!("terway-cli policy why default/other {}:8080", self.pod("web-1").ip);
-        let said = self.cluster.node(0).sh(&format!("/opt/terway/{line}"));
+        // It ends with 1 where the answer is no.
+        let said = self.cluster.node(0).sh(&format!("/opt/terway/{line}; true"));
         self.screen.line(&format!("  {}", self.screen.paint(Tone::Faint, said.lines().next().unwrap_or_default())));
         self.screen.text(&line, &said);
     }
@@ -471,6 +472,10 @@ impl Scene {
     fn show_kernel(&self) {
         let [of_node, of_pod] = self.mode.looks();
         let client = self.pod("client");
+        for line in ["terway-cli status", "terway-cli plan default/client"] {
+            let said = self.cluster.node(0).sh(&format!("/opt/terway/{line}; true"));
+            self.screen.text(&format!("node-1$ {line}"), &said);
+        }
         for (who, lines) in [("node-1", of_node), ("client", of_pod)] {
             for line in lines {
                 let said = if who == "client" { client.pod.sh(line) } else { self.cluster.node(0).sh(line) };

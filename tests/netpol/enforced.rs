@@ -34,6 +34,7 @@ by_each_renderer! {
     a_restart_opens_and_closes_nothing,
     without_policies_all_of_ours_goes,
     the_first_packet_is_judged,
+    what_there_is_no_room_for_changes_nothing_and_lets_no_new_pod_in,
 }
 
 fn bench(renderer: &str, over: Value) -> Bench {
@@ -231,6 +232,42 @@ fn the_first_packet_is_judged(renderer: &str) {
         over.store(true, Ordering::Relaxed);
     });
     assert_eq!((delivered, lost), (0, 0), "forbidden datagrams delivered, allowed ones lost, of {starts} pods");
+}
+
+/// Until it says less.
+fn what_there_is_no_room_for_changes_nothing_and_lets_no_new_pod_in(renderer: &str) {
+    const ROOM: usize = 64;
+    let mut bench = Bench::idle(json!({"policy_renderer": renderer, "policy_addresses": ROOM}));
+    bench.cluster.start_ready(0);
+    let (web, _servers) = bench.serve(0, "web", json!({"app": "web"}));
+    let near = bench.add(0, "near", json!({"app": "db"}));
+    let other = bench.add(0, "other", json!({"app": "other"}));
+    bench.policy("web", only_from("db"));
+    comes_to(&other.pod, &web.ip, false);
+    let large = |holes: usize| {
+        let except: Vec<String> = (0..holes).map(|n| format!("10.99.{n}.0/24")).collect();
+        let from = json!([{"ipBlock": {"cidr": "10.99.0.0/16", "except": except}}, {"ipBlock": {"cidr": other.ip.clone() + "/32"}}]);
+        bench.policy("large", json!({"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [{"from": from}]}));
+    };
+    let metrics = || crate::node::watched::told(&bench.cluster, "GET /metrics HTTP/1.1").1;
+    let enforced = |yes: u8| soon("it is told", || metrics().contains(&format!("\nterway_policies_enforced {yes}\n")));
+    enforced(1);
+    assert!(metrics().contains(&format!("\nterway_policy_table_max{{kind=\"prefixes\"}} {ROOM}\n")), "{}", metrics());
+    large(2 * ROOM);
+    enforced(0);
+    let names = |text: &str| text.contains(&format!("policy_addresses is {ROOM}: raise it in eni.json"));
+    let event = |event: &Value| event["reason"] == "NetworkPolicyFailed" && names(event["message"].as_str().unwrap());
+    soon("an event names the key", || bench.cluster.kube.events().iter().any(event));
+    let mut late = bench.cluster.sandbox(0, terway::pod::PodName::new("default", "late"));
+    bench.cluster.kube.put(crate::sim::kube::pod("default", "late", &super::node_name(0)));
+    let why = bench.cluster.refused(&late, 11);
+    assert!(names(&why), "{why}");
+    assert!(reaches(&near.pod, &web.ip) && !reaches(&other.pod, &web.ip), "what runs goes on as it was");
+    large(4);
+    comes_to(&other.pod, &web.ip, true);
+    enforced(1);
+    bench.cluster.wire(&mut late);
+    assert!(!reaches(&late.pod, &web.ip) && reaches(&near.pod, &web.ip));
 }
 
 /// All addresses that pods of the node can have.

@@ -17,7 +17,7 @@ const SOCKET: &str = "/var/run/eni/eni_debug.socket";
 const TCP: &str = "127.0.0.1:15432";
 
 /// Status and body of what the unix socket answers to this line.
-fn told(cluster: &Cluster, line: &str) -> (String, String) {
+pub fn told(cluster: &Cluster, line: &str) -> (String, String) {
     cluster.node(0).run(|| hear(UnixStream::connect(SOCKET).expect("it listens"), line))
 }
 

@@ -87,7 +87,12 @@ impl Node {
         // It has been, unless the attempts to start did not know of policies yet.
         outset.begin(&config, &self.world.kube, &self.world.node_name, &self.world.inputs);
         let inside = ipvlan || self.world.terms.mode == Mode::Whole;
-        let ask = renderer::Ask { wanted: policies.renderer, services: self.has_services(ipvlan), inside };
+        let ask = renderer::Ask {
+            wanted: policies.renderer,
+            services: self.has_services(ipvlan),
+            inside,
+            sizes: policies.sizes,
+        };
         // Links bear seats for one way and not for the other, so that it is known before anybody is served.
         let mut chosen = Some(renderer::choose(&ask, || outset.scouted()));
         if let Some(Ok(chosen)) = &chosen {
@@ -220,7 +225,8 @@ impl Node {
             return self.give(&answer, lease);
         }
         if self.guarded.way == Some(PolicyRenderer::Iptables) && lease.is_inside() {
-            let holds = self.guarded.inside.get_or_init(|| renderer::holds_inside().map_err(|e| e.to_string()));
+            let sizes = self.layers().config().policies.sizes;
+            let holds = self.guarded.inside.get_or_init(|| renderer::holds_inside(&sizes).map_err(|e| e.to_string()));
             if let Err(e) = holds {
                 let why = "netfilter of the node sees nothing of what such a pod sends, and eBPF is not to be had";
                 return turn_away(&answer, &lease, format!("its network policies cannot be enforced: {why}: {e}"));

@@ -19,6 +19,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use smol::channel::Sender as Answer;
 
 use super::node::Input;
@@ -32,6 +33,7 @@ use crate::peer::Pod;
 use crate::policy::{Here, Model};
 use crate::rpc::{Reply, Request};
 use crate::rules::{DIRECTIONS, Placed, Pods, Renderer, Write};
+use crate::verdict::Sizes;
 use feed::{Kind, Thing};
 use shelf::Shelf;
 use watches::Watches;
@@ -86,6 +88,8 @@ pub enum News {
     },
     /// A pod has none any more.
     Left(Name),
+    /// What the renderer has counted.
+    Counted(Value),
     Ask {
         request: Request,
         answer: Answer<Reply>,
@@ -98,6 +102,7 @@ pub struct Chosen {
     pub why: String,
     /// Seats that an earlier life has given, which links may bear still.
     pub taken: BTreeSet<u16>,
+    pub room: Sizes,
     pub renderer: Box<dyn Renderer>,
 }
 
@@ -170,7 +175,11 @@ struct Loop {
     pause: Duration,
     show: Option<Instant>,
     writes: u64,
-    /// What working out the first rules has taken so far.
+    /// What the renderer had counted the last time.
+    figures: Value,
+    /// Where that is told.
+    news: Sender<News>,
+    /// What working out has taken that is not written yet.
     compiling: Duration,
 }
 
@@ -179,7 +188,7 @@ impl Loop {
         let here = Here { name: start.node_name.clone(), ..Here::default() };
         Loop {
             model: Model::new(here),
-            watches: Watches::new(start.kube, news, ASKED),
+            watches: Watches::new(start.kube, news.clone(), ASKED),
             shelf: Shelf::default(),
             node_name: start.node_name,
             inputs: start.inputs,
@@ -199,6 +208,8 @@ impl Loop {
             pause: RETRY.0,
             show: Some(Instant::now()),
             writes: 0,
+            figures: Value::Null,
+            news,
             compiling: Duration::ZERO,
         }
     }
@@ -221,7 +232,8 @@ impl Loop {
             self.turn(Instant::now());
             if self.show.is_some_and(|at| at <= Instant::now()) {
                 self.show = Some(Instant::now() + COUNT);
-                let _ = self.inputs.send_blocking(Input::Policies(self.shown()));
+                self.show_all();
+                self.count();
             }
         }
     }
@@ -263,6 +275,10 @@ impl Loop {
             }
             News::Placed { name, placed, is_bare } => self.place(name, placed, is_bare),
             News::Left(name) => self.leave(&name),
+            News::Counted(figures) => {
+                self.figures = figures;
+                return self.show_all();
+            }
             // Of what is known by now, the rest of the queue may follow.
             News::Ask { request, answer } => drop(answer.try_send(self.answer(request))),
         }
@@ -325,7 +341,7 @@ impl Loop {
             self.forget(by, kind);
         }
         if self.open.is_some() {
-            self.compile();
+            self.compile(now);
         }
         if std::mem::take(&mut self.doubtful) {
             self.watches.want(&self.model.needs(), now);
@@ -353,7 +369,7 @@ impl Loop {
         }
     }
 
-    fn compile(&mut self) {
+    fn compile(&mut self, now: Instant) {
         let begun = Instant::now();
         let changes = self.model.changes();
         self.compiling += begun.elapsed();
@@ -362,6 +378,10 @@ impl Loop {
             self.held.extend(changes.writes);
         } else {
             self.held.clear();
+            // It may be what helps, where something was too large.
+            if !changes.writes.is_empty() {
+                self.retry = self.retry.map(|at| at.min(now + RETRY.0));
+            }
         }
         changes.refused.iter().for_each(|refused| self.tell_refused(refused));
     }
@@ -384,13 +404,13 @@ impl Loop {
             return;
         }
         let (begun, is_first) = (Instant::now(), !self.restored);
-        let count = self.held.len();
+        let (count, compiled) = (self.held.len(), std::mem::take(&mut self.compiling));
         match self.write() {
             Ok(()) => {
                 self.writes += count as u64;
                 if is_first {
                     phases::reached("pods are held to their policies");
-                    let compiled = std::mem::take(&mut self.compiling).as_millis();
+                    let compiled = compiled.as_millis();
                     let written = begun.elapsed().as_millis();
                     let pods = self.pods.len();
                     log::info!(
@@ -401,7 +421,8 @@ impl Loop {
                     log::info!("network policies are enforced again");
                 }
                 self.pause = RETRY.0;
-                log::debug!("{count} writes of policies in {} us", begun.elapsed().as_micros());
+                let (compiled, written) = (compiled.as_micros(), begun.elapsed().as_micros());
+                log::debug!("{count} writes of policies: worked out in {compiled} us, written in {written} us");
             }
             Err(e) => {
                 self.restored = false;
@@ -444,6 +465,20 @@ impl Loop {
         if !pods.is_empty() || !seats.is_empty() {
             let _ = self.inputs.send_blocking(Input::Admitted { pods, seats, result });
         }
+    }
+
+    fn show_all(&self) {
+        let _ = self.inputs.send_blocking(Input::Policies(self.shown()));
+    }
+
+    /// Meanwhile changes are written.
+    fn count(&self) {
+        let Some(tally) = self.chosen.as_ref().and_then(|chosen| chosen.renderer.tally()) else { return };
+        let news = self.news.clone();
+        thread::spawn(move || match tally() {
+            Ok(figures) => drop(news.send(News::Counted(figures))),
+            Err(e) => log::warn!("what network policies have counted is not known: {e}"),
+        });
     }
 
     /// What keeps pods from being admitted.

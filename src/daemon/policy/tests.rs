@@ -64,7 +64,13 @@ impl Bench {
         let kernel = book.clone();
         let open = move || {
             let renderer = Box::new(Recorder(kernel.clone()));
-            Ok(Chosen { way: PolicyRenderer::Ebpf, why: "a test".into(), taken: BTreeSet::new(), renderer })
+            Ok(Chosen {
+                way: PolicyRenderer::Ebpf,
+                why: "a test".into(),
+                taken: BTreeSet::new(),
+                room: Sizes::default(),
+                renderer,
+            })
         };
         let node = BTreeSet::from(["192.168.0.1".parse().unwrap()]);
         let it = Loop::new(Start { kube: None, node_name: "n1".into(), inputs }, news);

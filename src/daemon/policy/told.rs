@@ -14,6 +14,7 @@ use crate::pod::PodName;
 use crate::policy::{About, Refused, Side};
 use crate::rpc::{End, Refusal, Reply, Request, Why};
 use crate::rules::{DIRECTIONS, Direction, ICMP, ICMPV6, Rule, RuleSet, Rules, SetId, Tier};
+use crate::verdict::{Sizes, size};
 
 impl Loop {
     pub(super) fn tell_choice(&self, chosen: &Chosen) {
@@ -71,8 +72,14 @@ impl Loop {
             "prefixes": rules.prefixes.len(),
             "rule_sets": rules.sets.len(),
             "programs": rules.programs.len(),
+            "pairs": rules.pairs.len() + rules.sets.len(),
+            "ports": rules.programs.values().map(|program| size(program)).sum::<usize>(),
+            "room": self.chosen.as_ref().map(|chosen| {
+                let Sizes { classes, pairs, programs, .. } = chosen.room;
+                json!({"prefixes": classes, "pairs": pairs, "ports": programs})
+            }),
             "writes": self.writes,
-            "figures": self.chosen.as_ref().and_then(|chosen| chosen.renderer.figures().ok()),
+            "figures": self.figures,
             "known_pods": self.shelf.count(Kind::Pods),
             "watches": watches,
             "watches_begun": self.watches.begun(),

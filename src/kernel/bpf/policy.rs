@@ -18,8 +18,10 @@ use crate::cluster::Name;
 use crate::error::{Context, Error};
 use crate::ours;
 use crate::plan;
-use crate::rules::{ClassId, DIRECTIONS, Placed, PodSets, Pods, Program, ProgramId, Renderer, Rules, SetId, Write};
-use crate::verdict::{self, REST, Seat, Sizes, State, Why};
+use crate::rules::{
+    ClassId, DIRECTIONS, Placed, PodSets, Pods, Program, ProgramId, Renderer, Rules, SetId, Tally, Write,
+};
+use crate::verdict::{self, ADDRESSES_KEY, PAIRS_KEY, PORTS_KEY, REST, Seat, Sizes, State, Why};
 
 static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/policy.o")));
 
@@ -37,10 +39,11 @@ static OPENING: Mutex<()> = Mutex::new(());
 /// The renderer for kernels from 4.19 on.
 pub struct Policy {
     folder: PathBuf,
-    maps: [Map; MAPS.len()],
+    maps: Maps,
     /// Programs that are to be pinned once there are rules for them.
     waiting: bool,
     object: &'static [u8],
+    sizes: Sizes,
     state: State,
     /// None: what the maps hold is of an earlier life.
     bank: Option<u32>,
@@ -48,8 +51,50 @@ pub struct Policy {
     /// Who was led to a seat, and what it goes by as its owner there.
     places: BTreeMap<Name, (Placed, u32)>,
     programs: BTreeMap<ProgramId, Arc<Program>>,
+    /// How many elements those have that are in use.
+    ports: usize,
     /// What leads nowhere any more, and since when: a packet may still be on its way there.
     garbage: Vec<(Instant, Garbage)>,
+}
+
+/// Those of [`MAPS`].
+#[derive(Clone)]
+struct Maps(Arc<[Map; MAPS.len()]>);
+
+impl Maps {
+    fn map(&self, name: &str) -> &Map {
+        self.0.iter().find(|map| map.name() == name).expect("all of MAPS are there")
+    }
+
+    fn counts(&self) -> Result<Counts, Error> {
+        let mut counts = Counts::default();
+        for (why, sums) in Why::ALL.iter().zip(&mut counts.0) {
+            for (direction, sum) in sums.iter_mut().enumerate() {
+                let at = 2 * *why as u32 + direction as u32;
+                let cpus = self.map("counts").get(&at.to_ne_bytes())?.unwrap_or_default();
+                *sum = cpus.chunks_exact(8).map(|n| n.try_into().map_or(0, u64::from_ne_bytes)).sum();
+            }
+        }
+        Ok(counts)
+    }
+
+    fn pressure(&self) -> Result<Pressure, Error> {
+        let made: u64 = self.counts()?.of(Why::TrackNew).iter().sum();
+        let mut flows = 0;
+        self.map("tracks").each(|_, _| flows += 1)?;
+        let room = self.map("tracks").shape().entries.into();
+        Ok(Pressure { flows, room, evicted: made.saturating_sub(flows) })
+    }
+
+    fn tally(&self) -> Result<Value, Error> {
+        let (counts, Pressure { flows, room, evicted }) = (self.counts()?, self.pressure()?);
+        let drops = Why::ALL.into_iter().filter(|why| why.is_drop()).map(|why| {
+            let [to_pod, from_pod] = counts.of(why);
+            (why.label().to_owned(), json!({"to_pod": to_pod, "from_pod": from_pod}))
+        });
+        let drops: serde_json::Map<String, Value> = drops.collect();
+        Ok(json!({"drops": drops, "flows": {"known": flows, "room": room, "evicted": evicted}}))
+    }
 }
 
 enum Garbage {
@@ -96,6 +141,7 @@ impl Policy {
             Some(maps) => (maps, Age::Old),
             None => (fresh(&folder, &shapes)?, Age::New),
         };
+        let maps = Maps(Arc::new(maps));
         let is_pinned = PROGRAMS.iter().all(|program| folder.join(program.name()).exists());
         let waiting = !is_pinned || !folder.join(release(object)).exists();
         let mut policy = Policy {
@@ -103,11 +149,13 @@ impl Policy {
             maps,
             waiting,
             object,
+            sizes: *sizes,
             state: State::default(),
             bank: None,
             seats: BTreeMap::new(),
             places: BTreeMap::new(),
             programs: BTreeMap::new(),
+            ports: 0,
             garbage: Vec::new(),
         };
         let state = policy.map("state").get(&State::RENDERER)?;
@@ -122,7 +170,7 @@ impl Policy {
     }
 
     fn map(&self, name: &str) -> &Map {
-        self.maps.iter().find(|map| map.name() == name).expect("all of MAPS are there")
+        self.maps.map(name)
     }
 
     /// Puts this release's programs in the place of another's, from where plans take them.
@@ -150,7 +198,7 @@ impl Policy {
 
     /// The object, its programs working on these maps.
     pub fn linked(&self) -> Result<Linked, Error> {
-        Object::parse("policy", self.object)?.link(&self.maps)
+        Object::parse("policy", self.object)?.link(&*self.maps.0)
     }
 
     fn read_seats(&self) -> Result<BTreeMap<u16, Seat>, Error> {
@@ -211,6 +259,37 @@ impl Policy {
         })?;
         pairs.iter().try_for_each(|key| self.map("pairs").remove(key).map(|_| ()))?;
         rules.iter().try_for_each(|key| self.map("programs").remove(key).map(|_| ()))
+    }
+
+    /// Whether there is room for it: of what does not fit nothing is written, so that what holds goes on to.
+    fn fits(&self, rules: &Rules, ports: usize) -> Result<(), Error> {
+        let Sizes { classes, pairs, programs, .. } = self.sizes;
+        let tables = [
+            ("addresses and prefixes", rules.prefixes.len(), classes, ADDRESSES_KEY),
+            ("pairs of a pod's rules and a class of addresses", rules.pairs.len() + rules.sets.len(), pairs, PAIRS_KEY),
+            ("ranges of ports", ports, programs, PORTS_KEY),
+        ];
+        let over = tables.into_iter().find(|(_, needed, room, _)| *needed > *room as usize);
+        over.map_or(Ok(()), |(what, needed, room, key)| Err(verdict::overfull(what, needed, room, key)))
+    }
+
+    /// How many elements programs have after these changes.
+    fn ports_after(&self, writes: &[Write]) -> usize {
+        let (mut ports, mut new) = (self.ports, BTreeMap::new());
+        for write in writes {
+            match write {
+                Write::Program(id, Some(program)) => {
+                    new.insert(*id, program);
+                    ports += verdict::size(program);
+                }
+                Write::Program(id, None) => {
+                    let gone = new.remove(id).or(self.programs.get(id));
+                    ports = ports.saturating_sub(gone.map_or(0, |program| verdict::size(program)));
+                }
+                _ => {}
+            }
+        }
+        ports
     }
 
     /// Writes rules into a bank that nobody uses.
@@ -303,6 +382,8 @@ impl Policy {
     }
 
     fn restore_anew(&mut self, rules: &Rules, pods: &Pods) -> Result<(), Error> {
+        let ports = rules.programs.values().map(|program| verdict::size(program)).sum();
+        self.fits(rules, ports)?;
         self.seats = self.read_seats()?;
         let live: BTreeSet<u32> = self.seats.values().map(|seat| seat.bank).collect();
         self.collect()?;
@@ -315,6 +396,7 @@ impl Policy {
         }
         self.bank = Some(bank);
         self.programs = rules.programs.clone();
+        self.ports = ports;
         self.seat_all(rules, pods)?;
         self.turn()?;
         self.pin_programs()?;
@@ -339,12 +421,21 @@ impl Policy {
             Write::Pair(set, class, None) => self.leave(Garbage::Pair(*set, *class)),
             Write::Prefix(net, Some(class)) => self.put("classes", &verdict::net_key(bank, net), &class.to_ne_bytes()),
             Write::Prefix(net, None) => self.map("classes").remove(&verdict::net_key(bank, net)).map(|_| ()),
-            Write::Pod(name, Some(sets)) => self.seat(name, sets, after, pods),
-            Write::Pod(name, None) => match self.places.remove(name) {
-                Some((placed, _)) => self.unseat(placed.seat),
-                None => Ok(()),
-            },
+            Write::Pod(name, sets) => self.reseat(name, sets.as_ref(), after, pods),
         }
+    }
+
+    /// The seat that the pod had goes, unless another pod has it by now.
+    fn reseat(&mut self, name: &Name, sets: Option<&PodSets>, rules: &Rules, pods: &Pods) -> Result<(), Error> {
+        let before = self.places.get(name).cloned();
+        let after = sets.and(pods.get(name)).map(|placed| placed.seat);
+        match sets.filter(|_| after.is_some()) {
+            Some(sets) => self.seat(name, sets, rules, pods)?,
+            None => drop(self.places.remove(name)),
+        }
+        let Some((placed, owner)) = before.filter(|(placed, _)| Some(placed.seat) != after) else { return Ok(()) };
+        let is_own = self.seats.get(&placed.seat).is_some_and(|seat| seat.owner == owner);
+        if is_own { self.unseat(placed.seat) } else { Ok(()) }
     }
 
     fn write_program(&mut self, bank: u32, id: ProgramId, program: &Arc<Program>) -> Result<(), Error> {
@@ -384,24 +475,12 @@ impl Policy {
     }
 
     pub fn counts(&self) -> Result<Counts, Error> {
-        let mut counts = Counts::default();
-        for (why, sums) in Why::ALL.iter().zip(&mut counts.0) {
-            for (direction, sum) in sums.iter_mut().enumerate() {
-                let at = 2 * *why as u32 + direction as u32;
-                let cpus = self.map("counts").get(&at.to_ne_bytes())?.unwrap_or_default();
-                *sum = cpus.chunks_exact(8).map(|n| n.try_into().map_or(0, u64::from_ne_bytes)).sum();
-            }
-        }
-        Ok(counts)
+        self.maps.counts()
     }
 
     /// Looks at every flow: some milliseconds.
     pub fn pressure(&self) -> Result<Pressure, Error> {
-        let made: u64 = self.counts()?.of(Why::TrackNew).iter().sum();
-        let mut flows = 0;
-        self.map("tracks").each(|_, _| flows += 1)?;
-        let room = self.map("tracks").shape().entries.into();
-        Ok(Pressure { flows, room, evicted: made.saturating_sub(flows) })
+        self.maps.pressure()
     }
 
     /// As if no packet had passed yet.
@@ -424,20 +503,17 @@ impl Renderer for Policy {
     fn apply(&mut self, writes: &[Write], after: &Rules, pods: &Pods) -> Result<(), Error> {
         let Some(bank) = self.bank else { return self.restore(after, pods) };
         let doing = || "write changes of network policies into the kernel";
+        let ports = self.ports_after(writes);
+        self.fits(after, ports).context(doing)?;
+        self.ports = ports;
         self.tidy(bank).context(doing)?;
         writes.iter().try_for_each(|write| self.write(bank, write, after, pods)).context(doing)?;
-        self.seat_all(after, pods).context(doing)?;
         self.turn().context(doing)
     }
 
-    fn figures(&self) -> Result<Value, Error> {
-        let (counts, Pressure { flows, room, evicted }) = (self.counts()?, self.pressure()?);
-        let drops = Why::ALL.into_iter().filter(|why| why.is_drop()).map(|why| {
-            let [to_pod, from_pod] = counts.of(why);
-            (why.label().to_owned(), json!({"to_pod": to_pod, "from_pod": from_pod}))
-        });
-        let drops: serde_json::Map<String, Value> = drops.collect();
-        Ok(json!({"drops": drops, "flows": {"known": flows, "room": room, "evicted": evicted}}))
+    fn tally(&self) -> Option<Tally> {
+        let maps = self.maps.clone();
+        Some(Box::new(move || maps.tally()))
     }
 }
 
@@ -506,9 +582,9 @@ fn shapes(object: &[u8], sizes: &Sizes) -> Result<BTreeMap<String, Shape>, Error
     let cpus = super::map::cpus()? as u32;
     let sized = [
         ("seats", seats),
-        ("classes", classes),
-        ("pairs", pairs),
-        ("programs", programs),
+        ("classes", classes.saturating_mul(2)),
+        ("pairs", pairs.saturating_mul(2)),
+        ("programs", programs.saturating_mul(2)),
         ("tracks", tracks),
         ("events", cpus),
     ];
@@ -620,11 +696,17 @@ mod tests {
         let packets = number("POLICY_PACKETS").map_or(PACKETS, |n| n as u32);
         let (mut judged, mut id) = (0u64, 0u16);
         for seed in 0..number("POLICY_SEEDS").unwrap_or(SEEDS) {
-            let mut is_new = true;
+            let (mut is_new, mut seats) = (true, BTreeMap::new());
             fuzz::walk(seed, packets, &mut |writes, rules, asked| {
-                let seats = rules.pods.keys().zip(1u16..);
-                let pods: Pods =
-                    seats.map(|(name, seat)| (name.clone(), Placed { seat, ip: IpPair::default() })).collect();
+                let pods: Pods = rules
+                    .pods
+                    .keys()
+                    .map(|name| {
+                        let next = seats.len() as u16 + 1;
+                        let seat = *seats.entry(name.clone()).or_insert(next);
+                        (name.clone(), Placed { seat, ip: IpPair::default() })
+                    })
+                    .collect();
                 // Another world is another life, and now and then there is one between.
                 if std::mem::take(&mut is_new) || judged % 5 == 0 {
                     policy.restore(rules, &pods).unwrap();

@@ -1,12 +1,13 @@
 //! Objects of every kind under their paths, with versions and a history that can be forgotten.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 /// Where an object lives. `collection` is the path over all namespaces, such as `/api/v1/pods`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
     pub collection: String,
     pub namespace: String,
@@ -99,7 +100,18 @@ impl Store {
 
     /// Everything called so, whatever its group.
     pub fn find(&self, plural: &str, namespace: &str, name: &str) -> Option<&Key> {
-        self.objects.keys().find(|k| k.plural() == plural && k.namespace == namespace && k.name == name)
+        let mut from = Bound::Unbounded;
+        while let Some((first, _)) = self.objects.range((from, Bound::Unbounded)).next() {
+            let key = Key { namespace: namespace.into(), name: name.into(), ..first.clone() };
+            if key.plural() == plural
+                && let Some((key, _)) = self.objects.get_key_value(&key)
+            {
+                return Some(key);
+            }
+            // Behind the last of this collection.
+            from = Bound::Included(Key { collection: format!("{}\0", first.collection), ..Key::default() });
+        }
+        None
     }
 
     /// The changes after a version; `None` where some of them are forgotten.
