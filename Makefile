@@ -8,7 +8,7 @@ export TERWAY_BINARY := $(CURDIR)/$(BINARY)
 # Where cargo put the demo. It is run without cargo in between, which would not wait for its end after a Ctrl-C.
 DEMO := cargo test --test demo --no-run --message-format=json 2>/dev/null | sed -n 's/.*"executable":"\([^"]*\/demo-[^"]*\)".*/\1/p'
 
-.PHONY: help demo test test-kernels bench build package package-aarch64 deps check docs clean
+.PHONY: help demo test test-kernels bench build package package-aarch64 deps check audit fuzz docs clean
 
 help:
 	@echo "make demo    build, then show nodes, pods and every path between them; a report: target/demo.html"
@@ -19,6 +19,8 @@ help:
 	@echo "make build   the static binary: $(BINARY)"
 	@echo "make package  a DEB and an RPM of it: target/packages   (RELEASE=2 is the second of a version; make package-aarch64: cross-built)"
 	@echo "make check   format and lints"
+	@echo "make audit   licences, sources and duplicates of what we depend on, and what is known against it"
+	@echo "make fuzz    every parser of what others write, for a minute each  (SECONDS=180; TARGETS=\"cni cloud\", of tests/fuzz/seeds)"
 	@echo "make docs    docs/configuration.md from the code, after a key has changed"
 
 deps:
@@ -59,6 +61,12 @@ bench: build
 check:
 	@cargo fmt --check
 	@cargo clippy --all-targets -- -D warnings
+
+audit: deps
+	@tests/audit.sh
+
+fuzz: deps
+	@tests/fuzz/run.sh $(or $(SECONDS),60) $(TARGETS)
 
 docs: deps
 	@TERWAY_DOCS=write cargo test -q --test main documents::

@@ -79,7 +79,8 @@ const ADDRESSES: &[Key] = &[
         Json(r#""5m""#),
         All,
         "how long the address of a StatefulSet's pod is kept for the next pod of its name on this node; so it is for pods with the annotation \
-         `k8s.aliyun.com/pod-ip-reservation: \"true\"`; `0`: not at all",
+         `k8s.aliyun.com/pod-ip-reservation: \"true\"`; `0`: not at all. A pod that has an ENI to itself where others share has that ENI again \
+         too, unless others have begun to use it",
     ),
     key(
         "custom_stateful_workload_kinds",
@@ -123,8 +124,9 @@ const POOL: &[Key] = &[
         "enable_ip_prefix",
         Json("false"),
         SharedEnis,
-        "IPv4 addresses by blocks of 16, each in one place of an ENI: sixteen times the pods. For `ip_stack` `ipv4`; a vSwitch without a \
-         free block gives single addresses",
+        "IPv4 addresses by blocks of 16, each in one place of an ENI: sixteen times the pods. For `ip_stack` `ipv4` alone \
+         (refused otherwise: an ENI holds no more IPv6 addresses for it, so that pods with both would not be more); a vSwitch without a free \
+         block gives single addresses",
     ),
     key("ipv4_prefix_count", Json("0"), SharedEnis, "the most blocks of an ENI; 0: what it can hold"),
 ];

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
-/// Histograms of one name, by what their two labels say; in milliseconds.
-pub struct Latencies {
+/// Histograms of one name, by what their labels say; in milliseconds.
+pub struct Latencies<const N: usize> {
     name: &'static str,
     help: &'static str,
-    labels: [&'static str; 2],
+    labels: [&'static str; N],
     bounds: &'static [u32],
-    by: BTreeMap<[String; 2], Histogram>,
+    by: BTreeMap<[String; N], Histogram>,
 }
 
 #[derive(Default)]
@@ -21,17 +21,17 @@ struct Histogram {
     sum: f64,
 }
 
-impl Latencies {
+impl<const N: usize> Latencies<N> {
     pub const fn new(
         name: &'static str,
         help: &'static str,
-        labels: [&'static str; 2],
+        labels: [&'static str; N],
         bounds: &'static [u32],
-    ) -> Latencies {
+    ) -> Latencies<N> {
         Latencies { name, help, labels, bounds, by: BTreeMap::new() }
     }
 
-    pub fn took(&mut self, labels: [&str; 2], took: Duration) {
+    pub fn took(&mut self, labels: [&str; N], took: Duration) {
         let histogram = self.by.entry(labels.map(str::to_owned)).or_default();
         let millis = took.as_secs_f64() * 1000.0;
         histogram.counts.resize(self.bounds.len(), 0);
@@ -40,6 +40,11 @@ impl Latencies {
         }
         histogram.count += 1;
         histogram.sum += millis;
+    }
+
+    /// How many there were with these labels.
+    pub fn count(&self, labels: [&str; N]) -> u64 {
+        self.by.get(&labels.map(str::to_owned)).map_or(0, |histogram| histogram.count)
     }
 }
 
@@ -66,7 +71,7 @@ impl Page {
         }
     }
 
-    pub fn latencies(&mut self, all: &Latencies) {
+    pub fn latencies<const N: usize>(&mut self, all: &Latencies<N>) {
         self.describe(all.name, all.help, "histogram");
         for (values, histogram) in &all.by {
             let labels: Vec<(&str, String)> = all.labels.into_iter().zip(values.iter().cloned()).collect();
@@ -115,6 +120,7 @@ mod tests {
         for millis in [1, 10, 11] {
             all.took(["a", "false"], Duration::from_millis(millis));
         }
+        assert_eq!((all.count(["a", "false"]), all.count(["a", "true"])), (3, 0));
         let mut page = Page::default();
         page.latencies(&all);
         let expected = "# HELP took How long.\n# TYPE took histogram\n\

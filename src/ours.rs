@@ -43,12 +43,16 @@ pub const CGROUP_NOTE: &str = "/run/terway/cgroup";
 
 /// Rule that sends packets for local pods to [`PODS_TABLE`] (the old Terway's "to container" priority).
 pub const TO_POD_PRIORITY: u32 = 512;
+/// Rule that sends what bears [`NODE_MARK`] by the node's own way, before any rule that goes by a pod's address.
+pub const NODE_WAY_PRIORITY: u32 = 2047;
 /// Rules that send a pod's packets to its ENI's table (the old Terway's "from container" priority).
 pub const FROM_POD_PRIORITY: u32 = 2048;
 /// Rules that stop packets which an ENI brought for nobody from leaving again by the node's default route.
 pub const STRAY_PRIORITY: u32 = 2049;
 /// One host route per local pod. An ENI's own table is 1000 + its interface index, so 1000 itself is free.
 pub const PODS_TABLE: u32 = 1000;
+/// RT_TABLE_MAIN.
+pub const MAIN_TABLE: u32 = 254;
 /// Routing protocol number that stamps our routes (`/etc/iproute2/rt_protos` has no other owner for it).
 pub const PROTOCOL: u8 = 116;
 
@@ -67,6 +71,9 @@ pub const PEER_LINK: &str = "veth1";
 /// There: the rule that sends answers back through the node, and the table that it looks up.
 pub const ANSWER_PRIORITY: u32 = 512;
 pub const ANSWER_TABLE: u32 = 1000;
+
+/// In a pod: the rule that leads what bears the address of a further interface into that one's [`further_table`].
+pub const FURTHER_PRIORITY: u32 = 2048;
 
 /// The gateway that pods see: a link-local address that exists nowhere, answered by a permanent neighbour.
 pub const POD_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -152,6 +159,12 @@ pub fn eni_table(ifindex: u32) -> u32 {
 /// The link that has the routing table of an ENI.
 pub fn eni_ifindex(table: u32) -> u32 {
     table - PODS_TABLE
+}
+
+/// In a pod: the routing table of an interface beside the pod's first, which alone is in the main one. Runtimes call that `eth0`.
+pub fn further_table(ifname: &str) -> Option<u32> {
+    let [a, b, c, ..] = sha1(ifname);
+    (ifname != "eth0").then(|| ANSWER_TABLE + 1 + u32::from_be_bytes([0, a, b, c]))
 }
 
 /// The node's own slave of the ENI with this interface index (the old Terway's name).

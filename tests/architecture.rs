@@ -44,16 +44,34 @@ fn code(text: &str) -> String {
     text.lines().map(|l| l.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
+/// Lines with `unsafe` that nobody gives a reason for: a `// SAFETY:` of their own, right above or on the same line.
+fn reasonless(text: &str) -> Vec<usize> {
+    let lines: Vec<&str> = text.lines().collect();
+    let is_unsafe = |line: &str| {
+        let code = line.split("//").next().unwrap_or_default();
+        ["unsafe {", "unsafe impl", "unsafe extern"].iter().any(|word| code.contains(word))
+    };
+    let ends = |line: &str| matches!(line.trim(), "" | "}") || is_unsafe(line);
+    let has_reason = |at: usize| {
+        let above = lines[..at].iter().rev().take(8).take_while(|line| !ends(line) || line.contains("SAFETY:"));
+        lines[at].contains("SAFETY:") || above.into_iter().any(|line| line.trim().starts_with("// SAFETY: "))
+    };
+    (0..lines.len()).filter(|at| is_unsafe(lines[*at]) && !has_reason(*at)).map(|at| at + 1).collect()
+}
+
 fn sources() -> Vec<(String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    rust_below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))
+}
+
+fn rust_below(root: &Path) -> Vec<(String, String)> {
     let mut found = Vec::new();
-    let mut folders = vec![root.clone()];
+    let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
             if entry.is_dir() {
                 folders.push(entry);
             } else if entry.extension().is_some_and(|e| e == "rs") {
-                found.push((below(&root, &entry), fs::read_to_string(&entry).unwrap()));
+                found.push((below(root, &entry), fs::read_to_string(&entry).unwrap()));
             }
         }
     }
@@ -139,6 +157,28 @@ fn breaches(sources: &[(String, String)]) -> Vec<String> {
 fn every_room_keeps_to_the_law() {
     let found = breaches(&sources());
     assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn every_unsafe_has_its_reason() {
+    let tests = rust_below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests"));
+    // This file speaks of them in texts.
+    let tests = tests.into_iter().filter(|(file, _)| file != "architecture.rs");
+    let found: Vec<String> = sources()
+        .into_iter()
+        .map(|(file, text)| (format!("src/{file}"), text))
+        .chain(tests.map(|(file, text)| (format!("tests/{file}"), text)))
+        .flat_map(|(file, text)| reasonless(&text).into_iter().map(move |line| format!("{file}:{line}")))
+        .collect();
+    assert!(found.is_empty(), "unsafe without a // SAFETY: line above it: {}", found.join(", "));
+}
+
+#[test]
+fn an_unsafe_without_a_reason_is_seen() {
+    assert_eq!(reasonless("// SAFETY: it is ours.\nlet x = unsafe { f() };\n\nunsafe impl A for B {}\n"), [4]);
+    assert_eq!(reasonless("// SAFETY: of the first.\nunsafe { f() };\nunsafe { g() };\n"), [3]);
+    assert_eq!(reasonless("// SAFETY: of another.\n}\nif a {\n    unsafe { g() }\n}\n"), [4]);
+    assert_eq!(reasonless("// unsafe { is a word here\nf(|| unsafe { g() }) // SAFETY: as above.\n"), [0; 0]);
 }
 
 #[test]

@@ -58,7 +58,7 @@ fn world() -> Option<World> {
         World { node, remote: Node::new("remote"), fabric, leases: Mutex::default(), parents: Mutex::default() };
     world.boot(&world.node, "eni-n", "00:16:3e:00:00:0a", [NODE, NODE_V6]);
     world.boot(&world.remote, "eni-r", "00:16:3e:00:00:0b", [REMOTE, REMOTE_V6]);
-    let setup = NodeSetup { stack: Stack::Dual, advertised: Vec::new() };
+    let setup = NodeSetup { stack: Stack::Dual, ..NodeSetup::default() };
     world.kernel(|kernel| kernel.apply(&datapath::node(&setup)).unwrap());
     world.kernel(|kernel| kernel.apply(&datapath::masquerade(&node_ips())).unwrap());
     world.kernel(|kernel| kernel.apply(&datapath::answers(Stack::Dual)).unwrap());

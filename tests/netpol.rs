@@ -13,7 +13,7 @@ use crate::sim::kube::{self, Kube};
 use crate::sim::traffic::Place;
 use crate::sim::world;
 
-const PORT: u16 = 8080;
+pub const PORT: u16 = 8080;
 /// A packet that has not arrived by then was dropped.
 const DROPPED: Duration = Duration::from_millis(300);
 
@@ -83,13 +83,13 @@ impl Bench {
     }
 }
 
-fn space(kube: &Kube, name: &str, labels: Value) {
+pub fn space(kube: &Kube, name: &str, labels: Value) {
     let mut all = json!({"kubernetes.io/metadata.name": name});
     labels.as_object().into_iter().flatten().for_each(|(key, value)| all[key] = value.clone());
     kube.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": all}}));
 }
 
-fn policy(kube: &Kube, space: &str, name: &str, spec: Value) {
+pub fn policy(kube: &Kube, space: &str, name: &str, spec: Value) {
     kube.put(json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": {"namespace": space, "name": name}, "spec": spec,
@@ -97,7 +97,7 @@ fn policy(kube: &Kube, space: &str, name: &str, spec: Value) {
 }
 
 /// Lets in only what comes from pods with this label.
-fn only_from(app: &str) -> Value {
+pub fn only_from(app: &str) -> Value {
     json!({
         "podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"],
         "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": app}}}]}],
@@ -105,12 +105,12 @@ fn only_from(app: &str) -> Value {
 }
 
 /// Whether a connection is taken.
-fn reaches(from: &impl Place, to: &str) -> bool {
+pub fn reaches(from: &impl Place, to: &str) -> bool {
     let to = format!("{to}:{PORT}").parse().expect("an address");
     from.run(|| std::net::TcpStream::connect_timeout(&to, DROPPED).is_ok())
 }
 
 /// Waits until a connection is taken, or is not any more.
-fn comes_to(from: &impl Place, to: &str, want: bool) {
+pub fn comes_to(from: &impl Place, to: &str, want: bool) {
     soon(&format!("{to} is {}", if want { "reached" } else { "not reached" }), || reaches(from, to) == want);
 }

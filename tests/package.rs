@@ -2,6 +2,7 @@
 
 mod root;
 mod systemd;
+mod units;
 
 use std::fs;
 use std::path::{Path, PathBuf};

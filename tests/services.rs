@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::bpf::cell::{Servers, Threads};
 use crate::sim::cluster::{Cluster, Member, node_name, soon};
+use crate::sim::fabric::OUTSIDE;
 use crate::sim::kube::Kube;
 use crate::sim::traffic::Place;
 use crate::sim::world;
@@ -196,6 +197,57 @@ fn every_kind_of_address_leads_to_the_endpoints() {
     soon("the Service is gone", || bench.ask(&client.pod, "172.21.0.80:80") != Err(ErrorKind::ConnectionRefused));
     let shown = bench.cluster.show(0)["services"].clone();
     assert_eq!(shown["state"], "serving", "{shown}");
+}
+
+/// Whoever is behind the outside's address, port by port, is the outside itself or, where that is a Service's, our pod.
+#[test]
+fn headless_and_renamed_services_others_and_restricted_addresses_are_left_alone() {
+    let bench = Bench::new(json!({}));
+    let (one, client) = (bench.cluster.add(0, "one"), bench.cluster.add(0, "client"));
+    let servers = serve(&[&one]);
+    let pod = servers[0].1;
+    let outside = bench.cluster.world.fabric.outside();
+    let beyond = [81, 82, 83, 84].map(|port| Servers::on(outside, &[OUTSIDE], port));
+    let [headless, renamed, foreign, restricted] = beyond.each_ref().map(|servers| servers.addrs[0]);
+    let port = |addr: SocketAddr| json!([{"name": "http", "port": addr.port()}]);
+    let nobody =
+        |addr| json!({"clusterIP": "None", "clusterIPs": ["None"], "externalIPs": [OUTSIDE], "ports": port(addr)});
+    let mut name = nobody(renamed);
+    (name["type"], name["externalName"]) = ("ExternalName".into(), "example.com".into());
+    let balancer = json!({
+        "type": "LoadBalancer", "status": {"loadBalancer": {"ingress": [{"ip": OUTSIDE}]}},
+        "loadBalancerSourceRanges": ["203.0.113.0/24"], "ports": port(restricted),
+    });
+    bench.service("headless", "None", nobody(headless));
+    bench.service("renamed", "None", name);
+    bench.service("foreign", "172.21.0.83", json!({"externalIPs": [OUTSIDE], "ports": port(foreign)}));
+    let proxy = |name: Value| json!({"metadata": {"labels": {"service.kubernetes.io/service-proxy-name": name}}});
+    bench.cluster.kube.amend("Service", "default", "foreign", &proxy("another".into()));
+    bench.service("restricted", "172.21.0.84", balancer);
+    let names = ["headless", "renamed", "foreign", "restricted"];
+    names.iter().for_each(|name| bench.endpoints(name, &[(pod, json!({}))]));
+    // The last that is told of.
+    bench.service("web", "172.21.0.80", json!({}));
+    bench.endpoints("web", &[(pod, json!({}))]);
+    bench.leads(&client.pod, "172.21.0.80:80", &[pod]);
+    for addr in [headless, renamed, foreign, restricted] {
+        bench.leads(&client.pod, &addr.to_string(), &[addr]);
+    }
+    // A headless Service's endpoint is reached as ever, and a restricted one by its own address.
+    bench.leads(&client.pod, &pod.to_string(), &[pod]);
+    bench.leads(&client.pod, "172.21.0.84:84", &[pod]);
+    // Each of them becomes a Service like any other.
+    let cluster = |addr: &str| json!({"spec": {"type": "ClusterIP", "clusterIP": addr, "clusterIPs": [addr]}});
+    let turns = [
+        cluster("172.21.0.81"),
+        cluster("172.21.0.82"),
+        proxy(Value::Null),
+        json!({"spec": {"loadBalancerSourceRanges": ["0.0.0.0/0"]}}),
+    ];
+    for ((name, patch), addr) in names.iter().zip(&turns).zip([headless, renamed, foreign, restricted]) {
+        bench.cluster.kube.amend("Service", "default", name, patch);
+        bench.leads(&client.pod, &addr.to_string(), &[pod]);
+    }
 }
 
 #[test]

@@ -64,7 +64,7 @@ struct Held {
 }
 
 /// What a source gave.
-struct Found {
+pub(super) struct Found {
     key: Key,
     ends: Option<SystemTime>,
 }
@@ -227,7 +227,7 @@ fn token_file(path: &Path) -> Result<Found, Error> {
 }
 
 /// Base64 of a 16-byte IV and AES-CBC of the text with PKCS#7 padding; the keyring's bytes are the key.
-fn decrypt(keyring: &str, sealed: &str) -> Result<String, Error> {
+pub(super) fn decrypt(keyring: &str, sealed: &str) -> Result<String, Error> {
     let sealed = STANDARD.decode(sealed.trim()).map_err(|_| Error::refused("is not base64"))?;
     let (iv, body) = sealed.split_at_checked(16).ok_or_else(|| Error::refused("is too short"))?;
     let mut body = body.to_vec();
@@ -255,7 +255,7 @@ fn role(metadata: &Metadata) -> Result<Found, Error> {
     role_key(&answer).context(|| format!("use the credentials of role {role}"))
 }
 
-fn role_key(answer: &str) -> Result<Found, Error> {
+pub(super) fn role_key(answer: &str) -> Result<Found, Error> {
     let answer = secret_json(answer.as_bytes())?;
     if secret_text(&answer, "Code")? != "Success" {
         return Err(Error::malformed("Code is not Success"));

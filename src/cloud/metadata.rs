@@ -26,6 +26,9 @@ const TOKEN_TTL: Duration = Duration::from_secs(21600);
 /// How long we do without a token after the service gave none.
 const TOKEN_RETRY: Duration = Duration::from_secs(60);
 
+/// Hears of every question when it is over: the URL, how long it took, and whether there was no answer.
+pub type Observer = Arc<dyn Fn(&str, Duration, bool) + Send + Sync>;
+
 /// The service; cheap to clone, usable from several threads.
 #[derive(Clone)]
 pub struct Metadata(Arc<Service>);
@@ -35,6 +38,7 @@ struct Service {
     http: Http,
     clock: Clock,
     session: Mutex<Option<Session>>,
+    observer: Option<Observer>,
 }
 
 /// The token to send, if there is one, and until when that holds.
@@ -71,10 +75,19 @@ impl Metadata {
 
     /// The same, where an answer that takes longer is none.
     pub fn with_timeout(base: &str, timeout: Duration) -> Result<Metadata, Error> {
+        Metadata::build(base, timeout, None)
+    }
+
+    /// The service, and whoever counts what it is asked.
+    pub fn observed(base: &str, observer: Observer) -> Result<Metadata, Error> {
+        Metadata::build(base, TIMEOUT, Some(observer))
+    }
+
+    fn build(base: &str, timeout: Duration, observer: Option<Observer>) -> Result<Metadata, Error> {
         let clock = Clock::default();
         let http = Http::new(timeout, Trust::Nobody, clock.clone())?;
         let base = base.trim_end_matches('/').to_string();
-        Ok(Metadata(Arc::new(Service { base, http, clock, session: Mutex::new(None) })))
+        Ok(Metadata(Arc::new(Service { base, http, clock, session: Mutex::new(None), observer })))
     }
 
     /// The cloud's time, as the service tells it.
@@ -219,7 +232,13 @@ impl Metadata {
 
     /// The trimmed text at the path; `Cause::Absent` where the service knows none.
     fn read(&self, path: &str) -> Result<String, Error> {
-        self.try_read(path).context(|| format!("read metadata {path}"))
+        let started = Instant::now();
+        let read = self.try_read(path);
+        if let Some(observer) = &self.0.observer {
+            let failed = read.as_ref().is_err_and(|e| !e.is_absent());
+            observer(&format!("{}/latest/meta-data/{}", self.0.base, nameless(path)), started.elapsed(), failed);
+        }
+        read.context(|| format!("read metadata {path}"))
     }
 
     fn try_read(&self, path: &str) -> Result<String, Error> {
@@ -278,13 +297,24 @@ fn of(mac: Mac, what: &str) -> String {
     format!("network/interfaces/macs/{mac}/{what}")
 }
 
+/// The path without the name of a single ENI or role in it: one thing to be counted for all of them.
+fn nameless(path: &str) -> String {
+    let parts = path.split('/').scan("", |before, part| Some((std::mem::replace(before, part), part)));
+    let parts = parts.map(|(before, part)| match before {
+        "macs" if !part.is_empty() => "{mac}",
+        "security-credentials" if !part.is_empty() => "{role}",
+        _ => part,
+    });
+    parts.collect::<Vec<_>>().join("/")
+}
+
 /// Without blanks around it, and without the slash that marks a folder.
 fn trimmed(text: &str) -> &str {
     text.trim().trim_end_matches('/')
 }
 
 /// An id, a name, a type: what could stand in a path.
-fn word(path: &str, text: &str) -> Result<String, Error> {
+pub(super) fn word(path: &str, text: &str) -> Result<String, Error> {
     let text = trimmed(text);
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
     if text.is_empty() || text.len() > 128 || !text.bytes().all(fits) {
@@ -293,12 +323,12 @@ fn word(path: &str, text: &str) -> Result<String, Error> {
     Ok(text.to_string())
 }
 
-fn parse<T: FromStr>(path: &str, text: &str, a: &str) -> Result<T, Error> {
+pub(super) fn parse<T: FromStr>(path: &str, text: &str, a: &str) -> Result<T, Error> {
     text.parse().map_err(|_| Error::malformed(format!("metadata {path} is not {a}: {text:.60?}")))
 }
 
 /// A list in brackets, its elements in quotes or not.
-fn addresses<T: FromStr>(path: &str, text: &str) -> Result<Vec<T>, Error> {
+pub(super) fn addresses<T: FromStr>(path: &str, text: &str) -> Result<Vec<T>, Error> {
     let wrong = || Error::malformed(format!("metadata {path} is not a list of addresses: {text:.60?}"));
     let inner = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).ok_or_else(wrong)?;
     let items = inner.split(',').map(|item| item.trim().trim_matches('"')).filter(|item| !item.is_empty());
@@ -308,6 +338,19 @@ fn addresses<T: FromStr>(path: &str, text: &str) -> Result<Vec<T>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_counted_of_a_path_names_no_eni_and_no_role() {
+        for (path, counted) in [
+            ("instance-id", "instance-id"),
+            ("network/interfaces/macs/", "network/interfaces/macs/"),
+            ("network/interfaces/macs/00:16:3e:00:00:01/gateway", "network/interfaces/macs/{mac}/gateway"),
+            ("ram/security-credentials/", "ram/security-credentials/"),
+            ("ram/security-credentials/terway", "ram/security-credentials/{role}"),
+        ] {
+            assert_eq!(nameless(path), counted);
+        }
+    }
 
     #[test]
     fn blanks_and_a_folders_slash_are_trimmed() {

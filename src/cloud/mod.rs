@@ -15,6 +15,8 @@ use crate::error::{Context, Error};
 
 mod clock;
 pub mod credentials;
+#[cfg(fuzzing)]
+pub mod doors;
 mod fault;
 mod http;
 pub mod metadata;

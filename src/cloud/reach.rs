@@ -1,12 +1,21 @@
 //! The cloud as the configuration has it: where it is, and who we are to it.
 
-use super::metadata::BASE;
+use super::metadata::{BASE, Observer};
 use super::{ADDON_SECRET, Credentials, Endpoint, Key, Metadata, Signature, Sources};
 use crate::config::{self, AccessKey, Config, Scheme};
 use crate::error::{Context, Error};
 
 pub fn metadata(config: &Config) -> Result<Metadata, Error> {
-    Metadata::new(&config.cloud.metadata.as_ref().map_or(BASE.to_owned(), ToString::to_string))
+    Metadata::new(&service(config))
+}
+
+/// The same, and the observer hears of every question.
+pub fn observed(config: &Config, observer: Observer) -> Result<Metadata, Error> {
+    Metadata::observed(&service(config), observer)
+}
+
+fn service(config: &Config) -> String {
+    config.cloud.metadata.as_ref().map_or(BASE.to_owned(), ToString::to_string)
 }
 
 /// `region` where the configuration names none.

@@ -31,7 +31,7 @@ use crate::error::{Cause, Context, Error};
 use crate::gather::Gather;
 use crate::herald::Herald;
 use crate::ip::{Family, IpPair, Stack};
-use crate::kernel::{Kernel, Look};
+use crate::kernel::{Kernel, LinkSeen, Look};
 use crate::pool::{Boot, Held, Notice, Reserved};
 use crate::rpc::{Lease, Marker};
 use crate::{datapath, kube, object, ours};
@@ -221,7 +221,7 @@ fn attempt(start: &Start, manner: Manner, legacy: Option<Legacy>, early: &mut Ea
     phases::reached("all is known");
     let (stack, mode) = (layers.config().stack, terms.mode);
     let node = node_address(&look, stack)?;
-    let setup = set_up(&mut kernel, &look, stack, &enis)?;
+    let setup = set_up(&mut kernel, &look, (stack, marker), &enis)?;
     let kube = early.kube(start)?;
     kube.pace(layers.config().kube_pace);
     let mut slots = adopt::slots(&look, &enis);
@@ -301,14 +301,21 @@ fn node_address(look: &Look, stack: Stack) -> Result<IpPair, Error> {
 }
 
 /// Makes the node forward to pods. Its own links go on learning routes as they did; those of our ENIs learn none.
-fn set_up(kernel: &mut Kernel, look: &Look, stack: Stack, enis: &[Eni]) -> Result<NodeSetup, Error> {
+fn set_up(
+    kernel: &mut Kernel,
+    look: &Look,
+    (stack, marker): (Stack, Marker),
+    enis: &[Eni],
+) -> Result<NodeSetup, Error> {
     if stack.has(Family::V6) && !kernel.has_v6() {
         let why = "this kernel has no IPv6 (is ipv6.disable=1 on its command line?)";
         return Err(Error::refused(format!("ip_stack is {stack}, and {why}; choose ip_stack ipv4 or switch it on")));
     }
     let mut links = look.advertised_links();
     links.retain(|link| !enis.iter().any(|eni| eni.kind != EniKind::Primary && link.is_eni(eni.mac)));
-    let setup = NodeSetup { stack, advertised: links.into_iter().map(|link| link.name.clone()).collect() };
+    let names = |links: Vec<&LinkSeen>| links.into_iter().map(|link| link.name.clone()).collect();
+    let asked = if marker == Marker::Rule { look.default_links() } else { Vec::new() };
+    let setup = NodeSetup { stack, advertised: names(links), asked: names(asked) };
     let plan = datapath::node(&setup);
     if !kernel.survey(&plan, None)?.is_empty() {
         kernel.apply(&plan).context(|| "set up the node")?;

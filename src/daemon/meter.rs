@@ -1,23 +1,26 @@
 //! What the daemon counts of itself, under the old Terway's names where it had one, and the page that shows it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::cloud::Observer;
+use super::tally::{Status, tally};
+use crate::cloud::{Observer, metadata};
 use crate::metrics::{Latencies, Page};
+use crate::repair::Part;
 use crate::rpc::{Reply, Request};
 
 /// Counted on whatever thread a call was made, and for as long as the process lives.
-static CLOUD: Mutex<Latencies> = Mutex::new(Latencies::new(
+static CLOUD: Mutex<Latencies<2>> = Mutex::new(Latencies::new(
     "aliyun_openapi_latency",
     "How long calls to the cloud took, in milliseconds.",
     ["api", "error"],
     &[50, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 13800, 14800, 16800, 20800, 28800, 44800],
 ));
 /// The old one's began at 50 ms; most of ours take less than one.
-static ASKED: Mutex<Latencies> = Mutex::new(Latencies::new(
+static ASKED: Mutex<Latencies<2>> = Mutex::new(Latencies::new(
     "terway_rpc_latency",
     "How long plugins waited for an answer, in milliseconds.",
     ["rpc_api", "error"],
@@ -27,9 +30,90 @@ static ASKED: Mutex<Latencies> = Mutex::new(Latencies::new(
     ],
 ));
 
+static METADATA: Mutex<Latencies<2>> = Mutex::new(Latencies::new(
+    "aliyun_metadata_latency",
+    "How long the metadata service took to answer, in milliseconds.",
+    ["url", "error"],
+    &[1, 2, 4, 8, 16, 32, 64, 128, 256, 512],
+));
+const BOUNDS: &[u32] = &[1, 2, 5, 10, 20, 50, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600];
+static ADDS: Mutex<Latencies<0>> = Mutex::new(Latencies::new(
+    "terway_add_latency",
+    "From the question of a plugin to the end of its work on the pod, in milliseconds.",
+    [],
+    BOUNDS,
+));
+static POLICIES: Mutex<Latencies<0>> = Mutex::new(Latencies::new(
+    "terway_policy_delay",
+    "From the news of a change to network policies until it is in the kernel, in milliseconds.",
+    [],
+    BOUNDS,
+));
+static SERVICES: Mutex<Latencies<0>> = Mutex::new(Latencies::new(
+    "terway_service_delay",
+    "From the news of a change to Services until it is in the kernel, in milliseconds.",
+    [],
+    BOUNDS,
+));
+/// By whose it was and what it was.
+static REPAIRS: Mutex<BTreeMap<[&'static str; 2], u64>> = Mutex::new(BTreeMap::new());
+
+/// What may stand in a difference that was put right, and what it is counted as.
+const THINGS: &[(&str, &[&str])] = &[
+    ("sysctl", &["sysctl"]),
+    ("link", &["link", "mac", "mtu", "alias", "kind", "state", "peer", "place", "mode", "arp"]),
+    ("addr", &["addr"]),
+    ("route", &["route"]),
+    ("rule", &["rule"]),
+    ("neigh", &["neigh"]),
+    ("filter", &["filter"]),
+    ("qdisc", &["qdisc"]),
+    ("iptables", &["iptables", "ip6tables"]),
+];
+
 /// Counts each call to the cloud.
 pub fn observer() -> Observer {
     Arc::new(|action, took, fault| count(&CLOUD, action, fault.is_some(), took))
+}
+
+/// Counts each question to the metadata service.
+pub fn questions() -> metadata::Observer {
+    Arc::new(|url, took, failed| count(&METADATA, url, failed, took))
+}
+
+/// A pod has a lease and its plugin is done, so long after it asked.
+pub fn added(took: Duration) {
+    open(&ADDS).took([], took);
+}
+
+/// What was heard of policies so long ago is in the kernel.
+pub fn policies_written(took: Duration) {
+    open(&POLICIES).took([], took);
+}
+
+/// The same of Services.
+pub fn services_written(took: Duration) {
+    open(&SERVICES).took([], took);
+}
+
+/// These differences of a part were put right.
+pub fn repaired<'a>(part: &Part, differences: impl Iterator<Item = &'a str>) {
+    let part = match part {
+        Part::Node => "node",
+        Part::Eni(_) => "eni",
+        Part::Pod(_) => "pod",
+    };
+    let mut repairs = open(&REPAIRS);
+    differences.for_each(|what| *repairs.entry([part, thing(what)]).or_default() += 1);
+}
+
+fn thing(what: &str) -> &'static str {
+    let noun = |word: &str| THINGS.iter().find(|(_, words)| words.contains(&word)).map(|(thing, _)| *thing);
+    what.split(' ').find_map(noun).unwrap_or("other")
+}
+
+fn open<T>(counts: &Mutex<T>) -> MutexGuard<'_, T> {
+    counts.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Counts a request of a plugin; what people ask is not counted.
@@ -49,9 +133,9 @@ pub fn api(request: &Request) -> Option<&'static str> {
     }
 }
 
-fn count(all: &Mutex<Latencies>, api: &str, failed: bool, took: Duration) {
+fn count(all: &Mutex<Latencies<2>>, api: &str, failed: bool, took: Duration) {
     let error = if failed { "true" } else { "false" };
-    all.lock().unwrap_or_else(PoisonError::into_inner).took([api, error], took);
+    open(all).took([api, error], took);
 }
 
 /// All that is counted, and what the daemon shows of its pool where it serves.
@@ -60,8 +144,13 @@ pub fn page(show: Option<&Value>) -> String {
     let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
     page.gauge("terway_build_info", "The version that runs.", &[(version, 1)]);
     page.gauge("terway_ready", "Whether the daemon serves.", &[(vec![], u8::from(show.is_some()))]);
-    page.latencies(&ASKED.lock().unwrap_or_else(PoisonError::into_inner));
-    page.latencies(&CLOUD.lock().unwrap_or_else(PoisonError::into_inner));
+    page.latencies(&open(&ASKED));
+    page.latencies(&open(&ADDS));
+    page.latencies(&open(&CLOUD));
+    page.latencies(&open(&METADATA));
+    page.latencies(&open(&POLICIES));
+    page.latencies(&open(&SERVICES));
+    repairs(&mut page);
     if let Some(show) = show {
         pool(&mut page, &show["pool"]);
         calls(&mut page, &show["cloud_calls"]);
@@ -72,6 +161,13 @@ pub fn page(show: Option<&Value>) -> String {
         policies(&mut page, &show["policies"]);
     }
     page.text()
+}
+
+fn repairs(page: &mut Page) {
+    let of =
+        |(what, count): (&[&str; 2], &u64)| (vec![("part", what[0].to_owned()), ("what", what[1].to_owned())], *count);
+    let repairs: Vec<_> = open(&REPAIRS).iter().map(of).collect();
+    page.counter("terway_repairs_total", "What others had changed and was put right, thing by thing.", &repairs);
 }
 
 fn pool(page: &mut Page, pool: &Value) {
@@ -85,6 +181,10 @@ fn pool(page: &mut Page, pool: &Value) {
     let total = ["idle", "leased", "cooling", "reserved"].iter().map(|key| number(key)).sum::<u64>();
     page.gauge("terway_resource_pool_total_count", "Addresses that the pool has.", &[(of_pool(), total)]);
     page.gauge("terway_resource_pool_idle_count", "Addresses that wait for pods.", &[(of_pool(), number("idle"))]);
+    let (disposed, allocated) = (tally().disposed, open(&ASKED).count(["AllocIP", "false"]));
+    page.counter("terway_resource_pool_disposed_count", "Addresses given back to the cloud.", &[(of_pool(), disposed)]);
+    let by_type = vec![("type", kind.to_owned())];
+    page.counter("terway_resource_pool_allocated_count", "Addresses given to pods.", &[(by_type, allocated)]);
     let states = ["idle", "leased", "cooling", "reserved"].map(|key| (vec![("state", key.to_owned())], number(key)));
     page.gauge("terway_pool_addresses", "Addresses by what they do.", &states);
     let length = |key: &str| pool[key].as_array().map_or(0, Vec::len);
@@ -107,6 +207,11 @@ fn enis(page: &mut Page, pool: &Value, most: u64) {
     };
     let by_eni: Vec<_> = all.iter().map(of_eni).collect();
     page.gauge("terway_eniip_factory_ip_count", "Addresses of each ENI.", &by_eni);
+    let of = |((mac, status), count): (&(String, Status), &u64)| {
+        (vec![("eni", mac.clone()), ("status", status.as_str().to_owned())], *count)
+    };
+    let asked: Vec<_> = tally().asked.iter().map(of).collect();
+    page.counter("terway_eniip_factory_ip_alloc_count", "Addresses that the cloud gave to an ENI or refused.", &asked);
 }
 
 /// Nothing is told of what nobody counts.
@@ -143,4 +248,26 @@ fn calls(page: &mut Page, calls: &Value) {
     let all: Vec<_> =
         all.map(|(action, count)| (vec![("api", action.clone())], count.as_u64().unwrap_or_default())).collect();
     page.counter("terway_cloud_calls_total", "Calls to the cloud.", &all);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_put_right_is_counted_as_what_it_is() {
+        for (what, counted) in [
+            ("sysctl net/ipv4/conf/eth1/rp_filter", "sysctl"),
+            ("alias of cali1", "link"),
+            ("addr 10.0.0.5/32 dev eth0", "addr"),
+            ("route default via 10.0.0.1 dev eth1 table 1003", "route"),
+            ("rule priority 512 from all fwmark 0x10/0xf0 lookup 1003", "rule"),
+            ("tc filter dev cali1 ingress priority 2049", "filter"),
+            ("tc qdisc dev cali1 root", "qdisc"),
+            ("ip6tables -t nat -A POSTROUTING -j MASQUERADE", "iptables"),
+            ("something", "other"),
+        ] {
+            assert_eq!(thing(what), counted, "{what}");
+        }
+    }
 }

@@ -6,6 +6,8 @@ mod bandwidth;
 mod boot;
 mod calls;
 mod clock;
+#[cfg(fuzzing)]
+pub mod doors;
 mod early;
 mod eni;
 mod file;
@@ -29,6 +31,7 @@ mod reactor;
 mod renderer;
 mod serve;
 mod sticky;
+mod tally;
 mod terms;
 mod web;
 mod world;

@@ -542,6 +542,7 @@ impl Node {
             return refusal(local(&e.to_string()));
         }
         let whole = lease.is_inside();
+        self.unmask(&lease);
         self.unguard_pod(attachment);
         self.forget_lease(attachment);
         let attachment = attachment.clone();

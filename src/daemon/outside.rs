@@ -38,7 +38,7 @@ impl Outside {
         let (config, Legacy { terms, asked, vswitches, will, .. }) = (layers.config(), legacy);
         config.validate(&terms.facts).ok()?;
         terms.check(config.stack).ok()?;
-        let credentials = reach::credentials(config, reach::metadata(config).ok()?).ok()?;
+        let credentials = reach::credentials(config, reach::observed(config, meter::questions()).ok()?).ok()?;
         let cloud =
             Client::observed(reach::endpoint(config, &terms.facts.region), credentials, meter::observer()).ok()?;
         let mode = start.given_mode(config).unwrap_or_else(|| start.labelled_mode());
@@ -85,7 +85,7 @@ fn ask_cloud(
 /// What the metadata service says of the machine, the layers that fit it (those of the node, else the file alone), and the way
 /// to the cloud, with the key to it at hand.
 fn reach(layers: &Layers, file: &Layers) -> Result<(NodeFacts, Layers, Client), Error> {
-    let metadata = reach::metadata(layers.config())?;
+    let metadata = reach::observed(layers.config(), meter::questions())?;
     let credentials = reach::credentials(layers.config(), metadata.clone())?;
     let facts = thread::scope(|scope| {
         // Why there is no key is said by the first call that needs it.
@@ -103,7 +103,7 @@ fn reach(layers: &Layers, file: &Layers) -> Result<(NodeFacts, Layers, Client), 
     }
     log::error!("{e}; the configuration file alone holds");
     file.config().validate(&facts)?;
-    let credentials = reach::credentials(file.config(), reach::metadata(file.config())?)?;
+    let credentials = reach::credentials(file.config(), reach::observed(file.config(), meter::questions())?)?;
     let cloud = Client::observed(way(file.config()), credentials, meter::observer())?;
     Ok((facts, file.clone(), cloud))
 }

@@ -89,10 +89,11 @@ async fn exchange(stream: &Stream, inputs: Sender<Input>) -> io::Result<()> {
         Some(line) => line?,
         None => return answer(stream, &refuse(format!("no complete line within {} s", PATIENCE.as_secs()))).await,
     };
+    let start = Instant::now();
     let reply = match line {
         Line::Text(text) => match serde_json::from_slice::<Request>(&text) {
             Ok(request) => {
-                let (api, start) = (meter::api(&request), Instant::now());
+                let api = meter::api(&request);
                 let reply = ask(stream, request, &inputs).await?;
                 reply.iter().for_each(|reply| meter::answered(api, reply, start.elapsed()));
                 reply
@@ -105,13 +106,13 @@ async fn exchange(stream: &Stream, inputs: Sender<Input>) -> io::Result<()> {
     let Some(reply) = reply else { return Ok(()) };
     answer(stream, &reply).await?;
     if let Reply::Lease(lease) = reply {
-        wiring(stream, lease.sandbox.attachment, &inputs).await;
+        wiring(stream, lease.sandbox.attachment, start, &inputs).await;
     }
     Ok(())
 }
 
 /// Who got a lease hangs up once the pod is wired, or nothing more is done about it.
-async fn wiring(stream: &Stream, attachment: Attachment, inputs: &Sender<Input>) {
+async fn wiring(stream: &Stream, attachment: Attachment, start: Instant, inputs: &Sender<Input>) {
     let over = async {
         let mut rest = [0; 64];
         while read(stream, &mut rest).await.is_ok_and(|n| n != 0) {}
@@ -122,6 +123,7 @@ async fn wiring(stream: &Stream, attachment: Attachment, inputs: &Sender<Input>)
         false
     };
     if future::or(over, late).await {
+        meter::added(start.elapsed());
         let _ = inputs.send(Input::Wired { attachment }).await;
     }
 }

@@ -121,7 +121,7 @@ where
 }
 
 /// The path of a GET.
-fn asked(said: &[u8]) -> Option<&str> {
+pub(super) fn asked(said: &[u8]) -> Option<&str> {
     let line = said.split(|b| *b == b'\r').next()?;
     let mut words = std::str::from_utf8(line).ok()?.split(' ');
     let path = (words.next()? == "GET").then(|| words.next())??;

@@ -12,6 +12,7 @@ use super::calls::{self, Place};
 use super::eni::{self, Job};
 use super::news;
 use super::node::{self, Compared, Input};
+use super::tally::tally;
 use super::terms::Terms;
 use crate::config::{Mode, Publish};
 use crate::datapath::{self, EniSetup, NodeSetup};
@@ -62,7 +63,11 @@ impl World {
 
     pub fn call(&self, id: CallId, call: Call) {
         let (cloud, place) = (self.cloud.clone(), self.place.clone());
-        self.start(move || Input::Done { call: id, result: calls::perform(&cloud, &place, call) });
+        self.start(move || {
+            let result = calls::perform(&cloud, &place, call.clone());
+            tally().made(&call, &result);
+            Input::Done { call: id, result }
+        });
     }
 
     pub fn prepare(&self, job: Job, slot: u32) {

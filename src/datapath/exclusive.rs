@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::policy_route::{asking, deaf, heard, link_local};
 use super::shape::bucket;
-use super::{End, Setup, default_route, pod_gateway, police, sysctl};
+use super::{End, Setup, default_route, elsewhere, pod_gateway, police, sysctl};
 use crate::ip::{Family, host_net};
 use crate::ours;
 use crate::plan::{
@@ -146,12 +146,14 @@ fn card_inside(pod: &mut Vec<Object>, setup: &Setup) {
     for addr in lease.ip.iter() {
         pod.push(Object::Addr(Addr { net: host_net(addr), link: name.clone() }));
     }
-    for gateway in lease.eni.gateway.iter().filter(|gateway| has_family(lease, gateway)) {
-        if gateway.is_ipv6() {
-            // IPv6 has no use for `onlink` before 4.16.
-            pod.push(route(host_net(gateway), None, name));
-        }
-        pod.push(default_route(gateway, name, None));
+    for addr in lease.ip.iter() {
+        let gateway = lease.eni.gateway.iter().find(|gateway| gateway.is_ipv4() == addr.is_ipv4());
+        // IPv6 has no use for `onlink` before 4.16.
+        pod.extend(gateway.filter(IpAddr::is_ipv6).map(|gateway| {
+            let table = ours::further_table(name);
+            Object::Route(Route { to: host_net(gateway), via: None, link: name.clone(), table, onlink: false })
+        }));
+        elsewhere(pod, lease, addr, gateway);
     }
 }
 

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::exclusive::lead_through;
 use super::policy_route::{asking, deaf};
 use super::shape::bucket;
-use super::{End, EniSetup, Setup, default_route, pod_gateway, police, sysctl};
+use super::{End, EniSetup, Setup, elsewhere, pod_gateway, police, sysctl};
 use crate::ip::{IpPair, NetPair, host_net};
 use crate::near::{Is, Near};
 use crate::ours;
@@ -65,15 +65,17 @@ fn inside(pod: &mut Vec<Object>, lease: &Lease, addr: IpAddr) {
     pod.push(Object::Addr(Addr { net: beside(lease, addr), link: link.clone() }));
     let node = speaks_as(&lease.node, &addr);
     pod.push(Object::Neigh(Neigh { addr: node, mac: lease.eni.mac, link: link.clone() }));
-    pod.push(Object::Route(Route { to: host_net(node), via: None, link: link.clone(), table: None, onlink: false }));
-    let gateways = lease.eni.gateway.iter().filter(|gateway| gateway.is_ipv4() == addr.is_ipv4());
-    pod.extend(gateways.map(|gateway| default_route(gateway, link, None)));
+    let table = ours::further_table(link);
+    pod.push(Object::Route(Route { to: host_net(node), via: None, link: link.clone(), table, onlink: false }));
+    let gateway = lease.eni.gateway.iter().find(|gateway| gateway.is_ipv4() == addr.is_ipv4());
+    elsewhere(pod, lease, addr, gateway);
 }
 
 /// In IPv4 all of the vSwitch is beside the pod: the VPC answers ARP for everybody. Whether it answers so in IPv6 nobody says: there
-/// the gateway leads everywhere.
+/// the gateway leads everywhere, and so it does by a further interface, since the first is beside the vSwitch already.
 fn beside(lease: &Lease, addr: IpAddr) -> IpNet {
-    let cidr = lease.eni.cidr.v4.filter(|_| addr.is_ipv4());
+    let first = ours::further_table(&lease.sandbox.attachment.ifname).is_none();
+    let cidr = lease.eni.cidr.v4.filter(|_| addr.is_ipv4() && first);
     cidr.map_or(host_net(addr), |cidr| IpNet::new_assert(addr, cidr.prefix_len()))
 }
 

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::ip::{Family, IpPair, Stack};
+use crate::ip::{Family, IpPair, Stack, host_net};
 use crate::plan::{Hook, Iptables, Object, Plan, Program, Rule, RuleAction, Side, Sysctl, Veth};
 use crate::pod::{Attachment, PodName};
 use crate::rate::{Both, Limit, Limits, Rate};
@@ -165,6 +165,9 @@ pub struct NodeSetup {
     pub stack: Stack,
     /// Links of the node that learn their IPv6 default route from router advertisements.
     pub advertised: Vec<String>,
+    /// Links of the node by which clients come, where pods are led to their ENIs by their addresses: the kernel, which asks by which way
+    /// it would answer, takes what is for such a pod for forged.
+    pub asked: Vec<String>,
 }
 
 /// What the node needs once, whatever pods and ENIs there are. IPv4 is always there: every ENI has an IPv4 address, and pods
@@ -176,6 +179,7 @@ pub fn node(setup: &NodeSetup) -> Plan {
         sysctl("net/ipv4/conf/default/rp_filter".into(), "0"),
         to_pods(Family::V4),
     ];
+    host.extend(setup.asked.iter().map(|link| sysctl(format!("net/ipv4/conf/{link}/rp_filter"), "2")));
     if setup.stack.has(Family::V6) {
         // A kernel that forwards listens to advertisements no more, and forgets what it has learnt, unless told so before.
         host.extend(setup.advertised.iter().map(|link| sysctl(format!("net/ipv6/conf/{link}/accept_ra"), "2")));
@@ -197,16 +201,23 @@ fn sysctl(path: String, value: &str) -> Object {
 /// What answers a connection that netfilter led to a pod (a node port, a host port) goes back as it came.
 ///
 /// Such an answer is routed while it still bears the pod's address and mark, and gets the node's address only on its way
-/// out: by the ENI, where the VPC would take it for forged. Without the mark it takes the node's own way.
+/// out: by the ENI, where the VPC would take it for forged. With another mark it takes the node's own way, also where the pod's
+/// address alone leads to the ENI ([`crate::rpc::Marker::Rule`]).
 pub fn answers(stack: Stack) -> Plan {
-    let unmarked = format!("0x0/{:#x}", ours::MARK_MASK);
-    let rule = ["-i", "cali+", "-m", "conntrack", "--ctdir", "REPLY", "--ctstate", "DNAT", "-j", "MARK", "--set-xmark"];
-    let rule: Vec<String> = rule.into_iter().map(String::from).chain([unmarked]).collect();
+    let mark = (ours::NODE_MARK, ours::MARK_MASK);
+    let words =
+        ["-i", "cali+", "-m", "conntrack", "--ctdir", "REPLY", "--ctstate", "DNAT", "-j", "MARK", "--set-xmark"];
+    let words: Vec<String> =
+        words.into_iter().map(String::from).chain([format!("{:#x}/{:#x}", mark.0, mark.1)]).collect();
     let of = |family: &Family| {
-        let (table, chain) = ("mangle", "PREROUTING");
-        Object::Iptables(Iptables { family: *family, table, chain, rule: rule.clone() })
+        let (priority, action) = (ours::NODE_WAY_PRIORITY, RuleAction::Lookup(ours::MAIN_TABLE));
+        let (table, chain, rule) = ("mangle", "PREROUTING", words.clone());
+        [
+            Object::Rule(Rule { priority, family: *family, from: None, mark: Some(mark), iif: None, action }),
+            Object::Iptables(Iptables { family: *family, table, chain, rule }),
+        ]
     };
-    Plan { host: stack.families().iter().map(of).collect(), pod: Vec::new() }
+    Plan { host: stack.families().iter().flat_map(of).collect(), pod: Vec::new() }
 }
 
 /// What pods with an ENI of their own send through the node to backends elsewhere leaves as the node's, in its families.
@@ -225,6 +236,18 @@ fn pod_gateway(addr: &IpAddr) -> IpAddr {
         IpAddr::V4(_) => IpAddr::V4(ours::POD_GATEWAY),
         IpAddr::V6(_) => IpAddr::V6(ours::POD_GATEWAY_V6),
     }
+}
+
+/// The way for everything else, for a pod's first interface. A further one leaves that alone: it is for what bears its own address.
+fn elsewhere(pod: &mut Vec<Object>, lease: &Lease, addr: IpAddr, gateway: Option<IpAddr>) {
+    let link = &lease.sandbox.attachment.ifname;
+    let table = ours::further_table(link);
+    pod.extend(gateway.map(|gateway| default_route(gateway, link, table)));
+    pod.extend(table.map(|table| {
+        let (priority, action) = (ours::FURTHER_PRIORITY, RuleAction::Lookup(table));
+        let (family, from) = (Family::of(&addr), Some(host_net(addr)));
+        Object::Rule(Rule { priority, family, from, mark: None, iif: None, action })
+    }));
 }
 
 /// The route for everything else.
@@ -265,6 +288,33 @@ mod tests {
         assert_eq!(added(&example_lease()), hooks(false, veth));
         assert_eq!(added(&example_slave()), hooks(true, "eth0"));
         assert_eq!(added(&example_whole()), [hooks(false, veth), hooks(true, "eth0")].concat());
+    }
+
+    #[test]
+    fn a_further_interface_is_for_its_own_address_and_leaves_the_pods_routes_alone() {
+        let (one, two) = (ours::further_table("net1").unwrap(), ours::further_table("net2").unwrap());
+        assert!(one != two && one.min(two) > ours::ANSWER_TABLE);
+        for (mut lease, gateways) in [
+            (example_lease(), ["169.254.1.1 dev net1", "fe80::1 dev net1"]),
+            (example_slave(), ["192.168.63.253 dev net1", "2001:db8::fffd dev net1"]),
+            (example_whole(), ["192.168.63.253 dev net1", "2001:db8::fffd dev net1"]),
+        ] {
+            lease.sandbox.attachment.ifname = "net1".into();
+            lease.ip.v6 = Some("2001:db8::5".parse().unwrap());
+            lease.eni.gateway.v6 = Some("2001:db8::fffd".parse().unwrap());
+            lease.routes = vec!["10.0.0.0/8".parse().unwrap()];
+            let plan = pod(&Setup::new(&lease, 1500)).to_string();
+            let routes = || plan.lines().filter(|line| line.starts_with("pod: ip ") && line.contains(" route "));
+            assert!(routes().all(|line| line.contains(&format!(" table {one}"))), "{plan}");
+            for (family, from, gateway) in
+                [("", "192.168.32.5/32", gateways[0]), (" -6", "2001:db8::5/128", gateways[1])]
+            {
+                let default = format!("pod: ip{family} route replace default via {gateway} table {one} onlink");
+                let rule = format!("pod: ip{family} rule add priority 2048 from {from} lookup {one}");
+                assert!([default, rule].iter().all(|want| plan.lines().any(|line| line == want)), "{plan}");
+            }
+            assert!(!plan.contains("10.0.0.0/8") && !plan.contains("/19"), "{plan}");
+        }
     }
 
     #[test]

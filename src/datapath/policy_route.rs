@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::Ipv6Net;
 
 use super::shape::bucket;
-use super::{End, EniSetup, Setup, default_route, pod_gateway, police, sysctl};
+use super::{End, EniSetup, Setup, default_route, elsewhere, pod_gateway, police, sysctl};
 use crate::ip::{Family, Mac, host_net};
 use crate::ours;
 use crate::plan::{Addr, Filter, FilterAction, Link, Neigh, Object, Plan, Route, Rule, RuleAction, Veth};
@@ -35,7 +35,7 @@ pub fn pod(setup: &Setup) -> Plan {
     plan.host.push(up(&veth.name));
     plan.pod.push(up(ifname));
     for addr in lease.ip.iter() {
-        inside(&mut plan.pod, addr, ifname, &veth);
+        inside(&mut plan.pod, lease, addr, &veth);
         outside(&mut plan.host, addr, &veth.name, veth.peer_mac);
     }
     plan
@@ -81,11 +81,11 @@ fn leased_veth(lease: &Lease, mtu: u32) -> Veth {
 }
 
 /// The pod's own view: one address, and one neighbour that answers for everything else.
-fn inside(pod: &mut Vec<Object>, addr: IpAddr, ifname: &str, veth: &Veth) {
-    let gateway = pod_gateway(&addr);
-    pod.push(Object::Addr(Addr { net: host_net(addr), link: ifname.into() }));
-    pod.push(Object::Neigh(Neigh { addr: gateway, mac: veth.mac, link: ifname.into() }));
-    pod.push(default_route(gateway, ifname, None));
+fn inside(pod: &mut Vec<Object>, lease: &Lease, addr: IpAddr, veth: &Veth) {
+    let (gateway, link) = (pod_gateway(&addr), &veth.peer);
+    pod.push(Object::Addr(Addr { net: host_net(addr), link: link.clone() }));
+    pod.push(Object::Neigh(Neigh { addr: gateway, mac: veth.mac, link: link.clone() }));
+    elsewhere(pod, lease, addr, Some(gateway));
 }
 
 /// How the node reaches the pod; the neighbour spares the first packet an ARP round.
@@ -340,7 +340,10 @@ mod tests {
 
     #[test]
     fn a_node_with_ipv6_pods_forwards_both_and_keeps_its_advertised_route() {
-        let setup = NodeSetup { stack: Stack::Dual, advertised: vec!["eth0".into()] };
+        let asked = NodeSetup { asked: vec!["eth0".into()], ..NodeSetup::default() };
+        let plan = datapath::node(&asked).to_string();
+        assert_eq!(plan.lines().skip(4).collect::<Vec<_>>(), ["sysctl -w net.ipv4.conf.eth0.rp_filter=2"]);
+        let setup = NodeSetup { stack: Stack::Dual, advertised: vec!["eth0".into()], ..NodeSetup::default() };
         let plan = datapath::node(&setup).to_string();
         assert_eq!(
             plan.lines().skip(4).collect::<Vec<_>>(),
@@ -351,8 +354,16 @@ mod tests {
             ]
         );
         let answers = datapath::answers(Stack::Dual).to_string();
-        let programs: Vec<&str> = answers.lines().filter_map(|line| line.split(' ').next()).collect();
-        assert_eq!(programs, ["iptables", "ip6tables"]);
+        let led = "-t mangle -A PREROUTING -i cali+ -m conntrack --ctdir REPLY --ctstate DNAT -j MARK --set-xmark 0x7e0/0x7e0";
+        assert_eq!(
+            answers.lines().collect::<Vec<_>>(),
+            [
+                "ip rule add priority 2047 from all fwmark 0x7e0/0x7e0 lookup 254",
+                &format!("iptables {led}"),
+                "ip -6 rule add priority 2047 from all fwmark 0x7e0/0x7e0 lookup 254",
+                &format!("ip6tables {led}"),
+            ]
+        );
     }
 
     #[test]

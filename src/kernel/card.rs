@@ -87,6 +87,10 @@ pub fn difference(host: &mut Place, pod: Option<&mut Pod>, card: &Card) -> Resul
         let at_home = find(host, &card.home, card.mac)?;
         return Ok(at_home.map(|link| Difference::of(format!("place of {}", link.name), "the node", "the pod")));
     };
+    difference_inside(pod, card)
+}
+
+pub fn difference_inside(pod: &mut Pod, card: &Card) -> Result<Option<Difference>, Error> {
     let Some(inside) = pod.place.link(&card.name)? else {
         return Ok(Some(Difference::absent(format!("link {} in {}", card.name, pod.netns.path().display()))));
     };
@@ -98,6 +102,18 @@ pub fn difference(host: &mut Place, pod: Option<&mut Pod>, card: &Card) -> Resul
         let (seen, want) = (inside.alias.unwrap_or_default(), &card.alias);
         Difference::of(format!("alias of {}", card.name), format!("'{seen}'"), format!("'{want}'"))
     }))
+}
+
+/// Gives a card in the pod, which somebody has changed, its MAC and alias back. One that is not there is not to be had here.
+pub fn mend(pod: &mut Pod, card: &Card) -> Result<Option<Difference>, Error> {
+    let Some(difference) = difference_inside(pod, card)? else { return Ok(None) };
+    let lent = |link: &LinkSeen| link.is_eni(card.mac) || link.alias.as_ref() == Some(&card.alias);
+    let Some(link) = pod.place.link(&card.name)?.filter(lent) else { return Ok(None) };
+    let requests = vec![link::set_up(link.ifindex, None, Some(card.mac)), link::set_alias(link.ifindex, &card.alias)];
+    let outcomes = pod.place.change(requests)?;
+    pod.place.forget();
+    outcomes.into_iter().try_for_each(|outcome| outcome.map(drop)).context(|| format!("mend link {}", card.name))?;
+    Ok(Some(difference))
 }
 
 /// Brings the card back, if it is in the pod. Wherever it is by then, it is down, bare, and under its own name.

@@ -75,7 +75,7 @@ impl Watch {
         for _ in 0..BURST {
             match self.nl.recv(&mut buffer, Msg::TRUNC) {
                 Ok((len, _)) if len > LONGEST => heard.push(Happening::Lost),
-                Ok((len, _)) => heard.extend(answers(&buffer[..len]).filter_map(|told| happening(&told))),
+                Ok((len, _)) => heard.extend(happenings(&buffer[..len])),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => heard.push(Happening::Lost),
@@ -93,6 +93,11 @@ fn set<T>(nl: &NlSocket, option: libc::c_int, value: &T) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// What the notifications of one datagram mean, as far as they can mean harm.
+pub(super) fn happenings(datagram: &[u8]) -> impl Iterator<Item = Happening> {
+    answers(datagram).filter_map(|told| happening(&told))
 }
 
 /// What a notification means, if it can mean harm.

@@ -72,17 +72,7 @@ impl Sets {
     /// All whose names begin so.
     pub fn list(&mut self, prefix: &str) -> Result<Vec<SetSeen>, Error> {
         let bodies = self.socket.dump_with(|| message(CMD_LIST, DUMP)).context(|| "list ipsets")?;
-        let mut seen: Vec<SetSeen> = Vec::new();
-        for body in bodies.iter().filter_map(|body| body.get(4..)) {
-            let Some(name) = attr(body, ATTR_NAME).map(text).filter(|name| name.starts_with(prefix)) else { continue };
-            // A long one is told of in pieces, of which the first alone says what it is.
-            if seen.last().is_none_or(|set| set.name != name) {
-                seen.push(SetSeen { name, family: family(body), members: Members::new() });
-            }
-            let set = seen.last_mut().expect("it is there");
-            set.members.extend(attr(body, ATTR_MANY).into_iter().flat_map(attrs).filter_map(|(_, data)| member(data)));
-        }
-        Ok(seen)
+        Ok(seen(bodies.iter().map(Vec::as_slice), prefix))
     }
 
     pub fn create(&mut self, name: &str, family: Family) -> Result<(), Error> {
@@ -140,6 +130,21 @@ impl Sets {
     fn act(&mut self, request: Message) -> Result<(), Error> {
         self.socket.act(request).map(|_| ()).map_err(in_words)
     }
+}
+
+/// Sets with this prefix, of the bodies of a dump.
+pub(super) fn seen<'a>(bodies: impl Iterator<Item = &'a [u8]>, prefix: &str) -> Vec<SetSeen> {
+    let mut seen: Vec<SetSeen> = Vec::new();
+    for body in bodies.filter_map(|body| body.get(4..)) {
+        let Some(name) = attr(body, ATTR_NAME).map(text).filter(|name| name.starts_with(prefix)) else { continue };
+        // A long one is told of in pieces, of which the first alone says what it is.
+        if seen.last().is_none_or(|set| set.name != name) {
+            seen.push(SetSeen { name, family: family(body), members: Members::new() });
+        }
+        let set = seen.last_mut().expect("it is there");
+        set.members.extend(attr(body, ATTR_MANY).into_iter().flat_map(attrs).filter_map(|(_, data)| member(data)));
+    }
+    seen
 }
 
 fn message(command: u16, flags: u16) -> Message {

@@ -34,6 +34,13 @@ impl Look {
         self.links.iter().filter_map(|link| Some((ours::attachment(link.alias.as_deref()?)?, link)))
     }
 
+    /// Links of the node's default routes of IPv4.
+    pub fn default_links(&self) -> Vec<&LinkSeen> {
+        let default = |r: &&RouteSeen| r.table == MAIN && r.to.prefix_len() == 0 && r.to.addr().is_ipv4();
+        let ways: Vec<u32> = self.routes.iter().filter(default).filter_map(|r| r.oif).collect();
+        self.links.iter().filter(|link| ways.contains(&link.ifindex)).collect()
+    }
+
     /// Links whose IPv6 default route comes from router advertisements that the kernel reads.
     pub fn advertised_links(&self) -> Vec<&LinkSeen> {
         let default = |r: &RouteSeen| r.table == MAIN && r.to.prefix_len() == 0 && r.to.addr().is_ipv6();

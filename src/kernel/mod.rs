@@ -6,6 +6,8 @@
 mod addr;
 pub mod bpf;
 mod card;
+#[cfg(fuzzing)]
+pub mod doors;
 mod events;
 mod ipset;
 mod iptables;
@@ -42,7 +44,7 @@ pub use old::OldPod;
 pub use place::Difference;
 pub use route::{MAIN, RouteSeen};
 pub use signals::Signals;
-pub use unwire::unwire;
+pub use unwire::{unrule, unwire};
 
 use self::netns::Netns;
 use self::place::Place;

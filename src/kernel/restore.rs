@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::place::Difference;
 use super::veth;
-use super::{Kernel, Pod, ipvlan, link};
+use super::{Kernel, Pod, card, ipvlan, link};
 use crate::error::{Context, Error};
 use crate::ip::Mac;
 use crate::plan::{Object, Plan, Veth};
@@ -36,6 +36,7 @@ impl Kernel {
             found.extend(match object {
                 Object::Veth(veth) => veth::difference(&mut self.host, self.pod.as_mut(), veth)?,
                 Object::Slave(slave) => ipvlan::difference(self.pod.as_mut(), slave)?,
+                Object::Card(card) => self.pod.as_mut().map_or(Ok(None), |pod| card::difference_inside(pod, card))?,
                 _ => self.host.difference(object)?,
             });
         }
@@ -114,6 +115,17 @@ impl Kernel {
         Ok(vec![Difference::absent(format!("link {}", veth.name))])
     }
 
+    /// The card of this plan has its own MAC again, by which it is found when it is home. A namespace that is gone is no fault.
+    pub fn mend_card(&mut self, plan: &Plan, netns: &Path) -> Result<(), Error> {
+        let Some(card) = plan.host.iter().find_map(super::as_card) else { return Ok(()) };
+        let mended = self.enter(netns).and_then(|()| card::mend(self.pod.as_mut().expect("it was entered"), card));
+        self.pod = None;
+        match mended {
+            Err(e) if !e.is_absent() => Err(e),
+            _ => Ok(()),
+        }
+    }
+
     /// Gives a link its MAC back.
     pub fn set_mac(&mut self, ifindex: u32, mac: Mac) -> Result<(), Error> {
         self.host.act(link::set_up(ifindex, None, Some(mac))).context(|| format!("set the MAC of link {ifindex}"))
@@ -131,8 +143,10 @@ impl Pod {
     fn restore(&mut self, plan: &Plan) -> Result<Vec<Difference>, Error> {
         let mut found = Vec::new();
         for object in &plan.host {
-            if let Object::Veth(veth) = object {
-                found.extend(self.restore_inner_end(veth)?);
+            match object {
+                Object::Veth(veth) => found.extend(self.restore_inner_end(veth)?),
+                Object::Card(card) => found.extend(card::mend(self, card)?),
+                _ => {}
             }
         }
         for object in &plan.pod {

@@ -315,7 +315,10 @@ impl<'a> Wanted<'a> {
 
 impl Shown {
     fn read(family: Family) -> Result<Shown, Error> {
-        let text = run(family, "save", &["-t", TABLE], None)?;
+        Ok(Shown::of(&run(family, "save", &["-t", TABLE], None)?))
+    }
+
+    fn of(text: &str) -> Shown {
         let ours = |word: &str| word.starts_with(ours::POLICY_PREFIX);
         let mut shown = Shown { are_first: true, ..Shown::default() };
         let mut begun = BTreeSet::new();
@@ -336,8 +339,14 @@ impl Shown {
                 _ => {}
             }
         }
-        Ok(shown)
+        shown
     }
+}
+
+/// The replacement that takes away what this output of iptables-save(8) shows of ours.
+#[cfg(fuzzing)]
+pub(super) fn removal(saved: &str) -> Option<String> {
+    script(&Chains::default(), &Chains::default(), Some(&Shown::of(saved)))
 }
 
 /// One replacement of the table. None: nothing is to change.

@@ -8,7 +8,7 @@ use super::{Kernel, LinkSeen};
 use crate::error::{Error, Errors};
 use crate::ip::host_net;
 use crate::ours;
-use crate::plan::{Object, Route, Rule};
+use crate::plan::{Object, Route, Rule, RuleAction};
 use crate::pod::Attachment;
 
 /// Removes the attachment's veth or slave, the routes to its addresses and the rules from them, and brings an ENI home that was lent to it.
@@ -38,9 +38,19 @@ pub fn unwire(netns: Option<&Path>, host_link: Option<&str>, attachment: &Attach
         errors.note(super::place::absent_is_fine(deleted).map_err(|e| e.within(format!("delete link {}", inner.name))));
     }
     errors.note(kernel.take_slave_out(attachment));
+    errors.note(kernel.delete_further_rules(attachment));
     errors.note(kernel.delete_rules_from(&ips));
     errors.note(kernel.bring_home(attachment, card.as_ref()));
     errors.result()
+}
+
+/// Removes what of a further interface does not go with its link: the rules in the pod's namespace that lead to its routes.
+pub fn unrule(netns: &Path, attachment: &Attachment) -> Result<(), Error> {
+    let mut kernel = Kernel::host()?;
+    match kernel.enter(netns) {
+        Err(e) if e.is_absent() => Ok(()),
+        entered => entered.and_then(|()| kernel.delete_further_rules(attachment)),
+    }
 }
 
 fn is_lent_to(link: &LinkSeen, attachment: &Attachment) -> bool {
@@ -139,6 +149,17 @@ impl Kernel {
         for route in self.routes(ours::PODS_TABLE)?.iter().filter(|r| r.oif == Some(ifindex)) {
             let removed = self.host.act(super::route::remove(route.to, route.table, None, route.oif));
             errors.note(super::place::absent_is_fine(removed));
+        }
+        errors.result()
+    }
+
+    fn delete_further_rules(&mut self, attachment: &Attachment) -> Result<(), Error> {
+        let (Some(table), Some(pod)) = (ours::further_table(&attachment.ifname), &mut self.pod) else { return Ok(()) };
+        let leads_there = |rule: &&Rule| rule.action == RuleAction::Lookup(table);
+        let rules: Vec<Rule> = pod.place.rules()?.iter().filter(leads_there).cloned().collect();
+        let mut errors = Errors::default();
+        for rule in rules {
+            errors.note(pod.place.remove(&Object::Rule(rule)));
         }
         errors.result()
     }

@@ -93,7 +93,7 @@ impl Access {
     }
 
     /// Relative paths in the text start at `dir`, as kubectl has it.
-    fn from_kubeconfig(text: &str, dir: &Path) -> Result<Access, Error> {
+    pub(super) fn from_kubeconfig(text: &str, dir: &Path) -> Result<Access, Error> {
         let config: Kubeconfig = parse(text)?;
         let name = config.current_context.filter(|n| !n.is_empty());
         let name = name.ok_or_else(|| Error::malformed("current-context is missing"))?;

@@ -201,6 +201,13 @@ struct Mark {
     metadata: PageMeta,
 }
 
+/// How many changes these bytes of a stream tell of before they end, or say what none does.
+#[cfg(fuzzing)]
+pub(super) fn told<T: DeserializeOwned>(bytes: &[u8]) -> usize {
+    let mut lines = Lines::new(bytes, 1 << 16);
+    std::iter::from_fn(|| lines.next::<T>().ok().flatten()).count()
+}
+
 /// Reads line by line; never more than one line and a small buffer are in memory.
 struct Lines<R> {
     from: BufReader<R>,

@@ -21,10 +21,11 @@ pub fn del(attachment: &Attachment, netns: Option<&Path>, pod: Option<&PodName>)
         (Daemon::Unaware, Some(pod)) => release_unnamed(pod, attachment, netns)?,
         (daemon, _) => daemon,
     };
-    if let Daemon::Released = daemon {
-        return Ok(());
-    }
     let doing = |e: Error| Failure::new(Code::Node, e.within(format!("delete {attachment}")));
+    if let Daemon::Released = daemon {
+        let further = netns.filter(|_| ours::further_table(&attachment.ifname).is_some());
+        return further.map_or(Ok(()), |netns| kernel::unrule(netns, attachment).map_err(doing));
+    }
     let host_link = pod.map(|pod| ours::host_veth(pod, &attachment.ifname));
     let told = netns;
     // What was a namespace may be a plain file by now, left by a mount that is gone.

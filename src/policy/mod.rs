@@ -47,6 +47,8 @@ use store::Store;
 
 pub use needs::{Need, Scope};
 pub use refusal::{About, Refusal, Refused};
+#[cfg(fuzzing)]
+pub use selector::parse as selector;
 pub use why::{Side, Why};
 
 /// What is known of the node itself.

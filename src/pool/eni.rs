@@ -191,6 +191,11 @@ impl Nic {
         self.kept() && self.state == EniState::InUse && self.lent
     }
 
+    /// Nothing is asked of the cloud that would change its addresses.
+    pub fn is_still(&self) -> bool {
+        self.busy.is_none() && self.assign.is_none()
+    }
+
     /// It serves, or is on its way to.
     pub fn kept(&self) -> bool {
         self.goal == Goal::Keep && !self.missing

@@ -561,8 +561,20 @@ impl Run {
         let kept: Vec<&IpPair> =
             kept.filter(|(eni, pair)| there(eni, pair) && whole(pair) && free(pair)).map(|(_, p)| p).collect();
         let wish = held.whole && !self.settings.whole;
-        let fine = wish || kept.is_empty() || kept.contains(&&held.ip) || self.foul || self.unseen || !self.steady;
+        // Who wants an ENI to itself has no use for an address that others surround by now.
+        let kept: Vec<&IpPair> = kept.into_iter().filter(|pair| !wish || self.stands_alone(pair)).collect();
+        let fine = kept.is_empty() || kept.contains(&&held.ip) || self.foul || self.unseen || !self.steady;
         assert!(fine, "{} gets {} though {kept:?} is kept for it", held.pod, held.ip);
+    }
+
+    /// What is kept is an ENI's own address, and nobody uses another one there.
+    fn stands_alone(&self, pair: &IpPair) -> bool {
+        let mut enis = self.cloud.enis.values();
+        let Some(eni) = enis.find(|e| pair.iter().all(|ip| e.addresses().any(|a| a == ip))) else { return false };
+        let others = |other: &IpPair| other != pair && other.iter().any(|ip| eni.addresses().any(|a| a == ip));
+        let leased = self.ledger.leases.values().any(|h| h.eni == eni.id || others(&h.ip));
+        let own = pair.v4.is_none_or(|v4| v4 == eni.primary);
+        own && !leased && !self.ledger.cooling.keys().any(|(_, other)| others(other))
     }
 
     fn check_lease(&self, held: &Held) {
@@ -692,12 +704,13 @@ impl Run {
         self.check_size(show["idle"].as_u64().unwrap() as u32, show["enis"].as_array().unwrap().len() as u32);
     }
 
-    /// No address is left over without its counterpart, but for primary ones, which cannot be unassigned.
+    /// No address is left over without its counterpart, but for primary ones and those of a prefix, which cannot be unassigned alone.
     fn check_pairs(&self, eni: &Eni) {
         let (v4, v6) = (eni.v4.len(), eni.v6.len());
+        let all = v4 + eni.prefixes.iter().flat_map(of_prefix).count();
         let fine = match self.settings.stack {
             Stack::V4 => v6 == 0,
-            Stack::Dual => v4 == v6.max(1),
+            Stack::Dual => v6 <= all && (v4 == 1 || v6 == all),
             Stack::V6 => v4 == 1,
         };
         assert!(fine, "{v4} IPv4 and {v6} IPv6 addresses stay: {eni:?}");

@@ -59,9 +59,11 @@ impl State {
         if self.leases.contains_key(&w.sandbox.attachment) {
             return self.same_lease(w);
         }
-        if let Some((ip, eni)) = self.reserved_for(&w.pod).filter(|_| !self.is_wish(w)) {
+        if let Some((ip, eni)) = self.kept_for(w) {
             let eni = eni.to_owned();
-            return self.nics[&eni].serves().then(|| self.lease_reserved(w, eni, ip));
+            let (nic, wish) = (&self.nics[&eni], self.is_wish(w));
+            let still = nic.serves() && (!wish || nic.is_still());
+            return still.then(|| self.lease_reserved(w, eni, ip));
         }
         let (whole, dry) = match self.is_wish(w) {
             true => (true, &mut dry.whole),
@@ -101,7 +103,7 @@ impl State {
 
     /// An ENI of which nothing is in use: the one with the fewest addresses, since none of them serves others then.
     fn best_whole(&self) -> Option<(String, IpPair)> {
-        let still = |n: &Nic| n.serves() && !n.lent && n.busy.is_none() && n.assign.is_none() && self.is_untouched(n);
+        let still = |n: &Nic| n.serves() && !n.lent && n.is_still() && self.is_untouched(n);
         let open = self.nics.iter().filter(|(id, n)| still(n) && !self.needed(id));
         let open = open.filter_map(|(id, n)| Some((n.addresses.len(), id, self.own_addresses(n)?)));
         open.min_by_key(|(count, id, _)| (*count, *id)).map(|(_, id, ip)| (id.clone(), ip))
@@ -113,9 +115,19 @@ impl State {
         self.settings.stack.families().iter().map(there).collect()
     }
 
+    /// What is kept for the pod that waits. Who wants an ENI to itself has its former one, unless others use anything of it by now.
+    fn kept_for(&self, w: &Waiting) -> Option<(IpPair, &str)> {
+        let (ip, eni) = self.reserved_for(&w.pod)?;
+        let nic = &self.nics[eni];
+        let others = || nic.addresses.keys().any(|a| !ip.iter().any(|own| own == *a) && self.is_in_use(a));
+        let alone = || ip.v4.is_none_or(|v4| v4 == nic.primary) && !others() && !self.leased_from(eni);
+        (!self.is_wish(w) || alone()).then_some((ip, eni))
+    }
+
     /// Written down before the reservation ends: whoever dies in between finds the lease.
     fn lease_reserved(&mut self, w: &Waiting, eni: String, ip: IpPair) -> Held {
-        let held = Held { pod: w.pod.clone(), sandbox: w.sandbox.clone(), eni, ip, whole: self.settings.whole };
+        let whole = self.settings.whole || w.whole;
+        let held = Held { pod: w.pod.clone(), sandbox: w.sandbox.clone(), eni, ip, whole };
         self.out.push(Effect::Record(held.clone()));
         self.wake_up(ip);
         self.hold(held.clone());
@@ -168,10 +180,9 @@ impl State {
         self.waiting.iter().filter(|w| !self.is_provided(w) && self.is_wish(w)).count() as u32
     }
 
-    /// It has a lease already, or addresses are kept for it. Who wants a whole ENI takes one that is free.
+    /// It has a lease already, or addresses are kept for it.
     fn is_provided(&self, w: &Waiting) -> bool {
-        let kept = || !self.is_wish(w) && self.reserved_for(&w.pod).is_some();
-        self.leases.contains_key(&w.sandbox.attachment) || kept()
+        self.leases.contains_key(&w.sandbox.attachment) || self.kept_for(w).is_some()
     }
 
     /// Refuses those whose deadline has come, and those for whom nothing can come in time.

@@ -364,7 +364,12 @@ impl State {
 
     /// No address of the ENI is leased or rests.
     pub fn is_untouched(&self, nic: &Nic) -> bool {
-        !nic.addresses.keys().any(|ip| self.taken.has(ip) || self.resting.contains_key(ip))
+        !nic.addresses.keys().any(|ip| self.is_in_use(ip))
+    }
+
+    /// The address is leased or rests.
+    pub fn is_in_use(&self, ip: &IpAddr) -> bool {
+        self.taken.has(ip) || self.resting.contains_key(ip)
     }
 
     /// A lease names this ENI.

@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use crate::gather::Gather;
 use crate::happening::{Happening, LinkNow, Scope};
 use crate::ip::Mac;
+use crate::ours;
 use crate::plan::{Object, Plan, Rule};
 use crate::pod::Attachment;
 use pace::Pace;
@@ -275,7 +276,7 @@ impl Repair {
 fn traces(object: &Object) -> Vec<Trace> {
     let link = object.link().map(|name| Trace::Link(name.to_owned()));
     let own = match object {
-        Object::Route(route) => Some(Trace::Route(route.table.unwrap_or(MAIN), route.to)),
+        Object::Route(route) => Some(Trace::Route(route.table.unwrap_or(ours::MAIN_TABLE), route.to)),
         Object::Rule(rule) => Some(Trace::Rule(rule.clone())),
         Object::Neigh(neigh) => Some(Trace::Neigh(neigh.link.clone(), neigh.addr)),
         Object::Sysctl(sysctl) => Some(Trace::Parameter(parameter_of(&sysctl.path))),
@@ -283,9 +284,6 @@ fn traces(object: &Object) -> Vec<Trace> {
     };
     link.into_iter().chain(own).collect()
 }
-
-/// RT_TABLE_MAIN.
-const MAIN: u32 = 254;
 
 /// Whose parameter it is: what follows `conf/`. What belongs to no link in particular is told of with `all`.
 fn parameter_of(path: &str) -> String {
@@ -300,7 +298,6 @@ mod tests {
     use super::*;
     use crate::datapath::{self, EniSetup, NodeSetup, Setup};
     use crate::ip::IpPair;
-    use crate::ours;
     use crate::rpc::{Lease, example_lease};
 
     const T: fn(u64) -> Now = Duration::from_millis;

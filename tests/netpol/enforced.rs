@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::{Bench, DROPPED, PORT, comes_to, only_from, reaches};
-use crate::sim::cluster::{Member, soon, within};
+use crate::bpf::cell::Servers;
+use crate::sim::builds::{Build, REFUSAL};
+use crate::sim::cluster::{Member, binary, soon, within};
 use crate::sim::traffic::Place;
 
 /// Starts of pods of the test of first packets; `TERWAY_STARTS` says another number.
@@ -77,6 +79,30 @@ fn a_change_opens_and_cuts(renderer: &str) {
     // Its end opens what it has closed.
     bench.cluster.kube.delete("NetworkPolicy", "default", "web");
     all.iter().for_each(|one| comes_to(&one.pod, &web.ip, true));
+}
+
+#[test]
+fn programs_that_the_verifier_refuses_let_no_new_pod_in_and_the_node_is_told_in_its_words() {
+    let mut bench = Bench::idle(json!({"policy_renderer": "ebpf"}));
+    let broken = Build::refused(&["policy.o"]);
+    bench.cluster.release(0, &broken.path);
+    bench.cluster.start_ready(0);
+    let mut web = bench.cluster.schedule(0, "web");
+    let mut plugin = bench.cluster.node(0).run(|| web.sandbox.begin("ADD"));
+    let is_told = |event: &Value| {
+        let words = event["message"].as_str().unwrap_or_default();
+        event["reason"] == "NetworkPolicyFailed" && words.contains("the verifier says [") && words.contains(REFUSAL)
+    };
+    soon("the node is told", || bench.cluster.kube.events().iter().any(is_told));
+    assert!(plugin.0.try_wait().expect("it was started").is_none(), "the pod is not let in");
+    drop(plugin);
+    bench.cluster.stop(0);
+    bench.cluster.release(0, &binary());
+    bench.cluster.start_ready(0);
+    bench.cluster.wire(&mut web);
+    comes_to(&**bench.cluster.node(0), &web.ip, false);
+    let _servers = Servers::on(&web.pod, &[&web.ip], PORT);
+    comes_to(&**bench.cluster.node(0), &web.ip, true);
 }
 
 fn both_directions_and_families_are_held(renderer: &str) {

@@ -404,3 +404,81 @@ fn services_and_node_ports_work_with_the_clients_own_address() {
     assert_eq!(a.pod.udp(&format!("{}:80", service(3)), 3).len(), 3);
     assert_eq!(cluster.world.fabric.drops(), Drops::default());
 }
+
+#[test]
+fn a_mac_that_was_changed_inside_is_put_right_and_the_eni_comes_home_with_its_own() {
+    let over = json!({"ip_cooldown": "0s", "orphan_release_after": "1s", "min_pool_size": 0, "max_pool_size": 0});
+    let cluster = node(&over);
+    let member = asking(&cluster, "web");
+    let mac = mac_of(&cluster, &member);
+    talks(&cluster, &member);
+    let disguise = || member.pod.sh("ip link set eth0 address 02:00:00:00:00:99");
+    disguise();
+    assert_eq!(cluster.call_for(&member, "CHECK").json()["code"], 101);
+    soon("its own MAC is back", || member.pod.sh("ip -o link show eth0").contains(&mac));
+    soon("CHECK agrees", || cluster.call_for(&member, "CHECK").code == Some(0));
+    talks(&cluster, &member);
+    let words = format!("mac of eth0: 02:00:00:00:00:99, not {mac}");
+    soon("the pod is told", || {
+        events_about(&cluster, "web").iter().any(|(reason, said)| reason == "ConfigCheck" && said.contains(&words))
+    });
+    disguise();
+    cluster.call_for(&member, "DEL").ok();
+    soon("the card is home", || cluster.node(0).ifname(&mac).is_some());
+    let next = asking(&cluster, "next");
+    assert_eq!(mac_of(&cluster, &next), mac);
+    talks(&cluster, &next);
+}
+
+#[test]
+fn a_pod_of_a_stateful_set_has_its_eni_and_address_again_and_others_get_around_them() {
+    let cluster =
+        node(&json!({"ip_cooldown": "0s", "min_pool_size": 0, "max_pool_size": 0, "orphan_release_after": "1s"}));
+    let sticky = |name: &str| {
+        let mut member = cluster.schedule(0, name);
+        let mut pod = kube::pod("default", name, &node_name(0));
+        pod["metadata"]["annotations"] = json!({"k8s.aliyun.com/ENI": "true"});
+        pod["metadata"]["ownerReferences"] =
+            json!([{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "db", "uid": "1", "controller": true}]);
+        cluster.kube.put(pod);
+        cluster.wire(&mut member);
+        member
+    };
+    let (first, shares) = (sticky("db-0"), cluster.add(0, "shares"));
+    let (ip, mac) = (first.ip.clone(), mac_of(&cluster, &first));
+    talks(&cluster, &first);
+    cluster.del(first);
+    assert_eq!(shown(&cluster, "/pool/reserved"), 1);
+    let more = cluster.add(0, "shares-too");
+    let back = sticky("db-0");
+    assert_eq!((back.ip.clone(), mac_of(&cluster, &back)), (ip.clone(), mac));
+    has_card(&back, &mac_of(&cluster, &back));
+    assert!(more.ip != ip && shares.ip != ip);
+    assert_eq!(shown(&cluster, "/pool/reserved"), 0);
+    talks(&cluster, &back);
+    assert!(back.pod.ping(&shares.ip).is_some() && shares.pod.ping(&ip).is_some());
+}
+
+#[test]
+fn a_further_interface_is_an_eni_too_and_leaves_the_first_ones_routes_alone() {
+    let cluster = exclusive_node();
+    let first = cluster.add(0, "web");
+    let before = first.pod.sh("ip route show table main");
+    let mut second = cluster.schedule(0, "web");
+    second.sandbox.container = first.sandbox.container.clone();
+    second.sandbox.netns = first.sandbox.netns.clone();
+    second.sandbox.ifname = "net1".into();
+    cluster.wire(&mut second);
+    assert_eq!(first.pod.sh("ip route show table main"), before);
+    talks(&cluster, &first);
+    soon("it reaches the outside by it", || first.pod.ping_from(&second.ip, OUTSIDE).is_some());
+    assert!(cluster.world.fabric.outside().ping(&second.ip).is_some());
+    for member in [&first, &second] {
+        assert_eq!(cluster.call_for(member, "CHECK").code, Some(0));
+    }
+    assert_eq!(cluster.world.fabric.drops(), Drops::default());
+    cluster.call_for(&second, "DEL").ok();
+    let inside = first.pod.sh("ip -o link; ip rule");
+    assert!(!inside.contains("net1") && !inside.contains("2048:"), "{inside}");
+    talks(&cluster, &first);
+}

@@ -1,12 +1,14 @@
 //! IPvlan on a node: the real daemon and plugin on a kernel that can, and on one that cannot.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use terway::kernel;
 
 use super::{events_about, idle_node, is_bare, node, pings_during, shown};
-use crate::sim::cluster::{Cluster, Member, conf, node_name, soon};
+use crate::sim::builds::{Build, REFUSAL};
+use crate::sim::cluster::{Cluster, Member, binary, conf, node_name, soon};
 use crate::sim::fabric::{Drops, OUTSIDE};
 use crate::sim::skip;
 use crate::sim::traffic::Place;
@@ -264,4 +266,60 @@ fn where_the_kernel_cannot_pods_are_wired_by_policy_routing_and_one_event_says_w
         true => story("type ipvlan mode l2 bridge: "),
         false => without_bpf::run(libc::ENOSYS, || story("function not implemented")),
     }
+}
+
+#[test]
+fn where_the_verifier_refuses_the_programs_pods_have_a_veth_and_slaves_live_on() {
+    let Some(mut cluster) = able() else { return };
+    let broken = Build::refused(&["eni.o"]);
+    let run = |cluster: &mut Cluster, program: &Path| {
+        cluster.stop(0);
+        cluster.release(0, program);
+        cluster.start_ready(0);
+    };
+    let told = |cluster: &Cluster, why: &str| {
+        let events = events_about(cluster, &node_name(0));
+        events.iter().any(|(reason, words)| reason == why && words.contains(REFUSAL))
+    };
+    run(&mut cluster, &broken.path);
+    let veth = asking(&cluster, "veth");
+    assert!(!is_slave(&veth) && lease_of(&cluster, &veth)["wiring"] == "shared");
+    soon("the node is told", || told(&cluster, "VirtualModeChanged"));
+    run(&mut cluster, &binary());
+    let first = asking(&cluster, "first");
+    assert!(is_slave(&first));
+    // An ENI that has slaves goes on to have some, by the programs that are there.
+    run(&mut cluster, &broken.path);
+    let second = asking(&cluster, "second");
+    assert!(is_slave(&second));
+    soon("the node is told", || told(&cluster, "ResourceInvalid"));
+    for member in [&veth, &first, &second] {
+        talks(&cluster, member);
+    }
+    mingle(&[&veth, &first, &second]);
+}
+
+#[test]
+fn a_further_interface_is_a_slave_too_and_leaves_the_first_ones_routes_alone() {
+    let Some(cluster) = able() else { return };
+    let (first, other) = (asking(&cluster, "web"), asking(&cluster, "other"));
+    let before = first.pod.sh("ip route show table main");
+    let mut second = cluster.schedule(0, "web");
+    second.sandbox.container = first.sandbox.container.clone();
+    second.sandbox.netns = first.sandbox.netns.clone();
+    second.sandbox.ifname = "net1".into();
+    second.sandbox.conf = conf(&asks()).to_string();
+    cluster.wire(&mut second);
+    assert_eq!(first.pod.sh("ip route show table main"), before);
+    soon("it reaches the outside by it", || first.pod.ping_from(&second.ip, OUTSIDE).is_some());
+    for ip in [&first.ip, &second.ip] {
+        soon(&format!("{ip} is reached"), || other.pod.ping(ip).is_some() && cluster.node(0).ping(ip).is_some());
+    }
+    talks(&cluster, &first);
+    checks(&cluster, &first);
+    checks(&cluster, &second);
+    cluster.call_for(&second, "DEL").ok();
+    soon("its link goes", || !first.pod.sh("ip -o link").contains("net1"));
+    assert!(!first.pod.sh("ip rule").contains("2048"));
+    checks(&cluster, &first);
 }

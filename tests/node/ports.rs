@@ -11,6 +11,7 @@ use crate::sim::cni::Sandbox;
 use crate::sim::fabric::{Drops, OUTSIDE};
 use crate::sim::traffic::{Place, TcpEcho};
 use crate::sim::world;
+use crate::vm::without_bpf;
 
 /// Two nodes, the first with a pod on either of its two secondary ENIs.
 struct Site {
@@ -144,10 +145,23 @@ fn host_ports_of_a_chained_portmap_answer_clients_beyond_the_vpc() {
     assert!(cluster.world.fabric.outside().tcp(&format!("{node}:8100")).is_err(), "a port of a pod that is gone");
 }
 
-/// What kube-proxy writes for a node port with `externalTrafficPolicy: Local`: no masquerading, the pod sees the client.
 #[test]
 fn node_ports_of_local_traffic_policy_answer_clients_beyond_the_vpc() {
-    let site = Site::new();
+    local_node_ports(&Site::new());
+}
+
+/// Where the kernel cannot mark what a pod sends, its address leads to the ENI, and netfilter's mark away from there.
+#[test]
+fn they_do_so_too_where_pods_are_led_by_their_addresses() {
+    without_bpf::run(libc::ENOSYS, || {
+        let site = Site::new();
+        println!("packets of pods are marked by {}", site.cluster.show(0)["marker"]);
+        local_node_ports(&site);
+    });
+}
+
+/// What kube-proxy writes for a node port with `externalTrafficPolicy: Local`: no masquerading, the pod sees the client.
+fn local_node_ports(site: &Site) {
     let (cluster, node) = (&site.cluster, site.node());
     for (n, member) in site.pods.iter().enumerate() {
         let port = 30090 + n;

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{deaf, idle_node, is_bare, node, nothing, pings_during, shown};
 use crate::sim::cluster::{Cluster, Member, conf, soon};
+use crate::sim::fabric::{OUTSIDE, OUTSIDE_V6};
 use crate::sim::traffic::Place;
 
 /// Whether the pod reaches its node. The kernel activates a new link when it finds time for it, and drops packets before.
@@ -276,19 +277,38 @@ fn an_interface_name_that_is_taken_is_refused_and_del_leaves_the_others_link() {
 }
 
 #[test]
-fn two_interfaces_of_one_pod_are_two_attachments() {
-    let cluster = node(&nothing());
-    let first = cluster.add(0, "web");
+fn two_interfaces_of_one_pod_are_two_attachments_and_the_first_has_its_routes() {
+    let cluster = node(&json!({"ip_stack": "dual"}));
+    let (first, other) = (cluster.add(0, "web"), cluster.add(0, "other"));
+    let routes = || ["-4", "-6"].map(|family| first.pod.sh(&format!("ip {family} route show table main")));
+    let before = routes();
     let mut second = cluster.schedule(0, "web");
     second.sandbox.container = first.sandbox.container.clone();
     second.sandbox.netns = first.sandbox.netns.clone();
     second.sandbox.ifname = "net1".into();
-    let answer = cluster.call_for(&second, "ADD");
-    assert_eq!(answer.code, Some(0), "{answer:?}");
-    assert_eq!(shown(&cluster, "/pool/leased"), 2);
+    cluster.wire(&mut second);
+    assert_eq!(shown(&cluster, "/pool/leased"), 3);
+    let own = |route: &&str| !route.contains("dev net1");
+    let of_others = |text: &String| text.lines().filter(own).map(String::from).collect::<Vec<_>>();
+    assert_eq!(routes().each_ref().map(of_others), before.each_ref().map(of_others));
+    assert!(routes().iter().all(|text| !text.contains("default via 169.254.1.1 dev net1")), "{:?}", routes());
+    for (outside, (own, further)) in [OUTSIDE, OUTSIDE_V6].iter().zip(first.ips.iter().zip(&second.ips)) {
+        // Each address by its own interface: the VPC drops what comes by another's ENI.
+        assert!(first.pod.ping(outside).is_some() && first.pod.ping_from(further, outside).is_some(), "{outside}");
+        assert!(other.pod.ping(own).is_some() && other.pod.ping(further).is_some(), "{own} {further}");
+        assert!(cluster.node(0).ping(further).is_some(), "{further}");
+    }
+    let way = first.pod.sh(&format!("ip route get {OUTSIDE}; ip -6 route get {OUTSIDE_V6}"));
+    assert!(!way.contains("net1"), "the pod's own traffic leaves by eth0: {way}");
+    for member in [&first, &second] {
+        cluster.call_for(member, "CHECK").ok();
+    }
     cluster.call_for(&second, "DEL").ok();
     soon("its link goes", || !first.pod.sh("ip -o link").contains("net1"));
-    assert_eq!(shown(&cluster, "/pool/leased"), 1);
+    assert_eq!(shown(&cluster, "/pool/leased"), 2);
+    assert!(!first.pod.sh("ip rule; ip -6 rule").contains("2048"), "{}", first.pod.sh("ip rule; ip -6 rule"));
+    cluster.call_for(&first, "CHECK").ok();
+    assert!(first.pod.ping(OUTSIDE).is_some());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{idle_node, node, shown};
 use crate::sim::cluster::{Cluster, Member, node_name, soon};
-use crate::sim::fabric::OUTSIDE;
+use crate::sim::fabric::{OUTSIDE, OUTSIDE_V6};
 use crate::sim::kube;
 use crate::sim::traffic::Place;
 use terway::pod::PodName;
@@ -134,4 +134,33 @@ fn after_a_reboot_pods_of_stateful_sets_come_back_with_their_addresses_and_nothi
         assert!(back.pod.ping(&news[0].ip).is_some() && back.pod.ping(OUTSIDE).is_some(), "{name}");
     }
     assert_eq!((shown(&cluster, "/pool/leased"), shown(&cluster, "/pool/reserved")), (7.into(), 0.into()));
+}
+
+#[test]
+fn a_pair_of_addresses_is_kept_as_one_over_a_lost_ledger_and_a_reboot() {
+    let mut cluster = node(&json!({"ip_stack": "dual"}));
+    let web = add(&cluster, "web-0", &of("StatefulSet"));
+    let running = add(&cluster, "web-1", &of("StatefulSet"));
+    let (ips, others) = (web.ips.clone(), running.ips.clone());
+    assert_eq!((ips.len(), others.len()), (2, 2));
+    cluster.del(web);
+    cluster.kill(0);
+    cluster.node(0).sh("rm -r /run/terway");
+    cluster.start_ready(0);
+    let strangers: Vec<Member> = (0..4).map(|n| cluster.add(0, &format!("stranger-{n}"))).collect();
+    assert!(strangers.iter().flat_map(|s| &s.ips).all(|ip| !ips.contains(ip) && !others.contains(ip)));
+    reboot(&mut cluster, strangers.into_iter().chain([running]).collect());
+    cluster
+        .node(0)
+        .sh("ip -6 rule flush; ip -6 rule add priority 32766 lookup main; ip -6 route flush table all proto 116");
+    cluster.start_ready(0);
+    assert_eq!((shown(&cluster, "/pool/leased"), shown(&cluster, "/pool/reserved")), (0.into(), 2.into()));
+    let new = cluster.add(0, "new");
+    for (name, ips) in [("web-1", &others), ("web-0", &ips)] {
+        let back = add(&cluster, name, &of("StatefulSet"));
+        assert_eq!(back.ips, *ips, "{name}");
+        for to in [&new.ips[1], OUTSIDE_V6, OUTSIDE] {
+            assert!(back.pod.ping(to).is_some(), "{name} to {to}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{events_about, idle_node, shown};
 use crate::sim::cluster::{Cluster, Member, soon};
-use crate::sim::fabric::OUTSIDE;
+use crate::sim::fabric::{OUTSIDE, OUTSIDE_V6};
 use crate::sim::load::{self, Tally};
 use crate::sim::old::{Generation, OldEni, Record};
 use crate::sim::traffic::Place;
@@ -25,9 +25,24 @@ struct Inherited {
 
 impl Inherited {
     fn new(generation: Generation) -> Inherited {
-        let cluster = idle_node("ecs.sim.large", &json!({"orphan_release_after": "1s"}));
+        Inherited::with(&json!({"orphan_release_after": "1s"}), generation)
+    }
+
+    /// The same with an address of IPv6 beside each.
+    fn dual(generation: Generation) -> Inherited {
+        Inherited::with(&json!({"orphan_release_after": "1s", "ip_stack": "dual"}), generation)
+    }
+
+    fn with(over: &Value, generation: Generation) -> Inherited {
+        let cluster = idle_node("ecs.sim.large", over);
         let eni = cluster.old_eni(0, 4);
-        let [a, b] = [("a", 1), ("b", 2)].map(|(name, n)| cluster.old_pod(0, name, &eni, eni.ips[n], generation));
+        let [mut a, mut b] =
+            [("a", 1), ("b", 2)].map(|(name, n)| cluster.old_pod(0, name, &eni, eni.ips[n], generation));
+        if over["ip_stack"] == "dual" {
+            let ips = cluster.old_eni_v6(0, &eni, 4);
+            [&mut a, &mut b].into_iter().zip(ips).for_each(|(pod, ip)| cluster.old_pod_v6(0, pod, &eni, ip));
+            soon("the old node speaks IPv6", || a.pod.ping(OUTSIDE_V6).is_some() && a.pod.ping(&b.ips[1]).is_some());
+        }
         let records = [&a, &b].map(|member| Record::of(member, &eni, generation));
         cluster.old_store(0, &records, 7);
         assert!(a.pod.ping(&b.ip).is_some() && a.pod.ping(OUTSIDE).is_some(), "the old node works");
@@ -98,6 +113,16 @@ fn takes_over(generation: Generation) {
         assert!(cluster.node(0).ping(&member.ip).is_some(), "no ping from the node");
     }
 
+    // A port of the node that leads to a pod which its address leads to its ENI.
+    let port = format!("{}:30080", cluster.node(0).addr);
+    cluster.node(0).sh(&format!(
+        "iptables -w -t nat -A PREROUTING -d {} -p tcp --dport 30080 -j DNAT --to-destination {}:8080",
+        cluster.node(0).addr,
+        old.a.ip
+    ));
+    let _echo = old.a.pod.tcp_echo(&format!("{}:8080", old.a.ip));
+    soon("it answers by the way the question came", || cluster.world.fabric.outside().tcp(&port).is_ok());
+
     // What comes now is ours altogether, and knows those.
     let c = cluster.add(0, "c");
     assert!(c.ip != old.a.ip && c.ip != old.b.ip && !old.eni.ips[0].is_unspecified());
@@ -131,6 +156,67 @@ fn pods_of_the_old_terway_are_taken_over_and_lose_no_packet() {
 #[test]
 fn so_are_those_of_its_first_generation_whose_containers_nobody_knows() {
     takes_over(Generation::First);
+}
+
+/// Traffic of IPv6 from pod to pod and from a pod to the outside.
+fn under_load_v6(a: &Member, b: &Member, cluster: &mut Cluster, story: impl FnOnce(&mut Cluster)) {
+    let outside = std::sync::Arc::clone(&cluster.world.fabric);
+    let mut there = Tally::default();
+    let between = load::during(&a.pod, &b.pod, &b.ips[1], || {
+        there = load::during(&a.pod, outside.outside(), OUTSIDE_V6, || story(cluster));
+    });
+    [between, there].into_iter().for_each(nothing_lost);
+}
+
+/// The addresses that are leased, of both families.
+fn pairs(cluster: &Cluster) -> BTreeSet<(String, String)> {
+    let leases = cluster.show(0)["leases"].as_array().expect("a list").clone();
+    let text = |lease: &Value, family: &str| lease["ip"][family].as_str().unwrap_or_default().to_owned();
+    leases.iter().map(|lease| (text(lease, "v4"), text(lease, "v6"))).collect()
+}
+
+fn pair(member: &Member) -> (String, String) {
+    (member.ips[0].clone(), member.ips[1].clone())
+}
+
+#[test]
+fn pods_of_two_families_are_taken_over_with_both_addresses_and_a_lost_ledger_finds_them() {
+    let mut old = Inherited::dual(Generation::Second);
+    under_load_v6(&old.a, &old.b, &mut old.cluster, |cluster| cluster.start_ready(0));
+    let both = BTreeSet::from([pair(&old.a), pair(&old.b)]);
+    assert_eq!(pairs(&old.cluster), both);
+    let left = old.cluster.node(0).sh("ip -6 rule; ip -6 route show table main");
+    assert!(!left.contains("512:\tfrom all to") && !left.contains(&format!("{} dev cali", old.a.ips[1])), "{left}");
+    old.cluster.kill(0);
+    old.cluster.node(0).sh("rm -r /run/terway");
+    under_load_v6(&old.a, &old.b, &mut old.cluster, |cluster| cluster.start_ready(0));
+    assert_eq!(pairs(&old.cluster), both);
+    let cluster = &old.cluster;
+    for member in [&old.a, &old.b] {
+        cluster.call_for(member, "CHECK").ok();
+        assert!(member.ips.iter().all(|ip| cluster.node(0).ping(ip).is_some()), "{:?}", member.ips);
+    }
+    let c = cluster.add(0, "c");
+    assert!(c.pod.ping(&old.a.ips[1]).is_some() && old.b.pod.ping(&c.ips[1]).is_some());
+    let Inherited { cluster, a, b, .. } = old;
+    let (gone, ip) = (a.ips.clone(), a.ip.clone());
+    cluster.del(a);
+    soon("its pair rests", || cluster.ledger(0, "resting").iter().any(|name| name.contains(&ip)));
+    let rules = cluster.node(0).sh("ip rule; ip -6 rule");
+    assert!(gone.iter().all(|ip| !rules.contains(&format!("from {ip} "))), "{rules}");
+    assert!(b.pod.ping(&c.ips[1]).is_some() && b.pod.ping(OUTSIDE_V6).is_some());
+}
+
+#[test]
+fn without_a_database_pods_of_two_families_keep_both_addresses() {
+    let mut old = Inherited::dual(Generation::Second);
+    old.cluster.node(0).sh(&format!("rm {STORE}/*"));
+    under_load_v6(&old.a, &old.b, &mut old.cluster, |cluster| cluster.start_ready(0));
+    assert_eq!(pairs(&old.cluster), BTreeSet::from([pair(&old.a), pair(&old.b)]));
+    let news: Vec<Member> = (0..4).map(|n| old.cluster.add(0, &format!("new-{n}"))).collect();
+    let taken = [&old.a, &old.b].map(|member| &member.ips);
+    assert!(news.iter().flat_map(|new| &new.ips).all(|ip| !taken.iter().any(|ips| ips.contains(ip))));
+    assert!(old.a.pod.ping(&old.b.ips[1]).is_some() && news[0].pod.ping(&old.a.ips[1]).is_some());
 }
 
 #[test]

@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 
 use saphyr_parser::Parser;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::idle_node;
 use crate::sim::cloud::{Kind, When};
 use crate::sim::cluster::{Cluster, soon};
+use crate::sim::exposition;
 use crate::sim::traffic::Place;
 
 const SOCKET: &str = "/var/run/eni/eni_debug.socket";
@@ -59,21 +61,82 @@ fn metrics_are_told_under_the_old_names_and_readiness_is_the_truth() {
         "terway_pool_addresses{state=\"leased\"} 2",
         "terway_pool_waiting 0",
         "terway_eniip_factory_eni_count{name=\"eniip\",max_eni=\"2\"} 1",
+        "terway_resource_pool_allocated_count{type=\"eniip\"} 2",
     ] {
         assert!(metrics.lines().any(|told| told == line), "no {line} in {metrics}");
     }
-    for start in ["terway_resource_pool_total_count", "terway_resource_pool_idle_count"] {
+    let counts = ["total_count", "idle_count", "disposed_count"].map(|what| format!("terway_resource_pool_{what}"));
+    for start in counts {
         assert!(metrics.contains(&format!("{start}{{{pool}}} ")), "no {start} with {pool} in {metrics}");
     }
+    for (start, end) in [
+        ("terway_eniip_factory_ip_alloc_count{eni=\"", "\",status=\"succeed\"} "),
+        ("aliyun_metadata_latency_count{url=\"http://", "/latest/meta-data/instance-id\",error=\"false\"} "),
+        (
+            "aliyun_metadata_latency_count{url=\"http://",
+            "/network/interfaces/macs/{mac}/vswitch-cidr-block\",error=\"false\"} ",
+        ),
+    ] {
+        assert!(
+            metrics.lines().any(|told| told.starts_with(start) && told.contains(end)),
+            "no {start}…{end} in {metrics}"
+        );
+    }
+    exposition::read(&metrics).unwrap_or_else(|why| panic!("{why}\n{metrics}"));
+    // 3: it reads all of it, and would have given some of the old names otherwise.
+    let (code, said) = promtool(&["check", "metrics"], &metrics);
+    assert!(matches!(code, Some(0 | 3)), "{said}");
     what_is_watched_is_told(&metrics);
     let pods = "\nterway_policy_table{kind=\"pods\"} 2\n";
     soon("it tells of policies", || told(&cluster, "GET /metrics HTTP/1.1").1.contains(pods));
+    damage_that_was_put_right_is_counted(&cluster);
     let failed =
         metrics.lines().any(|line| line.starts_with("aliyun_openapi_latency_count") && line.contains("error=\"true\""));
     assert!(failed, "calls that failed are counted as such: {metrics}");
 
     assert_eq!(told(&cluster, "GET /debug HTTP/1.1").0, "404");
     assert_eq!(told(&cluster, "POST /metrics HTTP/1.1").0, "400");
+}
+
+/// What was done and what was put right since; and of the time that pods took from the question to the end of their wiring.
+fn damage_that_was_put_right_is_counted(cluster: &Cluster) {
+    cluster.node(0).sh("ip rule del priority 512");
+    let later = || told(cluster, "GET /metrics HTTP/1.1").1;
+    soon("it tells of the repair", || later().contains("terway_repairs_total{part=\"node\",what=\"rule\"} 1\n"));
+    assert!(later().contains("\nterway_add_latency_count 2\n"), "{}", later());
+    exposition::read(&later()).unwrap_or_else(|why| panic!("{why}"));
+}
+
+/// How Prometheus's own checker ends when it is given this, and what it says.
+fn promtool(args: &[&str], input: &str) -> (Option<i32>, String) {
+    let made = Command::new("tests/promtool.sh").output().expect("start tests/promtool.sh");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let mut command = Command::new(String::from_utf8_lossy(&made.stdout).trim());
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut tool = command.spawn().expect("start promtool");
+    tool.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("it reads");
+    let done = tool.wait_with_output().expect("it ends");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (done.status.code(), text(&done.stdout) + &text(&done.stderr))
+}
+
+#[test]
+fn prometheus_understands_what_alerts_and_dashboard_ask() {
+    let (code, said) = promtool(&["check", "rules", "packaging/monitoring/alerts.yaml"], "");
+    assert_eq!(code, Some(0), "{said}");
+    let dashboard: Value = serde_json::from_str(include_str!("../../packaging/monitoring/dashboard.json")).unwrap();
+    let targets = dashboard["panels"].as_array().unwrap().iter().flat_map(|panel| panel["targets"].as_array().unwrap());
+    let asked: Vec<&str> = targets.map(|target| target["expr"].as_str().unwrap()).collect();
+    assert!(asked.len() > 10, "{asked:?}");
+    // What a panel asks for is a rule as well, once its variable has a value.
+    let rules: Vec<Value> =
+        asked.iter().enumerate().map(|(n, expr)| json!({"record": format!("panel:{n}"), "expr": expr})).collect();
+    let rules = json!({"groups": [{"name": "panels", "rules": rules}]}).to_string().replace("$node", "n1");
+    let file = std::env::temp_dir().join(format!("terway-panels-{}.json", std::process::id()));
+    std::fs::write(&file, &rules).unwrap();
+    let (code, said) = promtool(&["check", "rules", file.to_str().unwrap()], "");
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(code, Some(0), "{said}");
 }
 
 /// Dashboard and alerts ask for nothing that no daemon tells.

@@ -4,9 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::{Value, json};
 use terway::pod::PodName;
 
 use super::releases;
+use crate::bpf::cell::Servers;
+use crate::netpol::{PORT, comes_to, only_from, policy, reaches, space};
 use crate::sim::cluster::{CONFLIST, Cluster, conf, node_name, soon};
 use crate::sim::cni::{self, Answer, Sandbox};
 use crate::sim::kube;
@@ -44,8 +47,9 @@ impl Installed {
         self.machine.sh(&format!("dpkg -i /packages/{deb}"));
     }
 
-    /// What an operator writes: the files that the simulator gives its own nodes.
-    fn configure(&self) {
+    /// What an operator writes: the files that the simulator gives its own nodes, and this over the configuration.
+    fn configure(&self, over: &Value) {
+        self.cluster.configure(0, over);
         for path in ["/etc/eni/kubeconfig", "/etc/eni/eni.json"] {
             let text = self.cluster.node(0).read_file(path).expect("every node has it");
             self.machine.write(path, &text);
@@ -59,8 +63,11 @@ impl Installed {
         cni::exec(&mut command, &sandbox.conf)
     }
 
+    /// A pod, `app` of its own name, as the kubelet shows it once it runs.
     fn add(&self, name: &str) -> Pod {
-        self.cluster.kube.put(kube::pod("default", name, &node_name(0)));
+        let mut pod = kube::pod("default", name, &node_name(0));
+        pod["metadata"]["labels"] = json!({"app": name});
+        self.cluster.kube.put(pod);
         let place = self.machine.netns(name);
         let sandbox = Sandbox {
             plugin: "/opt/cni/bin/terway".into(),
@@ -73,6 +80,8 @@ impl Installed {
         let result = self.call(&sandbox, "ADD").ok().json();
         let ip =
             result["ips"][0]["address"].as_str().and_then(|ip| ip.split('/').next()).expect("an address").to_owned();
+        let status = json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]}});
+        self.cluster.kube.amend("Pod", "default", name, &status);
         Pod { sandbox, place, ip }
     }
 
@@ -111,18 +120,19 @@ fn the_deb_is_installed_runs_is_upgraded_and_goes() {
     // The README has this number: 3.6.
     node.machine.sh("systemd-analyze security --no-pager --threshold=36 terwayd.service");
 
-    node.configure();
+    space(&node.cluster.kube, "default", json!({}));
+    node.configure(&json!({}));
     // Returns when the daemon serves: that is what it tells systemd.
     node.machine.sh("systemctl enable --now terwayd");
     assert!(node.is_there(CONFLIST) && node.machine.property("terwayd", "StatusText") == "serving");
     assert!(node.machine.succeeds("findmnt -t bpf /sys/fs/bpf"), "bpffs is the machine's, not the daemon's own");
     let (web, asker) = (node.add("web"), node.add("asker"));
-    let warned = node.machine.sh("journalctl -u terwayd -p warning -o cat --no-pager");
-    assert!(!warned.contains("denied") && !warned.contains("not permitted"), "{warned}");
     let rules = node.machine.sh("iptables -w 5 -t mangle -S PREROUTING");
     assert!(rules.contains("-i cali+"), "iptables runs under the unit's restrictions: {rules}");
 
     what_the_unit_allows_is_enough_for_repair(&node, &web);
+    ["iptables", "ebpf"].iter().for_each(|renderer| a_policy_holds_under_the_unit(&node, &web, &asker, renderer));
+    nothing_was_refused(&node);
     restarts_lose_nothing(&node, &web, &asker);
     a_stuck_daemon_is_replaced(&node);
 
@@ -143,7 +153,7 @@ fn the_deb_is_installed_runs_is_upgraded_and_goes() {
     );
     node.machine.sh("dpkg -P terway");
     assert_eq!(node.machine.sh(LINKS).trim(), "0");
-    assert_eq!(node.machine.sh("ip rule | grep -cE '^(512|2048|2049):' || true").trim(), "0");
+    assert_eq!(node.machine.sh("ip rule | grep -cE '^(512|2047|2048|2049):' || true").trim(), "0");
     assert_eq!(node.machine.sh("ip route show table all proto 116 | wc -l").trim(), "0");
     assert_eq!(node.machine.sh("iptables-save | grep -cE 'cali|TERWAY' || true").trim(), "0");
     for gone in ["/run/terway", "/var/lib/terway", "/etc/eni", "/sys/fs/bpf/terway"] {
@@ -169,6 +179,55 @@ fn restarts_lose_nothing(node: &Installed, web: &Pod, asker: &Pod) {
     assert!(tcp > 0);
     assert_eq!(node.machine.sh("dpkg-query -W -f '${Version}' terway"), format!("{}-2", env!("CARGO_PKG_VERSION")));
     eprintln!("a restart, an upgrade and a kill: {sent} datagrams, none lost; {tcp} bytes of one connection");
+}
+
+/// Sets, chains and programs come, are known again by the next life, and go, all within what the unit allows.
+fn a_policy_holds_under_the_unit(node: &Installed, web: &Pod, asker: &Pod, renderer: &str) {
+    node.configure(&json!({"policy_renderer": renderer}));
+    node.machine.sh("systemctl restart terwayd");
+    let friend = node.add("friend");
+    let _servers = Servers::on(&web.place, &[&web.ip], PORT);
+    [asker, &friend].iter().for_each(|one| comes_to(&one.place, &web.ip, true));
+    policy(&node.cluster.kube, "default", "web", only_from("friend"));
+    comes_to(&asker.place, &web.ip, false);
+    assert!(reaches(&friend.place, &web.ip), "{renderer}");
+    if renderer == "ebpf" {
+        who_listens_hears(node, web, asker);
+    }
+    node.machine.sh("systemctl restart terwayd");
+    soon("they are enforced again", || {
+        let shown: Value = serde_json::from_str(&node.machine.sh("terway-cli show")).expect("JSON");
+        shown["policies"]["state"] == "enforced" && shown["policies"]["renderer"] == renderer
+    });
+    assert!(!reaches(&asker.place, &web.ip) && reaches(&friend.place, &web.ip), "{renderer}, after a restart");
+    node.cluster.kube.delete("NetworkPolicy", "default", "web");
+    comes_to(&asker.place, &web.ip, true);
+    node.call(&friend.sandbox, "DEL").ok();
+    drop(friend.place);
+    node.machine.sh("ip netns del friend");
+    node.cluster.kube.delete("Pod", "default", "friend");
+}
+
+/// The ring of a CPU is opened, and has what the programs tell of a probe that they drop.
+fn who_listens_hears(node: &Installed, web: &Pod, asker: &Pod) {
+    let heard = std::thread::scope(|scope| {
+        let listener = scope.spawn(|| node.machine.sh("timeout 4 terway-cli monitor --json || true"));
+        while !listener.is_finished() {
+            assert!(!reaches(&asker.place, &web.ip));
+        }
+        listener.join().expect("it does not panic")
+    });
+    assert!(heard.contains("\"verdict\":\"drop\"") && heard.contains("default/asker"), "{heard}");
+}
+
+/// What a filter of system calls, a missing capability or a folder that is only to be read refuses has these words.
+fn nothing_was_refused(node: &Installed) {
+    let said = node.machine.sh("journalctl -u terwayd -o cat --no-pager").to_lowercase();
+    for word in
+        ["not permitted", "denied", "read-only file system", "bad system call", "seccomp", "not supported by protocol"]
+    {
+        assert!(!said.contains(word), "{word} in {said}");
+    }
 }
 
 /// The daemon steps into a pod's namespace, which was mounted after its own view of the files was made.

@@ -1,14 +1,17 @@
 //! Restarts and upgrades while clients connect through Services all the time: not one request fails.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use terway::kernel::bpf::pin;
 
 use super::{Bench, ask, led, put_endpoints, serve};
 use crate::bpf::cell::Threads;
-use crate::sim::cluster::{Member, soon};
+use crate::sim::builds::Build;
+use crate::sim::cluster::{Cluster, Member, binary, soon};
 use crate::sim::traffic::Place;
 
 const KILLS: u32 = 100;
@@ -81,23 +84,36 @@ fn a_hundred_kills_cost_no_request() {
     bench.leads(&client.pod, "172.21.0.80:80", &[b]);
 }
 
+/// How the map of nodes is made (`BPF_F_…`).
+fn flags(cluster: &Cluster) -> u32 {
+    let folder = Path::new("/sys/fs/bpf/terway/v1");
+    let nodes = cluster.node(0).run(|| pin::open(folder, "nodes").expect("look at the pin"));
+    nodes.expect("it is there").shape().flags
+}
+
+/// To and fro between this build and one of other programs, compiled for another machine, and of another layout of their maps.
 #[test]
 fn twenty_upgrades_cost_no_request() {
     let (mut bench, [_one, client], _servers) = led();
+    let tomorrow = Build::of_tomorrow();
     let programs = |bench: &Bench| bench.cluster.node(0).sh("ls /sys/fs/bpf/terway/*");
     let before = programs(&bench);
+    // What a release of another layout has pinned, too.
+    bench.cluster.node(0).sh("mkdir /sys/fs/bpf/terway/v0");
     let cgroup = bench.threads.path().to_owned();
     let (count, failed) = hammered(&bench.threads, &client, || {
         for n in 0..UPGRADES {
             bench.cluster.stop(0);
-            // Another build may want other sizes: then its maps are new, and its programs take over once they are filled.
-            let frontends = if n % 2 == 0 { 1000 } else { 65536 };
+            // Its maps are new, also where it is another size that is wanted, and its programs take over once they are filled.
+            let (frontends, build) = if n % 2 == 0 { (1000, tomorrow.path.clone()) } else { (65536, binary()) };
+            bench.cluster.release(0, &build);
             bench.cluster.configure(
                 0,
                 &json!({"ebpf_services": true, "cgroup_root": cgroup.clone(), "service_frontends": frontends}),
             );
             bench.cluster.start_ready(0);
             soon("it serves", || bench.cluster.show(0)["services"]["frontends"] == 1);
+            assert_eq!(flags(&bench.cluster), 1 - n % 2, "the maps of build {n}");
         }
     });
     assert_eq!(failed, None, "after {count} requests");

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::{Bench, ask, led, serve};
 use crate::bpf::cell::Threads;
-use crate::sim::cluster::soon;
+use crate::sim::builds::{Build, REFUSAL};
+use crate::sim::cluster::{binary, soon};
 use crate::sim::kube::Trouble;
 use crate::sim::traffic::Place;
 
@@ -147,6 +148,33 @@ fn a_kernel_that_refuses_is_told_of_and_pods_are_served() {
     soon("it is shown", || {
         bench.cluster.show(0)["services"]["state"].as_str().is_some_and(|state| state.contains("not a cgroup"))
     });
+}
+
+#[test]
+fn programs_that_the_verifier_refuses_are_told_of_in_its_words_and_the_last_ones_serve_on() {
+    let (mut bench, [_one, client], servers) = led();
+    let broken = Build::refused(&["sock.o", "sock_cookie.o", "sock_retval.o"]);
+    bench.cluster.stop(0);
+    bench.cluster.release(0, &broken.path);
+    bench.cluster.start_ready(0);
+    let is_told = |e: &String| {
+        e.starts_with("ServicesUnavailable: ") && e.contains("load eBPF program terway_") && e.contains(REFUSAL)
+    };
+    soon("the node is told", || told(&bench, "node-1").iter().any(is_told));
+    soon("it is shown", || {
+        let state = bench.cluster.show(0)["services"]["state"].clone();
+        state.as_str().is_some_and(|state| state.contains("the verifier says [") && state.contains(REFUSAL))
+    });
+    // Pods come and go, and are led by what an earlier life has left.
+    let new = bench.cluster.add(0, "new");
+    for from in [&client, &new] {
+        assert_eq!(bench.ask(&from.pod, "172.21.0.80:80"), Ok(servers[0].1));
+    }
+    bench.cluster.stop(0);
+    bench.cluster.release(0, &binary());
+    bench.cluster.start_ready(0);
+    bench.endpoints("web", &[]);
+    bench.refuses(&new.pod, "172.21.0.80:80");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -160,6 +160,12 @@ impl Cluster {
     pub fn stop(&mut self, n: usize) {
         let status = self.daemons.remove(&n).expect("it was started").terminate(SOON);
         assert_eq!(status.and_then(|s| s.code()), Some(0), "terwayd did not end cleanly");
+    }
+
+    /// Has the node start this program as its daemon from now on.
+    pub fn release(&self, n: usize, program: &Path) {
+        self.node(n).sh(&format!("rm -f {DAEMON}"));
+        self.node(n).install(program, DAEMON);
     }
 
     /// How a daemon ends by itself, which it must: its exit code.

@@ -31,7 +31,8 @@ pub fn during(from: &(impl Place + Sync), to: &impl Place, ip: &str, story: impl
         [(); 2].map(|()| SocketAddr::new(ip.parse().expect("an address"), PORT.fetch_add(1, Ordering::Relaxed)));
     let _tcp = to.tcp_echo(&at[0].to_string());
     let server = to.run(|| UdpSocket::bind(at[1]).expect("a free port"));
-    let client = from.run(|| UdpSocket::bind("0.0.0.0:0").expect("a free port"));
+    let any = if at[1].is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let client = from.run(|| UdpSocket::bind(any).expect("a free port"));
     client.connect(at[1]).expect("an address of its family");
     [&server, &client].into_iter().for_each(widen);
     let stream =

@@ -1,6 +1,7 @@
 //! The world outside: ECS, VPC and metadata over HTTP, a VPC fabric of namespaces, the Kubernetes API.
 
 pub mod bolt;
+pub mod builds;
 pub mod cgroup;
 pub mod cloud;
 pub mod cluster;
@@ -8,6 +9,7 @@ pub mod cni;
 pub mod containerd;
 pub mod cri;
 pub mod damage;
+pub mod exposition;
 pub mod fabric;
 pub mod flood;
 pub mod grpc;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -92,6 +92,34 @@ impl Cluster {
         member
     }
 
+    /// Gives the ENI addresses of IPv6 as well, and the node its way out by them.
+    pub fn old_eni_v6(&self, n: usize, eni: &OldEni, addresses: usize) -> Vec<Ipv6Addr> {
+        let (cloud, node, count) = (&self.world.cloud, self.node(n), addresses.to_string());
+        let params = [("NetworkInterfaceId", eni.id.as_str()), ("Ipv6AddressCount", &count)];
+        cloud.operate("AssignIpv6Addresses", &params).unwrap_or_else(|e| panic!("AssignIpv6Addresses: {e:?}"));
+        let (view, link) = (cloud.eni(&eni.id).expect("it is there"), &eni.link);
+        let gateway = view.gateway6.expect("its vSwitch has IPv6");
+        node.sh(&format!("sysctl -qw net.ipv6.conf.{link}.disable_ipv6=0 net.ipv6.conf.{link}.accept_ra=0"));
+        node.sh("sysctl -qw net.ipv6.conf.all.forwarding=1");
+        node.sh(&format!("ip -6 route replace default via {gateway} dev {link} onlink table {}", eni.table));
+        view.v6
+    }
+
+    /// Gives a pod of the old Terway an address of IPv6 as well.
+    pub fn old_pod_v6(&self, n: usize, member: &mut Member, eni: &OldEni, ip: Ipv6Addr) {
+        let (node, veth) = (self.node(n), host_veth(&member.sandbox.pod, "eth0"));
+        let mac = node.sh(&format!("cat /sys/class/net/{veth}/address"));
+        node.sh(&format!("sysctl -qw net.ipv6.conf.{veth}.disable_ipv6=0 net.ipv6.conf.{veth}.forwarding=1"));
+        member.pod.sh("sysctl -qw net.ipv6.conf.eth0.disable_ipv6=0 net.ipv6.conf.eth0.accept_ra=0");
+        member.pod.sh(&format!("ip addr add {ip}/128 dev eth0 nodad"));
+        member.pod.sh(&format!("ip neigh replace fe80::1 lladdr {} dev eth0 nud permanent", mac.trim()));
+        member.pod.sh("ip -6 route add default via fe80::1 dev eth0 onlink");
+        node.sh(&format!("ip -6 route add {ip}/128 dev {veth}"));
+        node.sh(&format!("ip -6 rule add priority 512 to {ip} lookup main"));
+        node.sh(&format!("ip -6 rule add priority 2048 from {ip} lookup {}", eni.table));
+        member.ips = vec![member.ip.clone(), ip.to_string()];
+    }
+
     /// Writes both databases anew, after so many transactions.
     pub fn old_store(&self, n: usize, records: &[Record], txid: u64) {
         let file = |bucket: &str, value: fn(&Record) -> &Value| {
@@ -124,9 +152,10 @@ impl Record {
     pub fn of(member: &Member, eni: &OldEni, generation: Generation) -> Record {
         let second = generation == Generation::Second;
         let text = |text: &str| if second { text.to_owned() } else { String::new() };
+        let v6 = member.ips.get(1).map_or("", String::as_str);
         let resource = json!({
             "type": "eniIp", "id": format!("{}.{}", eni.mac, member.ip), "extra_eip_info": null,
-            "eni_id": text(&eni.id), "eni_mac": text(&eni.mac), "ipv4": text(&member.ip), "ipv6": "",
+            "eni_id": text(&eni.id), "eni_mac": text(&eni.mac), "ipv4": text(&member.ip), "ipv6": text(v6),
         });
         let mut relation = json!({
             "Resources": [resource], "PodInfo": info(member, "ENIMultiIP"), "NetNs": member.sandbox.netns,
@@ -170,7 +199,7 @@ fn info(member: &Member, kind: &str) -> Value {
     let pod = &member.sandbox.pod;
     json!({
         "Name": pod.name, "Namespace": pod.namespace, "TcIngress": 0, "TcEgress": 0, "PodNetworkType": kind,
-        "PodIP": "", "PodIPs": {"IPv4": member.ip, "IPv6": ""}, "SandboxExited": false,
+        "PodIP": "", "PodIPs": {"IPv4": member.ip, "IPv6": member.ips.get(1).map_or("", String::as_str)}, "SandboxExited": false,
         "EipInfo": {"PodEip": false, "PodEipID": "", "PodEipIP": "", "PodEipBandWidth": 0, "PodEipChargeType": "",
             "PodEipISP": "", "PodEipPoolID": "", "PodEipBandwidthPackageID": ""},
         "IPStickTime": 0, "PodENI": false, "PodUID": format!("uid-of-{}", pod.name),

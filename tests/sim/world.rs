@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Deref;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnet::{IpNet, Ipv4Net};
 
@@ -26,10 +26,11 @@ pub const NODES: &str = "vsw-node";
 pub const PODS: &str = "vsw-pod";
 pub const MORE_PODS: &str = "vsw-more-pods";
 
-/// Fields are dropped in this order: no hand is left on the wires when the nodes go.
+/// Fields are dropped in this order: no hand is left on the wires when the nodes go, and none when the fabric does.
 pub struct World {
     pub cloud: Cloud,
     pub nodes: Vec<Ecs>,
+    calm: Calm,
     pub fabric: Arc<Fabric>,
     homes: Arc<Mutex<BTreeMap<String, String>>>,
 }
@@ -82,7 +83,8 @@ impl World {
         let cloud = Cloud::start_with(config, Box::new(wires));
         cloud.serve_metadata(fabric.listen(at(METADATA)));
         cloud.serve(fabric.listen(at(OPENAPI)));
-        World { cloud, nodes: Vec::new(), fabric, homes }
+        let calm = Calm(Arc::downgrade(&fabric));
+        World { cloud, nodes: Vec::new(), calm, fabric, homes }
     }
 
     /// The world with so many nodes of this instance type, `i-1` and so on.
@@ -157,6 +159,19 @@ fn give_back(fabric: &Arc<Fabric>) {
             };
         }
     });
+}
+
+/// Dropped before the fabric, waits for whoever brings an ENI back at this moment: as its last owner he would take the fabric down
+/// on his own thread, which nobody waits for.
+struct Calm(Weak<Fabric>);
+
+impl Drop for Calm {
+    fn drop(&mut self) {
+        let start = Instant::now();
+        while self.0.strong_count() > 1 && start.elapsed() < Duration::from_secs(1) {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
 }
 
 /// Does to the fabric what the cloud decides.

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::{Value, json};
 use smol::channel::Sender;
 
+use super::meter;
 use super::node::Input;
 use crate::cluster::{EndpointSlice, Member, Service, mapped};
 use crate::config::Services as Wanted;
@@ -239,6 +240,9 @@ impl Guard {
             if let Some(before) = before {
                 place::move_from(&before, here)?;
             }
+            if let Err(e) = kernel.services.remove_others(ours::BPF_ROOT.as_ref()) {
+                log::warn!("maps of another layout: {e}");
+            }
             chosen.lacks.iter().for_each(|lack| log::info!("Services at the socket: {lack}"));
             let (services, endpoints) = self.model.size();
             log::info!(
@@ -252,6 +256,7 @@ impl Guard {
             kernel.table.pack();
         } else if !writes.is_empty() {
             log::debug!("{} writes of Services in {} us", writes.len(), begun.elapsed().as_micros());
+            meter::services_written(begun.elapsed());
         }
         let gone = kernel.table.take_gone();
         if let Err(e) = self.move_on(&kernel.services, &gone) {

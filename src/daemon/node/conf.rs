@@ -4,7 +4,7 @@ use super::Node;
 use crate::cloud::reach;
 use crate::config::Config;
 use crate::daemon::layers::{Layers, NodeConfig};
-use crate::daemon::news;
+use crate::daemon::{meter, news};
 use crate::error::{Context, Error};
 use crate::kube::Stop;
 use crate::object::{CONFIG_LABEL, ConfigMap};
@@ -140,7 +140,7 @@ impl Node {
             let cloud = self
                 .world
                 .cloud
-                .anew(endpoint, reach::credentials(config, reach::metadata(config)?)?)
+                .anew(endpoint, reach::credentials(config, reach::observed(config, meter::questions())?)?)
                 .context(|| "configuration")?;
             self.world.cloud = cloud;
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Node, Standing};
-use crate::daemon::{clock, phases};
+use crate::daemon::{clock, meter, phases};
 use crate::datapath::{self, Setup};
 use crate::error::Error;
 use crate::gather::Gather;
@@ -286,7 +286,10 @@ impl Node {
         for (part, depth) in due {
             match self.repair_part(&part, depth, &links) {
                 Ok(found) if found.is_empty() => {}
-                Ok(found) => repaired.push((part, said(&found))),
+                Ok(found) => {
+                    meter::repaired(&part, found.iter().map(|difference| difference.what.as_str()));
+                    repaired.push((part, said(&found)));
+                }
                 // The link or the namespace went away meanwhile, with a pod most often.
                 Err(e) if e.is_absent() => log::debug!("repair of {part:?}: {e}"),
                 Err(e) => self.cannot_repair(&part, &e),
@@ -326,6 +329,13 @@ impl Node {
         }
         let netns = lease.sandbox.netns.clone();
         self.kernel.restore(&plan, netns_of(&netns), depth == Depth::Inside)
+    }
+
+    /// An ENI that its pod has given another MAC would not be known at home.
+    pub(super) fn unmask(&mut self, lease: &Lease) {
+        let Some(netns) = netns_of(&lease.sandbox.netns).filter(|_| lease.is_whole()) else { return };
+        let mended = self.kernel.mend_card(&datapath::pod(&Setup::new(lease, 0)), netns);
+        self.noted("the MAC of a pod's ENI", mended);
     }
 
     fn repair_eni(&mut self, id: &str, links: &[LinkSeen]) -> Result<Vec<Difference>, Error> {

@@ -99,6 +99,16 @@ pub fn mark(lasting: &Path, marker: &Marker) -> Result<(), Error> {
     write().context(|| format!("write {}", path.display()))
 }
 
+#[cfg(fuzzing)]
+pub fn contents(bytes: &[u8]) {
+    let mut found = Found { pods: Vec::new(), marker: Marker::default(), damaged: false };
+    let entries = [RELATION, PODS].into_iter().filter_map(|which| found.entries(which, bytes)).flat_map(|(_, all)| all);
+    for (key, value) in entries.collect::<Vec<_>>().into_iter().chain([("a/b".into(), bytes.to_vec())]) {
+        found.take(&key, records::relation(&key, &value));
+        found.take(&key, records::pod(&key, &value));
+    }
+}
+
 type Entries = (u64, Vec<(String, Vec<u8>)>);
 
 impl Found {

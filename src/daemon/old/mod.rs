@@ -42,6 +42,12 @@ pub fn claim() -> Result<Vec<File>, Error> {
     files::claim(Path::new(ours::OLD_STORE))
 }
 
+/// All that these bytes say, as a file and as a record.
+#[cfg(fuzzing)]
+pub fn database(bytes: &[u8]) {
+    files::contents(bytes);
+}
+
 /// Whether the old Terway has left anything here.
 pub fn is_there() -> bool {
     files::are_there(Path::new(ours::OLD_STORE))
@@ -324,11 +330,14 @@ impl Heir<'_> {
     fn hold_the_unexplained(&mut self) -> Result<(), Error> {
         for link in self.links.clone().iter().filter(|link| is_old_veth(link)) {
             let over = |r: &&RouteSeen| r.oif == Some(link.ifindex) && leads_to(r, r.to.addr());
-            let Some(ip) = self.routes.iter().find(over).map(|r| r.to.addr()) else { continue };
-            let ip = match ip {
-                IpAddr::V4(v4) => IpPair { v4: Some(v4), v6: None },
-                IpAddr::V6(v6) => IpPair { v4: None, v6: Some(v6) },
-            };
+            let mut ip = IpPair::default();
+            for addr in self.routes.iter().filter(over).map(|r| r.to.addr()) {
+                match addr {
+                    IpAddr::V4(v4) => ip.v4 = ip.v4.or(Some(v4)),
+                    IpAddr::V6(v6) if !v6.is_unicast_link_local() => ip.v6 = ip.v6.or(Some(v6)),
+                    IpAddr::V6(_) => {}
+                }
+            }
             let attachment = ours::unnamed_attachment(&link.name, IFNAME);
             let Some(eni) = self.ground.enis.iter().find(|eni| ip.iter().any(|ip| has(eni, ip))) else { continue };
             if self.ground.contents.knows(&attachment, &ip) {

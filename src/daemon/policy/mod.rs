@@ -23,7 +23,7 @@ use serde_json::Value;
 use smol::channel::Sender as Answer;
 
 use super::node::Input;
-use super::phases;
+use super::{meter, phases};
 use crate::cluster::Name;
 use crate::config::PolicyRenderer;
 use crate::error::Error;
@@ -215,11 +215,15 @@ impl Loop {
     }
 
     fn run(mut self, arriving: &Receiver<News>) {
+        let mut heard: Option<Instant> = None;
         loop {
             let due = [self.retry, self.show, self.hold, self.watches.due()].into_iter().flatten().min();
             match arriving.recv_timeout(due.map_or(FOREVER, |at| at.saturating_duration_since(Instant::now()))) {
                 Ok(News::End) | Err(RecvTimeoutError::Disconnected) => return self.watches.end(),
-                Ok(news) => self.hear(news, Instant::now()),
+                Ok(news) => {
+                    heard.get_or_insert_with(Instant::now);
+                    self.hear(news, Instant::now());
+                }
                 Err(RecvTimeoutError::Timeout) => {}
             }
             // What came meanwhile is one change.
@@ -229,7 +233,12 @@ impl Loop {
                     news => self.hear(news, Instant::now()),
                 }
             }
+            let before = self.writes;
             self.turn(Instant::now());
+            if self.held.is_empty() {
+                let written = heard.take().filter(|_| self.writes != before);
+                written.into_iter().for_each(|heard| meter::policies_written(heard.elapsed()));
+            }
             if self.show.is_some_and(|at| at <= Instant::now()) {
                 self.show = Some(Instant::now() + COUNT);
                 self.show_all();

@@ -13,8 +13,8 @@ use super::map::Map;
 use super::sys::{self, Load, Shape};
 use crate::error::{Context, Error};
 
-/// How much of the verifier's log an error holds: its end, where the reason stands.
-const LOG_SHOWN: usize = 2 << 10;
+/// How much of the verifier's log an error holds: its end, where the reason stands. The message of an event has 1,024 bytes in all.
+const LOG_SHOWN: usize = 640;
 const LOG_SIZE: usize = 1 << 20;
 
 /// The bytes of an object where aya may read them: aligned like the structures of ELF.
@@ -125,6 +125,7 @@ fn explain(load: &Load, e: Error) -> Error {
     // It fails like the first time; ENOSPC, where the log does not fit, leaves its beginning.
     let _ = sys::load_program(load, &mut log);
     let end = log.iter().position(|b| *b == 0).unwrap_or(log.len());
+    log::debug!("the verifier says of {}: {}", load.name, String::from_utf8_lossy(&log[..end]));
     let shown = String::from_utf8_lossy(&log[end.saturating_sub(LOG_SHOWN)..end]).trim().to_string();
     if shown.is_empty() { e } else { e.within(format!("the verifier says [{shown}]")) }
 }

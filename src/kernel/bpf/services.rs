@@ -273,6 +273,13 @@ impl Services {
         }
     }
 
+    /// Takes away what is pinned of other layouts, once the programs stand that know this one.
+    pub fn remove_others(&self, root: &Path) -> Result<(), Error> {
+        let mut others = pinned(root).into_iter().filter(|folder| *folder != self.folder);
+        others
+            .try_for_each(|folder| std::fs::remove_dir_all(&folder).context(|| format!("delete {}", folder.display())))
+    }
+
     pub fn folder(&self) -> &Path {
         &self.folder
     }

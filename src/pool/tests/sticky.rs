@@ -20,15 +20,64 @@ fn rig() -> Rig {
 
 impl Rig {
     fn ask(&mut self, n: u64, name: &str) {
-        let deadline = self.now + secs(5);
-        self.hear(Event::Allocate {
-            ticket: n,
-            pod: pod(name),
-            sandbox: sandbox(&format!("c{n}")),
-            whole: false,
-            deadline,
-        });
+        self.ask_for(n, name, false);
     }
+
+    /// The pod wants an ENI to itself.
+    fn wish(&mut self, n: u64, name: &str) {
+        self.ask_for(n, name, true);
+    }
+
+    fn ask_for(&mut self, n: u64, name: &str, whole: bool) {
+        let deadline = self.now + secs(5);
+        let (pod, sandbox) = (pod(name), sandbox(&format!("c{n}")));
+        self.hear(Event::Allocate { ticket: n, pod, sandbox, whole, deadline });
+    }
+}
+
+/// A node with two ENIs of one address each, where `web` has had one of them to itself and has gone.
+fn lent() -> Rig {
+    let limits = Limits { adapters: 3, v4_per_adapter: 3, v6_per_adapter: 0 };
+    let mut rig = Rig::with(Settings { limits, max_enis: 2, ..narrow() }, |cloud, _| {
+        put(cloud, eni("eni-a", EniState::InUse, "vsw-1", &["10.0.1.10"]));
+        put(cloud, eni("eni-b", EniState::InUse, "vsw-1", &["10.0.1.20"]));
+    });
+    rig.run(secs(1));
+    rig.wish(1, "web");
+    assert_eq!(rig.ip(1), "10.0.1.10");
+    rig.hear(Event::Reserve { attachment: attachment("c1") });
+    rig
+}
+
+#[test]
+fn a_pod_with_an_eni_of_its_own_has_it_again_as_soon_as_it_is_home() {
+    let mut rig = lent();
+    // Its link is on its way back.
+    rig.wish(2, "web");
+    rig.run(secs(1));
+    let held = rig.ledger.leases[&attachment("c2")].clone();
+    assert_eq!((held.eni.as_str(), held.whole, rig.ip(2).as_str()), ("eni-a", true, "10.0.1.10"));
+    assert!(rig.ledger.cooling.is_empty() && rig.cloud.enis.len() == 2, "no other was asked for");
+}
+
+#[test]
+fn nobody_else_has_that_eni_to_himself_and_who_shares_it_ends_that() {
+    let mut rig = lent();
+    rig.wish(2, "other");
+    assert_eq!(rig.ip(2), "10.0.1.20");
+    rig.wish(3, "one-more");
+    rig.run(secs(6));
+    assert_eq!(rig.refused(3).why, Refusal::NodeFull);
+    // With the other one lent, there is no other ENI for those who share.
+    rig.ask(4, "shares");
+    rig.run(secs(2));
+    assert_eq!(rig.ledger.leases[&attachment("c4")].eni, "eni-a");
+    rig.wish(5, "web");
+    rig.run(secs(6));
+    assert_eq!(rig.refused(5).why, Refusal::NodeFull);
+    // Without the wish its address is there still.
+    rig.ask(6, "web");
+    assert_eq!(rig.ip(6), "10.0.1.10");
 }
 
 #[test]
