@@ -55,6 +55,11 @@ impl Error {
         }
     }
 
+    /// A server that we are known to does not allow it.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self.cause, Cause::Http { status: 403, .. })
+    }
+
     pub fn is_absent(&self) -> bool {
         self.cause == Cause::Absent
     }

@@ -40,6 +40,8 @@ pub const BPF_PREFIX: &str = "terway_";
 pub const CGROUP2: &str = "/run/terway/cgroup2";
 /// Which cgroup our programs are attached to. It goes with a reboot, as they do.
 pub const CGROUP_NOTE: &str = "/run/terway/cgroup";
+/// Who enforces network policies, as people were told last.
+pub const RENDERER_NOTE: &str = "/run/terway/policies";
 
 /// Rule that sends packets for local pods to [`PODS_TABLE`] (the old Terway's "to container" priority).
 pub const TO_POD_PRIORITY: u32 = 512;

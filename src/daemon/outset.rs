@@ -9,6 +9,7 @@ use super::policy::{self, Ear, News, Unborn};
 use crate::config::{Config, PolicyRenderer};
 use crate::kernel::tables::{self, Scouted};
 use crate::kube;
+use crate::ours;
 
 pub struct Outset {
     pub ear: Ear,
@@ -32,7 +33,7 @@ impl Outset {
             self.scout = Some(thread::spawn(tables::scout));
         }
         let (node_name, inputs) = (node_name.to_owned(), inputs.clone());
-        unborn.start(policy::Start { kube: Some(kube.clone()), node_name, inputs });
+        unborn.start(policy::Start { kube: Some(kube.clone()), node_name, inputs, note: ours::RENDERER_NOTE.into() });
     }
 
     /// What was seen of iptables, to be used once; looks now where nobody has.

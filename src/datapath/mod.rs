@@ -178,13 +178,14 @@ pub fn node(setup: &NodeSetup) -> Plan {
         sysctl("net/ipv4/conf/all/rp_filter".into(), "0"),
         sysctl("net/ipv4/conf/default/rp_filter".into(), "0"),
         to_pods(Family::V4),
+        nodes_way(Family::V4),
     ];
     host.extend(setup.asked.iter().map(|link| sysctl(format!("net/ipv4/conf/{link}/rp_filter"), "2")));
     if setup.stack.has(Family::V6) {
         // A kernel that forwards listens to advertisements no more, and forgets what it has learnt, unless told so before.
         host.extend(setup.advertised.iter().map(|link| sysctl(format!("net/ipv6/conf/{link}/accept_ra"), "2")));
         host.push(sysctl("net/ipv6/conf/all/forwarding".into(), "1"));
-        host.push(to_pods(Family::V6));
+        host.extend([to_pods(Family::V6), nodes_way(Family::V6)]);
     }
     Plan { host, pod: Vec::new() }
 }
@@ -194,6 +195,13 @@ fn to_pods(family: Family) -> Object {
     Object::Rule(Rule { priority: ours::TO_POD_PRIORITY, family, from: None, mark: None, iif: None, action })
 }
 
+/// What bears the node's mark goes by the main table, also where the address that it is from leads to an ENI.
+fn nodes_way(family: Family) -> Object {
+    let (priority, mark) = (ours::NODE_WAY_PRIORITY, Some((ours::NODE_MARK, ours::MARK_MASK)));
+    let action = RuleAction::Lookup(ours::MAIN_TABLE);
+    Object::Rule(Rule { priority, family, from: None, mark, iif: None, action })
+}
+
 fn sysctl(path: String, value: &str) -> Object {
     Object::Sysctl(Sysctl { path, value: value.into() })
 }
@@ -201,23 +209,16 @@ fn sysctl(path: String, value: &str) -> Object {
 /// What answers a connection that netfilter led to a pod (a node port, a host port) goes back as it came.
 ///
 /// Such an answer is routed while it still bears the pod's address and mark, and gets the node's address only on its way
-/// out: by the ENI, where the VPC would take it for forged. With another mark it takes the node's own way, also where the pod's
-/// address alone leads to the ENI ([`crate::rpc::Marker::Rule`]).
+/// out: by the ENI, where the VPC would take it for forged. With the node's mark it takes the node's own way.
 pub fn answers(stack: Stack) -> Plan {
-    let mark = (ours::NODE_MARK, ours::MARK_MASK);
-    let words =
-        ["-i", "cali+", "-m", "conntrack", "--ctdir", "REPLY", "--ctstate", "DNAT", "-j", "MARK", "--set-xmark"];
-    let words: Vec<String> =
-        words.into_iter().map(String::from).chain([format!("{:#x}/{:#x}", mark.0, mark.1)]).collect();
+    let marked = format!("{:#x}/{:#x}", ours::NODE_MARK, ours::MARK_MASK);
+    let rule = ["-i", "cali+", "-m", "conntrack", "--ctdir", "REPLY", "--ctstate", "DNAT", "-j", "MARK", "--set-xmark"];
+    let rule: Vec<String> = rule.into_iter().map(String::from).chain([marked]).collect();
     let of = |family: &Family| {
-        let (priority, action) = (ours::NODE_WAY_PRIORITY, RuleAction::Lookup(ours::MAIN_TABLE));
-        let (table, chain, rule) = ("mangle", "PREROUTING", words.clone());
-        [
-            Object::Rule(Rule { priority, family: *family, from: None, mark: Some(mark), iif: None, action }),
-            Object::Iptables(Iptables { family: *family, table, chain, rule }),
-        ]
+        let (table, chain) = ("mangle", "PREROUTING");
+        Object::Iptables(Iptables { family: *family, table, chain, rule: rule.clone() })
     };
-    Plan { host: stack.families().iter().flat_map(of).collect(), pod: Vec::new() }
+    Plan { host: stack.families().iter().map(of).collect(), pod: Vec::new() }
 }
 
 /// What pods with an ENI of their own send through the node to backends elsewhere leaves as the node's, in its families.

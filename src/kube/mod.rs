@@ -175,6 +175,26 @@ impl Client {
         object.and_then(|object| Ok(page::whole(&object)?)).context(|| format!("get {path}"))
     }
 
+    /// Whether the server has this collection: who may not read it is told the same, whether it is there or not. Whoever may speak to the
+    /// server may ask that.
+    pub fn has(&self, api: &str, plural: &str) -> Result<bool, Error> {
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Group {
+            resources: Vec<Resource>,
+        }
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Resource {
+            name: String,
+        }
+        match self.get::<Group>(&format!("/{api}")) {
+            Ok(group) => Ok(group.resources.iter().any(|resource| resource.name == plural)),
+            Err(e) if e.is_absent() => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     /// All objects that are selected.
     pub fn list<T: Object>(&self, select: &Select) -> Result<Vec<T>, Error> {
         let path = object::collection::<T>(&select.namespace);

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::idle::memory;
 use super::sim::cluster::{Cluster, Member, node_name};
 use super::sim::kube::{self, Kube};
+use super::sim::node::Node;
 use super::sim::traffic::Place;
 use super::table::{Goal, Row, Table, Times, micros};
 
@@ -19,7 +20,8 @@ const ELSEWHERE: usize = 5000;
 const POLICIES: usize = 1000;
 const APPS: usize = 50;
 const MANY: usize = 10_000;
-const CHANGES: usize = 200;
+const CHANGES: usize = 400;
+const CHANGES_OF_TABLES: usize = 60;
 const CONNECTS: usize = 1500;
 const PORT: u16 = 8080;
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -53,15 +55,34 @@ pub fn measure(cluster: &mut Cluster, n: usize, table: &mut Table) {
     table.push(Row::alone("policy_watch_bytes", what, "B", quiet, 1e6));
     let pods = ["pol-web", "pol-client", "pol-free"].map(|name| cluster.add(n, name));
     label(&kube, "pol-web", "web");
-    let times = changes(&kube, &pods);
-    let p99 = times[times.len() * 99 / 100].as_secs_f64() * 1e3;
-    eprintln!("a change: median {:?}, worst {:?}", times[times.len() / 2], times.last());
     let what =
         "a label or a policy changes among them: from the API server to the first packet judged by it, 99th percentile";
-    table.push(Row::alone("policy_change_p99_ms", what, "ms", p99, 10.0));
-    connects(&kube, &pods, table);
+    change(&kube, &pods, CHANGES, table, ("policy_change_p99_ms", what, 10.0));
+    let what = "the same where ipsets and iptables enforce them";
+    render_by(cluster, n, "iptables");
+    change(&kube, &pods, CHANGES_OF_TABLES, table, ("policy_change_tables_p99_ms", what, 250.0));
+    render_by(cluster, n, "ebpf");
+    connects(cluster.node(n), &kube, &pods, table);
     drop(pods);
     cluster.stop(n);
+}
+
+fn render_by(cluster: &mut Cluster, n: usize, renderer: &str) {
+    cluster.configure(n, &json!({"policy_renderer": renderer, "min_pool_size": 0, "max_pool_size": HERE + 20}));
+    restart(cluster, n);
+}
+
+fn change(
+    kube: &Kube,
+    pods: &[Member; 3],
+    count: usize,
+    table: &mut Table,
+    (name, what, most): (&'static str, &'static str, f64),
+) {
+    let times = changes(kube, pods, count);
+    let [median, p99] = [50, 99].map(|percent| times[times.len() * percent / 100].as_secs_f64() * 1e3);
+    table.push(Row::alone(name, what, "ms", p99, most).with("median", median));
+    eprintln!("  of which the median {median:.2} ms, the worst {:?}", times.last());
 }
 
 fn label(kube: &Kube, name: &str, app: &str) {
@@ -132,7 +153,7 @@ fn watched(cluster: &mut Cluster, n: usize, own: IpAddr) -> f64 {
 }
 
 /// Lets the client in and shuts it out, by its label and by the policy in turn.
-fn changes(kube: &Kube, [web, client, _]: &[Member; 3]) -> Vec<Duration> {
+fn changes(kube: &Kube, [web, client, _]: &[Member; 3], count: usize) -> Vec<Duration> {
     let only = |from: &str| json!({"podSelector": app("web"), "ingress": [{"from": [{"podSelector": app(from)}]}]});
     policy(kube, "pol", only("in"));
     let to: SocketAddr = format!("{}:{PORT}", web.ip).parse().expect("an address");
@@ -153,7 +174,7 @@ fn changes(kube: &Kube, [web, client, _]: &[Member; 3]) -> Vec<Duration> {
             probe.until(n.is_multiple_of(2), start)
         };
         (0..4).for_each(|n| _ = change(n));
-        let mut times: Vec<Duration> = (0..CHANGES)
+        let mut times: Vec<Duration> = (0..count)
             .map(|n| {
                 thread::sleep(Duration::from_millis(20));
                 change(n)
@@ -196,7 +217,7 @@ impl Probe {
 }
 
 /// A connection to a pod with one policy, and with ten thousand, each beside one to a pod without any.
-fn connects(kube: &Kube, [web, client, free]: &[Member; 3], table: &mut Table) {
+fn connects(node: &Node, kube: &Kube, [web, client, free]: &[Member; 3], table: &mut Table) {
     let from = |app_name: &str, ports: std::ops::Range<u16>| {
         let ports: Vec<Value> = ports.map(|port| json!({"port": port})).collect();
         json!({"podSelector": app("web"), "ingress": [{"from": [{"podSelector": app(app_name)}], "ports": ports}]})
@@ -232,6 +253,40 @@ fn connects(kube: &Kube, [web, client, free]: &[Member; 3], table: &mut Table) {
     let relative = [&many, &one].map(|[ruled, unruled]| micros(ruled.p50()) / micros(unruled.p50()));
     let what = "a connection to a pod with 10,000 policies (100,000 tuples), and with one, each as a multiple of one to a pod without";
     table.push(Row::beside("policy_connect_10k_vs_1", what, "×", relative, Goal::RatioAtMost(1.05)));
+    node.write_file("/run/sets", &sets(&client.ip));
+    node.write_file("/run/layout", &layout(&free.ip));
+    node.sh("ipset restore < /run/sets && iptables-restore -w 60 --noflush /run/layout");
+    let beside = by_turns(client, [ruled, unruled]).map(|times| micros(times.p50()));
+    let what = "a connection to a pod with these policies by us, and with as many rules of one iptables chain behind conntrack, each with an ipset";
+    table.push(Row::beside("policy_connect_vs_iptables", what, "µs", beside, Goal::RatioBelow(1.0)));
+}
+
+/// Whom each policy lets in, as a set of addresses.
+fn sets(client: &str) -> String {
+    let mut text = format!("create peer-last hash:net\nadd peer-last {client}\n");
+    for app in 0..APPS {
+        text += &format!("create peer-{app} hash:net\n");
+        let pods = (0..ELSEWHERE).filter(|i| i % APPS == app);
+        pods.for_each(|i| text += &format!("add peer-{app} 10.9.{}.{}\n", i / 250, 1 + i % 250));
+    }
+    text
+}
+
+/// A rule for each policy in a chain of the pod, which new connections walk; the last one lets ours in.
+fn layout(pod: &str) -> String {
+    let mut text = format!(
+        "*filter\n:POD - [0:0]\n-A FORWARD -d {pod} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n-A FORWARD -d {pod} -j POD\n"
+    );
+    for i in 0..MANY {
+        let first = 10_000 + (i % 4000) * 10;
+        let ports: Vec<String> = (first..first + 10).map(|port| port.to_string()).collect();
+        text += &format!(
+            "-A POD -m set --match-set peer-{} src -p tcp -m multiport --dports {} -j ACCEPT\n",
+            i % APPS,
+            ports.join(",")
+        );
+    }
+    text + &format!("-A POD -m set --match-set peer-last src -p tcp --dport {PORT} -j ACCEPT\n-A POD -j DROP\nCOMMIT\n")
 }
 
 fn by_turns(client: &Member, to: [SocketAddr; 2]) -> [Times; 2] {

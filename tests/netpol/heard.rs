@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{Bench, only_from, policy, space};
-use crate::sim::cluster::{node_name, soon};
+use crate::sim::cluster::{node_name, soon, within};
 use crate::sim::kube;
 use crate::sim::traffic::Place;
 
@@ -117,6 +117,55 @@ fn a_pod_waits_for_what_is_not_known_and_is_then_refused() {
         "{said}"
     );
     bench.cluster.call_for(&pod, "DEL").ok();
+}
+
+/// Without a right for a kind that the cluster lacks nothing is unknown; once it is there, everything is.
+#[test]
+fn a_right_that_lacks_keeps_pods_out_only_where_there_is_something_to_read() {
+    const NAMES: [&str; 2] = ["globalnetworkpolicies", "clusternetworkpolicies"];
+    let mut bench = Bench::idle(json!({}));
+    NAMES.iter().for_each(|plural| bench.cluster.kube.deny("list", plural));
+    bench.cluster.start_ready(0);
+    bench.cluster.add(0, "first");
+    let event = |part: &str| {
+        let is = |event: &Value| event["message"].as_str().is_some_and(|message| message.contains(part));
+        bench.cluster.kube.events().iter().any(is)
+    };
+    assert!(!event("may not be read"), "{:?}", bench.cluster.kube.events());
+    bench.cluster.kube.put(json!({
+        "apiVersion": "crd.projectcalico.org/v1", "kind": "GlobalNetworkPolicy", "metadata": {"name": "closed"},
+        "spec": {"selector": "all()", "types": ["Ingress"]},
+    }));
+    within(Duration::from_secs(30), || event("globalnetworkpolicies of Calico may not be read"))
+        .then_some(())
+        .expect("an event names the kind");
+    assert!(event("grant what cni-conf/rbac.yaml lists"));
+    let second = bench.cluster.schedule(0, "second");
+    let said = bench.cluster.refused(&second, 11);
+    assert!(
+        said.contains("globalnetworkpolicies of Calico have not been heard of") && said.contains("rbac.yaml"),
+        "{said}"
+    );
+    bench.cluster.call_for(&second, "DEL").ok();
+}
+
+#[test]
+fn people_are_told_who_enforces_once_and_not_by_each_life() {
+    let mut bench = Bench::idle(json!({"policy_renderer": "ebpf"}));
+    let told = |bench: &Bench| {
+        let is = |event: &&Value| event["reason"] == "NetworkPolicy";
+        bench.cluster.kube.events().iter().filter(is).map(|event| event["count"].as_u64().unwrap_or(1)).sum::<u64>()
+    };
+    bench.cluster.start_ready(0);
+    soon("people are told", || told(&bench) == 1);
+    bench.cluster.stop(0);
+    bench.cluster.start_ready(0);
+    soon("it is in force", || bench.shown(0)["state"] == "enforced");
+    bench.cluster.stop(0);
+    assert_eq!(told(&bench), 1);
+    bench.cluster.configure(0, &json!({"policy_renderer": "iptables", "min_pool_size": 4}));
+    bench.cluster.start_ready(0);
+    soon("people are told again", || told(&bench) == 2);
 }
 
 #[test]

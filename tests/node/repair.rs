@@ -77,6 +77,7 @@ fn rules_and_parameters_of_the_node_come_back_at_once() {
     let site = Site::new(&nothing());
     let node = |damage: &str, named: &str| site.is_repaired(damage, "node-1", named);
     node("ip rule del priority 512", "rule priority 512 from all lookup 1000: absent");
+    node("ip rule del priority 2047", "rule priority 2047 from all fwmark 0x7e0/0x7e0");
     node(
         "ip rule flush; ip rule add priority 32766 lookup main; ip rule add priority 32767 lookup default",
         "rule priority 2048 from all fwmark",
@@ -143,6 +144,7 @@ fn what_is_of_ipv6_comes_back_as_well() {
     for damage in [
         "ip -6 rule del priority 512".to_owned(),
         "ip -6 rule flush; ip -6 rule add priority 32766 lookup main".into(),
+        "ip -6 rule del priority 2047".into(),
         "ip -6 rule del priority 2048".into(),
         "ip -6 rule del priority 2049".into(),
         "sysctl -qw net.ipv6.conf.all.forwarding=0".into(),

@@ -6,14 +6,18 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use terway::error::Error;
+use terway::kernel;
 use terway::kernel::bpf::policy::Policy;
 use terway::kernel::tables::{MOST, Tables};
 use terway::rules::{Pods, Renderer, Rules, Write};
 use terway::verdict::{Sizes, Why};
 
-use super::field::{Field, LOCAL, Probe, Ruler, cluster};
+use super::field::{Field, LOCAL, Probe, Ruler, Wiring, cluster};
 use super::oracle::World;
 use crate::bpf::maps::BpfFs;
+use crate::sim::node::Node;
+use crate::sim::ns::Ns;
+use crate::sim::skip;
 use crate::sim::traffic::Place;
 
 /// What is put into the cluster, by its kind.
@@ -281,8 +285,8 @@ fn world(case: &Case) -> World {
     world
 }
 
-/// Every case on this renderer; with Services where it sees what they lead to.
-pub fn run(field: &mut Field, renderer: &mut dyn Renderer, with_services: bool) {
+/// Every so many-th case on this renderer; with Services where it sees what they lead to.
+pub fn run(field: &mut Field, renderer: &mut dyn Renderer, with_services: bool, every: usize) {
     let table = table();
     assert!(table.len() >= 230, "{} cases", table.len());
     let only = std::env::var("POLICY_CASE").unwrap_or_default();
@@ -292,7 +296,8 @@ pub fn run(field: &mut Field, renderer: &mut dyn Renderer, with_services: bool) 
     ruler.settle();
     field.node.run(|| renderer.restore(&ruler.rules, &ruler.pods)).unwrap();
     let (begun, mut denied, mut judged) = (Instant::now(), 0, 0);
-    for case in table.iter().filter(|case| case.name.starts_with(&only)) {
+    let cases: Vec<&Case> = table.iter().filter(|case| case.name.starts_with(&only)).step_by(every).collect();
+    for case in &cases {
         let world = world(case);
         ruler.follow(&world, &field.node, renderer);
         let expected: Vec<bool> = probes.iter().map(|probe: &Probe| field.is_allowed(&world, probe)).collect();
@@ -305,7 +310,7 @@ pub fn run(field: &mut Field, renderer: &mut dyn Renderer, with_services: bool) 
     std::thread::sleep(std::time::Duration::from_millis(200));
     assert_eq!(field.round(&[], &[]), [""; 0]);
     assert!(!only.is_empty() || denied > judged / 10 && denied < judged / 2, "{denied} of {judged} denied");
-    println!("{} cases, {judged} probes, {denied} of them denied, in {:?}", table.len(), begun.elapsed());
+    println!("{} cases, {judged} probes, {denied} of them denied, in {:?}", cases.len(), begun.elapsed());
 }
 
 fn objects(case: &Case) -> Vec<&Value> {
@@ -343,14 +348,37 @@ fn what_passes_and_should_not_is_seen() {
 fn packets_go_by_ipsets_and_chains_as_is_specified() {
     let mut field = Field::new();
     field.serve();
-    run(&mut field, &mut Tables::new(MOST), true);
+    run(&mut field, &mut Tables::new(MOST), true, 1);
 }
 
 /// Services would have to be led at the socket: on a pod's first link the real backend is not seen yet.
 #[test]
 fn packets_go_by_ebpf_as_is_specified() {
-    let mut field = Field::new();
-    let fs = BpfFs::new("cases");
+    by_ebpf(Wiring::Veth, 1);
+}
+
+/// `POLICY_EVERY=1` for all cases.
+#[test]
+fn packets_go_by_ebpf_on_enis_of_pods_as_is_specified() {
+    by_ebpf(Wiring::Whole, every(6));
+}
+
+#[test]
+fn packets_go_by_ebpf_on_slaves_as_is_specified() {
+    if let Err(e) = Node::new("node").run(kernel::ipvlan) {
+        println!("{e}");
+        return skip::because("needs ipvlan");
+    }
+    by_ebpf(Wiring::Slave, every(12));
+}
+
+fn every(usual: usize) -> usize {
+    std::env::var("POLICY_EVERY").ok().and_then(|number| number.parse().ok()).unwrap_or(usual)
+}
+
+fn by_ebpf(wiring: Wiring, every: usize) {
+    let mut field = Field::wired(wiring);
+    let fs = BpfFs::new(&format!("cases{wiring:?}"));
     let (mut policy, _) = Policy::open(fs.path(), &Sizes::default()).unwrap();
     // Links speak as soon as they can: who sits where is known before.
     let mut ruler = Ruler::new();
@@ -359,14 +387,22 @@ fn packets_go_by_ebpf_as_is_specified() {
     policy.restore(&ruler.rules, &ruler.pods).unwrap();
     let pins = policy.folder().display().to_string();
     for (n, seat) in (1..=LOCAL.len()).enumerate() {
-        let filter = |side: &str, way: &str| {
-            let program = format!("bpf direct-action object-pinned {pins}/terway_{way}_pod classid 0:{seat}");
-            format!("tc filter add dev calipod{n} {side} prio 2048 {program}; ")
+        let guard = |place: &Ns, link: &str, [to_pod, from_pod]: [&str; 2]| {
+            let filter = |side: &str, way: &str| {
+                let program = format!("bpf direct-action object-pinned {pins}/terway_{way}_pod classid 0:{seat}");
+                format!("tc filter add dev {link} {side} prio 2048 {program}; ")
+            };
+            let filters = [filter(to_pod, "to"), filter(from_pod, "from")].concat();
+            place.sh(&format!("tc qdisc add dev {link} clsact; {filters}"));
         };
-        let filters = [filter("egress", "to"), filter("ingress", "from")].concat();
-        field.node.ns().sh(&format!("tc qdisc add dev calipod{n} clsact; {filters}"));
+        if wiring != Wiring::Slave {
+            guard(field.node.ns(), &format!("calipod{n}"), ["egress", "ingress"]);
+        }
+        if wiring != Wiring::Veth {
+            guard(field.place(LOCAL[n]), "eth0", ["ingress", "egress"]);
+        }
     }
-    run(&mut field, &mut policy, false);
+    run(&mut field, &mut policy, false, every);
     let counts = policy.counts().unwrap();
     println!("{counts:?}, {:?}", policy.pressure().unwrap());
     let denied: u64 = [Why::Rules, Why::Flow].iter().flat_map(|why| counts.of(*why)).sum();

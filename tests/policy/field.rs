@@ -168,12 +168,36 @@ impl Ruler {
     }
 }
 
+/// How the node's pods are wired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wiring {
+    /// A veth to the node, which forwards.
+    Veth,
+    /// An ENI to itself, by which all is reached but the node.
+    Whole,
+    /// A slave of the node's ENI, as is the node's own way to its pods.
+    Slave,
+}
+
+/// Where slaves are, and where all else that is not on the node is.
+const ENI: &str = "02:00:00:00:00:03";
+const VPC: &str = "02:00:00:00:00:04";
+
 impl Field {
     pub fn new() -> Field {
+        Field::wired(Wiring::Veth)
+    }
+
+    pub fn wired(wiring: Wiring) -> Field {
         let home = Node::new("node");
         let node = home.ns();
         let far = Ns::new("far");
         node.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+        if wiring != Wiring::Veth {
+            // It is the VPC between the node's pods, too, and tells nobody of shorter ways.
+            far.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+            far.sh("sysctl -qw net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.default.send_redirects=0");
+        }
         node.sh(&format!("ip link add eth0 type veth peer name eth0 netns {}", far.name()));
         lead(node, "eth0", "02:00:00:00:00:01");
         lead(&far, "eth0", "02:00:00:00:00:02");
@@ -195,18 +219,22 @@ impl Field {
         for (n, name) in LOCAL.iter().enumerate() {
             let (_, v4, v6) = ENDS.iter().find(|(end, ..)| end == name).unwrap();
             let pod = Ns::new("pod");
-            let veth = format!("calipod{n}");
-            node.sh(&format!("ip link add {veth} type veth peer name eth0 netns {}", pod.name()));
-            lead(node, &veth, &format!("02:00:00:00:01:0{n}"));
-            lead(&pod, "eth0", &format!("02:00:00:00:02:0{n}"));
-            pod.sh(&format!("ip addr add {v4}/32 dev eth0; ip addr add {v6}/128 dev eth0 nodad"));
-            pod.sh("ip route add default via 169.254.1.1 dev eth0 onlink; ip route add default via fe80::1 dev eth0 onlink");
-            neighbour(&pod, "eth0", "169.254.1.1", "fe80::1", &format!("02:00:00:00:01:0{n}"));
-            node.sh(&format!(
-                "ip route add {v4}/32 dev {veth} src {}; ip route add {v6}/128 dev {veth} src {}",
-                NODE[0], NODE[1]
-            ));
-            neighbour(node, &veth, v4, v6, &format!("02:00:00:00:02:0{n}"));
+            match wiring {
+                Wiring::Veth => {
+                    pair((node, &format!("calipod{n}"), Some(NODE)), n, (&pod, "eth0"), [v4, v6]);
+                    default_route(&pod);
+                }
+                Wiring::Whole => {
+                    pair((&far, &format!("eni{n}"), None), n, (&pod, "eth0"), [v4, v6]);
+                    default_route(&pod);
+                    pair((node, &format!("calipod{n}"), Some(NODE)), 8 + n, (&pod, "veth1"), [v4, v6]);
+                    pod.sh(&format!(
+                        "ip route add {}/32 via 169.254.1.1 dev veth1 onlink; ip route add {}/128 via fe80::1 dev veth1 onlink",
+                        NODE[0], NODE[1]
+                    ));
+                }
+                Wiring::Slave => slave(node, &far, &pod, [v4, v6], n == 0),
+            }
             places.push(pod);
         }
         places.push(far);
@@ -536,6 +564,52 @@ fn init(port: u16, tag: &[u8]) -> Vec<u8> {
 fn crc32c(bytes: &[u8]) -> u32 {
     let step = |crc: u32, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
     !bytes.iter().fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), step))
+}
+
+/// A veth to a pod, whose addresses are there.
+fn pair((outer, veth, own): (&Ns, &str, Option<[&str; 2]>), n: usize, (pod, link): (&Ns, &str), [v4, v6]: [&str; 2]) {
+    let [outside, inside] = [1, 2].map(|side| format!("02:00:00:00:0{side}:{n:02x}"));
+    outer.sh(&format!("ip link add {veth} type veth peer name {link} netns {}", pod.name()));
+    lead(outer, veth, &outside);
+    lead(pod, link, &inside);
+    // The second link bears none: they are the pod's already.
+    if link == "eth0" {
+        pod.sh(&format!("ip addr add {v4}/32 dev {link}; ip addr add {v6}/128 dev {link} nodad"));
+    }
+    neighbour(pod, link, "169.254.1.1", "fe80::1", &outside);
+    let [from, from_v6] = own.map_or_else(Default::default, |own| own.map(|addr| format!(" src {addr}")));
+    outer.sh(&format!("ip route add {v4}/32 dev {veth}{from}; ip route add {v6}/128 dev {veth}{from_v6}"));
+    neighbour(outer, veth, v4, v6, &inside);
+}
+
+fn default_route(pod: &Ns) {
+    pod.sh("ip route add default via 169.254.1.1 dev eth0 onlink; ip route add default via fe80::1 dev eth0 onlink");
+}
+
+/// A slave in the pod, and with the first one the ENI itself and the node's own slave.
+fn slave(node: &Ns, far: &Ns, pod: &Ns, [v4, v6]: [&str; 2], is_first: bool) {
+    let kind = "type ipvlan mode l2";
+    if is_first {
+        node.sh(&format!("ip link add eni type veth peer name eni netns {}", far.name()));
+        lead(node, "eni", ENI);
+        lead(far, "eni", VPC);
+        node.sh(&format!(
+            "ip link add ipvl link eni {kind}; ip link set ipvl arp off up; ip addr add {}/32 dev ipvl; ip addr add {}/128 dev ipvl nodad",
+            NODE[0], NODE[1]
+        ));
+    }
+    node.sh(&format!("ip link add link eni name slave netns {} {kind}", pod.name()));
+    pod.sh("ip link set slave name eth0; sysctl -qw net.ipv6.conf.eth0.accept_dad=0 net.ipv6.conf.eth0.accept_redirects=0; ip link set eth0 arp off up");
+    pod.sh(&format!("ip addr add {v4}/32 dev eth0; ip addr add {v6}/128 dev eth0 nodad"));
+    default_route(pod);
+    neighbour(pod, "eth0", "169.254.1.1", "fe80::1", VPC);
+    // The node is a slave like they are.
+    pod.sh(&format!("ip route add {}/32 dev eth0; ip route add {}/128 dev eth0", NODE[0], NODE[1]));
+    neighbour(pod, "eth0", NODE[0], NODE[1], ENI);
+    node.sh(&format!("ip route add {v4}/32 dev ipvl src {}; ip route add {v6}/128 dev ipvl src {}", NODE[0], NODE[1]));
+    neighbour(node, "ipvl", v4, v6, ENI);
+    far.sh(&format!("ip route add {v4}/32 dev eni; ip route add {v6}/128 dev eni"));
+    neighbour(far, "eni", v4, v6, ENI);
 }
 
 fn lead(ns: &Ns, link: &str, mac: &str) {

@@ -71,10 +71,11 @@ fn user_mode_linux_carries_traffic_by_all_three_markers() {
 fn user_mode_linux_carries_pods_that_are_ipvlan_slaves() {
     let named = "ipvlan::a_slave_reaches_everybody_and_is_reached_with_its_own_address";
     let strict = "fabric::a_packet_from_an_address_of_somebody_else_is_dropped";
+    let cases = "policy::cases::packets_go_by_ebpf_on_slaves_as_is_specified";
     guest(
         Guest::Uml(1),
-        &["ipvlan::", "--skip=node::", "fabric::a_packet", "fabric::a_frame", "fabric::ipv6"],
-        &[named, strict],
+        &["ipvlan::", "--skip=node::", "fabric::a_packet", "fabric::a_frame", "fabric::ipv6", cases],
+        &[named, strict, cases],
         &[],
     );
 }

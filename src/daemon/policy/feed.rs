@@ -6,6 +6,7 @@ use std::thread;
 use super::News;
 use crate::cluster::Name;
 use crate::daemon::news::{End, follow};
+use crate::error::Error;
 use crate::heard::Heard;
 use crate::kube::{Change, Client, Select, Stop};
 use crate::netpol::{self, Collection, Document};
@@ -87,6 +88,11 @@ impl Kind {
         }
     }
 
+    /// A cluster may be without it.
+    fn may_be_absent(self) -> bool {
+        matches!(self, Kind::Told(told) if told != Told::NetworkPolicy)
+    }
+
     /// For people.
     pub fn plural(self) -> &'static str {
         match self {
@@ -157,13 +163,17 @@ impl Wish {
         let watch = |place: &Collection| kube.watch_at::<T>(place.api, place.plural, self.select()).keeping(keep);
         let watches: Vec<_> = self.kind.places().iter().map(watch).collect();
         let stops = watches.iter().map(|watch| watch.stopper()).collect();
-        let (kind, to, plural) = (self.kind, to.clone(), self.kind.plural());
+        let (kind, kube, to, plural) = (self.kind, kube.clone(), to.clone(), self.kind.plural());
         thread::spawn(move || {
-            for watch in watches {
-                let is_final = |e: &crate::error::Error| {
-                    let is_final = e.is_absent();
+            for (watch, place) in watches.into_iter().zip(kind.places()) {
+                let is_final = |e: &Error| {
+                    // Who may not read a kind is not told whether there is one.
+                    let is_lacking = || kind.may_be_absent() && matches!(kube.has(place.api, place.plural), Ok(false));
+                    let is_final = e.is_absent() || e.is_forbidden() && is_lacking();
                     if !is_final {
-                        let _ = to.send(News::Trouble { by, why: e.to_string() });
+                        let right = if e.is_forbidden() { "; grant what cni-conf/rbac.yaml lists" } else { "" };
+                        let why = format!("{e}{right}");
+                        let _ = to.send(News::Trouble { by, why, is_forbidden: e.is_forbidden() });
                     }
                     is_final
                 };

@@ -14,6 +14,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -66,6 +67,7 @@ pub enum News {
     Trouble {
         by: u32,
         why: String,
+        is_forbidden: bool,
     },
     /// The node knows where it is, and is about to tell of its pods: from now on there may be rules.
     Begin {
@@ -114,6 +116,8 @@ pub struct Start {
     pub kube: Option<kube::Client>,
     pub node_name: String,
     pub inputs: Answer<Input>,
+    /// Where it is written down who enforces, and why: people are told where that changes.
+    pub note: PathBuf,
 }
 
 /// The way to tell the loop something.
@@ -153,6 +157,7 @@ struct Loop {
     inputs: Answer<Input>,
     /// None: the node is not known to be ready for rules.
     open: Option<Open>,
+    note: PathBuf,
     chosen: Option<Chosen>,
     /// The kernel holds what we believe.
     restored: bool,
@@ -193,6 +198,7 @@ impl Loop {
             node_name: start.node_name,
             inputs: start.inputs,
             open: None,
+            note: start.note,
             chosen: None,
             restored: false,
             pods: Pods::new(),
@@ -262,7 +268,11 @@ impl Loop {
                     over.into_iter().for_each(|by| self.forget(by, kind));
                 }
             }
-            News::Trouble { by, why } => self.watches.trouble(by, why),
+            News::Trouble { by, why, is_forbidden } => {
+                if let Some(what) = self.watches.trouble(by, why, is_forbidden) {
+                    self.tell_forbidden(&what);
+                }
+            }
             News::Begin { node, open } => {
                 self.model.stand_at(&node);
                 self.open = Some(open);

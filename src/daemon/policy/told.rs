@@ -1,5 +1,6 @@
 //! What people hear of the policies: events, what is shown, and why a packet passes or not.
 
+use std::fs;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
@@ -20,7 +21,21 @@ impl Loop {
     pub(super) fn tell_choice(&self, chosen: &Chosen) {
         let message = format!("network policies are enforced by {}: {}", chosen.way, chosen.why);
         log::info!("{message}");
+        // The life before may have told.
+        if fs::read(&self.note).is_ok_and(|told| told == message.as_bytes()) {
+            return;
+        }
         self.tell(object::About::node(&self.node_name), EventType::Normal, "NetworkPolicy", &message);
+        if let Err(e) = fs::write(&self.note, &message) {
+            log::warn!("write {}: {e}", self.note.display());
+        }
+    }
+
+    /// What policies there are for new pods is not known then; what is in force goes on.
+    pub(super) fn tell_forbidden(&self, what: &str) {
+        let message = format!("no new pod is let in while its policies are not known: {what}");
+        log::warn!("{message}");
+        self.tell(object::About::node(&self.node_name), EventType::Warning, "NetworkPolicyFailed", &message);
     }
 
     /// Once for each reason, until it is over.

@@ -31,6 +31,8 @@ struct Open {
     stops: Vec<Stop>,
     answered: bool,
     trouble: Option<String>,
+    /// People know that it is forbidden.
+    is_told: bool,
     unneeded_since: Option<Instant>,
 }
 
@@ -67,25 +69,37 @@ impl Watches {
         let by = self.last;
         log::debug!("policies need {wish}");
         let stops = self.kube.as_ref().map(|kube| wish.begin(by, kube, &self.news)).unwrap_or_default();
-        self.open.insert(wish, Open { by, stops, answered: false, trouble: None, unneeded_since: None });
+        self.open
+            .insert(wish, Open { by, stops, answered: false, trouble: None, is_told: false, unneeded_since: None });
     }
 
     /// Whether the watch is one of those that are open; it has told what there is.
     pub fn answered(&mut self, by: u32, kind: Kind) -> bool {
         let Some((_, open)) = self.open.iter_mut().find(|(_, open)| open.by == by) else { return false };
-        (open.answered, open.trouble) = (true, None);
+        (open.answered, open.trouble, open.is_told) = (true, None, false);
+        self.found(kind);
+        true
+    }
+
+    fn found(&mut self, kind: Kind) {
         if self.absent.remove(&kind).is_some() {
             log::info!("the API server has {} by now", kind.plural());
             let others = self.wanted.iter().filter(|wish| wish.kind == kind && !self.open.contains_key(*wish));
             others.cloned().collect::<Vec<_>>().into_iter().for_each(|wish| self.begin(wish));
         }
-        true
     }
 
-    pub fn trouble(&mut self, by: u32, why: String) {
-        if let Some(open) = self.open.values_mut().find(|open| open.by == by) {
-            open.trouble = Some(why);
+    /// What people are to be told of a kind that is there and may not be read, once.
+    pub fn trouble(&mut self, by: u32, why: String, is_forbidden: bool) -> Option<String> {
+        let (wish, open) = self.open.iter_mut().find(|(_, open)| open.by == by)?;
+        let what = format!("{wish} may not be read: {why}");
+        open.trouble = Some(why);
+        let is_news = is_forbidden && !std::mem::replace(&mut open.is_told, is_forbidden);
+        if is_forbidden {
+            let kind = wish.kind;
+            self.found(kind);
         }
+        is_news.then_some(what)
     }
 
     /// The server has no such kind; which one, and all watches of it, which are over.

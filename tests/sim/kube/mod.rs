@@ -430,10 +430,21 @@ impl World {
     /// Writes the request down; answers at once where it has no right to more, or trouble was ordered.
     fn admit(&self, request: &Request) -> Option<Answer> {
         let mut s = self.lock();
-        let known = |call: &Call| !s.lacking.iter().any(|api| call.key.collection.starts_with(&format!("{api}/")));
-        let Some(call) = Call::read(request).filter(known) else {
-            return Some(Err((404, "the server could not find the requested resource".into())));
-        };
+        let unknown = || Some(Err((404, "the server could not find the requested resource".into())));
+        if let Some(api) = discovered(request) {
+            return if s.lacking.contains(&api) {
+                unknown()
+            } else {
+                Some(Ok(Response::json(200, &s.resources(&api))))
+            };
+        }
+        let Some(call) = Call::read(request) else { return unknown() };
+        let forbidden = || Some(Err((403, format!("{} is forbidden: cannot {}", call.resource(), call.verb))));
+        let is_denied = s.denied.contains(&(call.verb.into(), call.resource()));
+        if s.lacking.iter().any(|api| call.key.collection.starts_with(&format!("{api}/"))) {
+            // Who may not ask is not told.
+            return if is_denied { forbidden() } else { unknown() };
+        }
         s.seen.push(Seen {
             verb: call.verb.into(),
             resource: call.resource(),
@@ -444,8 +455,8 @@ impl World {
         if !s.tokens.contains(token) && request.certificates.is_empty() {
             return Some(Err((401, "Unauthorized".into())));
         }
-        if s.denied.contains(&(call.verb.into(), call.resource())) {
-            return Some(Err((403, format!("{} is forbidden: cannot {}", call.resource(), call.verb))));
+        if is_denied {
+            return forbidden();
         }
         let at = s.troubles.iter().position(|(verb, _)| verb.is_empty() || verb == call.verb)?;
         Some(match s.troubles.remove(at)?.1 {
@@ -615,7 +626,22 @@ impl Watcher {
     }
 }
 
+/// The group and version whose resources are asked for.
+fn discovered(request: &Request) -> Option<String> {
+    let parts: Vec<&str> = request.path().trim_matches('/').split('/').collect();
+    match &parts[..] {
+        ["apis", group, version] if request.method == "GET" => Some(format!("/apis/{group}/{version}")),
+        _ => None,
+    }
+}
+
 impl State {
+    /// Those that somebody has put there.
+    fn resources(&self, api: &str) -> Value {
+        let all: Vec<Value> = self.store.plurals(api).iter().map(|name| json!({"name": name})).collect();
+        json!({"kind": "APIResourceList", "apiVersion": "v1", "resources": all})
+    }
+
     fn sent(&mut self, peer: IpAddr, bytes: usize) {
         self.bytes += bytes as u64;
         *self.bytes_to.entry(peer).or_default() += bytes as u64;

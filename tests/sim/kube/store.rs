@@ -1,6 +1,6 @@
 //! Objects of every kind under their paths, with versions and a history that can be forgotten.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -112,6 +112,12 @@ impl Store {
             from = Bound::Included(Key { collection: format!("{}\0", first.collection), ..Key::default() });
         }
         None
+    }
+
+    /// What there is of this group and version.
+    pub fn plurals(&self, api: &str) -> BTreeSet<&str> {
+        let of_api = self.objects.keys().filter(|key| key.collection.starts_with(&format!("{api}/")));
+        of_api.map(Key::plural).collect()
     }
 
     /// The changes after a version; `None` where some of them are forgotten.
