@@ -39,8 +39,10 @@ cp LICENSE "$stage/usr/share/doc/terway/copyright"
 mkdir "$work/bin"
 for name in terwayd terway-cli; do
     ln -s "$(realpath "${TERWAY_SPEAKS:-$binary}")" "$work/bin/$name"
+    cp "packaging/man/$name.h2m" "$work/"
+    [ $name != terway-cli ] || packaging/man/commands.sh "$work/bin/$name" >>"$work/$name.h2m"
     help2man --section=8 --no-info --no-discard-stderr --version-string="$version" --source=Terway --manual="Terway" \
-        --include="packaging/man/$name.h2m" "$work/bin/$name" >"$stage/usr/share/man/man8/$name.8"
+        --include="$work/$name.h2m" "$work/bin/$name" >"$stage/usr/share/man/man8/$name.8"
 done
 cp packaging/man/terway.8 "$stage/usr/share/man/man8/"
 gzip -9n "$stage"/usr/share/man/man8/*

@@ -17,7 +17,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("kube", &[]),
     ("client", &[]),
     ("plugin", &["datapath", "kernel", "client"]),
-    ("cli", &["datapath", "sizing", "kernel", "client", "cloud"]),
+    ("cli", &["datapath", "sizing", "kernel", "client", "cloud", "kube"]),
     ("daemon", &["datapath", "pool", "repair", "herald", "service", "policy", "kernel", "cloud", "kube"]),
 ];
 

@@ -13,7 +13,7 @@ if ! "$deny" --version 2>/dev/null | grep -q 0.20.2; then
     "$tools/bin/pip" install -q --disable-pip-version-check --no-deps --require-hashes -r "$tools/wanted"
 fi
 for manifest in Cargo.toml tests/fuzz/Cargo.toml; do
-    "$deny" --log-level warn --manifest-path $manifest check --config deny.toml licenses bans sources
+    "$deny" --log-level error --config deny.toml --manifest-path $manifest check licenses bans sources
 done
 # The database of advisories is a git repository elsewhere.
 if said=$("$deny" --log-level warn check advisories 2>&1); then

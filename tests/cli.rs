@@ -1,5 +1,9 @@
 //! `terway-cli`, verb by verb, on nodes that are well and nodes that are not.
 
+mod bundle;
+mod doctor;
+mod pages;
+mod trace;
 mod verbs;
 
 use std::process::Command;
@@ -14,25 +18,26 @@ const CLI: &str = "/opt/terway/terway-cli";
 
 /// What the verb printed, what it complained of, and its exit code.
 #[derive(Debug)]
-struct Said {
-    out: String,
-    err: String,
-    code: i32,
+pub struct Said {
+    pub out: String,
+    pub err: String,
+    pub code: i32,
 }
 
 impl Said {
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {self:?}"))
     }
 
     /// The words of the first line that contains this.
-    fn line(&self, with: &str) -> Vec<&str> {
+    pub fn line(&self, with: &str) -> Vec<&str> {
         let line = self.out.lines().find(|line| line.contains(with));
         line.unwrap_or_else(|| panic!("no line with {with}: {self:?}")).split_whitespace().collect()
     }
 }
 
-fn cli(cluster: &Cluster, line: &str) -> Said {
+/// Asked on the first node.
+pub fn cli(cluster: &Cluster, line: &str) -> Said {
     let done = cluster.node(0).output(Command::new(CLI).args(line.split_whitespace()));
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
     let said = Said { out: text(&done.stdout), err: text(&done.stderr), code: done.status.code().unwrap_or(-1) };

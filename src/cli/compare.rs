@@ -1,6 +1,8 @@
 //! What of the plans of node, ENIs and pods is not in the kernel: the same plans that the data path applies.
 
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use super::known::Known;
 use crate::datapath::{self, EniSetup, NodeSetup, Setup};
@@ -10,6 +12,9 @@ use crate::kernel::{Difference, Kernel, LinkSeen};
 use crate::ours;
 use crate::plan::Plan;
 use crate::rpc::{EniLease, Lease};
+
+/// So long a pod is on its way, and the daemon's repair.
+const SETTLE: Duration = Duration::from_millis(400);
 
 /// Which of the plans.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,8 +40,21 @@ pub struct Found {
     pub what: String,
 }
 
-/// Compares all there is on the node's side; with `inside` the pods' namespaces too.
+/// Compares all there is on the node's side; with `inside` the pods' namespaces too. What is gone after a moment was a pod that came or
+/// went, or is repaired.
 pub fn all(known: &Known, inside: bool) -> Result<Vec<Found>, Error> {
+    let found = once(known, inside)?;
+    if found.is_empty() {
+        return Ok(found);
+    }
+    thread::sleep(SETTLE);
+    let Ok(known) = Known::look() else { return Ok(found) };
+    let mut still = once(&known, inside)?;
+    still.retain(|now| found.iter().any(|then| then.part == now.part));
+    Ok(still)
+}
+
+fn once(known: &Known, inside: bool) -> Result<Vec<Found>, Error> {
     let mut kernel = Kernel::host()?;
     let links = kernel.links()?;
     kernel.look_at_links()?;
@@ -81,9 +99,12 @@ pub fn node(known: &Known) -> Plan {
     datapath::node(&NodeSetup { stack: if v6 { Stack::Dual } else { Stack::V4 }, ..NodeSetup::default() })
 }
 
-/// The plan of an ENI; nothing where it has no link on the node.
+/// The plan of an ENI, which is empty where pods have whole ones; nothing where it has no link on the node.
 pub fn eni_plan(known: &Known, eni: &EniLease, links: &[LinkSeen]) -> Option<Plan> {
     let link = links.iter().find(|link| link.is_eni(eni.mac))?;
+    if known.shown["pool"]["eni_per_pod"] == true {
+        return Some(Plan::default());
+    }
     let on_it = |lease: &&Lease| lease.eni.id == eni.id;
     let node = known.leases.iter().find(on_it).or(known.leases.first()).map(|lease| lease.node).unwrap_or_default();
     let mtu = known.shown["mtu"].as_u64().and_then(|mtu| u32::try_from(mtu).ok()).unwrap_or(link.mtu);

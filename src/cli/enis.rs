@@ -17,7 +17,7 @@ use crate::kernel::{Kernel, LinkSeen};
 pub struct Enis {
     /// every address of every ENI
     #[argh(switch)]
-    addresses: bool,
+    pub addresses: bool,
     /// print JSON
     #[argh(switch)]
     pub json: bool,

@@ -52,11 +52,11 @@ impl Known {
                 let enis = if shown["wired"].is_null() { of(&leases) } else { read(&shown["wired"])? };
                 Ok(Known { shown, silence: None, leases, enis })
             }
-            Err(failure) if failure.code == Code::NoDaemon => {
+            // Nobody listens, or who listens has not finished starting.
+            Err(failure) => {
                 let leases = ledger(Path::new(ours::LEDGER));
                 Ok(Known { shown: Value::Null, silence: Some(failure.why), enis: of(&leases), leases })
             }
-            Err(failure) => Err(failure),
         }
     }
 
@@ -95,8 +95,12 @@ impl Known {
 
 /// The configuration as the file has it, without what a ConfigMap lays over it.
 pub fn config() -> Result<Config, Error> {
-    let doing = || format!("read {}", ours::CONFIG);
-    let text = fs::read(ours::CONFIG).context(doing)?;
+    config_at(Path::new(ours::CONFIG))
+}
+
+pub fn config_at(path: &Path) -> Result<Config, Error> {
+    let doing = || format!("read {}", path.display());
+    let text = fs::read(path).context(doing)?;
     let (config, _) = Config::parse(&text, &BTreeMap::new()).context(doing)?;
     Ok(config)
 }

@@ -1,6 +1,8 @@
 //! The face for people: what the daemon knows and what the kernel has, printed, and what to do about it.
 
+mod bundle;
 mod compare;
+mod doctor;
 mod enis;
 mod execute;
 mod face;
@@ -17,6 +19,7 @@ mod policy;
 mod services;
 mod show;
 mod status;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -39,6 +42,8 @@ struct Cli {
 #[argh(subcommand)]
 enum Verb {
     Status(status::Status),
+    Doctor(doctor::Doctor),
+    Trace(trace::Trace),
     Pods(pods::Pods),
     Enis(enis::Enis),
     Services(services::Services),
@@ -51,6 +56,7 @@ enum Verb {
     Metadata(metadata::MetadataVerb),
     Plan(plan::PlanVerb),
     PlanCluster(plan_cluster::PlanCluster),
+    Bundle(bundle::Bundle),
 }
 
 /// `terway-cli` with the arguments after its name.
@@ -73,6 +79,9 @@ pub fn main(args: &[String]) -> ExitCode {
 fn run(verb: Verb) -> ExitCode {
     match verb {
         Verb::Status(verb) => tell(verb.answer(), verb.json),
+        Verb::Doctor(verb) => tell(verb.answer(), verb.json),
+        Verb::Trace(verb) => tell(verb.answer(), verb.json),
+        Verb::Bundle(verb) => tell(verb.answer(), verb.json),
         Verb::Pods(verb) => tell(verb.answer(), verb.json),
         Verb::Enis(verb) => tell(verb.answer(), verb.json),
         Verb::Services(verb) => tell(verb.answer(), verb.json),

@@ -23,10 +23,10 @@ use crate::rpc::{EniLease, Lease, Wiring};
 pub struct PlanVerb {
     /// NAMESPACE/POD or an address
     #[argh(positional)]
-    pods: Vec<String>,
+    pub pods: Vec<String>,
     /// what node and ENIs have for all pods, too
     #[argh(switch)]
-    node: bool,
+    pub node: bool,
     /// print JSON
     #[argh(switch)]
     pub json: bool,

@@ -16,7 +16,7 @@ use crate::rpc::{Lease, Wiring};
 pub struct Pods {
     /// look inside the pods' namespaces, too
     #[argh(switch)]
-    inside: bool,
+    pub inside: bool,
     /// print JSON
     #[argh(switch)]
     pub json: bool,

@@ -18,7 +18,7 @@ const SHOWN: usize = 4;
 pub struct Services {
     /// only those in whose name or address this occurs, such as shop/web or 172.21.0.10
     #[argh(positional)]
-    matching: Option<String>,
+    pub matching: Option<String>,
     /// print JSON
     #[argh(switch)]
     pub json: bool,

@@ -133,7 +133,7 @@ fn lines(known: &Known, differing: &[Found]) -> Vec<(&'static str, String)> {
         n => format!("{n} of {} not wired as planned", known.leases.len()),
     };
     if let Some(why) = &known.silence {
-        return vec![("terwayd", paint(Hue::Bad, "does not answer") + &format!(" ({})", first(why))), ("pods", pods)];
+        return vec![("terwayd", format!("does not answer ({})", first(why))), ("pods", pods)];
     }
     let node = &shown["node"];
     let serving = list(&pool["enis"]).filter(|eni| matches!(eni["state"].as_str(), Some("serving" | "lent"))).count();

@@ -31,6 +31,7 @@ pub mod tables;
 mod tc;
 mod unwire;
 mod veth;
+mod way;
 
 use std::path::Path;
 
@@ -45,6 +46,7 @@ pub use place::Difference;
 pub use route::{MAIN, RouteSeen};
 pub use signals::Signals;
 pub use unwire::{unrule, unwire};
+pub use way::{Packet, Way};
 
 use self::netns::Netns;
 use self::place::Place;

@@ -13,6 +13,8 @@ pub struct NeighSeen {
     pub mac: Option<Mac>,
     /// It needs no proof and does not age.
     pub permanent: bool,
+    /// It was asked for, and did not answer.
+    pub unanswered: bool,
 }
 
 impl NeighSeen {
@@ -25,8 +27,9 @@ impl NeighSeen {
                 _ => {}
             }
         }
-        let permanent = u16_at(body, 8)? & libc::NUD_PERMANENT != 0;
-        Some(NeighSeen { addr: addr?, ifindex: u32_at(body, 4)?, mac, permanent })
+        let state = u16_at(body, 8)?;
+        let (permanent, unanswered) = (state & libc::NUD_PERMANENT != 0, state & libc::NUD_FAILED != 0);
+        Some(NeighSeen { addr: addr?, ifindex: u32_at(body, 4)?, mac, permanent, unanswered })
     }
 
     pub(super) fn key(&self) -> (u32, IpAddr) {

@@ -15,6 +15,10 @@ fn a_node_that_is_well_says_so_in_every_verb() {
     let status = cli(&cluster, "status");
     assert!(status.out.ends_with("healthy\n") && status.out.contains("1 wired as planned"), "{status:?}");
     assert_eq!(cli(&cluster, "status --json").json()["healthy"], true);
+    let on_a_terminal = |env: &str| {
+        cluster.node(0).sh(&format!("{env} TERM=xterm script -qec '/opt/terway/terway-cli status' /dev/null"))
+    };
+    assert!(on_a_terminal("").contains("\x1b[32mhealthy") && !on_a_terminal("NO_COLOR=1").contains('\x1b'));
 
     let pods = cli(&cluster, "pods --inside");
     let line = pods.line("default/web");

@@ -13,7 +13,7 @@ for flag in level=4 inline-8bit-counters pc-table trace-compares; do
 done
 # Flags for this target alone: build scripts and macros run without coverage.
 RUSTFLAGS="--cfg fuzzing $coverage" CARGO_PROFILE_RELEASE_LTO=off \
-    cargo build -q --release --locked --manifest-path tests/fuzz/Cargo.toml --target $host --target-dir "$target"
+    cargo build -q --release --manifest-path tests/fuzz/Cargo.toml --target $host --target-dir "$target"
 
 # shellcheck disable=SC2016
 one='

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{Bench, only_from, policy, space};
+use crate::cli::cli;
 use crate::sim::cluster::{node_name, soon, within};
 use crate::sim::kube;
 use crate::sim::traffic::Place;
@@ -227,6 +228,11 @@ fn people_hear_what_is_wrong_with_a_policy_and_why_a_packet_passes() {
         (&why["allow"], &why["ingress"]["pod"], &why["dst"]),
         (&json!(false), &json!("default/web"), &json!(web.ip))
     );
+    let said = cli(&bench.cluster, &format!("trace default/other default/web:{} --json", super::PORT));
+    let at = said.json()["stops_at"].clone();
+    assert_eq!((said.code, &at["place"], &at["what"]), (1, &json!("policy"), &json!("ingress of pod default/web")));
+    assert!(at["why"].as_str().unwrap().contains("networkpolicy default/web"), "{at}");
+    assert_eq!(cli(&bench.cluster, "trace default/web default/other:80").code, 0, "nothing denies that");
     let wrong = bench.cluster.node(0).sh("/opt/terway/terway-cli policy why default/none default/web:80 2>&1 || true");
     assert!(wrong.contains("the addresses of pod default/none are not known on this node"), "{wrong}");
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Bench, ask, led, serve};
 use crate::bpf::cell::Threads;
+use crate::cli::cli;
 use crate::sim::builds::{Build, REFUSAL};
 use crate::sim::cluster::{binary, soon};
 use crate::sim::kube::Trouble;
@@ -65,6 +66,8 @@ fn one_broken_object_is_refused_and_the_others_serve() {
 #[test]
 fn a_list_that_breaks_off_takes_nothing_away() {
     let (mut bench, [_one, client], servers) = led();
+    let said = cli(&bench.cluster, "trace default/client 172.21.0.80:80");
+    assert!(said.code == 0 && said.out.contains("of default/web leads to 1 endpoints"), "{said:?}");
     // What was seen is forgotten by the server, and the lists that follow fail, some of them half way.
     let half = br#"{"metadata":{"resourceVersion":"9"},"items":[{"metadata":{"name":"#.to_vec();
     bench.cluster.kube.fail(4, "list", Trouble::Body(half));
@@ -83,9 +86,23 @@ fn a_list_that_breaks_off_takes_nothing_away() {
         assert_eq!(bench.ask(&client.pod, "172.21.0.80:80"), Ok(servers[0].1));
         thread::sleep(Duration::from_millis(50));
     }
+    let said = cli(&bench.cluster, "trace default/client 172.21.0.80:80 --json");
+    assert_eq!((said.code, &said.json()["passes"]), (1, &Value::Null), "nobody knows: {said:?}");
     bench.cluster.api_up();
     bench.endpoints("web", &[]);
     bench.refuses(&client.pod, "172.21.0.80:80");
+    let said = cli(&bench.cluster, "trace default/client 172.21.0.80:80 --json");
+    let at = said.json()["stops_at"].clone();
+    assert_eq!(
+        (said.code, &at["place"], &at["what"]),
+        (1, &json!("Services"), &json!("172.21.0.80:80/TCP of default/web"))
+    );
+    let said = cli(&bench.cluster, "trace default/client 172.21.0.80:81");
+    assert!(said.code == 1 && said.out.contains("no Service has this address and port"), "{said:?}");
+    let said = cli(&bench.cluster, "services shop");
+    assert_eq!((said.code, said.out.lines().count()), (0, 1), "nothing is called so: {said:?}");
+    let said = cli(&bench.cluster, "services 172.21.0.80");
+    assert_eq!((said.code, said.line("default/web")[1]), (1, "172.21.0.80:80/TCP"), "{said:?}");
 }
 
 #[test]

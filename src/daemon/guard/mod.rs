@@ -200,7 +200,7 @@ impl Guard {
                 self.model.hear_pods(addresses);
                 self.namespaces = namespaces;
             }
-            News::Ask { matching, answer } => _ = answer.try_send(Reply::Show(listed(&self.model, &matching))),
+            News::Ask { matching, answer } => _ = answer.try_send(self.list(&matching)),
         }
     }
 
@@ -335,6 +335,17 @@ impl Guard {
     fn tell(&self, about: object::About, kind: EventType, reason: &str, message: &str) {
         let event = Event::new(about, &self.node_name, kind, reason, message, SystemTime::now());
         let _ = self.inputs.send_blocking(Input::Tell(Box::new(event)));
+    }
+
+    /// For `terway-cli services`. What is not known whole would be told as not there.
+    fn list(&self, matching: &str) -> Reply {
+        match self.model.is_complete() {
+            true => Reply::Show(listed(&self.model, matching)),
+            false => {
+                let reason = "the API server has not told of all Services yet".into();
+                Reply::Refused { why: Refusal::ApiDown, reason }
+            }
+        }
     }
 
     /// For `terway-cli show`.
