@@ -8,6 +8,7 @@ mod execute;
 mod face;
 mod finding;
 mod known;
+mod led;
 mod list;
 mod mapping;
 mod metadata;

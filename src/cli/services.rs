@@ -3,16 +3,15 @@
 use argh::FromArgs;
 use serde_json::Value;
 
-use super::face::{Answer, Cell, Failure, Hue, Table};
-use super::known::ask;
+use super::face::{Answer, Cell, Code, Failure, Hue, Table};
+use super::led;
 use super::status::{list, text};
-use crate::rpc::Request;
 
 /// So many endpoints stand in a line; JSON has all that terwayd tells.
 const SHOWN: usize = 4;
 
 /// Show the Services that this node leads at the socket, and to which endpoints. Exits with 0, 1 if one has no endpoints or is refused,
-/// 3 if terwayd does not answer.
+/// 3 if terwayd does not answer (the kernel's maps are read then, where there are some).
 #[derive(FromArgs)]
 #[argh(subcommand, name = "services")]
 pub struct Services {
@@ -26,8 +25,7 @@ pub struct Services {
 
 impl Services {
     pub fn answer(&self) -> Result<Answer, Failure> {
-        let matching = self.matching.clone().unwrap_or_default();
-        let shown = ask(&Request::Services { matching })?;
+        let (shown, silence) = led::look(self.matching.as_deref().unwrap_or_default())?;
         let mut table = Table::new(["SERVICE", "ADDRESS", "ENDPOINTS", "NOTE"]);
         let mut good = true;
         for service in list(&shown["services"]) {
@@ -43,7 +41,12 @@ impl Services {
         if let Some(left) = shown["left_out"].as_u64().filter(|left| *left > 0) {
             page += &format!("{left} more: name what you look for\n");
         }
-        Ok(Answer::found(good, page, shown))
+        let Some(why) = silence else { return Ok(Answer::found(good, page, shown)) };
+        page.insert_str(
+            0,
+            &format!("terwayd does not answer ({why}): what follows is from the kernel, which knows no names\n"),
+        );
+        Ok(Answer { page, json: shown, code: Code::NoDaemon })
     }
 }
 

@@ -16,6 +16,7 @@ use super::legacy::Legacy;
 use super::lobby::{Heard, Lobby};
 use super::machine::Machine;
 use super::node::{Found, Input, Node};
+use super::outset::Outset;
 use super::outside::{Manner, Outside};
 use super::reactor::Timer;
 use super::sticky::Sticky;
@@ -167,7 +168,7 @@ pub async fn boot(
     place: &Place,
     inputs: Sender<Input>,
     lobby: &Lobby,
-) -> Result<(Node, Vec<Input>), Error> {
+) -> Result<(Node, Outset, Vec<Input>), Error> {
     let (mut pause, mut manner) = (RETRY.0, Manner::Hopeful);
     let mut legacy = Legacy::take(ours::LEDGER.as_ref(), place.last_turn);
     let mut early = Early::new(&start, inputs.clone());
@@ -186,7 +187,7 @@ pub async fn boot(
             Ok(found) => {
                 let (waiting, heard) = lobby.leave();
                 let node = assemble(&start, found, early.herald, heard, place.turn, inputs);
-                return Ok((node, waiting));
+                return Ok((node, early.outset, waiting));
             }
             Err(e) if is_final(&e) => return Err(e),
             Err(e) => {
@@ -204,13 +205,15 @@ pub async fn boot(
 fn attempt(start: &Start, manner: Manner, legacy: Option<Legacy>, early: &mut Early) -> Result<Gathered, Error> {
     let (machine, outside) = thread::scope(|scope| {
         let machine = scope.spawn(Machine::look);
-        let inherited = legacy.and_then(|legacy| Outside::inherit(start, legacy));
-        let outside = inherited.map_or_else(|| Outside::ask(start, manner, &mut early.machine), Ok);
+        let layers = start.layers_of_node();
+        early.look_after(layers.config());
+        let inherited = legacy.and_then(|legacy| Outside::inherit(start, &layers, legacy));
+        let outside = inherited.map_or_else(|| Outside::ask(start, &layers, manner, &mut early.machine), Ok);
         (machine.join().expect("a panic ends the process"), outside)
     });
     let (machine, mut outside) = (machine?, outside?);
     if outside.willed && !machine.contents.intents.is_empty() {
-        outside = Outside::ask(start, manner, &mut early.machine)?;
+        outside = Outside::ask(start, &outside.layers, manner, &mut early.machine)?;
     }
     early.machine = Some(outside.terms.facts.instance.clone());
     let Machine { mut kernel, look, marker, ledger, mut contents, mut sticky, kept } = machine;

@@ -9,7 +9,9 @@ use smol::channel::Sender;
 
 use super::boot::{Start, is_final};
 use super::node::Input;
+use super::outset::Outset;
 use super::{clock, news};
+use crate::config::Config;
 use crate::error::Error;
 use crate::herald::{Facts, Herald, Lack};
 use crate::kube;
@@ -20,6 +22,8 @@ use crate::rpc::Refusal;
 pub struct Early {
     /// The loop goes on with it.
     pub herald: Herald,
+    /// So does it with these.
+    pub outset: Outset,
     /// The instance we run on, once the metadata service has said so.
     pub machine: Option<String>,
     node_name: String,
@@ -33,7 +37,7 @@ pub struct Early {
 impl Early {
     pub fn new(start: &Start, inputs: Sender<Input>) -> Early {
         let (herald, node_name) = (Herald::new(fastrand::u64(..)), start.node_name());
-        Early { herald, machine: None, node_name, kube: None, inputs, stops: Vec::new() }
+        Early { herald, outset: Outset::new(), machine: None, node_name, kube: None, inputs, stops: Vec::new() }
     }
 
     /// Begins to hear of our pods and of our node, while all else is looked at. Called again when what says where the API
@@ -44,14 +48,23 @@ impl Early {
             return;
         }
         self.stops.drain(..).for_each(|stop| stop.stop());
+        self.outset.end();
+        self.outset = Outset::new();
         // Why it cannot be opened is said by the attempt, which needs it.
         self.kube = start.kube(kube::Limits::default()).ok().map(|kube| (place, kube));
         self.node_name = name;
         let Some((_, kube)) = &self.kube else { return };
         self.stops = vec![
-            news::watch_pods(kube, &self.node_name, self.inputs.clone()),
+            news::watch_pods(kube, &self.node_name, self.inputs.clone(), self.outset.ear.clone()),
             news::watch_node(kube, &self.node_name, self.inputs.clone()),
         ];
+    }
+
+    /// Begins with what new pods will wait for.
+    pub fn look_after(&mut self, config: &Config) {
+        if let Some((_, kube)) = &self.kube {
+            self.outset.begin(config, kube, &self.node_name, &self.inputs);
+        }
     }
 
     /// How we speak to the API server, or why we cannot.

@@ -22,6 +22,7 @@ mod news;
 mod node;
 mod notify;
 mod old;
+mod outset;
 mod outside;
 mod phases;
 mod pods;
@@ -174,7 +175,7 @@ fn run(args: &Args) -> Result<(), Error> {
             None
         });
         let Some(booted) = booted.await else { return Ok(()) };
-        let (mut node, waiting) = booted?;
+        let (mut node, outset, waiting) = booted?;
         let layers = node.layers();
         let conflist = boot::announce(&layers.config().conflist)?;
         executor.spawn(file::watch(layers.path().to_owned(), layers.text().to_owned(), inputs.clone())).detach();
@@ -186,7 +187,7 @@ fn run(args: &Args) -> Result<(), Error> {
             Err(e) => log::warn!("what others change is seen by comparison only: {e}"),
         }
         let ipvlan = cni::asks_for_ipvlan(&conflist);
-        node.begin_policies(ipvlan);
+        node.begin_policies(ipvlan, outset);
         node.begin_services(ipvlan);
         node.run(waiting, arriving).await;
         Ok(())

@@ -8,7 +8,9 @@ use smol::channel::Sender;
 use super::layers::NodeConfig;
 use super::node::Input;
 use super::pods::{self, Known};
+use super::policy::{Ear, News};
 use crate::error::{Cause, Error};
+use crate::heard::Heard;
 use crate::herald::Outcome;
 use crate::kube::{Change, Client, Select, Stop, Watch};
 use crate::object::{self, About, ConfigMap, Event, EventType, Node, Object, Write};
@@ -18,16 +20,21 @@ use crate::pool::Notice;
 
 /// After an error the watch is tried again after this long, doubling up to the second figure.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// Follows the pods of this node until it is told to stop, or nobody listens any more.
-pub fn watch_pods(client: &Client, node: &str, inputs: Sender<Input>) -> Stop {
+/// Follows the pods of this node until it is told to stop, or nobody listens any more. Policies hear of them too.
+pub fn watch_pods(client: &Client, node: &str, inputs: Sender<Input>, ear: Ear) -> Stop {
     let select = Select { fields: format!("spec.nodeName={node}"), ..Select::default() };
-    watch(client.watch::<Own>(select).keeping(pods::kept), "pods".into(), inputs, |change| {
-        Some(Input::Pods(match change {
-            Change::Reset(pods) => Known::All(pods),
-            Change::Set((name, seen)) => Known::One(name, seen),
-            Change::Gone((name, _)) => Known::Gone(name),
+    watch(client.watch::<Own>(select).keeping(pods::kept), "pods".into(), inputs, move |change| {
+        let (known, own) = match change {
+            Change::Reset(all) => {
+                let (known, own) = all.into_iter().unzip();
+                (Known::All(known), Heard::All(own))
+            }
+            Change::Set(((name, seen), own)) => (Known::One(name, seen), Heard::One(own)),
+            Change::Gone(((name, _), own)) => (Known::Gone(name), Heard::Gone(own.name)),
             Change::Bookmark => return None,
-        }))
+        };
+        ear.tell(News::Own(own));
+        Some(Input::Pods(known))
     })
 }
 

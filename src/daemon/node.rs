@@ -334,7 +334,6 @@ impl Node {
             Input::Done { call, result } => self.done(call, result),
             Input::Prepared { eni, result } => self.prepared(eni, result),
             Input::Pods(known) => {
-                self.tell_policies(&known);
                 self.pods.take(known, clock::now());
                 self.hear_of_bandwidth();
             }

@@ -34,8 +34,7 @@ pub struct Outside {
 
 impl Outside {
     /// The same out of what the last life has left, as far as the configuration and the node's label ask for nothing else by now.
-    pub fn inherit(start: &Start, legacy: Legacy) -> Option<Outside> {
-        let layers = start.layers_of_node();
+    pub fn inherit(start: &Start, layers: &Layers, legacy: Legacy) -> Option<Outside> {
         let (config, Legacy { terms, asked, vswitches, will, .. }) = (layers.config(), legacy);
         config.validate(&terms.facts).ok()?;
         terms.check(config.stack).ok()?;
@@ -45,16 +44,15 @@ impl Outside {
         let mode = start.given_mode(config).unwrap_or_else(|| start.labelled_mode());
         let fits = mode == terms.mode && terms.place(config).vswitches == asked;
         phases::reached("what the last life has left is read");
-        fits.then_some(Outside { layers, cloud, terms, vswitches, enis: will.enis, willed: true })
+        fits.then(|| Outside { layers: layers.clone(), cloud, terms, vswitches, enis: will.enis, willed: true })
     }
 
     /// `machine` is told who the metadata service says that we are, as soon as it says so.
-    pub fn ask(start: &Start, manner: Manner, machine: &mut Option<String>) -> Result<Outside, Error> {
-        let layers = start.layers_of_node();
+    pub fn ask(start: &Start, layers: &Layers, manner: Manner, machine: &mut Option<String>) -> Result<Outside, Error> {
         thread::scope(|scope| {
             let given = start.given_mode(layers.config());
             let label = given.is_none().then(|| scope.spawn(|| start.labelled_mode()));
-            let (facts, layers, cloud) = reach(&layers, start.file())?;
+            let (facts, layers, cloud) = reach(layers, start.file())?;
             *machine = Some(facts.instance.clone());
             let (mut terms, vswitches, enis) = ask_cloud(&cloud, facts, layers.config(), manner)?;
             phases::reached("the cloud has answered");

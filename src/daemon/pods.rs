@@ -1,7 +1,6 @@
 //! The pods of this node as the watch tells of them: which are ours to serve, and since when one is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use crate::gather::Gather;
 use crate::object::{self, Pod};
@@ -48,8 +47,6 @@ pub struct Seen {
     pub ips: Option<String>,
     /// The bandwidth that its annotations ask for.
     pub bandwidth: Both<Told>,
-    /// As policies see it, where anybody asks.
-    pub peer: Option<Arc<peer::Pod>>,
 }
 
 #[derive(Default)]
@@ -75,9 +72,11 @@ pub enum Standing {
     Gone(Now),
 }
 
-/// What is kept of an object of the watch.
-pub fn kept(own: Own) -> (PodName, Seen) {
-    (own.served.name(), Seen { peer: Some(Arc::new(own.seen)), ..seen(&own.served) })
+/// What is kept of an object of the watch: to us, and as policies see it.
+pub type Kept = ((PodName, Seen), peer::Pod);
+
+pub fn kept(own: Own) -> Kept {
+    ((own.served.name(), seen(&own.served)), own.seen)
 }
 
 fn seen(pod: &Pod) -> Seen {
@@ -86,7 +85,7 @@ fn seen(pod: &Pod) -> Seen {
     let bandwidth = Both::read(&pod.meta.annotations);
     let ips = pod.meta.annotations.get(object::POD_IPS).cloned();
     let (uid, whole) = (pod.meta.uid.clone(), pod.wants_whole_eni());
-    Seen { presence: presence(pod), owners, keeps_ip, uid, whole, ips, bandwidth, peer: None }
+    Seen { presence: presence(pod), owners, keeps_ip, uid, whole, ips, bandwidth }
 }
 
 fn presence(pod: &Pod) -> Presence {
@@ -137,7 +136,7 @@ impl Pods {
 
     /// A pod that was fetched before the watch told of it.
     pub fn learn(&mut self, pod: Own, now: Now) -> Presence {
-        let (name, seen) = kept(pod);
+        let ((name, seen), _) = kept(pod);
         let presence = seen.presence;
         self.set(name, seen, now);
         presence
@@ -172,12 +171,6 @@ impl Pods {
     /// Whether the next pod of this name shall have the addresses of this one.
     pub fn is_sticky(&self, name: &PodName, kinds: &BTreeSet<String>) -> bool {
         self.known.get(name).is_some_and(|seen| seen.keeps_ip || seen.owners.iter().any(|kind| kinds.contains(kind)))
-    }
-
-    /// All as policies see them, once the first whole list has come.
-    pub fn peers(&self) -> Option<impl Iterator<Item = &Arc<peer::Pod>>> {
-        self.synced?;
-        Some(self.known.values().filter_map(|seen| seen.peer.as_ref()))
     }
 
     /// The pod's uid, where it is known.
@@ -241,7 +234,6 @@ mod tests {
             whole: false,
             ips: None,
             bandwidth: Both::default(),
-            peer: None,
         }
     }
 

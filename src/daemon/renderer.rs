@@ -1,17 +1,19 @@
 //! Who enforces network policies on this node, and why that one; and that of the others nothing is left.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::bandwidth;
 use super::policy::Chosen;
+use crate::cluster::Name;
 use crate::config::PolicyRenderer;
 use crate::error::Error;
 use crate::kernel::bpf::policy::{self, Policy};
-use crate::kernel::tables::{self, Tables};
+use crate::kernel::tables::{self, Scouted, Tables};
 use crate::ours;
 use crate::rpc::Lease;
-use crate::rules::{Pods, Renderer, Rules, Write};
+use crate::rules::{Placed, Pods, Renderer, Rules, Write};
 use crate::verdict::Sizes;
 
 /// What the choice goes by.
@@ -25,33 +27,33 @@ pub struct Ask {
     pub sizes: Sizes,
 }
 
-pub fn choose(ask: &Ask) -> Result<Chosen, Error> {
+/// `scouted`: what iptables holds, where that matters.
+pub fn choose(ask: &Ask, scouted: impl FnOnce() -> Scouted) -> Result<Chosen, Error> {
     let (way, why) = match ask {
         Ask { wanted: Some(way), .. } => (*way, "policy_renderer says so"),
         Ask { inside: true, .. } => (PolicyRenderer::Ebpf, "what pods send passes no netfilter of the node"),
         Ask { services: true, .. } => {
             (PolicyRenderer::Ebpf, "Services are led at the socket, so that policies see backends")
         }
-        _ => return by_itself(ask.sizes),
+        _ => return by_itself(ask.sizes, scouted()),
     };
     match way {
         PolicyRenderer::Ebpf => ebpf(why.into(), ask.sizes),
-        PolicyRenderer::Iptables => iptables(why.into(), ask.sizes),
+        PolicyRenderer::Iptables => iptables(why.into(), ask.sizes, scouted()),
     }
 }
 
 /// Behind kube-proxy's translation, backends are seen by netfilter alone.
-fn by_itself(sizes: Sizes) -> Result<Chosen, Error> {
+fn by_itself(sizes: Sizes, scouted: Scouted) -> Result<Chosen, Error> {
     let why = "Services are translated by the node's netfilter, behind which policies see backends";
-    iptables(why.into(), sizes).or_else(|e| {
+    iptables(why.into(), sizes, scouted).or_else(|e| {
         ebpf(format!("{e}; what pods send to Services is judged by the Service's address"), sizes)
             .map_err(|also| also.within(e.to_string()))
     })
 }
 
-fn iptables(why: String, sizes: Sizes) -> Result<Chosen, Error> {
-    tables::probe()?;
-    let renderer = Box::new(Mixed { tables: Tables::new(sizes.classes), ebpf: None, sizes });
+fn iptables(why: String, sizes: Sizes, scouted: Scouted) -> Result<Chosen, Error> {
+    let renderer = Box::new(Mixed { tables: Tables::after(sizes.classes, scouted)?, ebpf: None, sizes });
     Ok(Chosen { way: PolicyRenderer::Iptables, why, taken: BTreeSet::new(), room: sizes, renderer })
 }
 
@@ -80,8 +82,15 @@ impl Mixed {
     }
 }
 
-fn split(pods: &Pods) -> (Pods, Pods) {
-    pods.clone().into_iter().partition(|(_, placed)| placed.seat == 0)
+/// Those without a seat, and those with one, who are few on such a node or none.
+fn split(pods: &Pods) -> (Cow<'_, Pods>, Pods) {
+    let is_seated = |(_, placed): &(&Name, &Placed)| placed.seat != 0;
+    let seated: Pods = pods.iter().filter(is_seated).map(|(name, placed)| (name.clone(), placed.clone())).collect();
+    if seated.is_empty() {
+        return (Cow::Borrowed(pods), seated);
+    }
+    let others = pods.iter().filter(|pod| !is_seated(pod)).map(|(name, placed)| (name.clone(), placed.clone()));
+    (Cow::Owned(others.collect()), seated)
 }
 
 impl Renderer for Mixed {

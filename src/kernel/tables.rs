@@ -32,6 +32,8 @@ const WAIT: Duration = Duration::from_millis(5);
 pub struct Tables {
     most: u32,
     sets: Option<Sets>,
+    /// What a moment ago was there, for the first look.
+    scouted: Option<Scouted>,
     /// What is in the kernel; none: it must be looked at.
     known: Option<[Known; FAMILIES.len()]>,
     /// Sets that were still in use when nothing needed them any more.
@@ -45,10 +47,15 @@ pub fn names() -> Result<Vec<String>, Error> {
     Ok(Sets::open(MOST)?.list(ours::POLICY_PREFIX)?.into_iter().map(|set| set.name).collect())
 }
 
-/// Whether this node has what it takes, or what is missing.
-pub fn probe() -> Result<(), Error> {
-    names()?;
-    Shown::read(FAMILIES[0]).map(drop)
+/// What iptables-save(8) shows of ours, of each family.
+pub struct Scouted([Result<Shown, Error>; FAMILIES.len()]);
+
+/// Looks at what is there: a program is run for each family, which takes its time.
+pub fn scout() -> Scouted {
+    thread::scope(|scope| {
+        let readers = FAMILIES.map(|family| scope.spawn(move || Shown::read(family)));
+        Scouted(readers.map(|reader| reader.join().expect("a panic ends the process")))
+    })
 }
 
 #[derive(Default)]
@@ -69,7 +76,15 @@ struct Shown {
 
 impl Tables {
     pub fn new(most: u32) -> Tables {
-        Tables { most, sets: None, known: None, left: BTreeSet::new(), ruled: BTreeSet::new() }
+        Tables { most, sets: None, scouted: None, known: None, left: BTreeSet::new(), ruled: BTreeSet::new() }
+    }
+
+    /// Beginning with what was seen a moment ago; or what this node lacks for it.
+    pub fn after(most: u32, scouted: Scouted) -> Result<Tables, Error> {
+        let mut tables = Tables::new(most);
+        tables.sets()?;
+        scouted.0[0].as_ref().map_err(Clone::clone)?;
+        Ok(Tables { scouted: Some(scouted), ..tables })
     }
 
     /// Everything of ours goes.
@@ -207,11 +222,7 @@ impl Renderer for Tables {
     fn restore(&mut self, rules: &Rules, pods: &Pods) -> Result<(), Error> {
         self.known = None;
         let doing = || "write network policies as ipsets and chains";
-        // A program is run for each, and somebody waits for this.
-        let shown = thread::scope(|scope| {
-            let readers = FAMILIES.map(|family| scope.spawn(move || Shown::read(family)));
-            readers.map(|reader| reader.join().expect("a panic ends the process"))
-        });
+        let Scouted(shown) = self.scouted.take().unwrap_or_else(scout);
         let mut known = Vec::new();
         for (family, shown) in FAMILIES.into_iter().zip(shown) {
             known.push(self.restore_family(family, shown, rules, pods).context(doing)?);

@@ -266,6 +266,13 @@ impl Model {
 
     // What is heard
 
+    /// By which addresses the node reaches its own pods.
+    pub fn stand_at(&mut self, addresses: &BTreeSet<IpAddr>) {
+        self.here.addresses.clone_from(addresses);
+        self.node_nets = addresses.iter().map(|addr| IpNet::from(*addr)).collect();
+        self.dirty_locals.extend(self.objects.ours.iter().cloned());
+    }
+
     pub fn hear_pods(&mut self, news: Heard<Pod>) {
         hear(
             self,

@@ -81,6 +81,10 @@ fn a_list_that_breaks_off_takes_nothing_away() {
     // A daemon that starts without API server leaves everything as it is.
     bench.cluster.api_down();
     bench.cluster.kill(0);
+    let said = cli(&bench.cluster, "services");
+    assert!(said.code == 3 && said.line("172.21.0.80:80/TCP").contains(&&*servers[0].1.to_string()), "{said:?}");
+    let said = cli(&bench.cluster, "trace default/client 172.21.0.80:80");
+    assert!(said.code == 3 && said.out.contains("leads to 1 endpoints"), "by the kernel's maps: {said:?}");
     bench.cluster.start_ready(0);
     for _ in 0..20 {
         assert_eq!(bench.ask(&client.pod, "172.21.0.80:80"), Ok(servers[0].1));

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::super::compare;
 use super::super::face::{Code, Failure};
 use super::super::known::{self, Known, ask};
+use super::super::led;
 use super::super::policy::{PING, SOME_PORT};
 use super::super::status::{list, text};
 use super::Flow;
@@ -135,8 +136,8 @@ impl<'a> Walk<'a> {
             _ => "SCTP",
         };
         let address = format!("{}/{protocol}", SocketAddr::new(self.flow.to, port));
-        let shown = match ask(&Request::Services { matching: address.clone() }) {
-            Ok(shown) => shown,
+        let shown = match led::look(&address) {
+            Ok((shown, _)) => shown,
             Err(_) if !is_service => return Ok(()),
             Err(Failure { code, why }) => return self.unresolved(address, code, &why),
         };
@@ -146,7 +147,8 @@ impl<'a> Walk<'a> {
                 false => Ok(()),
             };
         };
-        let (name, count) = (text(service, "service"), service["count"].as_u64().unwrap_or_default());
+        let name = Some(text(service, "service")).filter(|name| !name.is_empty()).unwrap_or_else(|| "a Service".into());
+        let (name, count) = (name, service["count"].as_u64().unwrap_or_default());
         let endpoint = list(&service["endpoints"]).next().and_then(|e| e.as_str()?.parse::<SocketAddr>().ok());
         let Some(endpoint) = endpoint else {
             let remedy = "see whether its selector finds pods that are ready: kubectl get endpointslices";

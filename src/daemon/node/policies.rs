@@ -9,13 +9,12 @@ use smol::channel::Sender;
 use super::{Node, Presence};
 use crate::cluster::Name;
 use crate::config::{Mode, PolicyRenderer};
-use crate::daemon::pods::Known;
-use crate::daemon::policy::{self, Ear, News, name_of};
+use crate::daemon::outset::Outset;
+use crate::daemon::policy::{Ear, News, name_of};
 use crate::daemon::{bandwidth, clock, renderer};
 use crate::error::Error;
 use crate::gather::Gather;
-use crate::heard::Heard;
-use crate::kernel;
+use crate::kernel::{self, tables};
 use crate::ours;
 use crate::peer::{self, Own};
 use crate::pod::{Attachment, PodName, nameless};
@@ -32,6 +31,7 @@ const SEATS: std::ops::RangeInclusive<u16> = 1..=u16::MAX;
 /// What the loop keeps of policies.
 #[derive(Default)]
 pub(super) struct Guarded {
+    /// None: policies are nobody's wish.
     ear: Option<Ear>,
     /// By what they are enforced, if anything can.
     way: Option<PolicyRenderer>,
@@ -73,16 +73,19 @@ impl Guarded {
 
 impl Node {
     /// Begins to look after network policies; or, where that is nobody's wish, sees to it that nothing is left that does.
-    pub fn begin_policies(&mut self, ipvlan: bool) {
-        let config = self.layers().config();
+    pub fn begin_policies(&mut self, ipvlan: bool, mut outset: Outset) {
+        let config = self.layers().config().clone();
         let policies = config.policies;
         if !policies.on {
             log::info!("network policies are not enforced: disable_network_policy");
             self.guarded.shown = "disabled".into();
+            outset.end();
             let seated = self.give_up_seats(|_| true);
             thread::spawn(move || renderer::leave_others(None, &seated, false));
             return;
         }
+        // It has been, unless the attempts to start did not know of policies yet.
+        outset.begin(&config, &self.world.kube, &self.world.node_name, &self.world.inputs);
         let inside = ipvlan || self.world.terms.mode == Mode::Whole;
         let ask = renderer::Ask {
             wanted: policies.renderer,
@@ -91,25 +94,17 @@ impl Node {
             sizes: policies.sizes,
         };
         // Links bear seats for one way and not for the other, so that it is known before anybody is served.
-        let mut chosen = Some(renderer::choose(&ask));
+        let mut chosen = Some(renderer::choose(&ask, || outset.scouted()));
         if let Some(Ok(chosen)) = &chosen {
             self.guarded.way = Some(chosen.way);
             self.guarded.leaving.clone_from(&chosen.taken);
         }
         let node = self.world.node.iter().chain([ours::POD_GATEWAY_V6.into()]);
-        self.guarded.ear = Some(policy::start(policy::Start {
-            kube: Some(self.world.kube.clone()),
-            node_name: self.world.node_name.clone(),
-            node: node.gather(),
-            inputs: self.world.inputs.clone(),
-            open: Box::new(move || chosen.take().unwrap_or_else(|| renderer::choose(&ask))),
-            note: ours::RENDERER_NOTE.into(),
-        }));
-        if let Some(known) = self.pods.peers() {
-            let all = known.map(|pod| peer::Pod::clone(pod)).collect();
-            self.guarded.tell(News::Own(Heard::All(all)));
-        }
+        let node = node.gather();
+        self.guarded.ear = Some(outset.ear);
         self.take_seats();
+        let open = Box::new(move || chosen.take().unwrap_or_else(|| renderer::choose(&ask, tables::scout)));
+        self.guarded.tell(News::Begin { node, open });
     }
 
     /// Those that have no seat yet are to have one once the rules for it are in the kernel; all are told of.
@@ -310,21 +305,6 @@ impl Node {
             self.guarded.tell(News::Asked(Box::new(seen)));
         }
         presence
-    }
-
-    pub(super) fn tell_policies(&self, known: &Known) {
-        if !self.guarded.is_on() {
-            return;
-        }
-        let own = match known {
-            Known::All(list) => Heard::All(list.iter().filter_map(|(_, seen)| seen.peer.as_deref().cloned()).collect()),
-            Known::One(_, seen) => match &seen.peer {
-                Some(pod) => Heard::One(peer::Pod::clone(pod)),
-                None => return,
-            },
-            Known::Gone(name) => Heard::Gone(name_of(name)),
-        };
-        self.guarded.tell(News::Own(own));
     }
 
     pub(super) fn ask_policies(&self, request: Request, answer: Sender<Reply>) {

@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use smol::channel::Sender as Answer;
 
-use super::meter;
 use super::node::Input;
+use super::{meter, phases};
 use crate::cluster::Name;
 use crate::config::PolicyRenderer;
 use crate::error::Error;
@@ -69,6 +69,14 @@ pub enum News {
         why: String,
         is_forbidden: bool,
     },
+    /// The node knows where it is, and is about to tell of its pods: from now on there may be rules.
+    Begin {
+        /// By which the node reaches its own pods.
+        node: BTreeSet<IpAddr>,
+        open: Open,
+    },
+    /// Policies are nobody's wish.
+    End,
     /// Pods of this node, by the watch that the node has anyway.
     Own(Heard<Pod>),
     /// A pod that was asked for.
@@ -107,30 +115,38 @@ pub type Open = Box<dyn FnMut() -> Result<Chosen, Error> + Send>;
 pub struct Start {
     pub kube: Option<kube::Client>,
     pub node_name: String,
-    /// By which the node reaches its own pods.
-    pub node: BTreeSet<IpAddr>,
     pub inputs: Answer<Input>,
-    pub open: Open,
     /// Where it is written down who enforces, and why: people are told where that changes.
     pub note: PathBuf,
 }
 
 /// The way to tell the loop something.
+#[derive(Clone)]
 pub struct Ear(Sender<News>);
 
 impl Ear {
     pub fn tell(&self, news: News) {
-        // The loop ends with the process.
+        // Where policies are nobody's wish, nobody hears.
         let _ = self.0.send(news);
     }
 }
 
-/// Begins to look after the policies.
-pub fn start(start: Start) -> Ear {
+/// A loop that has not been started, and can be told things already.
+pub struct Unborn {
+    news: Sender<News>,
+    arriving: Receiver<News>,
+}
+
+pub fn unborn() -> (Ear, Unborn) {
     let (news, arriving) = channel();
-    let to = news.clone();
-    thread::spawn(move || Loop::new(start, to).run(&arriving));
-    Ear(news)
+    (Ear(news.clone()), Unborn { news, arriving })
+}
+
+impl Unborn {
+    /// Begins to ask what the policies say, which no rule comes of before [`News::Begin`].
+    pub fn start(self, start: Start) {
+        thread::spawn(move || Loop::new(start, self.news).run(&self.arriving));
+    }
 }
 
 struct Loop {
@@ -139,7 +155,8 @@ struct Loop {
     shelf: Shelf,
     node_name: String,
     inputs: Answer<Input>,
-    open: Open,
+    /// None: the node is not known to be ready for rules.
+    open: Option<Open>,
     note: PathBuf,
     chosen: Option<Chosen>,
     /// The kernel holds what we believe.
@@ -173,14 +190,14 @@ struct Loop {
 
 impl Loop {
     fn new(start: Start, news: Sender<News>) -> Loop {
-        let here = Here { name: start.node_name.clone(), addresses: start.node };
+        let here = Here { name: start.node_name.clone(), ..Here::default() };
         Loop {
             model: Model::new(here),
             watches: Watches::new(start.kube, news.clone(), ASKED),
             shelf: Shelf::default(),
             node_name: start.node_name,
             inputs: start.inputs,
-            open: start.open,
+            open: None,
             note: start.note,
             chosen: None,
             restored: false,
@@ -208,15 +225,20 @@ impl Loop {
         loop {
             let due = [self.retry, self.show, self.hold, self.watches.due()].into_iter().flatten().min();
             match arriving.recv_timeout(due.map_or(FOREVER, |at| at.saturating_duration_since(Instant::now()))) {
+                Ok(News::End) | Err(RecvTimeoutError::Disconnected) => return self.watches.end(),
                 Ok(news) => {
                     heard.get_or_insert_with(Instant::now);
                     self.hear(news, Instant::now());
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
             }
             // What came meanwhile is one change.
-            arriving.try_iter().for_each(|news| self.hear(news, Instant::now()));
+            for news in arriving.try_iter() {
+                match news {
+                    News::End => return self.watches.end(),
+                    news => self.hear(news, Instant::now()),
+                }
+            }
             let before = self.writes;
             self.turn(Instant::now());
             if self.held.is_empty() {
@@ -251,6 +273,11 @@ impl Loop {
                     self.tell_forbidden(&what);
                 }
             }
+            News::Begin { node, open } => {
+                self.model.stand_at(&node);
+                self.open = Some(open);
+            }
+            News::End => {}
             News::Own(heard) => {
                 self.knows_own |= matches!(heard, Heard::All(_));
                 let heard = match heard {
@@ -332,20 +359,9 @@ impl Loop {
         for (kind, by) in self.watches.tend(now) {
             self.forget(by, kind);
         }
-        let begun = Instant::now();
-        let changes = self.model.changes();
-        self.compiling += begun.elapsed();
-        // What restores writes all there is.
-        if self.restored {
-            self.held.extend(changes.writes);
-        } else {
-            self.held.clear();
-            // It may be what helps, where something was too large.
-            if !changes.writes.is_empty() {
-                self.retry = self.retry.map(|at| at.min(now + RETRY.0));
-            }
+        if self.open.is_some() {
+            self.compile(now);
         }
-        changes.refused.iter().for_each(|refused| self.tell_refused(refused));
         if std::mem::take(&mut self.doubtful) {
             self.watches.want(&self.model.needs(), now);
         }
@@ -372,6 +388,23 @@ impl Loop {
         }
     }
 
+    fn compile(&mut self, now: Instant) {
+        let begun = Instant::now();
+        let changes = self.model.changes();
+        self.compiling += begun.elapsed();
+        // What restores writes all there is.
+        if self.restored {
+            self.held.extend(changes.writes);
+        } else {
+            self.held.clear();
+            // It may be what helps, where something was too large.
+            if !changes.writes.is_empty() {
+                self.retry = self.retry.map(|at| at.min(now + RETRY.0));
+            }
+        }
+        changes.refused.iter().for_each(|refused| self.tell_refused(refused));
+    }
+
     /// A policy says something of the pod.
     fn has_rules(&self, name: &Name) -> bool {
         let rules = self.model.rules();
@@ -381,7 +414,7 @@ impl Loop {
     }
 
     fn is_complete(&self) -> bool {
-        self.knows_own && self.watches.is_complete()
+        self.open.is_some() && self.knows_own && self.watches.is_complete()
     }
 
     /// Has the kernel hold what is wanted.
@@ -395,6 +428,7 @@ impl Loop {
             Ok(()) => {
                 self.writes += count as u64;
                 if is_first {
+                    phases::reached("pods are held to their policies");
                     let compiled = compiled.as_millis();
                     let written = begun.elapsed().as_millis();
                     let pods = self.pods.len();
@@ -421,8 +455,10 @@ impl Loop {
 
     fn write(&mut self) -> Result<(), Error> {
         let held = std::mem::take(&mut self.held);
-        if self.chosen.is_none() {
-            let chosen = (self.open)()?;
+        if self.chosen.is_none()
+            && let Some(open) = &mut self.open
+        {
+            let chosen = open()?;
             self.tell_choice(&chosen);
             self.chosen = Some(chosen);
         }

@@ -51,6 +51,13 @@ struct Bench {
 
 impl Bench {
     fn new() -> Bench {
+        let (mut bench, begin) = Bench::before();
+        bench.it.hear(begin, bench.now);
+        bench
+    }
+
+    /// Of a node that is not ready for rules, and what says that it is.
+    fn before() -> (Bench, News) {
         let book = Arc::<Mutex<Book>>::default();
         let (inputs, told) = unbounded();
         let (news, arriving) = channel();
@@ -67,8 +74,8 @@ impl Bench {
         };
         let node = BTreeSet::from(["192.168.0.1".parse().unwrap()]);
         let note = std::env::temp_dir().join(format!("tw{}-{:?}", std::process::id(), thread::current().id()));
-        let start = Start { kube: None, node_name: "n1".into(), node, inputs, open: Box::new(open), note };
-        Bench { it: Loop::new(start, news), book, told, now: Instant::now(), _news: arriving }
+        let it = Loop::new(Start { kube: None, node_name: "n1".into(), inputs, note }, news);
+        (Bench { it, book, told, now: Instant::now(), _news: arriving }, News::Begin { node, open: Box::new(open) })
     }
 
     fn turn(&mut self) {
@@ -154,6 +161,20 @@ impl Bench {
         let answer = book.rules.answer(pod, crate::rules::Direction::Ingress, from.parse().unwrap(), &packet);
         answer.expect("a pod of ours").allow
     }
+}
+
+#[test]
+fn all_is_asked_before_the_node_is_ready_and_nothing_is_written() {
+    let (mut bench, begin) = Bench::before();
+    bench.own(&[pod("shop", "web", 1, "web")]);
+    bench.place("shop/web", 1);
+    bench.answer_all();
+    assert!(bench.it.watches.is_complete());
+    assert!(bench.asked().is_empty() && bench.admitted().is_empty());
+    bench.hear(begin);
+    assert_eq!(bench.asked(), ["restore"]);
+    assert_eq!(bench.admitted(), ["shop/web"]);
+    assert!(bench.allows("shop/web", "10.0.0.9"));
 }
 
 fn pod(namespace: &str, name: &str, version: u32, app: &str) -> Value {

@@ -131,6 +131,10 @@ impl Watches {
         over.into_iter().map(|(wish, open)| (wish.kind, open.end())).collect()
     }
 
+    pub fn end(self) {
+        self.open.into_values().for_each(|open| _ = open.end());
+    }
+
     pub fn due(&self) -> Option<Instant> {
         let absent = self.absent.values().map(|absent| absent.again);
         let complete = self.is_complete();

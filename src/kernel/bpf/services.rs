@@ -82,6 +82,20 @@ impl Services {
         Ok((Services::of(folder, made)?, Age::New))
     }
 
+    /// The maps as they are pinned, whatever their sizes, to be read; nothing where they are not all there.
+    pub fn peek(root: &Path) -> Result<Option<Services>, Error> {
+        const NAMES: [&str; 8] = ["frontends", "slots", "backends", "affinity", "flows", "nodes", "state", "counts"];
+        let folder = root.join(ours::BPF_FOLDER).join(format!("v{}", maps::SCHEMA));
+        let mut found = BTreeMap::new();
+        for name in NAMES {
+            match pin::open(&folder, name)? {
+                Some(map) => found.insert(name.to_string(), map),
+                None => return Ok(None),
+            };
+        }
+        Services::of(folder, found).map(Some)
+    }
+
     fn pinned(folder: &Path, shapes: &BTreeMap<String, Shape>) -> Result<Option<Services>, Error> {
         let mut found = BTreeMap::new();
         for (name, shape) in shapes {
