@@ -237,7 +237,10 @@ fn a_set_that_is_full_is_named_and_what_was_there_goes_on() {
     let prefixes = fuller.rules.prefixes.iter();
     let writes: Vec<rules::Write> = prefixes.map(|(net, class)| rules::Write::Prefix(*net, Some(*class))).collect();
     let refused = field.node.run(|| tables.apply(&writes, &fuller.rules, &fuller.pods)).unwrap_err().to_string();
-    assert!(refused.contains("TERWAY-P4-") && refused.contains("the set is full"), "{refused}");
+    assert!(
+        refused.contains("3 addresses and prefixes of one peer") && refused.contains("policy_addresses is 2"),
+        "{refused}"
+    );
     let probes = [probe(&field, "x/b", "x/a", 0, UDP), probe(&field, "y/a", "x/a", 0, UDP)];
     assert_eq!(field.round(&probes, &[true, false]), [""; 0]);
     field.node.run(|| tables.restore(&Rules::default(), &Pods::new())).unwrap();
