@@ -94,7 +94,7 @@ fn addresses_come_and_go() {
 #[test]
 fn an_ipv6_address_with_another_prefix_is_corrected() {
     let ns = one_link("addr6");
-    ns.sh("ip addr add 2001:db8::1/64 dev a0");
+    ns.sh("ip addr add 2001:db8::1/64 dev a0 nodad");
     comes_and_goes(&ns, addr("2001:db8::2/128"), "ip -o addr", "2001:db8::2/128");
     let plan = Plan { host: vec![addr("2001:db8::1/128")], pod: Vec::new() };
     ns.run(|| Kernel::host().unwrap().apply(&plan).unwrap());

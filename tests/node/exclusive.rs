@@ -33,10 +33,10 @@ fn exclusive_node() -> Cluster {
 
 /// A pod that asks for an ENI to itself.
 fn asking(cluster: &Cluster, name: &str) -> Member {
-    let mut member = cluster.schedule(0, name);
     let mut pod = kube::pod("default", name, &node_name(0));
     pod["metadata"]["annotations"] = json!({"k8s.aliyun.com/ENI": "true"});
     cluster.kube.put(pod);
+    let mut member = cluster.sandbox(0, PodName::new("default", name));
     cluster.wire(&mut member);
     member
 }
