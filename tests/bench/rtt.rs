@@ -129,7 +129,7 @@ pub fn convert(cluster: &Cluster, members: &[Member], shown: &Value) {
         writeln!(tc, "qdisc del dev {veth} clsact").expect("a String takes all");
     }
     let node = cluster.node(RULES);
-    for priority in [ours::TO_POD_PRIORITY, ours::FROM_POD_PRIORITY, ours::STRAY_PRIORITY] {
+    for priority in [ours::TO_POD_PRIORITY, ours::NODE_WAY_PRIORITY, ours::FROM_POD_PRIORITY, ours::STRAY_PRIORITY] {
         node.sh(&format!("while ip rule del priority {priority} 2>/dev/null; do :; done"));
     }
     node.sh(&format!("ip route flush table {}", ours::PODS_TABLE));
