@@ -3,7 +3,7 @@
 set -eu
 
 # package:something it brings
-need="gcc:/usr/bin/gcc g++:/usr/bin/g++ libc6-dev:/usr/include/stdio.h iproute2:/usr/sbin/ip nftables:/usr/sbin/nft iptables:/usr/sbin/iptables
+need="gcc:/usr/bin/gcc g++:/usr/bin/g++ libc6-dev:/usr/include/stdio.h iproute2:/usr/sbin/ip nftables:/usr/sbin/nft iptables:/usr/sbin/iptables ipset:/usr/sbin/ipset
  iputils-ping:/usr/bin/ping procps:/usr/bin/ps busybox-static:/usr/bin/busybox containerd:/usr/bin/containerd runc:/usr/sbin/runc
  clang-19:/usr/bin/clang-19 containernetworking-plugins:/usr/lib/cni/ptp python3-venv:/usr/share/doc/python3-venv strace:/usr/bin/strace
  rpm:/usr/bin/rpmbuild help2man:/usr/bin/help2man mmdebstrap:/usr/bin/mmdebstrap systemd-container:/usr/bin/systemd-nspawn"
