@@ -1,5 +1,6 @@
 //! The loop with a renderer that writes down what it is asked, and an API server that is ourselves.
 
+use std::fs;
 use std::sync::Mutex;
 
 use serde_json::{Value, json};
@@ -47,6 +48,12 @@ struct Bench {
     told: Told<Input>,
     now: Instant,
     _news: Receiver<News>,
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.it.note);
+    }
 }
 
 impl Bench {
