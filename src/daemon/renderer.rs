@@ -6,14 +6,13 @@ use std::path::Path;
 
 use super::bandwidth;
 use super::policy::Chosen;
-use crate::cluster::Name;
 use crate::config::PolicyRenderer;
 use crate::error::Error;
 use crate::kernel::bpf::policy::{self, Policy};
 use crate::kernel::tables::{self, Scouted, Tables};
 use crate::ours;
 use crate::rpc::Lease;
-use crate::rules::{Placed, Pods, Renderer, Rules, Write};
+use crate::rules::{Pods, Renderer, Rules, Write};
 use crate::verdict::Sizes;
 
 /// What the choice goes by.
@@ -84,13 +83,11 @@ impl Mixed {
 
 /// Those without a seat, and those with one, who are few on such a node or none.
 fn split(pods: &Pods) -> (Cow<'_, Pods>, Pods) {
-    let is_seated = |(_, placed): &(&Name, &Placed)| placed.seat != 0;
-    let seated: Pods = pods.iter().filter(is_seated).map(|(name, placed)| (name.clone(), placed.clone())).collect();
-    if seated.is_empty() {
-        return (Cow::Borrowed(pods), seated);
+    if pods.values().all(|placed| placed.seat == 0) {
+        return (Cow::Borrowed(pods), Pods::new());
     }
-    let others = pods.iter().filter(|pod| !is_seated(pod)).map(|(name, placed)| (name.clone(), placed.clone()));
-    (Cow::Owned(others.collect()), seated)
+    let (others, seated) = pods.clone().into_iter().partition(|(_, placed)| placed.seat == 0);
+    (Cow::Owned(others), seated)
 }
 
 impl Renderer for Mixed {

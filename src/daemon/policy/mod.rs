@@ -224,20 +224,21 @@ impl Loop {
         let mut heard: Option<Instant> = None;
         loop {
             let due = [self.retry, self.show, self.hold, self.watches.due()].into_iter().flatten().min();
-            match arriving.recv_timeout(due.map_or(FOREVER, |at| at.saturating_duration_since(Instant::now()))) {
-                Ok(News::End) | Err(RecvTimeoutError::Disconnected) => return self.watches.end(),
-                Ok(news) => {
-                    heard.get_or_insert_with(Instant::now);
-                    self.hear(news, Instant::now());
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-            }
+            let first =
+                match arriving.recv_timeout(due.map_or(FOREVER, |at| at.saturating_duration_since(Instant::now()))) {
+                    Ok(news) => {
+                        heard.get_or_insert_with(Instant::now);
+                        Some(news)
+                    }
+                    Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Disconnected) => return self.watches.end(),
+                };
             // What came meanwhile is one change.
-            for news in arriving.try_iter() {
-                match news {
-                    News::End => return self.watches.end(),
-                    news => self.hear(news, Instant::now()),
+            for news in first.into_iter().chain(arriving.try_iter()) {
+                if matches!(news, News::End) {
+                    return self.watches.end();
                 }
+                self.hear(news, Instant::now());
             }
             let before = self.writes;
             self.turn(Instant::now());
@@ -277,6 +278,7 @@ impl Loop {
                 self.model.stand_at(&node);
                 self.open = Some(open);
             }
+            // The loop's, which ends by it.
             News::End => {}
             News::Own(heard) => {
                 self.knows_own |= matches!(heard, Heard::All(_));
