@@ -13,3 +13,5 @@ pub mod services;
 mod sys;
 
 pub use marks::Programs;
+#[cfg(fuzzing)]
+pub(super) use ring::heard;
