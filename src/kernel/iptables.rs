@@ -34,10 +34,15 @@ fn failure(rule: &Iptables, said: &str) -> Error {
 
 /// Others change tables too: their lock is waited for, some seconds at most.
 fn run(verb: &str, rule: &Iptables) -> Result<(Option<i32>, String), Error> {
-    let mut command = Command::new(rule.program());
-    // Runtimes call plugins with whatever they have.
-    command.env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin:/usr/bin:/bin");
+    let mut command = tool(rule.program());
     command.args(["-w", "5", "-t", rule.table, verb, rule.chain]).args(&rule.rule);
     let output = command.stdin(Stdio::null()).output().context(|| format!("run {}", rule.program()))?;
     Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+}
+
+/// Runtimes call plugins with whatever PATH they have, and people theirs.
+pub(super) fn tool(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin:/usr/bin:/bin");
+    command
 }
