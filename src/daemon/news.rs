@@ -201,7 +201,8 @@ mod tests {
         let (path, body) = (String::from("/api/v1/namespaces/default/events"), json!({}));
         let create = Write::Create { path: path.clone(), body: body.clone() };
         let patch = Write::Patch { path, patch: Patch::Merge, body };
-        let said = |write: &Write, status, body: &str| outcome(write, &Error::new(Cause::Http { status, body: body.into() }));
+        let said =
+            |write: &Write, status, body: &str| outcome(write, &Error::new(Cause::Http { status, body: body.into() }));
         assert_eq!(said(&create, 409, "events \"web.1\" already exists"), Outcome::Done);
         assert_eq!(said(&patch, 409, "the object has been modified"), Outcome::Unanswered);
         assert_eq!(said(&create, 403, "namespace a is being terminated"), Outcome::Refused);

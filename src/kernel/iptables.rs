@@ -36,7 +36,8 @@ fn failure(rule: &Iptables, said: &str) -> Error {
 /// Others change tables too: their lock is waited for, some seconds at most.
 fn run(verb: &str, rule: &Iptables) -> Result<(Option<i32>, String), Error> {
     let mut command = Command::new(rule.program());
-    command.env("PATH", path(std::env::var_os("PATH"))).args(["-w", "5", "-t", rule.table, verb, rule.chain]).args(&rule.rule);
+    command.env("PATH", path(std::env::var_os("PATH")));
+    command.args(["-w", "5", "-t", rule.table, verb, rule.chain]).args(&rule.rule);
     let output = command.stdin(Stdio::null()).output().context(|| format!("run {}", rule.program()))?;
     Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
 }
