@@ -67,7 +67,7 @@ impl<'a> Walk<'a> {
     }
 
     /// From the node's slave of an ENI to a pod with a veth, and back from there.
-    pub fn to_veth(&mut self, other: &'a Lease, slave: &str) -> Onward {
+    pub fn by_slave_to(&mut self, other: &'a Lease, slave: &str) -> Onward {
         let link = route_to(&self.plan(other), self.flow.to).unwrap_or_default();
         self.at_pod(other, slave, &link)
     }

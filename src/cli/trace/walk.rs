@@ -298,7 +298,7 @@ impl<'a> Walk<'a> {
             }
             Some(other) => {
                 self.pass("node", format!("terway_leaving leads it to {slave}"));
-                self.to_veth(other, &slave)
+                self.by_slave_to(other, &slave)
             }
             None if self.kernel.addrs()?.iter().any(|addr| addr.net.addr() == to) => {
                 self.pass("node", format!("it comes to the node by {slave}"));
