@@ -62,7 +62,10 @@ impl Tally {
             (Call::Unassign { eni, addresses }, Ok(_)) => self.taken(eni, addresses.len() as u64),
             (Call::UnassignPrefixes { eni, prefixes }, Ok(_)) => self.taken(eni, prefixed(prefixes.len())),
             (Call::Delete { eni }, Ok(_)) => {
-                self.disposed += self.enis.remove(eni).map_or(0, |known| known.addresses);
+                let Some(known) = self.enis.remove(eni) else { return };
+                self.disposed += known.addresses;
+                // Nobody asks for it any more, and there may be thousands of them in the life of a node.
+                self.asked.retain(|(mac, _), _| *mac != known.mac);
             }
             (_, Ok(Outcome::Seen(enis) | Outcome::SeenAll(enis))) => enis.iter().for_each(|eni| self.know(eni)),
             _ => {}
@@ -124,6 +127,6 @@ mod tests {
         let counts: Vec<_> = tally.asked.iter().map(|((mac, status), n)| (mac.clone(), status.as_str(), *n)).collect();
         assert_eq!(counts, [(mac.clone(), "succeed", 2), (mac, "fail", 2)]);
         tally.made(&Call::Delete { eni: id }, &Ok(Outcome::Deleted));
-        assert_eq!(tally.disposed, 1 + 3);
+        assert_eq!((tally.disposed, tally.asked.len()), (1 + 3, 0));
     }
 }

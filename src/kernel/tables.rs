@@ -15,6 +15,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::ipset::Sets;
+use super::iptables;
 use crate::chains::{Chains, FAMILIES, Family, HOOKS, Members, Use, chains, sets};
 use crate::cluster::Name;
 use crate::error::{Context, Error};
@@ -406,7 +407,7 @@ fn restore(family: Family, text: &str) -> Result<(), Error> {
 fn run(family: Family, verb: &str, args: &[&str], input: Option<&str>) -> Result<String, Error> {
     let program = format!("{}-{verb}", if family == Family::V4 { "iptables" } else { "ip6tables" });
     let mut command = Command::new(&program);
-    command.env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin:/usr/bin:/bin");
+    command.env("PATH", iptables::path(std::env::var_os("PATH")));
     let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
     let command = command.args(args).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().context(|| format!("run {program}: install iptables"))?;
