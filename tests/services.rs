@@ -285,9 +285,16 @@ fn policies_hints_and_what_goes_away_choose_among_the_endpoints() {
     let ports = json!([{"name": "http", "port": 80, "nodePort": 30080}]);
     bench.service("web", "172.21.0.80", json!({"type": "NodePort", "ports": ports, "externalTrafficPolicy": "Local"}));
     bench.endpoints("web", &[(a, json!({})), (b, away)]);
-    let (own, another) = (bench.cluster.node(0).addr, bench.cluster.node(1).addr);
+    let (own, another) = (bench.cluster.node(0).addr, bench.cluster.node(1).addr.to_string());
     bench.leads(&client.pod, &format!("{own}:30080"), &[a, b]);
-    assert_ne!(bench.ask(&client.pod, &format!("{another}:30080")).ok(), Some(a));
+    let theirs = format!("{another}:30080");
+    assert!(bench.ask(&client.pod, &theirs).is_err(), "nobody answers there yet");
+    // Its kube-proxy does, by an endpoint of its own.
+    let there = Servers::on(&**bench.cluster.node(1), &[&another], 8081);
+    let rule = format!("-p tcp --dport 30080 -m addrtype --dst-type LOCAL -j DNAT --to-destination {another}:8081");
+    bench.cluster.node(1).sh(&format!("iptables -t nat -A PREROUTING {rule}"));
+    bench.leads(&client.pod, &theirs, &[there.addrs[0]]);
+    bench.leads(&**bench.cluster.node(0), &theirs, &[there.addrs[0]]);
 }
 
 #[test]

@@ -35,16 +35,22 @@ fn failure(rule: &Iptables, said: &str) -> Error {
 
 /// Others change tables too: their lock is waited for, some seconds at most.
 fn run(verb: &str, rule: &Iptables) -> Result<(Option<i32>, String), Error> {
-    let mut command = Command::new(rule.program());
-    command.env("PATH", path(std::env::var_os("PATH")));
+    let mut command = tool(rule.program());
     command.args(["-w", "5", "-t", rule.table, verb, rule.chain]).args(&rule.rule);
     let output = command.stdin(Stdio::null()).output().context(|| format!("run {}", rule.program()))?;
     Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
 }
 
+/// A program that is run.
+pub(super) fn tool(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env("PATH", path(std::env::var_os("PATH")));
+    command
+}
+
 /// Where programs are looked for: runtimes call plugins with whatever they have. An empty folder in it would mean the one that the
 /// caller happens to be in.
-pub(super) fn path(given: Option<OsString>) -> OsString {
+fn path(given: Option<OsString>) -> OsString {
     let own = OsStr::new("/usr/sbin:/sbin:/usr/bin:/bin");
     match given.filter(|path| !path.is_empty()) {
         Some(path) => [path.as_os_str(), OsStr::new(":"), own].iter().copied().collect(),

@@ -14,3 +14,5 @@ pub mod standing;
 mod sys;
 
 pub use marks::Programs;
+#[cfg(fuzzing)]
+pub(super) use ring::heard;
