@@ -6,7 +6,6 @@
 //! served all the while.
 
 mod feed;
-mod place;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -25,7 +24,8 @@ use crate::config::Services as Wanted;
 use crate::error::Error;
 use crate::heard::Heard;
 use crate::kernel::bpf::cgroup::Cgroup;
-use crate::kernel::bpf::services::{self, Chosen, Services};
+use crate::kernel::bpf::services::{Chosen, Services};
+use crate::kernel::bpf::standing;
 use crate::kernel::sockets;
 use crate::kube;
 use crate::maps::{Backend, Sizes};
@@ -106,11 +106,10 @@ pub fn start(start: Start) -> Ear {
 /// Services are others' affair: nothing of an earlier life that thought otherwise stays. For those who never had any, nothing is done.
 pub fn leave(wanted: &Wanted) {
     let root = Path::new(ours::BPF_ROOT);
-    if services::pinned(root).is_empty() {
+    if !standing::somewhere(root) {
         return;
     }
-    let gone = cgroup(wanted.cgroup.as_deref()).and_then(|cgroup| services::remove(root, &cgroup));
-    match gone.and_then(|()| place::forget()) {
+    match cgroup(wanted.cgroup.as_deref()).and_then(|cgroup| standing::leave(root, Some(&cgroup))) {
         Ok(()) => log::info!("Services are not led at the socket any more: ebpf_services is off"),
         Err(e) => log::warn!("Services at the socket could not be taken away: {e}"),
     }
@@ -238,10 +237,10 @@ impl Guard {
         kernel.services.write(&writes).map_err(|(done, e)| e.within(format!("write {done} of {}", writes.len())))?;
         if kernel.chosen.is_none() {
             let here = kernel.cgroup.path();
-            let before = place::write_down(here)?;
+            let before = standing::write_down(here)?;
             let chosen = kernel.services.attach(&kernel.cgroup)?;
             if let Some(before) = before {
-                place::move_from(&before, here)?;
+                standing::move_from(&before, here)?;
             }
             if let Err(e) = kernel.services.remove_others(ours::BPF_ROOT.as_ref()) {
                 log::warn!("maps of another layout: {e}");
