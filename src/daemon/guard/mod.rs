@@ -51,6 +51,8 @@ pub enum News {
     Services(Heard<Service>),
     Slices(Heard<EndpointSlice>),
     Nodes(Heard<Member>),
+    /// Our own node.
+    Here(Heard<Member>),
     /// All pods of this node: their addresses, and where their namespaces are.
     Pods(BTreeSet<Ipv6Addr>, Vec<PathBuf>),
     /// Somebody wants to know where Services lead in whose name or address this occurs.
@@ -96,7 +98,7 @@ impl Ear {
 /// Begins to look after the Services.
 pub fn start(start: Start) -> Ear {
     let (news, arriving) = sync_channel(NEWS);
-    feed::start(&start.kube, &news);
+    feed::start(&start, &news);
     thread::spawn(move || Guard::new(start).run(&arriving));
     Ear(news)
 }
@@ -195,6 +197,7 @@ impl Guard {
             News::Services(heard) => self.model.hear_services(heard),
             News::Slices(heard) => self.model.hear_slices(heard),
             News::Nodes(heard) => self.model.hear_nodes(heard),
+            News::Here(heard) => self.model.hear_here(heard),
             News::Pods(addresses, namespaces) => {
                 self.model.hear_pods(addresses);
                 self.namespaces = namespaces;
