@@ -160,7 +160,7 @@ fn verbs() -> Vec<(&'static str, String)> {
         ("doctor", page(doctor::Doctor::looking().answer())),
         ("pods", page(pods::Pods { inside: true, json: false }.answer())),
         ("enis", page(enis::Enis { addresses: true, json: false }.answer())),
-        ("services", page(services::Services { matching: None, json: false }.answer())),
+        ("services", page(services::Services { matching: None, leave: false, json: false }.answer())),
         ("plan", page(plan::PlanVerb { pods, node: true, json: false }.answer())),
         ("show.json", shown),
     ]

@@ -28,14 +28,16 @@ enum Said {
 }
 
 impl Walk<'_> {
-    /// `address` is what the Service is reached by; where nobody leads it, it goes on as it is.
-    pub fn by_proxy(&mut self, address: &str, is_service: bool) -> Onward {
+    /// `address` is what the Service is reached by; where nobody leads it, it goes on as it is. `are_others`: nobody but the node's
+    /// netfilter may lead it.
+    pub fn by_proxy(&mut self, address: &str, is_service: bool, are_others: bool) -> Onward {
         let local: BTreeSet<IpAddr> = self.kernel.addrs()?.iter().map(|addr| addr.net.addr()).collect();
         // What such a pod sends to others does not meet the node's netfilter.
         if self.lease.wiring != Wiring::Shared && !is_service && !local.contains(&self.flow.to) {
             return Ok(());
         }
         match self.asked(&local) {
+            Ok((Said::Nothing, _)) if is_service && !are_others => Err(Halt::Unknown),
             Ok((said, is_there)) => self.tell(address, said, is_service, is_there),
             Err(_) if !is_service => Ok(()),
             Err(e) => {

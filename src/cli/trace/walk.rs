@@ -199,15 +199,21 @@ impl<'a> Walk<'a> {
         if is_service {
             return self.stop("Services", address, "no Service has this address and port", "terway-cli services");
         }
-        self.by_proxy(address, false)
+        self.by_proxy(address, false, true)
     }
 
-    /// Where we lead none, kube-proxy does; with a daemon that is silent nobody knows which of the two it is.
+    /// Where we lead none, kube-proxy does. A daemon that is silent and has left no maps leads none either; one that does not know all
+    /// Services yet may lead this one tomorrow.
     fn unresolved(&mut self, address: &str, is_service: bool, failure: &Failure) -> Onward {
-        if failure.code == Code::NoDaemon {
+        let is_silent = failure.code == Code::NoDaemon;
+        if is_silent {
             self.note("Services", address, format!("not asked of terwayd, which does not answer; {}", known::LOOK));
         }
-        self.by_proxy(address, is_service)
+        let are_others = is_silent || self.known.shown["services"].is_null();
+        if !are_others {
+            self.note("Services", address, failure.why.clone());
+        }
+        self.by_proxy(address, is_service, are_others)
     }
 
     fn judge(&mut self) -> Onward {
