@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::page::Page;
 use super::watch::{Change, Stop};
-use super::{Client, Select};
+use super::{Client, Form, Select};
 use crate::error::{Context, Error};
 use crate::object::{self, Object};
 
@@ -39,7 +39,8 @@ impl<T: Object, K> Glimpse<T, K> {
         let mut query = Select::default().query();
         query.add("limit", "1");
         let page = Page { kept: &mut kept, keep: self.keep };
-        self.client.read(&format!("{}{}", self.path, query.0), self.client.limits().object_bytes, page)?;
+        let target = format!("{}{}", self.path, query.0);
+        self.client.read(Form::Objects, &target, self.client.limits().object_bytes, page)?;
         self.has_looked = true;
         Ok(Change::Reset(kept))
     }
