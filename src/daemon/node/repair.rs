@@ -82,6 +82,7 @@ impl Node {
         let heard = std::mem::take(&mut self.wires.early);
         self.happened(heard);
         self.hear_of_bandwidth();
+        self.world.keep_marks(self.enis.values().map(|eni| eni.slot).collect());
         phases::reached("what is wired is guarded");
     }
 
