@@ -8,7 +8,7 @@ export TERWAY_BINARY := $(CURDIR)/$(BINARY)
 # Where cargo put the demo. It is run without cargo in between, which would not wait for its end after a Ctrl-C.
 DEMO := cargo test --test demo --no-run --message-format=json 2>/dev/null | sed -n 's/.*"executable":"\([^"]*\/demo-[^"]*\)".*/\1/p'
 
-.PHONY: help demo test test-kernels bench build package package-aarch64 deps check audit fuzz docs clean
+.PHONY: help demo test test-kernels bench build package package-aarch64 deps check check-aarch64 audit fuzz docs clean
 
 help:
 	@echo "make demo    build, then show nodes, pods and every path between them; a report: target/demo.html"
@@ -18,7 +18,7 @@ help:
 	@echo "make bench   build, then measure; also written to target/bench.json      (STRICT=1 fails on a missed goal)"
 	@echo "make build   the static binary: $(BINARY)"
 	@echo "make package  a DEB and an RPM of it: target/packages   (RELEASE=2 is the second of a version; make package-aarch64: cross-built)"
-	@echo "make check   format and lints"
+	@echo "make check   format and lints   (make check-aarch64: that it compiles for aarch64, eBPF and C included)"
 	@echo "make audit   licences, sources and duplicates of what we depend on, and what is known against it"
 	@echo "make fuzz    every parser of what others write, for a minute each  (SECONDS=180; TARGETS=\"cni cloud\", of tests/fuzz/seeds)"
 	@echo "make docs    docs/configuration.md from the code, after a key has changed"
@@ -36,8 +36,7 @@ package: build
 	@ls -l target/packages
 
 package-aarch64: build
-	@command -v aarch64-linux-gnu-gcc >/dev/null || apt-get install -y -qq --no-install-recommends gcc-aarch64-linux-gnu libc6-dev-arm64-cross >/dev/null
-	@rustup target list --installed | grep -qx $(AARCH64) || rustup target add $(AARCH64)
+	@tests/deps.sh aarch64
 	@cargo build --release --target $(AARCH64) --bin terway
 	@TERWAY_SPEAKS=$(BINARY) packaging/build.sh aarch64 target/$(AARCH64)/release/terway target/packages
 	@ls -l target/packages
@@ -61,6 +60,10 @@ bench: build
 check:
 	@cargo fmt --check
 	@cargo clippy --all-targets -- -D warnings
+
+check-aarch64: deps
+	@tests/deps.sh aarch64
+	@cargo check --target $(AARCH64) --bin terway
 
 audit: deps
 	@tests/audit.sh

@@ -147,7 +147,8 @@ pub struct Member {
     pub name: Name,
     pub version: Box<str>,
     pub addresses: Box<[Ipv6Addr]>,
-    pub zone: Tag,
+    /// Not told by a row of a table.
+    pub zone: Option<Tag>,
 }
 
 /// The label that names a slice's Service.
@@ -351,6 +352,16 @@ struct RawTopology {
 struct RawNode {
     metadata: Loose<RawMeta>,
     status: Loose<RawNodeStatus>,
+    /// A row of a table.
+    cells: Loose<Vec<Loose<String>>>,
+    /// A table of one row, as a watch tells it.
+    rows: Loose<Vec<Loose<RawRow>>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawRow {
+    cells: Loose<Vec<Loose<String>>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -382,6 +393,7 @@ object_shape!(
     RawHint,
     RawTopology,
     RawNodeStatus,
+    RawRow,
     RawAddress
 );
 
@@ -691,6 +703,11 @@ impl From<RawNode> for Member {
     fn from(raw: RawNode) -> Member {
         let mut faults = Faults::default();
         let meta = Meta::of(raw.metadata, &mut faults);
+        let row = raw.rows.or_default().into_iter().next().map(|row| row.or_default().cells);
+        let cells = row.unwrap_or(raw.cells).or_default();
+        if !cells.is_empty() {
+            return Member::of_row(cells.into_iter().map(Loose::or_default).collect(), meta.version);
+        }
         let status = faults.object("status", raw.status);
         let all = faults.list("status.addresses[]", "an object", status.addresses);
         let mut addresses = Vec::new();
@@ -707,7 +724,21 @@ impl From<RawNode> for Member {
             name: meta.name,
             version: meta.version,
             addresses: addresses.into(),
-            zone: Tag::of(if zone.is_empty() { &old } else { &zone }),
+            zone: Some(Tag::of(if zone.is_empty() { &old } else { &zone })),
+        }
+    }
+}
+
+impl Member {
+    /// Of the columns that kubectl(1) shows by `-o wide`, the name is the first, and the sixth and seventh are the first address of
+    /// either kind, or `<none>`.
+    fn of_row(cells: Vec<String>, version: Box<str>) -> Member {
+        let addresses = cells.iter().skip(5).take(2).filter_map(|cell| cell.parse().ok()).map(mapped);
+        Member {
+            name: cells.first().map(String::as_str).unwrap_or_default().into(),
+            version,
+            addresses: addresses.filter(|addr| is_unicast(*addr)).collect(),
+            zone: None,
         }
     }
 }
@@ -869,8 +900,36 @@ mod tests {
         };
         let member = node(json!({"topology.kubernetes.io/zone": "h", "failure-domain.beta.kubernetes.io/zone": "g"}));
         assert_eq!((&*member.name, &*member.addresses), ("n1", &[ip("10.0.0.1"), ip("203.0.113.1")][..]));
-        assert_eq!(member.zone, Tag::of("h"));
-        assert_eq!(node(json!({"failure-domain.beta.kubernetes.io/zone": "g"})).zone, Tag::of("g"));
-        assert!(!node(json!({})).zone.is_some());
+        assert_eq!(member.zone, Some(Tag::of("h")));
+        assert_eq!(node(json!({"failure-domain.beta.kubernetes.io/zone": "g"})).zone, Some(Tag::of("g")));
+        assert!(node(json!({})).zone.is_some_and(|zone| !zone.is_some()));
+    }
+
+    #[test]
+    fn a_node_is_read_from_a_row_of_a_table_in_a_list_and_in_a_watch() {
+        let cells = json!([
+            "n1",
+            "Ready",
+            "<none>",
+            "5d",
+            "v1.30.1",
+            "10.0.0.1",
+            "<none>",
+            "Linux",
+            "5.10",
+            "containerd://1.6"
+        ]);
+        let listed: Member = serde_json::from_str(&json!({"cells": cells, "object": null}).to_string()).unwrap();
+        assert_eq!((&*listed.name, &*listed.addresses, listed.zone), ("n1", &[ip("10.0.0.1")][..], None));
+        let watched =
+            json!({"kind": "Table", "metadata": {"resourceVersion": "7"}, "rows": [{"cells": cells, "object": null}]});
+        let watched: Member = serde_json::from_str(&watched.to_string()).unwrap();
+        assert_eq!((&*watched.name, &*watched.version, &*watched.addresses), ("n1", "7", &*listed.addresses));
+        // What marks how far all is known has no name.
+        let mark: Member = serde_json::from_str(
+            r#"{"kind": "Table", "metadata": {"resourceVersion": "9"}, "rows": [{"cells": [""]}]}"#,
+        )
+        .unwrap();
+        assert!(mark.name.is_empty());
     }
 }

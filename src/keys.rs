@@ -246,7 +246,7 @@ const KUBERNETES: &[Key] = &[
         All,
         "how the API server is reached; the option `--kubeconfig` goes before it",
     ),
-    key("node_name", Words("the host name"), All, "this node's name in Kubernetes"),
+    key("node_name", Words("the host name in lower case"), All, "this node's name in Kubernetes"),
     key(
         "conflist",
         Json(r#""/etc/cni/net.d/10-terway.conflist""#),

@@ -170,6 +170,11 @@ pub const CONFIG_LABEL: &str = "terway-config";
 
 /// The annotation of a pod that wants an ENI to itself.
 pub const WHOLE_ENI: &str = "k8s.aliyun.com/ENI";
+/// The name under which a kubelet that is told none registers its node: machines of the cloud are called such as `iZ2ze9Z`.
+pub fn node_of_host(hostname: &str) -> String {
+    hostname.trim().to_lowercase()
+}
+
 /// The label of a node whose pods have an ENI each, and the value that says so.
 pub const WHOLE_ENI_LABEL: (&str, &str) = ("k8s.aliyun.com/exclusive-mode-eni-type", "eniOnly");
 
@@ -544,6 +549,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn a_node_is_registered_under_its_host_name_in_lower_case() {
+        assert_eq!(node_of_host("iZ2ze9abcDEFZ\n"), "iz2ze9abcdefz");
+        assert_eq!(node_of_host("cn-hangzhou.192.168.0.10"), "cn-hangzhou.192.168.0.10");
+    }
 
     #[test]
     fn a_pod_is_read_and_what_nobody_reads_is_left_out() {

@@ -11,7 +11,7 @@ use crate::ip::{IpPair, Mac, NetPair};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::rate::{Both, Limit, Limits};
 
-/// The longest line either side accepts, newline included. A GC of 1,000 attachments needs about 100 kB.
+/// The longest line that the daemon accepts, newline included. A GC of 1,000 attachments needs about 100 kB.
 pub const MAX_LINE: usize = 1 << 20;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

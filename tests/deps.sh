@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs what building and testing take on a bare Debian 12. Does nothing, quickly, when it is all there.
+# Installs what building and testing take on a bare Debian 12, with the word `aarch64` also what cross-building for that takes. Does nothing,
+# quickly, when it is all there.
 set -eu
 
 # package:something it brings
@@ -7,6 +8,11 @@ need="gcc:/usr/bin/gcc g++:/usr/bin/g++ libc6-dev:/usr/include/stdio.h iproute2:
  iputils-ping:/usr/bin/ping procps:/usr/bin/ps busybox-static:/usr/bin/busybox containerd:/usr/bin/containerd runc:/usr/sbin/runc
  clang-19:/usr/bin/clang-19 containernetworking-plugins:/usr/lib/cni/ptp python3-venv:/usr/share/doc/python3-venv strace:/usr/bin/strace
  rpm:/usr/bin/rpmbuild help2man:/usr/bin/help2man mmdebstrap:/usr/bin/mmdebstrap systemd-container:/usr/bin/systemd-nspawn"
+targets=x86_64-unknown-linux-musl
+if [ "${1:-}" = aarch64 ]; then
+    need="$need gcc-aarch64-linux-gnu:/usr/bin/aarch64-linux-gnu-gcc libc6-dev-arm64-cross:/usr/aarch64-linux-gnu/include/stdio.h"
+    targets="$targets aarch64-unknown-linux-musl"
+fi
 missing=""
 for item in $need; do
     [ -e "${item#*:}" ] || [ -e "/bin/$(basename "${item#*:}")" ] || missing="$missing ${item%%:*}"
@@ -23,8 +29,9 @@ if ! command -v cargo >/dev/null; then
     echo "there is no cargo here: install the Rust toolchain manager rustup, then say make again" >&2
     exit 1
 fi
-target=x86_64-unknown-linux-musl
-if command -v rustup >/dev/null && ! rustup target list --installed | grep -qx "$target"; then
-    echo "installing the Rust target $target"
-    rustup target add "$target"
-fi
+for target in $targets; do
+    if command -v rustup >/dev/null && ! rustup target list --installed | grep -qx "$target"; then
+        echo "installing the Rust target $target"
+        rustup target add "$target"
+    fi
+done

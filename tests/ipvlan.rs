@@ -10,7 +10,7 @@ use terway::ip::{IpPair, Mac, NetPair, Stack};
 use terway::kernel::bpf::hooks::Directory;
 use terway::kernel::{self, Kernel, unwire};
 use terway::ours;
-use terway::plan::Plan;
+use terway::plan::{Hook, Object, Plan, Program, Side};
 use terway::pod::{Attachment, PodName, Sandbox};
 use terway::rate::{Both, Limit, Limits, Rate};
 use terway::rpc::{EniLease, Lease, Marker, Shaper, Slave, Wiring};
@@ -541,6 +541,24 @@ fn nothing_is_left_of_a_slave_and_of_an_eni_that_had_some() {
     world.kernel(|kernel| kernel.undo(&world.eni_plan(&one))).unwrap();
     let left = world.node.sh("ip -o link; tc qdisc; ip rule; ip route show table all");
     assert!(!left.contains("ipvl_") && !left.contains("clsact") && !left.contains("fwmark 0x20"), "{left}");
+}
+
+/// Of an ENI's links there need be none but its own: this runs where the kernel has no ipvlan, too.
+#[test]
+fn a_purge_takes_what_is_on_the_enis_and_nobody_elses() {
+    let node = Node::new("node");
+    node.sh("ip link add eth1 type veth peer ipvl_x; ip link add ipvl_3 type veth");
+    node.sh("tc qdisc add dev ipvl_x clsact; tc filter add dev ipvl_x egress pref 2052 bpf bytecode '1,6 0 0 0'");
+    let (link, side, priority) = ("eth1".into(), Side::Egress, ours::HOOK_PRIORITY);
+    let hook = Object::Hook(Hook { link, side, priority, program: Program::Leaving, class: None });
+    node.run(|| Kernel::host().unwrap().apply(&Plan { host: vec![hook], pod: Vec::new() })).unwrap();
+    let filters = |link: &str| node.sh(&format!("tc filter show dev {link} egress"));
+    assert!(filters("eth1").contains("terway_leaving") && !filters("ipvl_x").is_empty());
+    node.sh(concat!("set -e\n", include_str!("../packaging/purge")));
+    assert_eq!(filters("eth1"), "");
+    assert!(!filters("ipvl_x").is_empty());
+    assert_eq!(node.sh("ip -o link | grep -c ipvl_3 || true").trim(), "0");
+    assert_eq!(node.sh("ls -d /sys/fs/bpf/terway /run/terway /var/lib/terway 2>/dev/null || true"), "");
 }
 
 #[test]

@@ -44,14 +44,19 @@ struct Packages {
 
 /// Builds them from the binary under test, as `make package` does.
 fn build(release: u32, folder: &Path) -> Packages {
+    build_for("x86_64", "amd64", stripped(), release, folder)
+}
+
+/// The same for an architecture, as rpm and as dpkg name it.
+fn build_for(arch: &str, deb_arch: &str, binary: &Path, release: u32, folder: &Path) -> Packages {
     let mut command = Command::new("packaging/build.sh");
-    command.arg("x86_64").arg(stripped()).arg(folder).env("RELEASE", release.to_string());
+    command.arg(arch).arg(binary).arg(folder).env("RELEASE", release.to_string()).env("TERWAY_SPEAKS", stripped());
     let done = command.output().expect("start packaging/build.sh");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     let version = format!("{}-{release}", env!("CARGO_PKG_VERSION"));
     Packages {
-        deb: folder.join(format!("terway_{version}_amd64.deb")),
-        rpm: folder.join(format!("terway-{version}.x86_64.rpm")),
+        deb: folder.join(format!("terway_{version}_{deb_arch}.deb")),
+        rpm: folder.join(format!("terway-{version}.{arch}.rpm")),
     }
 }
 
@@ -104,6 +109,19 @@ fn both_packages_bring_the_same_files() {
     ] {
         assert!(deb.lines().any(|line| line == file), "{file} is not in {deb}");
     }
+}
+
+/// That the binary itself can be made is `make check-aarch64`'s to say; here another one stands in its place, which cannot be run either.
+#[test]
+fn packages_for_aarch64_are_made_of_the_same_files() {
+    let folder = Folder::new("aarch64");
+    let binary = folder.0.join("terway");
+    fs::write(&binary, "what runs elsewhere").unwrap();
+    let Packages { deb, rpm } = build_for("aarch64", "arm64", &binary, 1, &folder.0);
+    let files = |deb: &Path| sh(&format!("dpkg-deb -c {} | awk '{{print $1, $6, $8}}'", deb.display()));
+    assert_eq!(files(&deb), files(&releases()[0].deb));
+    assert_eq!(sh(&format!("dpkg-deb -f {} Architecture", deb.display())), "arm64\n");
+    assert_eq!(sh(&format!("rpm -qp --qf '%{{ARCH}}' {}", rpm.display())), "aarch64");
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod wrong;
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -199,6 +199,47 @@ fn every_kind_of_address_leads_to_the_endpoints() {
     assert_eq!(shown["state"], "serving", "{shown}");
 }
 
+/// So many nodes, each as large as they are in a cluster, with up to fifty images; `TERWAY_NODES=5000` is what a large one has.
+#[test]
+fn other_nodes_are_known_by_rows_of_a_few_hundred_bytes() {
+    let many: u64 = std::env::var("TERWAY_NODES").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
+    let mut bench = Bench::idle(json!({}));
+    let image = |n: u64| json!({"names": [format!("registry.example/team/image-{n}@sha256:{n:064}"), format!("registry.example/team/image-{n}:v1.2.3")], "sizeBytes": 123456789 + n});
+    let images: Vec<Value> = (0..50).map(image).collect();
+    let address = |n: u64| Ipv4Addr::from_bits(0x0a64_0000 + n as u32).to_string();
+    let node = |n: u64, beat: u64| {
+        json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": {"name": format!("other-{n}")},
+            "status": {
+                "addresses": [{"type": "InternalIP", "address": address(n)}, {"type": "Hostname", "address": format!("other-{n}")}],
+                "conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": beat.to_string()}], "images": images,
+            },
+        })
+    };
+    let whole = node(0, 0).to_string().len() as u64;
+    (0..many).for_each(|n| _ = bench.cluster.kube.put(node(n, 0)));
+    let heard = |bench: &Bench| bench.cluster.kube.bytes_to(bench.cluster.node(0).addr.into());
+    bench.cluster.start_ready(0);
+    let (one, client) = (bench.cluster.add(0, "one"), bench.cluster.add(0, "client"));
+    let servers = serve(&[&one]);
+    let ports = json!([{"name": "http", "port": 80, "nodePort": 30080}]);
+    bench.service("web", "172.21.0.80", json!({"type": "NodePort", "ports": ports}));
+    bench.endpoints("web", &[(servers[0].1, json!({}))]);
+    bench.leads(&client.pod, &format!("{}:30080", address(many - 1)), &[servers[0].1]);
+    let listed = heard(&bench);
+    // Each says that it is well; then there is one more, and what was told of it comes last.
+    (0..many).for_each(|n| _ = bench.cluster.kube.put(node(n, 1)));
+    bench.cluster.kube.put(node(many, 0));
+    bench.leads(&client.pod, &format!("{}:30080", address(many)), &[servers[0].1]);
+    let (listed, told) = (listed / many, (heard(&bench) - listed) / many);
+    println!("a node of {whole} bytes: {listed} when listed, {told} for each time that it says it is well");
+    // The list has all else that a start reads in it, too.
+    assert!(listed < 1000 && told < 500 && whole > 8000, "{whole} bytes: {listed}, {told}");
+    // It goes: its address is nobody's any more.
+    bench.cluster.kube.delete("Node", "", &format!("other-{many}"));
+    soon("it is forgotten", || bench.ask(&client.pod, &format!("{}:30080", address(many))).is_err());
+}
+
 /// Whoever is behind the outside's address, port by port, is the outside itself or, where that is a Service's, our pod.
 #[test]
 fn headless_and_renamed_services_others_and_restricted_addresses_are_left_alone() {
@@ -285,9 +326,16 @@ fn policies_hints_and_what_goes_away_choose_among_the_endpoints() {
     let ports = json!([{"name": "http", "port": 80, "nodePort": 30080}]);
     bench.service("web", "172.21.0.80", json!({"type": "NodePort", "ports": ports, "externalTrafficPolicy": "Local"}));
     bench.endpoints("web", &[(a, json!({})), (b, away)]);
-    let (own, another) = (bench.cluster.node(0).addr, bench.cluster.node(1).addr);
+    let (own, another) = (bench.cluster.node(0).addr, bench.cluster.node(1).addr.to_string());
     bench.leads(&client.pod, &format!("{own}:30080"), &[a, b]);
-    assert_ne!(bench.ask(&client.pod, &format!("{another}:30080")).ok(), Some(a));
+    let theirs = format!("{another}:30080");
+    assert!(bench.ask(&client.pod, &theirs).is_err(), "nobody answers there yet");
+    // Its kube-proxy does, by an endpoint of its own.
+    let there = Servers::on(&**bench.cluster.node(1), &[&another], 8081);
+    let rule = format!("-p tcp --dport 30080 -m addrtype --dst-type LOCAL -j DNAT --to-destination {another}:8081");
+    bench.cluster.node(1).sh(&format!("iptables -t nat -A PREROUTING {rule}"));
+    bench.leads(&client.pod, &theirs, &[there.addrs[0]]);
+    bench.leads(&**bench.cluster.node(0), &theirs, &[there.addrs[0]]);
 }
 
 #[test]

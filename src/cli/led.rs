@@ -1,7 +1,7 @@
 //! Where Services lead: by the daemon's word, and where there is none by the kernel's own maps, which know no names.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use super::face::{Code, Failure};
 use super::known::ask;
 use crate::error::Error;
 use crate::kernel::bpf::services::Services;
-use crate::maps::{FrontendKey, Proto, Tables};
+use crate::maps::{FrontendKey, NODE_OWN, OWN_NODE_ONLY, Proto, Tables};
 use crate::ours;
 use crate::rpc::Request;
 
@@ -45,10 +45,24 @@ fn by_kernel(matching: &str) -> Result<Option<Value>, Error> {
     Ok(Some(json!({"services": all.collect::<Vec<_>>()})))
 }
 
+/// Whose node port this is, as `services` names it, where the address is a node's; and whether that node alone answers there: it is another,
+/// and the Service keeps to the policy Local.
+pub fn node_port(addr: IpAddr, port: u16, protocol: Proto) -> Option<(String, bool)> {
+    let Tables { frontends, nodes, .. } = Services::peek(Path::new(ours::BPF_ROOT)).ok()??.read().ok()?;
+    let flags = nodes.iter().find(|(node, _)| *node == addr)?.1;
+    let fits = |key: &FrontendKey| {
+        (key.addr.is_unspecified(), key.addr.is_ipv4(), key.port, key.proto) == (true, addr.is_ipv4(), port, protocol)
+    };
+    let (key, frontend) = frontends.iter().find(|(key, _)| fits(key))?;
+    let is_theirs = flags & NODE_OWN == 0 && frontend.flags & OWN_NODE_ONLY != 0;
+    Some((address(key), is_theirs))
+}
+
 fn address(key: &FrontendKey) -> String {
     let protocol = if key.proto == Proto::Tcp { "TCP" } else { "UDP" };
     match key.addr.is_unspecified() {
-        true => format!("node port {}/{protocol}", key.port),
+        true if key.addr.is_ipv4() => format!("node port {}/{protocol}", key.port),
+        true => format!("node port {}/{protocol} (IPv6)", key.port),
         false => format!("{}/{protocol}", SocketAddr::new(key.addr, key.port)),
     }
 }

@@ -1,11 +1,18 @@
 //! `services`: which Services this node leads at the socket, and to whom.
 
+use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
+use std::path::Path;
+
 use argh::FromArgs;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::face::{Answer, Cell, Code, Failure, Hue, Table};
 use super::led;
 use super::status::{list, text};
+use crate::error::{Context, Error};
+use crate::kernel::bpf::standing;
+use crate::ours;
 
 /// So many endpoints stand in a line; JSON has all that terwayd tells.
 const SHOWN: usize = 4;
@@ -18,6 +25,9 @@ pub struct Services {
     /// only those in whose name or address this occurs, such as shop/web or 172.21.0.10
     #[argh(positional)]
     pub matching: Option<String>,
+    /// take the programs and maps away that lead Services, so that they are kube-proxy's again; while terwayd does not run
+    #[argh(switch)]
+    pub leave: bool,
     /// print JSON
     #[argh(switch)]
     pub json: bool,
@@ -25,6 +35,9 @@ pub struct Services {
 
 impl Services {
     pub fn answer(&self) -> Result<Answer, Failure> {
+        if self.leave {
+            return leave();
+        }
         let (shown, silence) = led::look(self.matching.as_deref().unwrap_or_default())?;
         let mut table = Table::new(["SERVICE", "ADDRESS", "ENDPOINTS", "NOTE"]);
         let mut good = true;
@@ -47,6 +60,35 @@ impl Services {
             &format!("terwayd does not answer ({why}): what follows is from the kernel, which knows no names\n"),
         );
         Ok(Answer { page, json: shown, code: Code::NoDaemon })
+    }
+}
+
+/// Programs at a cgroup hold their maps, and lead connections by them for as long as the machine is up: past the daemon and its package.
+fn leave() -> Result<Answer, Failure> {
+    let root = Path::new(ours::BPF_ROOT);
+    let fine = |page: &str, led: bool| Ok(Answer::fine(format!("{page}\n"), json!({"led": led})));
+    if !standing::somewhere(root) {
+        return fine("no Service is led at the socket by Terway", false);
+    }
+    let _place = place()?;
+    standing::leave(root, None)?;
+    fine("no Service is led at the socket by Terway any more", true)
+}
+
+/// The place of the node's daemon: none begins before we are done.
+fn place() -> Result<Option<File>, Failure> {
+    let doing = || format!("lock {}", ours::LOCK);
+    let file = match File::open(ours::LOCK) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        file => file.context(doing)?,
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(Failure::new(
+            Code::Found,
+            "terwayd runs, and would lead them again: set ebpf_services to false in its configuration, or stop it first",
+        )),
+        Err(TryLockError::Error(e)) => Err(Failure::from(Error::from(e).within(doing()))),
     }
 }
 

@@ -10,7 +10,10 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::error::{Cause, Context, Error};
 use crate::ours;
-use crate::rpc::{MAX_LINE, Reply, Request};
+use crate::rpc::{Reply, Request};
+
+/// The longest answer that is read: all that a full node shows is a few megabytes.
+const LONGEST: usize = 16 << 20;
 
 /// A daemon that lives takes a connection at once.
 const CONNECT: Duration = Duration::from_millis(900);
@@ -90,8 +93,8 @@ fn read_line(stream: &mut UnixStream, deadline: Instant) -> Result<Vec<u8>, Erro
         }
         let end = piece[..n].iter().position(|b| *b == b'\n');
         line.extend_from_slice(&piece[..end.unwrap_or(n)]);
-        if line.len() >= MAX_LINE {
-            return Err(Error::malformed(format!("the answer is longer than {MAX_LINE} bytes")));
+        if line.len() >= LONGEST {
+            return Err(Error::malformed(format!("the answer is longer than {LONGEST} bytes")));
         }
         if end.is_some() {
             return Ok(line);
@@ -103,4 +106,26 @@ fn read_line(stream: &mut UnixStream, deadline: Instant) -> Result<Vec<u8>, Erro
 fn left(deadline: Instant) -> Result<Duration, Error> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() { Err(Error::new(Cause::Timeout)) } else { Ok(left) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_full_node_shows_is_read_to_its_end_and_what_has_none_is_not() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let daemon = thread::spawn(move || {
+            let shown = vec![b'x'; 3 << 20];
+            theirs.write_all(&shown).and_then(|()| theirs.write_all(b"\n")).unwrap();
+            // Until nobody reads any more.
+            while theirs.write_all(&shown).is_ok() {}
+        });
+        assert_eq!(read_line(&mut ours, deadline).unwrap().len(), 3 << 20);
+        let endless = read_line(&mut ours, deadline).unwrap_err().to_string();
+        assert_eq!(endless, "the answer is longer than 16777216 bytes");
+        drop(ours);
+        daemon.join().unwrap();
+    }
 }

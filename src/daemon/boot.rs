@@ -105,7 +105,7 @@ impl Start {
     pub fn node_name(&self) -> String {
         match &self.layers.config().node_name {
             Some(name) => name.clone(),
-            None => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            None => object::node_of_host(&rustix::system::uname().nodename().to_string_lossy()),
         }
     }
 

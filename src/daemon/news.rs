@@ -142,17 +142,29 @@ pub fn follow<T: Object, K>(
 
 /// Writes to the API server and sorts the answer.
 pub fn carry_out(client: &Client, write: &Write) -> Outcome {
-    let Err(e) = client.carry_out(write) else { return Outcome::Done };
-    match e.cause {
+    client.carry_out(write).map_or_else(|e| outcome(write, &e), |()| Outcome::Done)
+}
+
+/// What became of what was not simply done.
+fn outcome(write: &Write, e: &Error) -> Outcome {
+    match &e.cause {
         Cause::Absent => Outcome::Gone,
+        // It was made by an attempt whose answer never came: names are given once.
+        Cause::Http { status: 409, .. } if matches!(write, Write::Create { .. }) => Outcome::Done,
+        Cause::Http { status: 403, body } if body.contains("is being terminated") => {
+            log::debug!("{e}");
+            Outcome::Refused
+        }
         Cause::Http { status: 403, .. } => {
             log::warn!("{e}; grant what cni-conf/rbac.yaml lists");
             Outcome::Refused
         }
         // Too many requests, a conflict, a credential that is being replaced: the same may succeed later.
-        Cause::Http { status: 400..=499, .. }
-            if !matches!(e.cause, Cause::Http { status: 401 | 408 | 409 | 429, .. }) =>
-        {
+        Cause::Http { status: 401 | 408 | 409 | 429, .. } => {
+            log::warn!("{e}");
+            Outcome::Unanswered
+        }
+        Cause::Http { status: 400..=499, .. } => {
             log::warn!("{e}");
             Outcome::Refused
         }
@@ -175,4 +187,28 @@ pub fn event(notice: &Notice, uid: &str, node: &str) -> Event {
     let about = notice.pod.as_ref().map_or_else(|| About::node(node), |pod| About::pod(pod, uid));
     let r#type = if notice.warning { EventType::Warning } else { EventType::Normal };
     Event::new(about, node, r#type, notice.reason, &notice.message, SystemTime::now())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::object::Patch;
+
+    #[test]
+    fn what_was_made_by_an_attempt_without_an_answer_is_made() {
+        let (path, body) = (String::from("/api/v1/namespaces/default/events"), json!({}));
+        let create = Write::Create { path: path.clone(), body: body.clone() };
+        let patch = Write::Patch { path, patch: Patch::Merge, body };
+        let said =
+            |write: &Write, status, body: &str| outcome(write, &Error::new(Cause::Http { status, body: body.into() }));
+        assert_eq!(said(&create, 409, "events \"web.1\" already exists"), Outcome::Done);
+        assert_eq!(said(&patch, 409, "the object has been modified"), Outcome::Unanswered);
+        assert_eq!(said(&create, 403, "namespace a is being terminated"), Outcome::Refused);
+        assert_eq!(said(&create, 422, "invalid"), Outcome::Refused);
+        for status in [401, 408, 429, 500, 503] {
+            assert_eq!(said(&create, status, ""), Outcome::Unanswered, "{status}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Counts what calls to the cloud bring and take of addresses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::eni::{Eni, Fault, PER_PREFIX};
@@ -62,9 +62,14 @@ impl Tally {
             (Call::Unassign { eni, addresses }, Ok(_)) => self.taken(eni, addresses.len() as u64),
             (Call::UnassignPrefixes { eni, prefixes }, Ok(_)) => self.taken(eni, prefixed(prefixes.len())),
             (Call::Delete { eni }, Ok(_)) => {
-                self.disposed += self.enis.remove(eni).map_or(0, |known| known.addresses);
+                self.disposed += self.enis.get(eni).map_or(0, |known| known.addresses);
+                self.forget(|id| id == eni);
             }
-            (_, Ok(Outcome::Seen(enis) | Outcome::SeenAll(enis))) => enis.iter().for_each(|eni| self.know(eni)),
+            (_, Ok(Outcome::Seen(enis))) => enis.iter().for_each(|eni| self.know(eni)),
+            (_, Ok(Outcome::SeenAll(enis))) => {
+                self.forget(|id| enis.iter().all(|eni| eni.id != id));
+                enis.iter().for_each(|eni| self.know(eni));
+            }
             _ => {}
         }
     }
@@ -72,6 +77,13 @@ impl Tally {
     fn know(&mut self, eni: &Eni) {
         let addresses = eni.addresses().count() as u64;
         self.enis.insert(eni.id.clone(), Known { mac: eni.mac.to_string(), addresses });
+    }
+
+    /// An ENI that is gone is told of no more: a node makes many in its life.
+    fn forget(&mut self, is_gone: impl Fn(&str) -> bool) {
+        self.enis.retain(|id, _| !is_gone(id));
+        let macs: BTreeSet<&str> = self.enis.values().map(|known| &*known.mac).collect();
+        self.asked.retain(|(mac, _), _| mac.is_empty() || macs.contains(&**mac));
     }
 
     fn given(&mut self, eni: &str, count: u64) {
@@ -125,5 +137,22 @@ mod tests {
         assert_eq!(counts, [(mac.clone(), "succeed", 2), (mac, "fail", 2)]);
         tally.made(&Call::Delete { eni: id }, &Ok(Outcome::Deleted));
         assert_eq!(tally.disposed, 1 + 3);
+        assert!(tally.asked.is_empty() && tally.enis.is_empty(), "a row for each ENI that ever was");
+    }
+
+    #[test]
+    fn enis_that_others_take_away_leave_no_rows_and_refusals_stay_counted() {
+        let mut tally = Tally { enis: BTreeMap::new(), asked: BTreeMap::new(), disposed: 0 };
+        for n in 0..100 {
+            let mut eni = eni();
+            eni.id = format!("eni-{n}");
+            eni.mac = format!("00:16:3e:00:01:{n:02x}").parse().unwrap();
+            tally.made(&Call::LookAll, &Ok(Outcome::SeenAll(vec![eni.clone()])));
+            tally.given(&eni.id, 1);
+        }
+        tally.asked("", Status::Fail, 3);
+        tally.made(&Call::LookAll, &Ok(Outcome::SeenAll(Vec::new())));
+        let counts: Vec<_> = tally.asked.iter().map(|((mac, status), n)| (&**mac, status.as_str(), *n)).collect();
+        assert_eq!((counts, tally.enis.len()), (vec![("", "fail", 3)], 0));
     }
 }

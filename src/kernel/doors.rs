@@ -4,7 +4,7 @@ use super::addr::AddrSeen;
 use super::message::answers;
 use super::neigh::NeighSeen;
 use super::tc::{FilterSeen, QdiscSeen};
-use super::{LinkSeen, RouteSeen, events, ipset, rule, tables};
+use super::{LinkSeen, RouteSeen, bpf, events, ipset, rule, tables};
 use crate::ours;
 use crate::verdict::Event;
 
@@ -35,7 +35,8 @@ pub fn text(text: &str) {
     drop(ours::attachment(text));
 }
 
-/// What a program has written into a ring.
+/// What a program has written into a ring, and the ring itself.
 pub fn event(bytes: &[u8]) {
     Event::from_bytes(bytes);
+    bpf::heard(bytes, 0, &mut |data| drop(Event::from_bytes(data)));
 }

@@ -1,5 +1,6 @@
 //! Single netfilter rules, by iptables(8): whichever of its two kinds the node has is the kind that kube-proxy uses too.
 
+use std::ffi::{OsStr, OsString};
 use std::process::{Command, Stdio};
 
 use crate::error::{Context, Error};
@@ -34,10 +35,38 @@ fn failure(rule: &Iptables, said: &str) -> Error {
 
 /// Others change tables too: their lock is waited for, some seconds at most.
 fn run(verb: &str, rule: &Iptables) -> Result<(Option<i32>, String), Error> {
-    let mut command = Command::new(rule.program());
-    // Runtimes call plugins with whatever they have.
-    command.env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin:/usr/bin:/bin");
+    let mut command = tool(rule.program());
     command.args(["-w", "5", "-t", rule.table, verb, rule.chain]).args(&rule.rule);
     let output = command.stdin(Stdio::null()).output().context(|| format!("run {}", rule.program()))?;
     Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+}
+
+/// A program that is run.
+pub(super) fn tool(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env("PATH", path(std::env::var_os("PATH")));
+    command
+}
+
+/// Where programs are looked for: runtimes call plugins with whatever they have. An empty folder in it would mean the one that the
+/// caller happens to be in.
+fn path(given: Option<OsString>) -> OsString {
+    let own = OsStr::new("/usr/sbin:/sbin:/usr/bin:/bin");
+    match given.filter(|path| !path.is_empty()) {
+        Some(path) => [path.as_os_str(), OsStr::new(":"), own].iter().copied().collect(),
+        None => own.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_path_nothing_is_looked_for_where_we_happen_to_be() {
+        let own = "/usr/sbin:/sbin:/usr/bin:/bin";
+        assert_eq!(path(None), own);
+        assert_eq!(path(Some("".into())), own);
+        assert_eq!(path(Some("/opt/bin".into())), format!("/opt/bin:{own}").as_str());
+    }
 }

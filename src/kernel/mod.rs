@@ -9,6 +9,7 @@ mod card;
 #[cfg(fuzzing)]
 pub mod doors;
 mod events;
+pub mod filters;
 mod ipset;
 mod iptables;
 mod ipvlan;

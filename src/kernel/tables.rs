@@ -8,13 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::ipset::Sets;
+use super::iptables;
 use crate::chains::{Chains, FAMILIES, Family, HOOKS, Members, Use, chains, sets};
 use crate::cluster::Name;
 use crate::error::{Context, Error};
@@ -405,8 +406,7 @@ fn restore(family: Family, text: &str) -> Result<(), Error> {
 
 fn run(family: Family, verb: &str, args: &[&str], input: Option<&str>) -> Result<String, Error> {
     let program = format!("{}-{verb}", if family == Family::V4 { "iptables" } else { "ip6tables" });
-    let mut command = Command::new(&program);
-    command.env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin:/usr/bin:/bin");
+    let mut command = iptables::tool(&program);
     let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
     let command = command.args(args).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().context(|| format!("run {program}: install iptables"))?;

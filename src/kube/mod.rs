@@ -85,6 +85,9 @@ pub struct Select {
     /// Such as `spec.nodeName=n1`; empty for no restriction.
     pub fields: String,
     pub labels: String,
+    /// As rows of the table that kubectl(1) prints, of which each is a few hundred bytes. A server that makes none sends objects all the
+    /// same.
+    pub rows: bool,
 }
 
 /// A connection to the API server; clones share it. One attempt per call: whether to try again is the caller's choice.
@@ -171,7 +174,8 @@ impl Client {
 
     /// One object, by the path that [`object::path`] makes. [`Cause::Absent`] where there is none.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
-        let object: Result<Box<RawValue>, Error> = self.read(path, self.limits().object_bytes, PhantomData);
+        let object: Result<Box<RawValue>, Error> =
+            self.read(Form::Objects, path, self.limits().object_bytes, PhantomData);
         object.and_then(|object| Ok(page::whole(&object)?)).context(|| format!("get {path}"))
     }
 
@@ -222,7 +226,7 @@ impl Client {
             }
             let (target, max) = (format!("{path}{}", query.0), self.limits().page_bytes);
             let page = Page { kept: &mut kept, keep };
-            let meta = self.read(&target, max, page).context(|| format!("list {path}"))?;
+            let meta = self.read(select.form(), &target, max, page).context(|| format!("list {path}"))?;
             next = meta.r#continue;
             if next.is_empty() {
                 return Ok((kept, meta.resource_version));
@@ -298,11 +302,12 @@ impl Client {
     /// One object of JSON at `target`, of at most so many bytes, read as it arrives.
     fn read<S: for<'de> DeserializeSeed<'de, Value = T>, T>(
         &self,
+        form: Form,
         target: &str,
         max: u64,
         seed: S,
     ) -> Result<T, Error> {
-        let body = self.send(Verb::Get, target)?.into_body().into_with_config().limit(max).reader();
+        let body = self.send(Verb::Get(form), target)?.into_body().into_with_config().limit(max).reader();
         let mut json = serde_json::Deserializer::from_reader(BufReader::with_capacity(16 << 10, body));
         let value = seed.deserialize(&mut json).map_err(unreadable)?;
         json.end().map_err(unreadable)?;
@@ -381,22 +386,26 @@ fn agent(access: &Access, limits: &Limits) -> Agent {
 /// What to do at a path.
 #[derive(Clone, Copy)]
 enum Verb<'a> {
-    Get,
+    Get(Form),
     /// A GET whose answer goes on for as long as it likes, if only it is not silent for too long.
-    Watch,
+    Watch(Form),
     Create(&'a [u8]),
     Patch(Patch, &'a [u8]),
 }
 
 impl Verb<'_> {
     fn send(self, agent: &Agent, access: &Access, limits: &Limits, target: &str) -> Result<Response<Body>, Error> {
-        let mut request = Request::builder().uri(format!("{}{target}", access.server)).header("Accept", JSON);
+        let form = match self {
+            Verb::Get(form) | Verb::Watch(form) => form,
+            _ => Form::Objects,
+        };
+        let mut request = Request::builder().uri(format!("{}{target}", access.server)).header("Accept", form.mime());
         if let Some(bearer) = &access.bearer {
             request = request.header("Authorization", format!("Bearer {bearer}"));
         }
         let answer = match self {
-            Verb::Get => request.method("GET").body(()).map(|r| agent.run(r)),
-            Verb::Watch => request.method("GET").body(()).map(|r| agent.run(patient(agent, limits, r))),
+            Verb::Get(_) => request.method("GET").body(()).map(|r| agent.run(r)),
+            Verb::Watch(_) => request.method("GET").body(()).map(|r| agent.run(patient(agent, limits, r))),
             Verb::Create(body) => request.method("POST").header("Content-Type", JSON).body(body).map(|r| agent.run(r)),
             Verb::Patch(patch, body) => {
                 request.method("PATCH").header("Content-Type", patch.mime()).body(body).map(|r| agent.run(r))
@@ -407,6 +416,22 @@ impl Verb<'_> {
 }
 
 const JSON: &str = "application/json";
+
+/// How objects come: as they are, or as rows of a table where the server can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Objects,
+    Rows,
+}
+
+impl Form {
+    fn mime(self) -> &'static str {
+        match self {
+            Form::Objects => JSON,
+            Form::Rows => "application/json;as=Table;v=v1;g=meta.k8s.io, application/json",
+        }
+    }
+}
 
 impl Patch {
     fn mime(self) -> &'static str {
@@ -479,12 +504,19 @@ impl Query {
 }
 
 impl Select {
+    fn form(&self) -> Form {
+        if self.rows { Form::Rows } else { Form::Objects }
+    }
+
     fn query(&self) -> Query {
         let mut query = Query(String::new());
         for (name, value) in [("fieldSelector", &self.fields), ("labelSelector", &self.labels)] {
             if !value.is_empty() {
                 query.add(name, value);
             }
+        }
+        if self.rows {
+            query.add("includeObject", "None");
         }
         query
     }

@@ -33,7 +33,8 @@ impl<'de, T: DeserializeOwned, K> Visitor<'de> for Page<'_, T, K> {
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
                 "metadata" => meta = whole(map.next_value::<Box<RawValue>>()?.as_ref()).map_err(A::Error::custom)?,
-                "items" => map.next_value_seed(Items { kept: &mut *self.kept, keep: self.keep })?,
+                // Those of a table are its rows.
+                "items" | "rows" => map.next_value_seed(Items { kept: &mut *self.kept, keep: self.keep })?,
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }

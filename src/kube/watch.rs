@@ -151,7 +151,7 @@ fn open(client: &Client, select: &Select, path: &str, seen: &str) -> Result<Stre
     query.add("resourceVersion", seen);
     query.add("timeoutSeconds", &limits.watch.as_secs().max(1).to_string());
     let opened = Instant::now();
-    let answer = client.send(Verb::Watch, &format!("{path}{}", query.0))?;
+    let answer = client.send(Verb::Watch(select.form()), &format!("{path}{}", query.0))?;
     let body = answer.into_body().into_with_config().limit(u64::MAX).reader();
     Ok(Stream { lines: Lines::new(body, limits.object_bytes), opened })
 }

@@ -59,7 +59,7 @@ impl<'a> Entity<'a> {
     }
 
     fn space_label(&self, key: &str) -> Option<&'a str> {
-        if key == "projectcalico.org/name" { Some(self.namespace()) } else { self.space?.get(key) }
+        space_label(self.namespace(), self.space, key)
     }
 
     fn account_label(&self, key: &str) -> Option<&'a str> {
@@ -90,17 +90,7 @@ impl<'a> Entity<'a> {
     }
 
     fn is_in(&self, space: &Space, is_calico: bool) -> bool {
-        let namespace = self.namespace();
-        match space {
-            Space::Any => true,
-            Space::One(name) => **name == *namespace,
-            // A set of the whole cluster: labels of a namespace it has none.
-            Space::Matching(selector) if namespace.is_empty() => selector.holds(&|_: &str| None, false),
-            Space::Matching(selector) => self.space.is_some_and(|labels| match is_calico {
-                true => selector.holds(&|key: &str| self.space_label(key), true),
-                false => selector.holds(&|key: &str| labels.get(key), true),
-            }),
-        }
+        is_in(self.namespace(), self.space, space, is_calico)
     }
 
     fn runs_as(&self, account: &Account) -> bool {
@@ -109,6 +99,31 @@ impl<'a> Entity<'a> {
             && (account.names.is_empty() || account.names.iter().any(|name| **name == *self.account))
             && (any || self.account_labels.is_some() && account.labels.matches(&|key: &str| self.account_label(key)))
     }
+}
+
+/// Whether a pod of this namespace with these labels may be selected; what else is asked differs from one such pod to the other.
+pub fn may_select(by: &Who, namespace: &str, space: Option<&Labels>, labels: &Labels) -> bool {
+    let is_calico = by.whom == Whom::Calico;
+    by.whom != Whom::Nodes
+        && is_in(namespace, space, &by.space, is_calico)
+        && (is_calico && by.labels.asks_given() || by.labels.matches(&|key: &str| labels.get(key)))
+}
+
+fn is_in(namespace: &str, space: Option<&Labels>, wanted: &Space, is_calico: bool) -> bool {
+    match wanted {
+        Space::Any => true,
+        Space::One(name) => **name == *namespace,
+        // A set of the whole cluster: labels of a namespace it has none.
+        Space::Matching(selector) if namespace.is_empty() => selector.holds(&|_: &str| None, false),
+        Space::Matching(selector) => space.is_some_and(|labels| match is_calico {
+            true => selector.holds(&|key: &str| space_label(namespace, space, key), true),
+            false => selector.holds(&|key: &str| labels.get(key), true),
+        }),
+    }
+}
+
+fn space_label<'a>(namespace: &'a str, space: Option<&'a Labels>, key: &str) -> Option<&'a str> {
+    if key == "projectcalico.org/name" { Some(namespace) } else { space?.get(key) }
 }
 
 const SPACE: &str = "\0namespace";

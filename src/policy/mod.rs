@@ -4,6 +4,7 @@
 //! marks pods and addresses, and [`Model::changes`] works out anew all that a marked one has.
 
 mod admin;
+mod alike;
 mod calico;
 mod compile;
 mod form;
@@ -38,12 +39,14 @@ use crate::heard::Heard;
 use crate::netpol::Document;
 use crate::peer::{ContainerPort, Labels, Namespace, Node, Pod, ServiceAccount, namespace_of};
 use crate::rules::{DIRECTIONS, Origin, PodSets, Rules, Write};
+use alike::Alike;
 use calico::NetworkSet;
 use compile::Subject;
 use form::{Kind, Peer, Policy, PolicyName, Space};
-use index::{Entity, Key};
+use index::{Entity, Key, WhoId, may_select};
 use once::Once;
 use store::Store;
+use table::Table;
 
 pub use needs::{Need, Scope};
 pub use refusal::{About, Refusal, Refused};
@@ -123,6 +126,7 @@ impl Shared {
 #[derive(Default)]
 struct Objects {
     pods: BTreeMap<Name, Pod>,
+    alike: Alike,
     /// Those of them whose rules are ours to enforce.
     ours: BTreeSet<Name>,
     /// Addresses that we gave to pods of ours, which their objects may not say yet.
@@ -143,14 +147,10 @@ struct Local {
 
 impl Objects {
     fn pod<'a>(&'a self, key: &'a Key, pod: &'a Pod) -> Entity<'a> {
-        self.pod_in(key, pod, self.spaces.get(namespace_of(&pod.name)))
-    }
-
-    fn pod_in<'a>(&'a self, key: &'a Key, pod: &'a Pod, space: Option<&'a Labels>) -> Entity<'a> {
         Entity {
             key,
             labels: &pod.labels,
-            space,
+            space: self.spaces.get(namespace_of(&pod.name)),
             is_on_host: pod.is_on_host,
             account: pod.account.split_once('/').map_or("", |(_, account)| account),
             account_labels: self.accounts.get(&pod.account),
@@ -197,20 +197,9 @@ impl Objects {
         }
     }
 
-    /// All that there is; pods are many, and whose namespace is known is looked up once for all of them.
-    fn each(&self, mut visit: impl FnMut(&Entity)) {
-        let others = self.nodes.keys().cloned().map(Key::Node).chain(self.sets.keys().cloned().map(Key::Set));
-        for key in others {
-            self.entity(&key).iter().for_each(&mut visit);
-        }
-        let (mut space, mut labels) = ("", None);
-        for (name, pod) in self.pods.iter().filter(|(_, pod)| !pod.is_over) {
-            if namespace_of(name) != space {
-                space = namespace_of(name);
-                labels = self.spaces.get(space);
-            }
-            visit(&self.pod_in(&Key::Pod(name.clone()), pod, labels));
-        }
+    /// All that has addresses and is no pod.
+    fn others(&self) -> impl Iterator<Item = Key> {
+        self.nodes.keys().cloned().map(Key::Node).chain(self.sets.keys().cloned().map(Key::Set))
     }
 
     fn our_pods(&self) -> impl Iterator<Item = &Pod> {
@@ -427,10 +416,13 @@ impl Model {
         let is_ours = pod.as_ref().is_some_and(|pod| is_local(&self.here, pod));
         let named = |pod: &Pod| if pod.is_over { <Arc<[ContainerPort]>>::default() } else { pod.ports.clone() };
         let ports = pod.as_ref().map(named).unwrap_or_default();
+        pod.iter().for_each(|pod| self.objects.alike.add(pod));
+        let labels = pod.as_ref().map(|pod| pod.labels.clone());
         let before = match pod {
             Some(pod) => self.objects.pods.insert(name.clone(), pod),
             None => self.objects.pods.remove(&name),
         };
+        before.iter().filter(|pod| labels.as_ref() != Some(&pod.labels)).for_each(|pod| self.objects.alike.remove(pod));
         let had = before.as_ref().map(named).unwrap_or_default();
         if had != ports {
             self.count(&had, false);
@@ -565,11 +557,21 @@ impl Model {
             }
         }
         if table.has_fresh() {
-            self.objects.each(|entity| {
-                if !dirty.contains(entity.key) {
-                    table.compare(entity, || self.objects.nets(entity.key));
+            let compare = |table: &mut Table, key: Key, fresh: &[WhoId]| {
+                if !dirty.contains(&key)
+                    && let Some(entity) = self.objects.entity(&key)
+                {
+                    table.compare(&entity, fresh, || self.objects.nets(&key));
                 }
-            });
+            };
+            let all = table.fresh(|_| true);
+            self.objects.others().for_each(|key| compare(table, key, &all));
+            for (space, labels, pods) in self.objects.alike.groups() {
+                let fresh = table.fresh(|who| may_select(who, space, self.objects.spaces.get(space), labels));
+                if !fresh.is_empty() {
+                    pods.iter().for_each(|name| compare(table, Key::Pod(name.clone()), &fresh));
+                }
+            }
         }
         table.compared();
     }

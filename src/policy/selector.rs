@@ -86,9 +86,14 @@ impl Selector {
     pub fn without_given(&self) -> Selector {
         match self {
             Selector::And(all) => all_of(all.iter().map(Selector::without_given).collect()),
-            other if other.keys().iter().any(|key| is_given(key)) => Selector::All,
+            other if other.asks_given() => Selector::All,
             other => other.clone(),
         }
+    }
+
+    /// Whether it asks for a label that Calico makes up.
+    pub fn asks_given(&self) -> bool {
+        self.keys().iter().any(|key| is_given(key))
     }
 
     fn keys(&self) -> Vec<&str> {
@@ -105,9 +110,26 @@ impl Selector {
         }
     }
 
-    /// As the API server takes it in `labelSelector=`, where it can be said there.
+    /// Those that a label is to have, or not to have.
+    fn values(&self) -> impl Iterator<Item = &str> {
+        let of = match self {
+            Selector::Not(inner) => inner,
+            other => other,
+        };
+        let (one, some) = match of {
+            Selector::Equal(_, value) => (Some(value), None),
+            Selector::In(_, values) => (None, Some(values)),
+            _ => (None, None),
+        };
+        one.into_iter().chain(some.into_iter().flatten()).map(|value| &**value)
+    }
+
+    /// As the API server takes it in `labelSelector=`, where it can be said there: what no label can be is an error to it, or is read as
+    /// something else.
     pub fn for_server(&self) -> Option<String> {
+        let can_be_said = |one: &Selector| one.keys().iter().all(|key| is_label(key)) && one.values().all(is_value);
         let term = |one: &Selector| match one {
+            one if !can_be_said(one) => None,
             Selector::Has(key) => Some((*key).to_string()),
             Selector::Equal(key, value) => Some(format!("{key}={value}")),
             Selector::In(key, values) if !values.is_empty() => Some(format!("{key} in ({})", joined(values))),
@@ -126,6 +148,26 @@ impl Selector {
             other => term(other),
         }
     }
+}
+
+/// Whether a label can have this key.
+fn is_label(key: &str) -> bool {
+    let is_part = |part: &str| !part.is_empty() && is_value(part);
+    match key.split_once('/') {
+        None => is_part(key),
+        Some((domain, name)) => {
+            let is_small = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+            domain.len() <= 253 && domain.chars().all(is_small) && domain.split('.').all(is_part) && is_part(name)
+        }
+    }
+}
+
+/// Whether a label can have this value.
+fn is_value(text: &str) -> bool {
+    let ends = [text.chars().next(), text.chars().next_back()];
+    text.len() <= 63
+        && ends.into_iter().flatten().all(|c| c.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }
 
 /// Labels that are not among the labels of the object itself: Calico sees them there.
@@ -466,6 +508,11 @@ mod tests {
             ("a starts with 'x' && has(b)", Some("b")),
             ("has(a) || has(b)", None),
             ("a contains 'x'", None),
+            ("a == ''", Some("a=")),
+            // To the server `a!=x,b` would be two demands, and an error what cannot be read.
+            ("a != 'x,b'", None),
+            ("a in {'x', '-'} && has(b)", Some("b")),
+            ("x/y/z == 'front end' && -a == 'x' && c.d/e == 'x'", Some("c.d/e=x")),
         ] {
             assert_eq!(parse(text).unwrap().for_server().as_deref(), want, "{text}");
         }

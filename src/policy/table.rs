@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::form::Peer;
+use super::form::{Peer, Who};
 use super::index::{Entity, Index, Key, WhoId};
 use crate::rules::{ClassId, NO_CLASS, PeerId, Rules, Write};
 
@@ -90,7 +90,7 @@ impl Table {
         }
     }
 
-    fn hold(&mut self, who: &super::form::Who) -> WhoId {
+    fn hold(&mut self, who: &Who) -> WhoId {
         let (id, is_new) = self.index.hold(who);
         if is_new {
             self.fresh.insert(id);
@@ -233,10 +233,14 @@ impl Table {
         !self.fresh.is_empty()
     }
 
-    /// Compares something that is as it was with the new selectors only.
-    pub fn compare(&mut self, entity: &Entity, nets: impl FnOnce() -> Box<[IpNet]>) {
-        let fresh: Vec<WhoId> =
-            self.fresh.iter().copied().filter(|id| entity.is_selected(self.index.who(*id))).collect();
+    /// Those of the new selectors that may concern somebody.
+    pub fn fresh(&self, may: impl Fn(&Who) -> bool) -> Vec<WhoId> {
+        self.fresh.iter().copied().filter(|id| may(self.index.who(*id))).collect()
+    }
+
+    /// Compares something that is as it was with some of the new selectors only.
+    pub fn compare(&mut self, entity: &Entity, fresh: &[WhoId], nets: impl FnOnce() -> Box<[IpNet]>) {
+        let fresh: Vec<WhoId> = fresh.iter().copied().filter(|id| entity.is_selected(self.index.who(*id))).collect();
         if fresh.is_empty() {
             return;
         }

@@ -116,6 +116,7 @@ impl Run {
                 model.hear_services(all(&self.objects.services, &mut self.rng));
             }
         }
+        model.hear_here(Heard::All(Vec::new()));
         model.hear_pods(self.objects.pods.clone());
         assert!(model.is_complete());
     }

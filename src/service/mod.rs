@@ -117,7 +117,7 @@ pub struct Model {
     nodes_changed: bool,
     /// Slices with faults, until they are told.
     faulty: Vec<Refused>,
-    heard: [bool; 3],
+    heard: [bool; 4],
     next: u32,
 }
 
@@ -192,14 +192,14 @@ impl Model {
             dirty: BTreeSet::new(),
             nodes_changed: true,
             faulty: Vec::new(),
-            heard: [false; 3],
+            heard: [false; 4],
             next: 1,
         }
     }
 
     /// All of every kind has been heard: before, what is wanted is not known.
     pub fn is_complete(&self) -> bool {
-        self.heard == [true; 3]
+        self.heard == [true; 4]
     }
 
     /// How many Services there are, and how many endpoints, for people.
@@ -253,6 +253,18 @@ impl Model {
                     self.set_member(member);
                 }
                 gone.iter().for_each(|name| self.drop_member(name));
+            }
+            Heard::One(member) => self.set_member(member),
+            Heard::Gone(name) => self.drop_member(&name),
+        }
+    }
+
+    /// Our own node, whole: of others it is enough to know where they are.
+    pub fn hear_here(&mut self, news: Heard<Member>) {
+        match news {
+            Heard::All(all) => {
+                self.heard[3] = true;
+                all.into_iter().for_each(|member| self.set_member(member));
             }
             Heard::One(member) => self.set_member(member),
             Heard::Gone(name) => self.drop_member(&name),
@@ -406,7 +418,9 @@ impl Model {
 
     fn set_member(&mut self, mut member: Member) {
         member.version = Box::default();
-        if member.name.is_empty() || self.members.get(&member.name) == Some(&member) {
+        let known = self.members.get(&member.name);
+        let is_known_better = member.zone.is_none() && known.is_some_and(|known| known.zone.is_some());
+        if member.name.is_empty() || known == Some(&member) || is_known_better {
             return;
         }
         self.drop_member(&member.name.clone());
@@ -416,7 +430,7 @@ impl Model {
             self.recheck(addr);
         }
         if *member.name == *self.here.name {
-            self.move_to(member.zone);
+            self.move_to(member.zone.unwrap_or_default());
         }
         self.members.insert(member.name.clone(), member);
     }

@@ -30,17 +30,18 @@ const PORT: u16 = 80;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn measure(cluster: &mut Cluster, table: &mut Table) {
-    let threads = Threads::new();
+    // Each its own: a node that leads no Services takes what it finds of ours off its root.
+    let threads: [Threads; NODES] = std::array::from_fn(|_| Threads::new());
     let pods: Vec<[Member; 2]> = (0..NODES)
         .map(|n| {
-            cluster.configure(n, &json!({"ebpf_services": n == OURS, "cgroup_root": threads.path()}));
+            cluster.configure(n, &json!({"ebpf_services": n == OURS, "cgroup_root": threads[n].path()}));
             cluster.start_with(n, &[]);
             cluster.wait_ready(n);
-            [cluster.add(n, "client"), cluster.add(n, "server")]
+            ["client", "server"].map(|name| cluster.add(n, &format!("{name}{n}")))
         })
         .collect();
     let mut ways: Vec<Way> = pods.iter().map(|[client, server]| Way::open(client, server)).collect();
-    ways[OURS].threads = Some(&threads);
+    ways[OURS].threads = Some(&threads[OURS]);
     let ours = &ways[OURS];
 
     publish(&cluster.kube, ours, 0..1);

@@ -12,7 +12,7 @@ use terway::kernel::bpf::cgroup::Cgroup;
 use terway::kernel::bpf::load::Object;
 use terway::kernel::bpf::map::Map;
 use terway::kernel::bpf::pin::{self, Age};
-use terway::kernel::bpf::services::Services;
+use terway::kernel::bpf::services::{self, Services};
 use terway::kernel::sockets;
 use terway::maps::{Backend, Count, Frontend, NODE_OWN, OWN_NODE_ONLY, Proto, Write};
 
@@ -294,11 +294,13 @@ fn new_programs_take_the_place_of_old_ones_without_a_gap() {
         end.store(true, Ordering::Relaxed);
     });
     assert!(asked.load(Ordering::Relaxed) > 100);
-    terway::kernel::bpf::services::remove(cell.fs.path(), &cell.cgroup).unwrap();
-    assert!(cell.cgroup.attached(CONNECT4).unwrap().is_empty());
-    assert!(!cell.fs.path().join("terway").exists());
-    assert!(cell.run(|| ask("10.96.0.10:80")).is_err());
-    terway::kernel::bpf::services::remove(cell.fs.path(), &cell.cgroup).unwrap();
+    for _again in 0..2 {
+        services::clear(&cell.cgroup).unwrap();
+        services::unpin(cell.fs.path()).unwrap();
+        assert!(cell.cgroup.attached(CONNECT4).unwrap().is_empty());
+        assert!(!cell.fs.path().join("terway").exists());
+        assert!(cell.run(|| ask("10.96.0.10:80")).is_err());
+    }
 }
 
 #[test]
@@ -356,7 +358,7 @@ fn a_program_of_somebody_else_stays_beside_ours() {
     assert_eq!(cell.run(|| ask("10.96.0.10:80")).unwrap(), servers.addrs[0]);
     cell.node.run(|| cell.services.attach(&cell.cgroup)).unwrap();
     assert_eq!((foreign::count(cell.cgroup.path()), cell.cgroup.attached(hook).unwrap().len()), (2, 1));
-    terway::kernel::bpf::services::remove(cell.fs.path(), &cell.cgroup).unwrap();
+    services::clear(&cell.cgroup).unwrap();
     assert_eq!((foreign::count(cell.cgroup.path()), cell.cgroup.attached(hook).unwrap().len()), (1, 0));
     drop(foreign);
 }

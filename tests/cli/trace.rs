@@ -1,6 +1,8 @@
 //! What stops a packet is named by `trace`, exactly and alone.
 
+use std::net::TcpStream;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::json;
 use terway::datapath::{self, EniSetup, NodeSetup, Setup};
@@ -10,6 +12,7 @@ use terway::plan::Plan;
 use terway::rpc::Lease;
 
 use super::{Said, cli, idle_node, node, nothing};
+use crate::bpf::cell::{Servers, told};
 use crate::sim::cluster::{Cluster, Member, soon};
 use crate::sim::fabric::{OUTSIDE, OUTSIDE_V6};
 use crate::sim::traffic::Place;
@@ -153,6 +156,127 @@ fn both_families_are_followed() {
     let at = said.json()["stops_at"]["what"].clone();
     assert!(at.as_str().is_some_and(|what| what.starts_with("ip -6 rule add priority 512")), "{said:?}");
     assert!(passes(&cli(&cluster, &format!("trace default/a {OUTSIDE}"))), "the other family goes on");
+}
+
+/// What kube-proxy writes into iptables for `default/web` with two endpoints, and node ports of it; for `default/none`, which has none; and
+/// for the node port of `default/local`, whose endpoints are elsewhere.
+const IPTABLES: &str = r#"*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-NODEPORTS - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-SVC-WEB - [0:0]
+:KUBE-EXT-WEB - [0:0]
+:KUBE-SEP-1 - [0:0]
+:KUBE-SEP-2 - [0:0]
+:KUBE-POSTROUTING - [0:0]
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
+-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MASQUERADE
+-A KUBE-SERVICES -d 172.21.0.80/32 -p tcp -m comment --comment "default/web:http cluster IP" -m tcp --dport 80 -j KUBE-SVC-WEB
+-A KUBE-SERVICES -m comment --comment "kubernetes service nodeports; NOTE: this must be the last rule in this chain" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS
+-A KUBE-NODEPORTS -p tcp -m comment --comment "default/web:http" -m tcp --dport 30080 -j KUBE-EXT-WEB
+-A KUBE-EXT-WEB -m comment --comment "masquerade traffic for default/web:http external destinations" -j KUBE-MARK-MASQ
+-A KUBE-EXT-WEB -j KUBE-SVC-WEB
+-A KUBE-SVC-WEB -m comment --comment "default/web:http -> B:8080" -m statistic --mode random --probability 0.50000000000 -j KUBE-SEP-1
+-A KUBE-SVC-WEB -m comment --comment "default/web:http -> C:8080" -j KUBE-SEP-2
+-A KUBE-SEP-1 -p tcp -m comment --comment "default/web:http" -m tcp -j DNAT --to-destination ADDRB:8080
+-A KUBE-SEP-2 -p tcp -m comment --comment "default/web:http" -m tcp -j DNAT --to-destination ADDRC:8080
+COMMIT
+*filter
+:KUBE-SERVICES - [0:0]
+:KUBE-EXTERNAL-SERVICES - [0:0]
+-A INPUT -m conntrack --ctstate NEW -m comment --comment "kubernetes externally-visible service portals" -j KUBE-EXTERNAL-SERVICES
+-A FORWARD -m conntrack --ctstate NEW -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A KUBE-SERVICES -d 172.21.0.81/32 -p tcp -m comment --comment "default/none:http has no endpoints" -m tcp --dport 80 -j REJECT --reject-with icmp-port-unreachable
+-A KUBE-EXTERNAL-SERVICES -p tcp -m comment --comment "default/local:http has no local endpoints" -m addrtype --dst-type LOCAL -m tcp --dport 30081 -j DROP
+COMMIT
+"#;
+
+/// The same in nftables.
+const NFTABLES: &str = "table ip kube-proxy {
+  set nodeport-ips { type ipv4_addr; elements = { NODE } }
+  chain reject-chain { reject; }
+  chain endpoint-AAAAAAAA-default/web/tcp/http__B/8080 { meta l4proto tcp dnat to ADDRB:8080; }
+  chain endpoint-BBBBBBBB-default/web/tcp/http__C/8080 { meta l4proto tcp dnat to ADDRC:8080; }
+  chain mark-for-masquerade { meta mark set mark or 0x4000; }
+  chain service-CCCCCCCC-default/web/tcp/http { numgen random mod 2 vmap {
+    0 : goto endpoint-AAAAAAAA-default/web/tcp/http__B/8080, 1 : goto endpoint-BBBBBBBB-default/web/tcp/http__C/8080 }; }
+  chain external-DDDDDDDD-default/web/tcp/http { jump mark-for-masquerade; goto service-CCCCCCCC-default/web/tcp/http; }
+  map service-ips { type ipv4_addr . inet_proto . inet_service : verdict
+    elements = { 172.21.0.80 . tcp . 80 : goto service-CCCCCCCC-default/web/tcp/http } }
+  map service-nodeports { type inet_proto . inet_service : verdict
+    elements = { tcp . 30080 : goto external-DDDDDDDD-default/web/tcp/http } }
+  map no-endpoint-services { type ipv4_addr . inet_proto . inet_service : verdict
+    elements = { 172.21.0.81 . tcp . 80 comment \"default/none:http\" : goto reject-chain } }
+  map no-endpoint-nodeports { type inet_proto . inet_service : verdict
+    elements = { tcp . 30081 comment \"default/local:http\" : drop } }
+  chain services {
+    ip daddr . meta l4proto . th dport vmap @service-ips
+    ip daddr @nodeport-ips meta l4proto . th dport vmap @service-nodeports; }
+  chain service-endpoints-check { ip daddr . meta l4proto . th dport vmap @no-endpoint-services; }
+  chain nodeport-endpoints-check { ip daddr @nodeport-ips meta l4proto . th dport vmap @no-endpoint-nodeports; }
+  chain nat-prerouting { type nat hook prerouting priority -100; jump services; }
+  chain nat-postrouting { type nat hook postrouting priority 100; meta mark and 0x4000 != 0 masquerade; }
+  chain filter-input { type filter hook input priority -110; ct state new jump nodeport-endpoints-check; }
+  chain filter-forward { type filter hook forward priority -110; ct state new jump service-endpoints-check; }
+}
+";
+
+/// Whatever trace says is held against a connection of the pod.
+#[test]
+fn where_kube_proxy_leads_is_followed_and_what_it_refuses_is_named() {
+    let cluster = node(&nothing());
+    let [a, b, c] = ["a", "b", "c"].map(|name| cluster.add(0, name));
+    let servers = [&b, &c].map(|member| Servers::on(&member.pod, &[&member.ip], 8080));
+    let ends = servers.each_ref().map(|server| server.addrs[0]);
+    let own = cluster.node(0).addr.to_string();
+    let trace = |to: &str| cli(&cluster, &format!("trace default/a {to} --json"));
+    let connects = |to: &str| {
+        a.pod.run(|| TcpStream::connect_timeout(&to.parse().unwrap(), Duration::from_secs(1)).and_then(told)).ok()
+    };
+    let leads = |to: &str| {
+        let said = trace(to);
+        let steps = said.json()["steps"].to_string();
+        let what = format!("{to}/TCP of default/web");
+        assert!(said.code == 0 && steps.contains(&what) && steps.contains("leads to 2 endpoints, such as"), "{said:?}");
+        soon(&format!("{to} leads to a pod"), || connects(to).is_some_and(|end| ends.contains(&end)));
+    };
+    let stops = |to: &str, why: &str| {
+        let said = trace(to);
+        let at = said.json()["stops_at"].clone();
+        assert!(said.code == 1 && at["place"] == "netfilter", "{to}: {said:?}");
+        assert!(at["why"].as_str().is_some_and(|said| said.contains(why)), "{to}: {at}, not {why}");
+        assert_eq!(connects(to), None, "{to}");
+    };
+    stops("172.21.0.80:80", "nobody leads Services here");
+    let fill = |text: &str| text.replace("ADDRB", &b.ip).replace("ADDRC", &c.ip).replace("NODE", &own);
+    let here = cluster.node(0);
+    here.write_file("/run/iptables", &fill(IPTABLES));
+    here.write_file("/run/nftables", &fill(NFTABLES));
+    for (load, unload) in [
+        (
+            "iptables-restore --noflush /run/iptables",
+            "for t in nat filter; do iptables -t $t -F; iptables -t $t -X; done",
+        ),
+        ("nft -f /run/nftables", "nft delete table ip kube-proxy"),
+    ] {
+        here.sh(load);
+        leads("172.21.0.80:80");
+        leads(&format!("{own}:30080"));
+        stops("172.21.0.81:80", "it has no endpoints");
+        stops(&format!("{own}:30081"), "it has no local endpoints");
+        stops("172.21.0.82:80", "kube-proxy has no rule for this address and port");
+        here.sh(unload);
+    }
+    // What others keep from passing.
+    here.sh("iptables -P FORWARD DROP");
+    stops(&ends[0].to_string(), "the policy of chain FORWARD is DROP");
+    here.sh("iptables -A FORWARD -i cali+ -p tcp --dport 8080 -j ACCEPT; iptables -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT");
+    let said = trace(&ends[0].to_string());
+    assert!(said.code == 0 && connects(&ends[0].to_string()) == Some(ends[0]), "{said:?}");
 }
 
 #[test]

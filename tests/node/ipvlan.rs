@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use terway::kernel;
 
 use super::{events_about, idle_node, is_bare, node, pings_during, shown};
+use crate::cli::cli;
 use crate::sim::builds::{Build, REFUSAL};
 use crate::sim::cluster::{Cluster, Member, binary, conf, node_name, soon};
 use crate::sim::fabric::{Drops, OUTSIDE};
@@ -128,6 +129,39 @@ fn pods_are_slaves_where_the_network_configuration_says_so() {
     soon("nothing is left of the pods", || is_bare(&cluster));
     assert_eq!(cluster.world.fabric.drops(), Drops::default());
     cluster.stop(0);
+}
+
+/// Held against what packets do.
+#[test]
+fn trace_follows_a_packet_of_a_slave() {
+    let Some(cluster) = able() else { return };
+    let (a, b, veth) = (asking(&cluster, "a"), asking(&cluster, "b"), cluster.add(0, "veth"));
+    let own = cluster.node(0).addr.to_string();
+    let trace = |to: &str| cli(&cluster, &format!("trace default/a {to}"));
+    let follows = |to: &str, address: &str, by: &str| {
+        soon(&format!("{address} answers"), || a.pod.ping(address).is_some());
+        let said = trace(to);
+        assert!(said.code == 0 && said.out.ends_with("nothing on this node stops it\n"), "{to}: {said:?}");
+        assert!(said.out.contains(by), "{to}: {by}: {said:?}");
+    };
+    follows(OUTSIDE, OUTSIDE, "leaves by ENI eni-");
+    follows("default/b", &b.ip, "the driver hands it to the slave of pod default/b");
+    follows("default/veth", &veth.ip, "terway_leaving leads it to ipvl_");
+    follows(&own, &own, "it comes to the node by ipvl_");
+    // What is broken is what is named, while nobody puts it right.
+    let mut cluster = cluster;
+    cluster.kill(0);
+    let stops = |damage: &str, to: &str, what: &str| {
+        let said = cli(&cluster, &format!("trace default/a {to} --json"));
+        let at = said.json()["stops_at"]["what"].clone();
+        assert!(said.code == 1 && at.as_str().is_some_and(|at| at.contains(what)), "{damage}: {at}, not {what}");
+    };
+    b.pod.sh("ip link set eth0 down");
+    stops("the other slave is down", "default/b", "ip link set eth0 up");
+    cluster.node(0).sh("tc qdisc del dev eth1 clsact");
+    stops("the ENI has no programs", OUTSIDE, "terway_leaving");
+    a.pod.sh("ip route del default");
+    stops("no route in the pod", OUTSIDE, "ip route replace default via");
 }
 
 #[test]

@@ -166,7 +166,9 @@ fn the_deb_is_installed_runs_is_upgraded_and_goes() {
 fn restarts_lose_nothing(node: &Installed, web: &Pod, asker: &Pod) {
     let Tally { sent, lost, tcp } = load::during(&asker.place, &web.place, &web.ip, || {
         let first = node.pid();
-        node.machine.sh("systemctl restart terwayd");
+        // As `kubeadm reset` has people do.
+        node.machine.sh("rm -r /etc/cni/net.d && systemctl restart terwayd");
+        assert!(node.is_there(CONFLIST));
         let second = node.pid();
         assert_ne!(first, second);
         node.install(2);

@@ -201,8 +201,18 @@ fn programs_that_the_verifier_refuses_are_told_of_in_its_words_and_the_last_ones
 #[test]
 fn who_does_not_want_it_any_more_is_rid_of_it() {
     let (mut bench, [_one, client], servers) = led();
+    let leave = |bench: &Bench| cli(&bench.cluster, "services --leave");
+    let refused = leave(&bench);
+    assert!(refused.code == 1 && refused.err.contains("terwayd runs"), "{refused:?}");
     bench.cluster.stop(0);
     assert_eq!(bench.ask(&client.pod, "172.21.0.80:80"), Ok(servers[0].1), "it serves without the daemon");
+    // As the package does that goes.
+    assert!(leave(&bench).out.contains("any more"));
+    assert!(bench.ask(&client.pod, "172.21.0.80:80").is_err());
+    assert_eq!(leave(&bench).out, "no Service is led at the socket by Terway\n");
+    bench.cluster.start_ready(0);
+    bench.leads(&client.pod, "172.21.0.80:80", &[servers[0].1]);
+    bench.cluster.stop(0);
     bench.cluster.configure(0, &json!({"ebpf_services": false, "cgroup_root": bench.threads.path()}));
     bench.cluster.start_ready(0);
     soon("nobody leads it", || bench.ask(&client.pod, "172.21.0.80:80").is_err());

@@ -2,9 +2,9 @@
 
 mod clean;
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -78,6 +78,7 @@ impl Bundle {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let name = format!("terway-{host}-{since}");
         let archive = self.output.clone().unwrap_or_else(|| format!("/tmp/{name}.tar.gz").into());
+        if self.output.is_none() { fresh(&archive) } else { private(&archive) }?;
         let folder = Folder::new(&std::env::temp_dir(), &name)?;
         let files = fill(&folder.0, &Secrets::look())?;
         pack(&folder.0, &archive)?;
@@ -129,7 +130,20 @@ fn fill(folder: &Path, secrets: &Secrets) -> Result<Vec<String>, Error> {
 }
 
 fn private(path: &Path) -> Result<File, Error> {
-    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
+    let open = || {
+        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        // One that was there before may be open to others.
+        if file.metadata()?.is_file() {
+            file.set_permissions(Permissions::from_mode(0o600))?;
+        }
+        Ok::<File, std::io::Error>(file)
+    };
+    open().context(|| format!("create {}", path.display()))
+}
+
+/// The same where anybody may write: what is there already is somebody's who wants to read along, or a link to what shall be overwritten.
+fn fresh(path: &Path) -> Result<File, Error> {
+    let file = File::options().write(true).create_new(true).mode(0o600).open(path);
     file.context(|| format!("create {}", path.display()))
 }
 
@@ -146,7 +160,7 @@ fn verbs() -> Vec<(&'static str, String)> {
         ("doctor", page(doctor::Doctor::looking().answer())),
         ("pods", page(pods::Pods { inside: true, json: false }.answer())),
         ("enis", page(enis::Enis { addresses: true, json: false }.answer())),
-        ("services", page(services::Services { matching: None, json: false }.answer())),
+        ("services", page(services::Services { matching: None, leave: false, json: false }.answer())),
         ("plan", page(plan::PlanVerb { pods, node: true, json: false }.answer())),
         ("show.json", shown),
     ]
@@ -182,7 +196,6 @@ fn below(path: &Path, depth: u32) -> Vec<PathBuf> {
 
 /// By tar(1), which every node has: runtimes unpack images with it, and the binary stays small.
 fn pack(folder: &Path, archive: &Path) -> Result<(), Error> {
-    drop(private(archive)?);
     let (above, name) = (folder.parent().unwrap_or(folder), folder.file_name().unwrap_or_default());
     let done =
         Command::new("tar").arg("-czf").arg(archive).arg("-C").arg(above).arg(name).output().context(|| "run tar")?;
@@ -191,4 +204,23 @@ fn pack(folder: &Path, archive: &Path) -> Result<(), Error> {
         return Err(Error::refused(format!("tar -czf {}: {why}", archive.display())));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_goes_through_no_link_of_others_and_is_open_to_none() {
+        let folder = Folder::new(&std::env::temp_dir(), "terway-bundle-test").unwrap();
+        let (precious, link) = (folder.0.join("precious"), folder.0.join("link"));
+        fs::write(&precious, "precious").unwrap();
+        std::os::unix::fs::symlink(&precious, &link).unwrap();
+        let refused = fresh(&link).unwrap_err().to_string();
+        assert_eq!(refused, format!("create {}: file exists", link.display()));
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+        fs::set_permissions(&precious, Permissions::from_mode(0o666)).unwrap();
+        drop(private(&precious).unwrap());
+        assert_eq!(fs::metadata(&precious).unwrap().permissions().mode() & 0o777, 0o600);
+    }
 }

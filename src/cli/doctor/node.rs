@@ -7,7 +7,7 @@ use super::super::finding::{Finding, Weight};
 use super::super::status;
 use super::{Complaint, Fix, Patient};
 use crate::error::Error;
-use crate::kernel::{Difference, RouteSeen};
+use crate::kernel::{Difference, LinkSeen, RouteSeen};
 use crate::ours;
 use crate::plan::{Object, Plan, Rule, RuleAction};
 
@@ -57,7 +57,7 @@ fn missing(whose: &str, object: &Object, difference: &Difference, plan: &Plan) -
 /// Rules for ENIs that are not here, and routes to pods that nobody leases an address to.
 pub fn leftovers(patient: &mut Patient) -> Found {
     let rules = patient.kernel.rules()?;
-    let old = |rule: &&Rule| is_stale(rule, patient);
+    let old = |rule: &&Rule| is_stale(rule, &patient.links);
     let mut complaints: Vec<Complaint> = rules.iter().filter(old).map(stale).collect();
     if patient.known.silence.is_none() {
         let routes = patient.kernel.routes(ours::PODS_TABLE)?;
@@ -66,19 +66,28 @@ pub fn leftovers(patient: &mut Patient) -> Found {
     Ok(complaints)
 }
 
-/// It is of an ENI whose link is gone: by the table, which is of a link, or by the link's name.
-fn is_stale(rule: &Rule, patient: &Patient) -> bool {
-    let link = |ifindex: u32| patient.links.iter().any(|link| link.ifindex == ifindex);
-    let named = |name: &str| patient.links.iter().any(|link| link.name == name);
+/// It is of an ENI whose link is gone: by the table, which is of a link, or by the link's name. Others may have rules at our priorities:
+/// ours bear a mark of ours, or are from one pod alone.
+fn is_stale(rule: &Rule, links: &[LinkSeen]) -> bool {
     match (rule.priority, rule.action) {
         (ours::FROM_POD_PRIORITY, RuleAction::Lookup(table)) => {
-            table > ours::PODS_TABLE && !link(ours::eni_ifindex(table))
+            let is_of_pod = rule.from.is_some_and(|net| net.prefix_len() == net.max_prefix_len());
+            let is_ours = if rule.mark.is_some() { bears_our_mark(rule) } else { is_of_pod };
+            let is_there = || links.iter().any(|link| ours::eni_table(link.ifindex) == table);
+            is_ours && table > ours::PODS_TABLE && !is_there()
         }
-        (ours::STRAY_PRIORITY, RuleAction::Blackhole) => rule.iif.as_deref().is_some_and(|iif| !named(iif)),
+        (ours::STRAY_PRIORITY, RuleAction::Blackhole) => {
+            rule.mark.is_none() && rule.iif.as_deref().is_some_and(|iif| !links.iter().any(|link| link.name == iif))
+        }
         _ => false,
     }
 }
 
+fn bears_our_mark(rule: &Rule) -> bool {
+    rule.mark.is_some_and(|(value, mask)| ours::slot(value, mask).is_some())
+}
+
+/// One that is from an address may be another's after all: a person takes that away.
 fn stale(rule: &Rule) -> Complaint {
     let line = Object::Rule(rule.clone()).to_string();
     let what = format!(
@@ -87,7 +96,7 @@ fn stale(rule: &Rule) -> Complaint {
     );
     Complaint {
         finding: Finding::note(what, line.replace("rule add", "rule del")),
-        fix: Some(Fix::Forget(rule.clone())),
+        fix: rule.from.is_none().then(|| Fix::Forget(rule.clone())),
     }
 }
 
@@ -123,4 +132,43 @@ pub fn mtu(patient: &mut Patient) -> Found {
         }
     }
     Ok(complaints)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Family;
+
+    #[test]
+    fn rules_of_others_at_our_priorities_are_no_leftovers_of_ours() {
+        let from = |text: &str| Some(text.parse().unwrap());
+        let lookup = RuleAction::Lookup(1999);
+        let rule = |from, mark, iif: Option<&str>| Rule {
+            priority: ours::FROM_POD_PRIORITY,
+            family: Family::V4,
+            from,
+            mark,
+            iif: iif.map(String::from),
+            action: lookup,
+        };
+        let stray = |mark, iif| Rule {
+            priority: ours::STRAY_PRIORITY,
+            action: RuleAction::Blackhole,
+            ..rule(None, mark, Some(iif))
+        };
+        for (rule, old, fixed) in [
+            (rule(None, Some((0x20, ours::MARK_MASK)), None), true, true),
+            (rule(from("10.0.0.5/32"), None, None), true, false),
+            (rule(from("10.0.0.5/32"), None, Some("cali1")), true, false),
+            (rule(from("10.0.0.0/24"), None, None), false, false),
+            (rule(None, Some((0x20, 0xff)), None), false, false),
+            (rule(None, None, Some("tun0")), false, false),
+            (Rule { action: RuleAction::Lookup(52), ..rule(from("10.0.0.5/32"), None, None) }, false, false),
+            (stray(None, "eth9"), true, true),
+            (stray(Some((1, 1)), "eth9"), false, false),
+        ] {
+            assert_eq!(is_stale(&rule, &[]), old, "{rule:?}");
+            assert_eq!(old && stale(&rule).fix.is_some(), fixed, "{rule:?}");
+        }
+    }
 }

@@ -14,7 +14,7 @@ use crate::cloud::{self, Client, Filter, reach};
 use crate::eni::{Fault, FaultKind};
 use crate::error::{Cause, Error};
 use crate::kube::{self, Source};
-use crate::object::Node;
+use crate::object::{self, Node};
 
 type Found = Result<Vec<Complaint>, Error>;
 
@@ -122,7 +122,7 @@ fn is_answer(e: &Error) -> bool {
 fn api(patient: &Patient) -> Result<Option<(kube::Client, String)>, Error> {
     let Some(path) = &patient.kubeconfig else { return Ok(None) };
     let named = patient.config.as_ref().ok().and_then(|config| config.node_name.clone());
-    let name = named.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
+    let name = named.unwrap_or_else(|| object::node_of_host(&rustix::system::uname().nodename().to_string_lossy()));
     let limits = kube::Limits { call: Duration::from_secs(10), ..kube::Limits::USUAL };
     Ok(Some((kube::Client::with_limits(Source::Kubeconfig(path.clone()), limits)?, name)))
 }

@@ -1,7 +1,9 @@
 //! `trace`: follows a packet of a pod by asking the kernel and the daemon, and names the step where it would stop.
 
 mod node;
+mod proxy;
 mod step;
+mod tables;
 mod walk;
 
 use std::net::{IpAddr, SocketAddr};
@@ -17,8 +19,8 @@ use crate::rules::{ICMP, SCTP, TCP, UDP};
 use step::{Halt, Step};
 use walk::Walk;
 
-/// Follow a packet of a pod of this node through Services, policies, routes, neighbours, rules and filters, there and back, and name the
-/// step where it would stop. Nothing is sent. Exits with 0 if it passes, 1 if it stops or nobody knows, 3 if terwayd does not answer
+/// Follow a packet of a pod of this node through Services (ours or kube-proxy's), policies, routes, neighbours, rules and filters, there
+/// and back, and name the step where it would stop. Nothing is sent. Exits with 0 if it passes, 1 if it stops or nobody knows, 3 if terwayd does not answer
 /// and nothing else stops it.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "trace")]

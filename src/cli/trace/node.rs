@@ -36,7 +36,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn plan(&self, lease: &Lease) -> Plan {
+    pub fn plan(&self, lease: &Lease) -> Plan {
         compare::pod_plan(self.known, lease, &self.links)
     }
 
@@ -64,6 +64,12 @@ impl<'a> Walk<'a> {
             Wiring::Shared => self.back(&outer(&plan)),
             _ => self.back(""),
         }
+    }
+
+    /// From the node's slave of an ENI to a pod with a veth, and back from there.
+    pub fn by_slave_to(&mut self, other: &'a Lease, slave: &str) -> Onward {
+        let link = route_to(&self.plan(other), self.flow.to).unwrap_or_default();
+        self.at_pod(other, slave, &link)
     }
 
     /// By the pod's ENI, and back from the VPC.
@@ -101,7 +107,8 @@ impl<'a> Walk<'a> {
     }
 
     fn goes(&mut self, to: IpAddr, from: Option<IpAddr>, iif: &str, mark: u32, link: Option<&str>) -> Onward {
-        self.step_of_way("node", to, from, iif, mark, link)
+        self.step_of_way("node", to, from, iif, mark, link)?;
+        self.filtered(iif, link)
     }
 
     /// The kernel's own word on what our objects are for: whatever others have put before them shows here.
@@ -151,7 +158,7 @@ fn leads_in(object: &Object) -> bool {
 }
 
 /// The node's end of a veth.
-fn outer(plan: &Plan) -> String {
+pub fn outer(plan: &Plan) -> String {
     let veth = plan.host.iter().find_map(|object| match object {
         Object::Veth(veth) => Some(veth.name.clone()),
         _ => None,
@@ -168,7 +175,7 @@ fn route_to(plan: &Plan, addr: IpAddr) -> Option<String> {
 }
 
 /// What the pod's packets bear once they are on the node.
-fn mark(lease: &Lease) -> u32 {
+pub fn mark(lease: &Lease) -> u32 {
     match (&lease.wiring, lease.marker) {
         (Wiring::Whole(_), _) => ours::NODE_MARK,
         (_, Marker::Rule) | (Wiring::Ipvlan(_), _) => 0,

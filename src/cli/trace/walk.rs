@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::rc::Rc;
 
 use super::super::compare;
 use super::super::face::{Code, Failure};
@@ -11,8 +12,11 @@ use super::super::policy::{PING, SOME_PORT};
 use super::super::status::{list, text};
 use super::Flow;
 use super::step::{Halt, Need, Outcome, Step, concerns, need};
+use super::tables::Tables;
 use crate::error::Error;
 use crate::kernel::{Kernel, LinkSeen, Packet, Way};
+use crate::maps::Proto;
+use crate::ours;
 use crate::plan::{Family, Object, Plan};
 use crate::rpc::{End, Lease, Request, Why, Wiring};
 use crate::rules::{ICMP, SCTP, TCP, UDP};
@@ -24,6 +28,8 @@ pub struct Walk<'a> {
     pub kernel: Kernel,
     pub links: Vec<LinkSeen>,
     pub steps: Vec<Step>,
+    /// What netfilter holds, once it was asked.
+    pub tables: Option<Rc<Tables>>,
 }
 
 /// What to do about something of ours that is gone.
@@ -36,7 +42,7 @@ impl<'a> Walk<'a> {
     pub fn begin(known: &'a Known, lease: &'a Lease, flow: Flow) -> Result<Walk<'a>, Error> {
         let mut kernel = Kernel::host()?;
         let links = kernel.links()?;
-        Ok(Walk { known, lease, flow, kernel, links, steps: Vec::new() })
+        Ok(Walk { known, lease, flow, kernel, links, steps: Vec::new(), tables: None })
     }
 
     pub fn go(&mut self) -> Onward {
@@ -136,16 +142,16 @@ impl<'a> Walk<'a> {
             _ => "SCTP",
         };
         let address = format!("{}/{protocol}", SocketAddr::new(self.flow.to, port));
-        let shown = match led::look(&address) {
-            Ok((shown, _)) => shown,
-            Err(_) if !is_service => return Ok(()),
-            Err(Failure { code, why }) => return self.unresolved(address, code, &why),
+        let named = match self.node_port(port)? {
+            Some(named) => named,
+            None => address.clone(),
         };
-        let Some(service) = list(&shown["services"]).find(|service| text(service, "address") == address) else {
-            return match is_service {
-                true => self.stop("Services", address, "no Service has this address and port", "terway-cli services"),
-                false => Ok(()),
-            };
+        let shown = match led::look(&named) {
+            Ok((shown, _)) => shown,
+            Err(failure) => return self.unresolved(&address, is_service, &failure),
+        };
+        let Some(service) = list(&shown["services"]).find(|service| text(service, "address") == named) else {
+            return self.unnamed(&address, is_service);
         };
         let name = Some(text(service, "service")).filter(|name| !name.is_empty()).unwrap_or_else(|| "a Service".into());
         let (name, count) = (name, service["count"].as_u64().unwrap_or_default());
@@ -164,6 +170,22 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
+    /// By which name Services that are ours have this port, where it is a node's.
+    fn node_port(&mut self, port: u16) -> Result<Option<String>, Halt> {
+        let protocol = match self.flow.protocol {
+            TCP => Proto::Tcp,
+            UDP => Proto::Udp,
+            _ => return Ok(None),
+        };
+        let Some((name, is_theirs)) = led::node_port(self.flow.to, port, protocol) else { return Ok(None) };
+        if is_theirs {
+            let note = "externalTrafficPolicy is Local: the other node answers for itself, by its kube-proxy";
+            self.note("Services", format!("{name} at {}", self.flow.to), note);
+            return Ok(None);
+        }
+        Ok(Some(name))
+    }
+
     fn is_service(&self) -> bool {
         let Ok(config) = known::config() else { return false };
         match self.flow.to {
@@ -172,18 +194,26 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// kube-proxy's rules are not ours to read: what comes after them is not known.
-    fn unresolved(&mut self, address: String, code: Code, why: &str) -> Onward {
-        if code == Code::NoDaemon {
-            self.note("Services", address, format!("terwayd does not tell where it leads; {}", known::LOOK));
-        } else {
-            self.note(
-                "Services",
-                address,
-                format!("{why}; trace one of its endpoints instead: kubectl get endpointslices"),
-            );
+    /// We lead Services, and none has this address: what kube-proxy does about packets for it counts, if it is there.
+    fn unnamed(&mut self, address: &str, is_service: bool) -> Onward {
+        if is_service {
+            return self.stop("Services", address, "no Service has this address and port", "terway-cli services");
         }
-        Err(Halt::Unknown)
+        self.by_proxy(address, false, true)
+    }
+
+    /// Where we lead none, kube-proxy does. A daemon that is silent and has left no maps leads none either; one that does not know all
+    /// Services yet may lead this one tomorrow.
+    fn unresolved(&mut self, address: &str, is_service: bool, failure: &Failure) -> Onward {
+        let is_silent = failure.code == Code::NoDaemon;
+        if is_silent {
+            self.note("Services", address, format!("not asked of terwayd, which does not answer; {}", known::LOOK));
+        }
+        let are_others = is_silent || self.known.shown["services"].is_null();
+        if !are_others {
+            self.note("Services", address, failure.why.clone());
+        }
+        self.by_proxy(address, is_service, are_others)
     }
 
     fn judge(&mut self) -> Onward {
@@ -250,17 +280,41 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// A slave sends by its ENI; the ENI's programs lead to the node what is for it.
+    /// A slave sends by its ENI, whose programs lead to the node or to another slave what is for them.
     fn by_slave(&mut self) -> Onward {
-        let Some(plan) = compare::eni_plan(self.known, &self.lease.eni, &self.links) else {
-            return self.stop("node", format!("ENI {}", self.lease.eni.id), "it has no link here", "terway-cli enis");
+        let (known, lease, to) = (self.known, self.lease, self.flow.to);
+        let eni = known.enis.get(&lease.eni.id).unwrap_or(&lease.eni);
+        let link = self.links.iter().find(|link| link.is_eni(eni.mac)).cloned();
+        let Some((plan, link)) = compare::eni_plan(known, eni, &self.links).zip(link) else {
+            return self.stop("node", format!("ENI {}", eni.id), "it has no link here", "terway-cli enis");
         };
         self.all("node", None, plan.host.iter())?;
-        self.pass(
-            "node",
-            format!("leaves by ENI {}, or is led to a pod or the node by its program", self.lease.eni.id),
-        );
-        Ok(())
+        let slave = ours::host_slave(link.ifindex);
+        match known.lease_at(to) {
+            Some(other) if other.is_slave() && other.eni.id == lease.eni.id => {
+                self.pass("node", format!("the driver hands it to the slave of pod {}", other.pod));
+                self.leave(other, self.flow.from).map(|_| ())
+            }
+            Some(other) if other.is_slave() => {
+                self.pass(
+                    "node",
+                    format!("terway_leaving leads it to the slave of pod {} on {}", other.pod, other.eni.id),
+                );
+                self.leave(other, self.flow.from).map(|_| ())
+            }
+            Some(other) => {
+                self.pass("node", format!("terway_leaving leads it to {slave}"));
+                self.by_slave_to(other, &slave)
+            }
+            None if self.kernel.addrs()?.iter().any(|addr| addr.net.addr() == to) => {
+                self.pass("node", format!("it comes to the node by {slave}"));
+                self.filtered(&slave, None)
+            }
+            None => {
+                self.pass("node", format!("leaves by ENI {} ({})", eni.id, link.name));
+                Ok(())
+            }
+        }
     }
 }
 

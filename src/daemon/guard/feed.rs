@@ -4,7 +4,7 @@ use std::sync::mpsc::SyncSender;
 use std::thread;
 use std::time::Duration;
 
-use super::News;
+use super::{News, Start};
 use crate::cluster::{EndpointSlice, EndpointSliceBeta, Member, Name, Service, services_selector, slices_selector};
 use crate::daemon::news::{End, follow};
 use crate::error::Error;
@@ -15,15 +15,24 @@ use crate::object::Object;
 /// How long a server that knows no EndpointSlices is left alone.
 const PAUSE: Duration = Duration::from_secs(30);
 
-pub fn start(client: &Client, news: &SyncSender<News>) {
+/// Nodes tell the world every five minutes that they are well, in some kilobytes each. Only where they are is wanted: a row has the
+/// first address of a node, which is all where nodes have one family.
+pub fn start(start: &Start, news: &SyncSender<News>) {
+    let client = &start.kube;
     let (kube, to) = (client.clone(), news.clone());
     thread::spawn(move || {
         let select = Select { labels: services_selector(), ..Select::default() };
         watch::<Service>(&kube, select, |s| s.name.clone(), |heard| to.send(News::Services(heard)).is_ok())
     });
     let (kube, to) = (client.clone(), news.clone());
+    let select = Select { rows: start.node.len() < 2, ..Select::default() };
     thread::spawn(move || {
-        watch::<Member>(&kube, Select::default(), |m| m.name.clone(), |heard| to.send(News::Nodes(heard)).is_ok())
+        watch::<Member>(&kube, select, |m| m.name.clone(), |heard| to.send(News::Nodes(heard)).is_ok())
+    });
+    let (kube, to) = (client.clone(), news.clone());
+    let select = Select { fields: format!("metadata.name={}", start.node_name), ..Select::default() };
+    thread::spawn(move || {
+        watch::<Member>(&kube, select, |m| m.name.clone(), |heard| to.send(News::Here(heard)).is_ok())
     });
     let (kube, to) = (client.clone(), news.clone());
     thread::spawn(move || slices(&kube, &to));

@@ -6,7 +6,6 @@
 //! served all the while.
 
 mod feed;
-mod place;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -25,7 +24,8 @@ use crate::config::Services as Wanted;
 use crate::error::Error;
 use crate::heard::Heard;
 use crate::kernel::bpf::cgroup::Cgroup;
-use crate::kernel::bpf::services::{self, Chosen, Services};
+use crate::kernel::bpf::services::{Chosen, Services};
+use crate::kernel::bpf::standing;
 use crate::kernel::sockets;
 use crate::kube;
 use crate::maps::{Backend, Sizes};
@@ -51,6 +51,8 @@ pub enum News {
     Services(Heard<Service>),
     Slices(Heard<EndpointSlice>),
     Nodes(Heard<Member>),
+    /// Our own node.
+    Here(Heard<Member>),
     /// All pods of this node: their addresses, and where their namespaces are.
     Pods(BTreeSet<Ipv6Addr>, Vec<PathBuf>),
     /// Somebody wants to know where Services lead in whose name or address this occurs.
@@ -96,7 +98,7 @@ impl Ear {
 /// Begins to look after the Services.
 pub fn start(start: Start) -> Ear {
     let (news, arriving) = sync_channel(NEWS);
-    feed::start(&start.kube, &news);
+    feed::start(&start, &news);
     thread::spawn(move || Guard::new(start).run(&arriving));
     Ear(news)
 }
@@ -104,11 +106,10 @@ pub fn start(start: Start) -> Ear {
 /// Services are others' affair: nothing of an earlier life that thought otherwise stays. For those who never had any, nothing is done.
 pub fn leave(wanted: &Wanted) {
     let root = Path::new(ours::BPF_ROOT);
-    if services::pinned(root).is_empty() {
+    if !standing::somewhere(root) {
         return;
     }
-    let gone = cgroup(wanted.cgroup.as_deref()).and_then(|cgroup| services::remove(root, &cgroup));
-    match gone.and_then(|()| place::forget()) {
+    match cgroup(wanted.cgroup.as_deref()).and_then(|cgroup| standing::leave(root, Some(&cgroup))) {
         Ok(()) => log::info!("Services are not led at the socket any more: ebpf_services is off"),
         Err(e) => log::warn!("Services at the socket could not be taken away: {e}"),
     }
@@ -196,6 +197,7 @@ impl Guard {
             News::Services(heard) => self.model.hear_services(heard),
             News::Slices(heard) => self.model.hear_slices(heard),
             News::Nodes(heard) => self.model.hear_nodes(heard),
+            News::Here(heard) => self.model.hear_here(heard),
             News::Pods(addresses, namespaces) => {
                 self.model.hear_pods(addresses);
                 self.namespaces = namespaces;
@@ -235,10 +237,10 @@ impl Guard {
         kernel.services.write(&writes).map_err(|(done, e)| e.within(format!("write {done} of {}", writes.len())))?;
         if kernel.chosen.is_none() {
             let here = kernel.cgroup.path();
-            let before = place::write_down(here)?;
+            let before = standing::write_down(here)?;
             let chosen = kernel.services.attach(&kernel.cgroup)?;
             if let Some(before) = before {
-                place::move_from(&before, here)?;
+                standing::move_from(&before, here)?;
             }
             if let Err(e) = kernel.services.remove_others(ours::BPF_ROOT.as_ref()) {
                 log::warn!("maps of another layout: {e}");

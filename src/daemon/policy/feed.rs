@@ -139,7 +139,7 @@ pub fn wishes(need: &Need) -> Vec<Wish> {
 impl Wish {
     fn select(&self) -> Select {
         let fields = if self.name.is_empty() { String::new() } else { format!("metadata.name={}", self.name) };
-        Select { namespace: self.space.to_string(), fields, labels: self.labels.to_string() }
+        Select { namespace: self.space.to_string(), fields, labels: self.labels.to_string(), rows: false }
     }
 
     /// Begins to fulfil it; how to end that.

@@ -10,6 +10,9 @@ pub mod pin;
 pub mod policy;
 mod ring;
 pub mod services;
+pub mod standing;
 mod sys;
 
 pub use marks::Programs;
+#[cfg(fuzzing)]
+pub(super) use ring::heard;

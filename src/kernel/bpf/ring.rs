@@ -138,40 +138,104 @@ impl Ring {
     }
 
     fn read(&mut self, see: &mut dyn FnMut(&[u8])) -> u64 {
-        let (head, mut tail) = (self.place(HEAD).load(Ordering::Acquire), self.place(TAIL).load(Ordering::Relaxed));
-        let (mut record, mut lost) = (Vec::new(), 0);
-        while tail < head {
-            // struct perf_event_header: kind, two bytes of no interest, length.
-            let mut header = [0; HEADER];
-            self.copy(tail, &mut header);
-            let word = |bytes: &[u8]| bytes.try_into().map_or(0, u32::from_ne_bytes);
-            let kind = word(&header[..4]);
-            let len = usize::from(u16::from_ne_bytes([header[6], header[7]]));
-            if len < HEADER {
-                break;
-            }
-            record.resize(len - HEADER, 0);
-            self.copy(tail + HEADER as u64, &mut record);
-            match kind {
-                RECORD_SAMPLE if record.len() >= 4 => {
-                    let end = (4 + word(&record[..4]) as usize).min(record.len());
-                    see(&record[4..end]);
-                }
-                RECORD_LOST if record.len() >= 16 => {
-                    lost += record[8..16].try_into().map_or(0, u64::from_ne_bytes);
-                }
-                _ => {}
-            }
-            tail += len as u64;
-        }
+        let (head, tail) = (self.place(HEAD).load(Ordering::Acquire), self.place(TAIL).load(Ordering::Relaxed));
+        let lost = records(|from, to| self.copy(from, to), tail, head, see);
         self.place(TAIL).store(head, Ordering::Release);
         lost
     }
+}
+
+/// Gives the data of each record between tail and head to the closure; how many the kernel says it had no room for. `copy` reads the
+/// ring from a place on.
+fn records(copy: impl Fn(u64, &mut [u8]), mut tail: u64, head: u64, see: &mut dyn FnMut(&[u8])) -> u64 {
+    let (mut record, mut lost) = (Vec::new(), 0_u64);
+    while tail < head {
+        // struct perf_event_header: kind, two bytes of no interest, length.
+        let mut header = [0; HEADER];
+        copy(tail, &mut header);
+        let word = |bytes: &[u8]| bytes.try_into().map_or(0, u32::from_ne_bytes);
+        let kind = word(&header[..4]);
+        let len = u16::from_ne_bytes([header[6], header[7]]);
+        // One that is shorter than its own header, or goes on where nothing was written yet, is none.
+        if usize::from(len) < HEADER || u64::from(len) > head - tail {
+            break;
+        }
+        record.resize(usize::from(len) - HEADER, 0);
+        copy(tail + HEADER as u64, &mut record);
+        match kind {
+            RECORD_SAMPLE if record.len() >= 4 => {
+                let end = (4 + word(&record[..4]) as usize).min(record.len());
+                see(&record[4..end]);
+            }
+            RECORD_LOST if record.len() >= 16 => {
+                lost = lost.saturating_add(record[8..16].try_into().map_or(0, u64::from_ne_bytes));
+            }
+            _ => {}
+        }
+        tail += u64::from(len);
+    }
+    lost
+}
+
+/// The same of a ring that holds these bytes from this place on, over and over: no more is given than lies there.
+#[cfg(any(test, fuzzing))]
+pub fn heard(bytes: &[u8], tail: u64, see: &mut dyn FnMut(&[u8])) -> u64 {
+    let head = tail + bytes.len() as u64;
+    let mut given = 0;
+    let copy = |from: u64, to: &mut [u8]| {
+        let from = (from - tail) as usize;
+        to.iter_mut().enumerate().for_each(|(n, byte)| *byte = bytes[(from + n) % bytes.len()]);
+    };
+    let mut counted = |data: &[u8]| {
+        given += data.len();
+        see(data);
+    };
+    let lost = records(copy, tail, head, &mut counted);
+    assert!(given <= bytes.len(), "{given} bytes out of {}", bytes.len());
+    lost
 }
 
 impl Drop for Ring {
     fn drop(&mut self) {
         // SAFETY: nobody has a reference into the mapping any more.
         unsafe { libc::munmap(self.page.cast(), self.mapped) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(kind: u32, len: u16, body: &[u8]) -> Vec<u8> {
+        [&kind.to_ne_bytes()[..], &[0; 2], &len.to_ne_bytes(), body].concat()
+    }
+
+    fn sample(data: &[u8], claimed: u32) -> Vec<u8> {
+        let body = [&claimed.to_ne_bytes(), data].concat();
+        record(RECORD_SAMPLE, (HEADER + body.len()) as u16, &body)
+    }
+
+    fn told(bytes: &[u8], tail: u64) -> (Vec<Vec<u8>>, u64) {
+        let mut seen = Vec::new();
+        let lost = heard(bytes, tail, &mut |data| seen.push(data.to_vec()));
+        (seen, lost)
+    }
+
+    #[test]
+    fn records_follow_one_another_and_what_was_lost_is_counted() {
+        let lost = |n: u64| record(RECORD_LOST, 24, &[0_u64.to_ne_bytes(), n.to_ne_bytes()].concat());
+        let all = [sample(b"one", 3), lost(7), record(99, 12, &[0; 4]), sample(b"two", 3), lost(u64::MAX)].concat();
+        assert_eq!(told(&all, 1 << 40), (vec![b"one".to_vec(), b"two".to_vec()], u64::MAX));
+        assert_eq!(told(&all[..11 + 4 + 24], 0), (vec![b"one".to_vec()], 7));
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_ends_the_reading_and_nothing_beyond_it_is_given() {
+        // Its data claims more than the record has; the record's own end counts.
+        assert_eq!(told(&sample(b"one", u32::MAX), 3).0, [b"one".to_vec()]);
+        let good = sample(b"one", 3);
+        for bad in [record(RECORD_SAMPLE, 7, &[0; 16]), record(RECORD_SAMPLE, u16::MAX, &[1; 16]), vec![0; 8]] {
+            assert_eq!(told(&[good.clone(), bad, good.clone()].concat(), 0).0, [b"one".to_vec()]);
+        }
     }
 }

@@ -299,9 +299,8 @@ impl Services {
     }
 }
 
-/// Takes all programs of ours away from the cgroup, and all pinned maps, of every layout: Services are others' affair from now on.
-pub fn remove(root: &Path, cgroup: &Cgroup) -> Result<(), Error> {
-    clear(cgroup)?;
+/// Takes all pinned maps away, of every layout.
+pub fn unpin(root: &Path) -> Result<(), Error> {
     for folder in pinned(root) {
         std::fs::remove_dir_all(&folder).context(|| format!("delete {}", folder.display()))?;
     }

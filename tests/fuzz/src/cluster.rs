@@ -65,6 +65,7 @@ pub fn services(bytes: &[u8]) {
             b'S' => heard::<Service>(rest).into_iter().for_each(|news| model.hear_services(news)),
             b'E' => heard::<EndpointSlice>(rest).into_iter().for_each(|news| model.hear_slices(news)),
             b'N' => heard::<Member>(rest).into_iter().for_each(|news| model.hear_nodes(news)),
+            b'H' => heard::<Member>(rest).into_iter().for_each(|news| model.hear_here(news)),
             _ => {}
         }
         drop(model.changes());

@@ -549,6 +549,7 @@ struct Watcher {
     /// `None` wants the present state first.
     at: Option<u64>,
     wants_bookmarks: bool,
+    wants_rows: bool,
     end: Instant,
     bookmarks: u64,
     injected: usize,
@@ -568,6 +569,7 @@ impl Watcher {
             key,
             peer: request.peer.ip(),
             at,
+            wants_rows: wants_rows(request),
             wants_bookmarks: request.param("allowWatchBookmarks").as_deref() == Some("true"),
             end: Instant::now() + Duration::from_secs(seconds),
             bookmarks: 0,
@@ -582,7 +584,7 @@ impl Watcher {
             0 => {
                 for object in s.store.list(&self.key.collection, &self.key.namespace) {
                     if self.selector.matches(object) {
-                        lines.extend(line("ADDED", object));
+                        lines.extend(self.told("ADDED", object));
                     }
                 }
             }
@@ -609,6 +611,10 @@ impl Watcher {
         (lines, over)
     }
 
+    fn told(&self, kind: &str, object: &Value) -> Vec<u8> {
+        if self.wants_rows { line(kind, &table(object)) } else { line(kind, object) }
+    }
+
     /// Objects that come to match are added, those that cease to match are deleted.
     fn line(&self, record: &store::Record) -> Option<Vec<u8>> {
         let in_namespace = self.key.namespace.is_empty() || self.key.namespace == record.key.namespace;
@@ -622,8 +628,57 @@ impl Watcher {
             (true, true) => "MODIFIED",
             (true, false) => "DELETED",
         };
-        Some(line(kind, record.new.as_ref().or(record.old.as_ref())?))
+        let object = record.new.as_ref().or(record.old.as_ref())?;
+        Some(self.told(kind, object))
     }
+}
+
+fn wants_rows(request: &Request) -> bool {
+    request.header("accept").is_some_and(|accept| accept.contains("as=Table"))
+        && request.param("includeObject").as_deref() == Some("None")
+        && request.path().ends_with("/nodes")
+}
+
+/// What the server's printers make of a node.
+fn row(node: &Value) -> Value {
+    let of = |kind: &str| {
+        let all = node["status"]["addresses"].as_array().into_iter().flatten();
+        all.filter(|addr| addr["type"] == kind).find_map(|addr| addr["address"].as_str()).unwrap_or("<none>").to_owned()
+    };
+    let name = node["metadata"]["name"].as_str().unwrap_or_default();
+    let (os, kernel) = ("Alibaba Cloud Linux 3.2104 U10 (OpenAnolis Edition)", "5.10.134-16.3.al8.x86_64");
+    json!({
+        "cells": [name, "Ready", "<none>", "31d", "v1.30.1-aliyun.1", of("InternalIP"), of("ExternalIP"), os, kernel, "containerd://1.6.34"],
+        "object": null,
+    })
+}
+
+/// A change of a node: headers come once, with the first.
+fn table(node: &Value) -> Value {
+    let version = &node["metadata"]["resourceVersion"];
+    json!({
+        "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": version}, "columnDefinitions": null,
+        "rows": [row(node)],
+    })
+}
+
+fn columns() -> Value {
+    let names = [
+        "Name",
+        "Status",
+        "Roles",
+        "Age",
+        "Version",
+        "Internal-IP",
+        "External-IP",
+        "OS-Image",
+        "Kernel-Version",
+        "Container-Runtime",
+    ];
+    names
+        .iter()
+        .map(|name| json!({"name": name, "type": "string", "format": "", "description": "", "priority": 0}))
+        .collect()
 }
 
 /// The group and version whose resources are asked for.
@@ -671,6 +726,11 @@ impl State {
             let token = format!("page+{}/{version}=", self.seen.len());
             meta["continue"] = json!(token);
             self.pages.insert(token, (version, rest));
+        }
+        if wants_rows(request) {
+            let rows: Vec<Value> = items.iter().map(|o| row(o)).collect();
+            let table = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": meta, "columnDefinitions": columns(), "rows": rows});
+            return Ok(Response::json(200, &table));
         }
         let items: Vec<Arc<str>> = items.iter().map(|o| self.text(o)).collect();
         let body =

@@ -5,9 +5,9 @@ use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::cgroup::Cgroup;
+use super::services;
 use crate::error::{Context, Error};
-use crate::kernel::bpf::cgroup::Cgroup;
-use crate::kernel::bpf::services;
 use crate::ours;
 
 /// The programs are about to stand here. Where they stood until now, if that is elsewhere.
@@ -26,19 +26,33 @@ pub fn move_from(before: &Path, here: &Path) -> Result<(), Error> {
     write(here)
 }
 
-/// They stand nowhere any more.
-pub fn forget() -> Result<(), Error> {
-    if let Some(before) = written_down()? {
-        clear(&before)?;
+/// Whether there is anything of ours that leads Services, as far as files tell.
+pub fn somewhere(root: &Path) -> bool {
+    Path::new(ours::CGROUP_NOTE).exists() || !services::pinned(root).is_empty()
+}
+
+/// Services are others' affair from now on: our programs stand neither where it is written nor here, and no map is pinned. Who knows of
+/// no cgroup and finds none written looks at the root.
+pub fn leave(root: &Path, here: Option<&Cgroup>) -> Result<(), Error> {
+    match (written_down()?, here) {
+        (None, None) => services::clear(&Cgroup::root()?)?,
+        (before, here) => {
+            before.as_deref().map_or(Ok(()), clear)?;
+            here.map_or(Ok(()), services::clear)?;
+        }
     }
+    services::unpin(root)?;
     match fs::remove_file(ours::CGROUP_NOTE) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(e).context(|| format!("delete {}", ours::CGROUP_NOTE)),
         _ => Ok(()),
     }
 }
 
-/// A cgroup that is gone has taken its programs along.
+/// A cgroup that is gone has taken its programs along. A mount of our own may be seen by the process alone that made it.
 fn clear(path: &Path) -> Result<(), Error> {
+    if path == Path::new(ours::CGROUP2) {
+        return services::clear(&Cgroup::root()?);
+    }
     if !path.exists() {
         return Ok(());
     }
