@@ -270,8 +270,8 @@ impl State {
         let (eni, ip) = (held.eni, held.ip);
         let (attachment, rest) = (attachment.clone(), Rest { eni: eni.clone(), until, reserved: reserved.clone() });
         self.out.push(Effect::Retire { attachment, eni: eni.clone(), ip, until, reserved });
-        // Of both families, whatever the first says.
-        let is_free = ip.iter().fold(false, |free, ip| self.taken.remove(&ip) || free);
+        let freed: Vec<bool> = ip.iter().map(|ip| self.taken.remove(&ip)).collect();
+        let is_free = freed.contains(&true);
         match is_free {
             true => self.let_rest(ip, rest),
             false => self.out.push(Effect::Rested { eni: eni.clone(), ip }),
