@@ -6,16 +6,19 @@
 //! changed policy holds at once for connections that stand, and there is no state to lose.
 //!
 //! A chain is named by its content and never changed; three that the built-in chains jump to are rewritten when all others are there.
+//! All that is dropped is dropped in one of two chains, which stay as they are, so that what they have counted stays too.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use crate::ours;
 use crate::rules::{
-    Action, ClassId, DIRECTIONS, Direction, ICMP, ICMPV6, Icmp, PeerId, Pods, PortList, Rule, RuleSet, Rules, Tier,
+    Action, ClassId, DIRECTIONS, Direction, ICMP, ICMPV6, Icmp, PeerId, Pods, PortList, Rule, RuleSet, Rules, SetId,
+    Tier,
 };
 
 /// Ports in a rule; a range counts for two.
@@ -63,7 +66,10 @@ pub enum Use {
 }
 
 /// Lines by chain, each without its `-A CHAIN`.
-pub type Chains = BTreeMap<String, Vec<String>>;
+pub type Chains = BTreeMap<String, Arc<[String]>>;
+
+/// Where packets to pods and from pods are dropped.
+pub const DROPS: [(&str, &str); 2] = [("to_pod", "TERWAY-P-DROP-TO"), ("from_pod", "TERWAY-P-DROP-FROM")];
 
 /// A built-in chain and ours that it jumps to.
 pub const HOOKS: [(&str, &str); 3] =
@@ -75,7 +81,7 @@ pub fn sets(rules: &Rules, pods: &Pods, family: Family) -> BTreeMap<Use, Members
     for direction in DIRECTIONS {
         let ruled = ruled(rules, pods, family, direction);
         if !ruled.is_empty() {
-            let members = ruled.iter().map(|(addr, _)| (IpNet::from(*addr), true));
+            let members = ruled.iter().map(|ruled| (IpNet::from(ruled.addr), true));
             sets.insert(Use::Ruled(direction), members.collect());
         }
     }
@@ -111,16 +117,35 @@ fn peers(rules: &Rules, family: Family) -> BTreeMap<Use, Members> {
     sets
 }
 
-/// Pods whose packets in this direction are judged, by address, with their rules.
-fn ruled<'a>(rules: &'a Rules, pods: &Pods, family: Family, direction: Direction) -> Vec<(IpAddr, &'a RuleSet)> {
+/// A pod's address, and its rules.
+struct Ruled<'a> {
+    addr: IpAddr,
+    id: SetId,
+    rules: &'a Arc<RuleSet>,
+}
+
+/// Pods whose packets in this direction are judged, by address.
+fn ruled<'a>(rules: &'a Rules, pods: &Pods, family: Family, direction: Direction) -> Vec<Ruled<'a>> {
     let placed = rules.pods.iter().filter_map(|(name, sets)| Some((pods.get(name)?, sets.of(direction))));
-    let with_rules = placed.filter_map(|(placed, set)| Some((placed, &*rules.sets.get(&set)?.rules)));
-    let judged = with_rules.filter(|(_, rules)| !rules.tiers.is_empty());
-    let mut all: Vec<(IpAddr, &RuleSet)> =
-        judged.flat_map(|(placed, rules)| placed.ip.iter().map(move |addr| (addr, rules))).collect();
-    all.retain(|(addr, _)| Family::of(addr) == family);
-    all.sort_by_key(|(addr, _)| *addr);
+    let with_rules = placed.filter_map(|(placed, id)| Some((placed, id, &rules.sets.get(&id)?.rules)));
+    let judged = with_rules.filter(|(.., rules)| !rules.tiers.is_empty());
+    let mut all: Vec<Ruled> =
+        judged.flat_map(|(placed, id, rules)| placed.ip.iter().map(move |addr| Ruled { addr, id, rules })).collect();
+    all.retain(|ruled| Family::of(&ruled.addr) == family);
+    all.sort_by_key(|ruled| ruled.addr);
     all
+}
+
+/// What sets of rules have come to before: that is most of the work, and a change is about few of them.
+#[derive(Default)]
+pub struct Memory(BTreeMap<(SetId, Way), Remembered>);
+
+struct Remembered {
+    rules: Arc<RuleSet>,
+    /// What their peers are called; they come to the same while these go by the same names.
+    peers: Vec<(PeerId, Option<String>)>,
+    then: Then,
+    chains: Chains,
 }
 
 /// All chains, where sets have these names; none where no pod has rules.
@@ -130,8 +155,9 @@ pub fn chains(
     sets: &BTreeMap<Use, Members>,
     names: &BTreeMap<Use, String>,
     family: Family,
+    memory: &mut Memory,
 ) -> Chains {
-    let mut author = Author { family, sets, names, chains: Chains::new() };
+    let mut author = Author { family, sets, names, chains: Chains::new(), memory, done: BTreeMap::new() };
     let mut forward = Vec::new();
     let (mut input, mut output, mut answers) = (Vec::new(), Vec::new(), Vec::new());
     for direction in [Direction::Egress, Direction::Ingress] {
@@ -150,8 +176,12 @@ pub fn chains(
         forward.push(judge);
         answers.push(judge_answer);
     }
+    author.memory.0.retain(|key, _| author.done.contains_key(key));
     if forward.is_empty() {
         return Chains::new();
+    }
+    for (_, name) in DROPS {
+        author.chains.insert(name.to_owned(), Arc::new(["-j DROP".to_owned()]));
     }
     let protocol = family.icmp().protocol;
     // What ICMP says about a connection goes where the connection goes.
@@ -164,14 +194,14 @@ pub fn chains(
     }
     for ((_, name), lines) in HOOKS.into_iter().zip([forward, input, output]) {
         if !lines.is_empty() {
-            author.chains.insert(name.to_owned(), lines);
+            author.chains.insert(name.to_owned(), lines.into());
         }
     }
     author.chains
 }
 
 /// Which of a packet's ends are whose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Way {
     direction: Direction,
     /// It answers one that the rules are about.
@@ -181,6 +211,10 @@ struct Way {
 impl Way {
     fn pod_is_source(self) -> bool {
         (self.direction == Direction::Egress) != self.turned
+    }
+
+    fn drop(self) -> Then {
+        Then::Go(DROPS[usize::from(self.pod_is_source())].1.to_owned())
     }
 
     /// Where the other side's address is.
@@ -218,7 +252,6 @@ impl Family {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Then {
     Pass,
-    Drop,
     Go(String),
 }
 
@@ -226,7 +259,6 @@ impl fmt::Display for Then {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Then::Pass => f.write_str("-j RETURN"),
-            Then::Drop => f.write_str("-j DROP"),
             Then::Go(chain) => write!(f, "-g {chain}"),
         }
     }
@@ -237,18 +269,21 @@ struct Author<'a> {
     sets: &'a BTreeMap<Use, Members>,
     names: &'a BTreeMap<Use, String>,
     chains: Chains,
+    memory: &'a mut Memory,
+    /// What is certain by now.
+    done: BTreeMap<(SetId, Way), Then>,
 }
 
 impl Author<'_> {
     /// The chain with this content.
     fn chain(&mut self, kind: &str, lines: Vec<String>) -> String {
         let name = ours::policy_chain(kind, &lines.join("\n"));
-        self.chains.insert(name.clone(), lines);
+        self.chains.insert(name.clone(), lines.into());
         name
     }
 
     /// Leads a pod's packets to its rules; by their address' last bits where there are many pods.
-    fn dispatch(&mut self, ruled: &[(IpAddr, &RuleSet)], way: Way) -> String {
+    fn dispatch(&mut self, ruled: &[Ruled], way: Way) -> String {
         let mut lines = Vec::new();
         let icmp = self.family.icmp();
         if self.family == Family::V6 {
@@ -267,7 +302,7 @@ impl Author<'_> {
             IpAddr::V6(addr) => addr.octets()[15] & 15,
         };
         for bits in 0..16 {
-            let pods: Vec<&(IpAddr, &RuleSet)> = ruled.iter().filter(|(addr, _)| last(addr) == bits).collect();
+            let pods: Vec<&Ruled> = ruled.iter().filter(|ruled| last(&ruled.addr) == bits).collect();
             if pods.is_empty() {
                 continue;
             }
@@ -282,10 +317,10 @@ impl Author<'_> {
         self.chain("D", lines)
     }
 
-    fn pods<'b>(&mut self, ruled: impl Iterator<Item = &'b (IpAddr, &'b RuleSet)>, way: Way) -> Vec<String> {
+    fn pods<'b>(&mut self, ruled: impl Iterator<Item = &'b Ruled<'b>>, way: Way) -> Vec<String> {
         let mut lines = Vec::new();
-        for (addr, rules) in ruled {
-            let then = self.rule_set(rules, way);
+        for ruled in ruled {
+            let (addr, then) = (ruled.addr, self.remembered(ruled, way));
             let end = if way.pod_is_source() { "-s" } else { "-d" };
             if then != Then::Pass {
                 // By way of a Service a pod reaches itself.
@@ -296,6 +331,35 @@ impl Author<'_> {
         lines
     }
 
+    fn remembered(&mut self, Ruled { id, rules, .. }: &Ruled, way: Way) -> Then {
+        let key = (*id, way);
+        if let Some(then) = self.done.get(&key) {
+            return then.clone();
+        }
+        let is_same = |known: &Remembered| {
+            let called = |(peer, name): &(PeerId, Option<String>)| self.called(*peer) == name.as_deref();
+            Arc::ptr_eq(&known.rules, rules) && known.peers.iter().all(called)
+        };
+        if !self.memory.0.get(&key).is_some_and(is_same) {
+            let others = std::mem::take(&mut self.chains);
+            let then = self.rule_set(rules, way);
+            let chains = std::mem::replace(&mut self.chains, others);
+            let peers = rules.peers().into_iter().map(|peer| (peer, self.called(peer).map(str::to_owned))).collect();
+            self.memory.0.insert(key, Remembered { rules: (*rules).clone(), peers, then, chains });
+        }
+        let known = &self.memory.0[&key];
+        self.chains.extend(known.chains.iter().map(|(name, lines)| (name.clone(), lines.clone())));
+        self.done.insert(key, known.then.clone());
+        known.then.clone()
+    }
+
+    /// How lines speak of a peer. Empty: it is everybody; none: nobody.
+    fn called(&self, peer: PeerId) -> Option<&str> {
+        let members = self.sets.get(&Use::Peer(peer))?;
+        let is_all = members.len() == 2 && self.family.halves().iter().all(|half| members.get(half) == Some(&true));
+        Some(if is_all { "" } else { &self.names[&Use::Peer(peer)] })
+    }
+
     fn rule_set(&mut self, rules: &RuleSet, way: Way) -> Then {
         rules.tiers.iter().rev().fold(Then::Pass, |next, tier| self.tier(tier, next, way))
     }
@@ -304,7 +368,7 @@ impl Author<'_> {
     fn tier(&mut self, tier: &Tier, next: Then, way: Way) -> Then {
         let mut after = match &tier.end {
             Some(cell) if cell.allow => Then::Pass,
-            Some(_) => Then::Drop,
+            Some(_) => way.drop(),
             None => next.clone(),
         };
         let mut lines: Vec<String> = Vec::new();
@@ -312,7 +376,7 @@ impl Author<'_> {
             let Some(matches) = self.matches(rule, way) else { continue };
             let action = match rule.action {
                 Action::Allow => Then::Pass.to_string(),
-                Action::Deny => Then::Drop.to_string(),
+                Action::Deny => way.drop().to_string(),
                 Action::Pass => next.to_string(),
                 Action::Log => LOG.to_owned(),
             };
@@ -398,11 +462,10 @@ impl Author<'_> {
 
     /// None: nobody of this family is.
     fn peer(&self, peer: PeerId, way: Way) -> Option<String> {
-        let members = self.sets.get(&Use::Peer(peer))?;
-        if members.len() == 2 && self.family.halves().iter().all(|half| members.get(half) == Some(&true)) {
-            return Some(String::new());
-        }
-        Some(format!(" -m set --match-set {} {}", self.names[&Use::Peer(peer)], way.other()))
+        Some(match self.called(peer)? {
+            "" => String::new(),
+            name => format!(" -m set --match-set {name} {}", way.other()),
+        })
     }
 
     /// None: it is never so.

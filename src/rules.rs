@@ -361,14 +361,28 @@ pub trait Renderer: Send {
     /// Makes these changes; `after` is what holds then. Where that fails, [`Renderer::restore`] is next.
     fn apply(&mut self, writes: &[Write], after: &Rules, pods: &Pods) -> Result<(), Error>;
 
-    /// What finds out what it has counted, as people are shown it. None: it counts nothing.
+    /// Those pods whose rules are not in the kernel although the others' are, and why: the next change tries again, be it none.
+    fn unheld(&self) -> Option<(Vec<Name>, Error)> {
+        None
+    }
+
+    /// What finds out what it has counted. None: it counts nothing.
     fn tally(&self) -> Option<Tally> {
         None
     }
 }
 
 /// Looks at all there is, so that whoever has changes to write leaves it to another thread.
-pub type Tally = Box<dyn FnOnce() -> Result<serde_json::Value, Error> + Send>;
+pub type Tally = Box<dyn FnOnce() -> Result<Counted, Error> + Send>;
+
+/// What a look has found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counted {
+    /// As people are shown them.
+    pub figures: serde_json::Value,
+    /// The kernel held what had been written when the look was asked for, as far as it was looked at.
+    pub is_whole: bool,
+}
 
 /// One change. Done in the order given, every packet in between gets the answer from before or the one from after.
 #[derive(Debug, Clone, PartialEq, Eq)]

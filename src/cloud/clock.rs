@@ -17,7 +17,8 @@ impl Clock {
         let (skew, now) = (self.skew(), SystemTime::now());
         let apart = Duration::from_secs(skew.unsigned_abs());
         let then = if skew >= 0 { now.checked_add(apart) } else { now.checked_sub(apart) };
-        then.unwrap_or(now)
+        // A step of our own clock since then can lead before the times that have a calendar.
+        then.filter(|then| *then >= SystemTime::UNIX_EPOCH).unwrap_or(now)
     }
 
     /// Seconds that the cloud's clock is ahead of ours, behind where negative; 0 where they agree.
@@ -61,6 +62,14 @@ mod tests {
             "Sun, 06 Nov 1994 25:49:37 GMT",
         ] {
             assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn no_step_of_our_clock_leads_out_of_the_calendar() {
+        for skew in [i64::MIN, -4_000_000_000, i64::MAX] {
+            let now = Clock(Arc::new(AtomicI64::new(skew))).now();
+            assert!(humantime::format_rfc3339_seconds(now).to_string().starts_with("20"), "{skew}");
         }
     }
 

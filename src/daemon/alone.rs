@@ -43,7 +43,8 @@ fn take(path: &Path) -> Result<Place, Error> {
     }
     let last_turn = file.metadata()?.modified()?;
     file.set_len(0)?;
-    writeln!(file, "{}", std::process::id())?;
+    // For people. There may be no room for it.
+    let _ = writeln!(file, "{}", std::process::id());
     Ok(Place { turn: file.metadata()?.modified()?, last_turn, _lock: file })
 }
 

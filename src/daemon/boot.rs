@@ -245,7 +245,7 @@ fn attempt(start: &Start, manner: Manner, legacy: Option<Legacy>, early: &mut Ea
         contents: &mut contents,
     })?;
     fit(mode, layers.config(), &contents.leases)?;
-    ledger.note_mode(mode)?;
+    ledger.note_mode(mode).unwrap_or_else(|e| log::warn!("the node's mode is not noted: {e}"));
     let longest = layers.config().reservation;
     let reserved =
         sticky.reservations(kept.into_iter().chain(inherited.kept).collect(), &mut contents, longest, clock::now());

@@ -29,7 +29,8 @@ impl Machine {
             (look(&boot_id), left.join().expect("a panic ends the process"))
         });
         let ((kernel, look, marker), (ledger, contents, sticky, kept)) = (seen?, left?);
-        ledger.note_marker(&boot_id, marker)?;
+        // Where it cannot be written the next life tries again: what is full is made room in by pods that go, and those need us.
+        ledger.note_marker(&boot_id, marker).unwrap_or_else(|e| log::warn!("how packets are marked is not noted: {e}"));
         Ok(Machine { kernel, look, marker, ledger, contents, sticky, kept })
     }
 }

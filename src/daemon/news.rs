@@ -114,8 +114,8 @@ pub enum End {
 }
 
 /// Lists and watches for as long as `hear` wants to hear more, over all errors but those that are final.
-pub fn follow<T: Object, K>(
-    watch: Watch<T, K>,
+pub fn follow<K>(
+    watch: impl Iterator<Item = Result<Change<K>, Error>>,
     what: &str,
     is_final: impl Fn(&Error) -> bool,
     mut hear: impl FnMut(Change<K>) -> bool,

@@ -6,13 +6,16 @@ use std::path::Path;
 
 use super::bandwidth;
 use super::policy::Chosen;
+use serde_json::Value;
+
+use crate::cluster::Name;
 use crate::config::PolicyRenderer;
 use crate::error::Error;
 use crate::kernel::bpf::policy::{self, Policy};
 use crate::kernel::tables::{self, Scouted, Tables};
 use crate::ours;
 use crate::rpc::Lease;
-use crate::rules::{Pods, Renderer, Rules, Write};
+use crate::rules::{Counted, Pods, Renderer, Rules, Tally, Write};
 use crate::verdict::Sizes;
 
 /// What the choice goes by.
@@ -52,7 +55,8 @@ fn by_itself(sizes: Sizes, scouted: Scouted) -> Result<Chosen, Error> {
 }
 
 fn iptables(why: String, sizes: Sizes, scouted: Scouted) -> Result<Chosen, Error> {
-    let renderer = Box::new(Mixed { tables: Tables::after(sizes.classes, scouted)?, ebpf: None, sizes });
+    let tables = Tables::after(sizes.classes, scouted)?;
+    let renderer = Box::new(Mixed { tables, ebpf: None, sizes, seated: Vec::new(), failure: None });
     Ok(Chosen { way: PolicyRenderer::Iptables, why, taken: BTreeSet::new(), room: sizes, renderer })
 }
 
@@ -70,14 +74,35 @@ struct Mixed {
     tables: Tables,
     ebpf: Option<Policy>,
     sizes: Sizes,
+    seated: Vec<Name>,
+    /// What keeps those with a seat from having their rules.
+    failure: Option<Error>,
 }
 
 impl Mixed {
-    fn ebpf(&mut self, seated: &Pods) -> Result<Option<&mut Policy>, Error> {
-        if self.ebpf.is_none() && !seated.is_empty() {
-            self.ebpf = Some(open(&self.sizes)?);
+    /// The others do without eBPF.
+    fn hold_seated(&mut self, rules: &Rules, seated: &Pods, write: impl FnOnce(&mut Policy) -> Result<(), Error>) {
+        self.seated = seated.keys().cloned().collect();
+        self.failure = self.write_seated(rules, seated, write).err();
+    }
+
+    fn write_seated(
+        &mut self,
+        rules: &Rules,
+        seated: &Pods,
+        write: impl FnOnce(&mut Policy) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        match &mut self.ebpf {
+            None if seated.is_empty() => Ok(()),
+            Some(ebpf) if self.failure.is_none() => write(ebpf),
+            ebpf => {
+                let ebpf = match ebpf {
+                    Some(ebpf) => ebpf,
+                    None => ebpf.insert(open(&self.sizes)?),
+                };
+                ebpf.restore(rules, seated)
+            }
         }
-        Ok(self.ebpf.as_mut())
     }
 }
 
@@ -94,13 +119,48 @@ impl Renderer for Mixed {
     fn restore(&mut self, rules: &Rules, pods: &Pods) -> Result<(), Error> {
         let (unseated, seated) = split(pods);
         self.tables.restore(rules, &unseated)?;
-        self.ebpf(&seated)?.map_or(Ok(()), |ebpf| ebpf.restore(rules, &seated))
+        self.hold_seated(rules, &seated, |ebpf| ebpf.restore(rules, &seated));
+        Ok(())
     }
 
     fn apply(&mut self, writes: &[Write], after: &Rules, pods: &Pods) -> Result<(), Error> {
         let (unseated, seated) = split(pods);
         self.tables.apply(writes, after, &unseated)?;
-        self.ebpf(&seated)?.map_or(Ok(()), |ebpf| ebpf.apply(writes, after, &seated))
+        self.hold_seated(after, &seated, |ebpf| ebpf.apply(writes, after, &seated));
+        Ok(())
+    }
+
+    fn unheld(&self) -> Option<(Vec<Name>, Error)> {
+        Some((self.seated.clone(), self.failure.clone()?))
+    }
+
+    fn tally(&self) -> Option<Tally> {
+        let ebpf = self.ebpf.as_ref().and_then(Policy::tally);
+        let all: Vec<Tally> = self.tables.tally().into_iter().chain(ebpf).collect();
+        (!all.is_empty()).then(|| -> Tally { Box::new(move || sum(all)) })
+    }
+}
+
+/// What all of them have counted together.
+fn sum(tallies: Vec<Tally>) -> Result<Counted, Error> {
+    let mut all = Counted { figures: Value::Null, is_whole: true };
+    for tally in tallies {
+        let Counted { figures, is_whole } = tally()?;
+        add(&mut all.figures, figures);
+        all.is_whole &= is_whole;
+    }
+    Ok(all)
+}
+
+fn add(sum: &mut Value, more: Value) {
+    match (sum, more) {
+        (Value::Object(sum), Value::Object(more)) => {
+            more.into_iter().for_each(|(key, value)| add(sum.entry(key).or_insert(Value::Null), value));
+        }
+        (Value::Number(sum), Value::Number(more)) => {
+            *sum = (sum.as_u64().unwrap_or_default() + more.as_u64().unwrap_or_default()).into();
+        }
+        (sum, more) => *sum = more,
     }
 }
 

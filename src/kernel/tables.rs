@@ -13,14 +13,15 @@ use std::thread;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde_json::{Value, json};
 
 use super::ipset::Sets;
 use super::iptables;
-use crate::chains::{Chains, FAMILIES, Family, HOOKS, Members, Use, chains, sets};
+use crate::chains::{Chains, DROPS, FAMILIES, Family, HOOKS, Members, Memory, Use, chains, sets};
 use crate::cluster::Name;
 use crate::error::{Context, Error};
 use crate::ours;
-use crate::rules::{DIRECTIONS, Direction, Pods, Renderer, Rules, Write};
+use crate::rules::{Counted, DIRECTIONS, Direction, Pods, Renderer, Rules, Tally, Write};
 use crate::verdict::{ADDRESSES_KEY, overfull};
 
 /// How many members a set may have, unless told otherwise.
@@ -64,12 +65,16 @@ struct Known {
     chains: Chains,
     /// By name.
     sets: BTreeMap<String, Members>,
+    memory: Memory,
 }
 
 /// What iptables-save(8) shows of ours.
 #[derive(Default)]
 struct Shown {
-    chains: BTreeSet<String>,
+    /// How many rules each has.
+    chains: BTreeMap<String, usize>,
+    /// What chains of [`DROPS`] have dropped.
+    dropped: [u64; DROPS.len()],
     /// Our rules in built-in chains, and whether they are all that they should be.
     jumps: Vec<String>,
     are_first: bool,
@@ -122,13 +127,15 @@ impl Tables {
         if let Some(over) = wanted.sets.values().find(|members| members.len() > self.most as usize) {
             return Err(overfull("addresses and prefixes of one peer", over.len(), self.most, ADDRESSES_KEY));
         }
-        if let Some((name, members)) = wanted.in_place(known).filter(|_| shown.is_none()) {
+        if shown.is_none()
+            && let Some((name, members)) = wanted.in_place(known)
+        {
             self.change(&name, &known.sets[&name].clone(), &members)?;
             known.sets.insert(name, members);
             return Ok(());
         }
         let names = wanted.names(family, &known.sets);
-        let chains = chains(wanted.rules, wanted.pods, &wanted.sets, &names, family);
+        let chains = chains(wanted.rules, wanted.pods, &wanted.sets, &names, family, &mut known.memory);
         for (used, name) in &names {
             if !known.sets.contains_key(name) {
                 let members = &wanted.sets[used];
@@ -243,6 +250,16 @@ impl Renderer for Tables {
         self.ruled = ruled(after, pods);
         Ok(())
     }
+
+    /// Where no pod has rules, there is nothing to count.
+    fn tally(&self) -> Option<Tally> {
+        let of = |(family, known): (Family, &Known)| {
+            let rules = known.chains.iter().map(|(name, lines)| (name.clone(), lines.len()));
+            (!known.chains.is_empty()).then(|| (family, rules.collect()))
+        };
+        let known: Vec<_> = FAMILIES.into_iter().zip(self.known.as_ref()?).filter_map(of).collect();
+        (!known.is_empty()).then(|| -> Tally { Box::new(move || tally(&known)) })
+    }
 }
 
 /// Pods that policies say something of.
@@ -297,7 +314,7 @@ impl<'a> Wanted<'a> {
     }
 
     /// The one set that is all that changes, and what it is to have.
-    fn in_place(&self, known: &Known) -> Option<(String, Members)> {
+    fn in_place(&self, known: &mut Known) -> Option<(String, Members)> {
         let before: BTreeMap<&Members, &String> = known.sets.iter().map(|(name, members)| (members, name)).collect();
         let after: BTreeSet<&Members> = self.sets.values().collect();
         let mut gone = before.iter().filter(|(members, _)| !after.contains(*members));
@@ -306,17 +323,18 @@ impl<'a> Wanted<'a> {
         if gone.next().is_some() || new.next().is_some() {
             return None;
         }
+        let (name, members) = ((*name).clone(), (*members).clone());
         let mut sets = known.sets.clone();
-        sets.insert((*name).clone(), (*members).clone());
+        sets.insert(name.clone(), members.clone());
         let names = self.names(self.family, &sets);
-        let chains = chains(self.rules, self.pods, &self.sets, &names, self.family);
-        (chains == known.chains).then(|| ((*name).clone(), (*members).clone()))
+        let chains = chains(self.rules, self.pods, &self.sets, &names, self.family, &mut known.memory);
+        (chains == known.chains).then_some((name, members))
     }
 }
 
 impl Shown {
     fn read(family: Family) -> Result<Shown, Error> {
-        Ok(Shown::of(&run(family, "save", &["-t", TABLE], None)?))
+        Ok(Shown::of(&run(family, "save", &["-c", "-t", TABLE], None)?))
     }
 
     fn of(text: &str) -> Shown {
@@ -324,15 +342,20 @@ impl Shown {
         let mut shown = Shown { are_first: true, ..Shown::default() };
         let mut begun = BTreeSet::new();
         for line in text.lines() {
+            let (packets, line) = counted(line);
             let mut words = line.split(' ');
             match words.next() {
                 Some(chain) if chain.strip_prefix(':').is_some_and(ours) => {
-                    shown.chains.insert(chain[1..].to_owned());
+                    shown.chains.insert(chain[1..].to_owned(), 0);
                 }
                 Some("-A") => {
                     let chain = words.next().unwrap_or_default();
                     let is_first = begun.insert(chain);
-                    if !ours(chain) && words.any(ours) {
+                    if ours(chain) {
+                        shown.chains.entry(chain.to_owned()).and_modify(|rules| *rules += 1);
+                        let dropped = DROPS.iter().zip(&mut shown.dropped).filter(|((_, name), _)| *name == chain);
+                        dropped.for_each(|(_, sum)| *sum += packets);
+                    } else if words.any(ours) {
                         shown.are_first &= is_first;
                         shown.jumps.push(line.to_owned());
                     }
@@ -342,6 +365,32 @@ impl Shown {
         }
         shown
     }
+
+    /// Whether these chains are there, with as many rules, and whatever leads to them.
+    fn is_whole(&self, chains: &BTreeMap<String, usize>) -> bool {
+        let jumps = HOOKS.iter().filter(|(_, to)| chains.contains_key(*to)).count();
+        self.are_first && self.jumps.len() == jumps && self.chains == *chains
+    }
+}
+
+/// How many packets a rule has matched, as `-c` tells before it, and the rest of the line.
+fn counted(line: &str) -> (u64, &str) {
+    let told = line.strip_prefix('[').and_then(|rest| rest.split_once("] "));
+    let packets = |(counts, _): (&str, &str)| counts.split(':').next().and_then(|count| count.parse().ok());
+    (told.and_then(packets).unwrap_or_default(), told.map_or(line, |(_, line)| line))
+}
+
+/// What is dropped, and whether all is there that is known of these families.
+fn tally(known: &[(Family, BTreeMap<String, usize>)]) -> Result<Counted, Error> {
+    let (mut dropped, mut is_whole) = ([0; DROPS.len()], true);
+    for (family, chains) in known {
+        let shown = Shown::read(*family)?;
+        is_whole &= shown.is_whole(chains);
+        dropped.iter_mut().zip(shown.dropped).for_each(|(sum, packets)| *sum += packets);
+    }
+    let by_direction = DROPS.iter().zip(dropped).map(|((direction, _), sum)| ((*direction).to_owned(), sum.into()));
+    let policy: serde_json::Map<String, Value> = by_direction.collect();
+    Ok(Counted { figures: json!({"drops": {"policy": policy}}), is_whole })
 }
 
 /// The replacement that takes away what this output of iptables-save(8) shows of ours.
@@ -355,7 +404,7 @@ fn script(before: &Chains, after: &Chains, shown: Option<&Shown>) -> Option<Stri
     let mut text = format!("*{TABLE}\n");
     let changed: Vec<&String> =
         after.keys().filter(|name| shown.is_some() || before.get(*name) != after.get(*name)).collect();
-    let there: BTreeSet<&String> = shown.map_or_else(|| before.keys().collect(), |shown| shown.chains.iter().collect());
+    let there: BTreeSet<&String> = shown.map_or_else(|| before.keys().collect(), |shown| shown.chains.keys().collect());
     let gone: Vec<&&String> = there.iter().filter(|name| !after.contains_key(**name)).collect();
     // A String takes all that is written to it.
     changed.iter().for_each(|name| writeln!(text, ":{name} - [0:0]").expect("memory"));

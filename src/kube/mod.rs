@@ -3,6 +3,7 @@
 mod access;
 #[cfg(fuzzing)]
 pub mod doors;
+mod glimpse;
 mod kubeadm;
 mod page;
 mod watch;
@@ -23,6 +24,7 @@ use ureq::{Agent, Body};
 
 pub use crate::object::Patch;
 pub use access::Source;
+pub use glimpse::Glimpse;
 pub use watch::{Change, Stop, Watch};
 
 use crate::config::Pace;

@@ -51,6 +51,10 @@ pub struct Watch<T, K = T> {
 pub struct Stop(Client);
 
 impl Stop {
+    pub(super) fn of(client: &Client) -> Stop {
+        Stop(client.clone())
+    }
+
     pub fn stop(&self) {
         self.0.close();
     }
@@ -70,7 +74,7 @@ impl<T: Object, K> Watch<T, K> {
     }
 
     pub fn stopper(&self) -> Stop {
-        Stop(self.client.clone())
+        Stop::of(&self.client)
     }
 
     fn step(&mut self) -> Result<Change<K>, Error> {

@@ -62,7 +62,7 @@ pub fn needs<'a>(
     // Where it selects nobody, any pod may be meant.
     let asks_all = |policy: &&Policy| {
         let mut rules = policy.ingress.iter().chain(&policy.egress).flatten();
-        rules.any(|rule| rule.peer.who.is_none() && rule.what.peer.names().next().is_some())
+        rules.any(|rule| rule.what.peer.names().next().is_some() && rule.peer.who.is_none())
     };
     if policies.filter(asks_all).any(applies) {
         all.insert(Need::Pods(Scope::default()));

@@ -43,9 +43,9 @@ impl fmt::Display for Refusal {
         match self {
             Refusal::Policy(fault) => f.write_str(fault),
             Refusal::Set(fault) => write!(f, "{fault}; it is left out of the set"),
-            Refusal::HostEndpoint => {
-                f.write_str("policies govern pods only, not the node's own traffic; it has no effect")
-            }
+            Refusal::HostEndpoint => f.write_str(
+                "policies govern pods only, not the node's own traffic; it has no effect, nor have others of its kind",
+            ),
         }
     }
 }

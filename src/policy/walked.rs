@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::fuzz::{Asked, walk};
-use crate::chains::{Chains, FAMILIES, Family, Members, Use, chains, sets};
+use crate::chains::{Chains, FAMILIES, Family, Members, Memory, Use, chains, sets};
 use crate::cluster::Name;
 use crate::ip::IpPair;
 use crate::rules::{DIRECTIONS, Direction, ICMP, ICMPV6, Packet, Placed, Pods, Rules};
@@ -60,11 +60,14 @@ enum End {
 }
 
 impl Kernel {
-    fn of(rules: &Rules, pods: &Pods, family: Family) -> Kernel {
+    /// Whatever is remembered, chains are the same.
+    fn of(rules: &Rules, pods: &Pods, family: Family, memory: &mut Memory) -> Kernel {
         let sets = sets(rules, pods, family);
         let names: BTreeMap<Use, String> =
             sets.keys().enumerate().map(|(n, used)| (*used, format!("TERWAY-P-{n}"))).collect();
-        let chains = chains(rules, pods, &sets, &names, family);
+        let forgetful = chains(rules, pods, &sets, &names, family, &mut Memory::default());
+        let chains = chains(rules, pods, &sets, &names, family, memory);
+        assert_eq!(chains, forgetful);
         assert!(chains.keys().all(|name| name.len() <= 28));
         let sets = sets.into_iter().map(|(used, members)| (names[&used].clone(), members)).collect();
         Kernel { sets, chains, is_v6: family == Family::V6 }
@@ -76,7 +79,7 @@ impl Kernel {
 
     /// A chain that was gone to returns to where the last jump was.
     fn run(&self, chain: &str, seen: &Seen) -> End {
-        for line in &self.chains[chain] {
+        for line in self.chains[chain].iter() {
             let Some(target) = self.target(line, seen) else { continue };
             match target {
                 ("-j", "DROP") => return End::Drop,
@@ -198,6 +201,7 @@ fn chains_and_sets_say_what_the_specifications_say() {
     let (mut judged, mut denied, mut answers) = (0u64, 0u64, 0u64);
     let seeds = number("POLICY_SEED").map_or(0..number("POLICY_SEEDS").unwrap_or(SEEDS), |seed| seed..seed + 1);
     for seed in seeds {
+        let mut memories = FAMILIES.map(|_| Memory::default());
         walk(seed, PACKETS, &mut |_, rules, asked| {
             let mut rules = rules.clone();
             // Many pods, in every other world.
@@ -206,7 +210,8 @@ fn chains_and_sets_say_what_the_specifications_say() {
                 rules.pods.extend(first.map(|sets| (Name::from(format!("z/{n}")), sets)));
             }
             let pods = placed(&rules);
-            let kernels = FAMILIES.map(|family| Kernel::of(&rules, &pods, family));
+            let [v4, v6] = &mut memories;
+            let kernels = [(Family::V4, v4), (Family::V6, v6)].map(|(family, m)| Kernel::of(&rules, &pods, family, m));
             for asked in asked {
                 let Some(seen) = seen(asked, &pods) else { continue };
                 let kernel = &kernels[usize::from(seen.src.is_ipv6())];
@@ -272,7 +277,7 @@ fn sets_have_the_longest_prefix_and_no_member_twice() {
 fn who_has_no_rules_costs_no_chain() {
     let rules = Rules::default();
     for family in FAMILIES {
-        let kernel = Kernel::of(&rules, &placed(&rules), family);
+        let kernel = Kernel::of(&rules, &placed(&rules), family, &mut Memory::default());
         assert!(kernel.chains.is_empty() && kernel.sets.is_empty());
     }
     let packet = Packet { protocol: 6, ports: Some((1, 80)) };

@@ -57,9 +57,9 @@ fn a_change_opens_and_cuts(renderer: &str) {
     bench.policy("web", only_from("db"));
     comes_to(&other.pod, &web.ip, false);
     assert!(reaches(&near.pod, &web.ip) && !reaches(&far.pod, &web.ip));
+    let drops = || bench.shown(0)["figures"]["drops"]["policy"]["to_pod"].as_u64();
+    assert!(within(Duration::from_secs(60), || drops() > Some(1)), "drops are counted");
     if renderer == "ebpf" {
-        let drops = || bench.shown(0)["figures"]["drops"]["policy"]["to_pod"].as_u64();
-        assert!(within(Duration::from_secs(30), || drops() > Some(1)), "drops are counted");
         assert!(bench.shown(0)["figures"]["flows"]["known"].as_u64() > Some(0));
     }
     // Probes of the kubelet, and what the pod itself begins.

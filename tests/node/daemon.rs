@@ -38,6 +38,26 @@ fn a_killed_daemon_is_not_missed_and_its_successor_knows_every_lease() {
     soon("the third speaks", || third.pod.ping(&web.ip).is_some());
 }
 
+/// Pods that go make room; for that somebody must be there whom their DEL reaches.
+#[test]
+fn with_no_room_left_for_its_files_the_daemon_starts_and_pods_can_go() {
+    let mut cluster = node(&nothing());
+    let (web, other) = (cluster.add(0, "web"), cluster.add(0, "other"));
+    cluster.kill(0);
+    cluster.node(0).sh(
+        "cp -a /run/terway /run/copy; mount -t tmpfs -o size=256k,mode=700 tmpfs /run/terway; cp -a /run/copy/. /run/terway
+        cat /dev/zero >/run/terway/full || true",
+    );
+    cluster.start(0);
+    soon("it starts", || cluster.log(0).matches("is not noted").count() == 2);
+    cluster.del(web);
+    assert_eq!(shown(&cluster, "/pool/leased"), 1);
+    cluster.node(0).sh("rm /run/terway/full");
+    cluster.wait_ready(0);
+    let later = cluster.add(0, "later");
+    soon("it speaks", || later.pod.ping(&other.ip).is_some());
+}
+
 #[test]
 fn sigterm_ends_the_daemon_cleanly_and_leaves_the_pods_their_network() {
     let mut cluster = node(&nothing());

@@ -273,8 +273,9 @@ fn the_role_we_ask_for_is_what_we_need() {
     }
     (0..3).for_each(|_| drop(cluster.refused(&last, 11)));
     soon("an event was counted", || cluster.kube.count("patch", "events") > 0);
-    let sought = ["serviceaccounts", "networksets", "globalnetworksets", "hostendpoints", "clusternetworkpolicies"];
+    let sought = ["serviceaccounts", "networksets", "globalnetworksets", "clusternetworkpolicies"];
     soon("what policies ask for is watched", || sought.iter().all(|kind| cluster.kube.is_watched(kind)));
+    soon("host endpoints are looked for", || cluster.kube.count("list", "hostendpoints") > 0);
     soon("Services are watched", || ["services", "endpointslices"].iter().all(|kind| cluster.kube.is_watched(kind)));
     let needed: BTreeSet<(String, String)> = cluster.kube.counts().into_keys().collect();
     assert_eq!(needed, granted(include_str!("../../cni-conf/rbac.yaml")));

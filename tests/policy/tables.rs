@@ -106,6 +106,38 @@ fn comes_and_goes(mut field: Field) {
 }
 
 #[test]
+fn drops_are_counted_and_a_flush_by_others_is_seen() {
+    let mut field = Field::new();
+    let mut tables = Tables::new(MOST);
+    let mut ruler = Ruler::new();
+    assert!(tables.tally().is_none(), "nobody has rules");
+    ruler.follow(&own_only(), &field.node, &mut tables);
+    let tally = |tables: &Tables, field: &Field| {
+        let tally = tables.tally().expect("there are rules");
+        let counted = field.node.run(tally).unwrap();
+        let of = |direction: &str| counted.figures["drops"]["policy"][direction].as_u64().unwrap();
+        ([of("to_pod"), of("from_pod")], counted.is_whole)
+    };
+    assert_eq!(tally(&tables, &field), ([0, 0], true));
+    for family in [0, 1] {
+        let denied = probe(&field, "y/a", "x/a", family, UDP);
+        assert_eq!(field.round(&[denied], &[false]), [""; 0]);
+    }
+    let ([to, from], is_whole) = tally(&tables, &field);
+    assert!(to >= 2 && from == 0 && is_whole, "{to} {from}");
+    // What has been counted outlives a change.
+    ruler.follow(&closed(), &field.node, &mut tables);
+    assert!(tally(&tables, &field).0[0] >= to);
+    for damage in ["iptables -t mangle -F", "iptables -t mangle -I FORWARD -j ACCEPT"] {
+        field.node.sh(damage);
+        assert!(!tally(&tables, &field).1, "{damage}");
+        field.node.run(|| tables.restore(&ruler.rules, &ruler.pods)).unwrap();
+        assert!(tally(&tables, &field).1, "after {damage}");
+    }
+    field.node.run(|| tables.remove()).unwrap();
+}
+
+#[test]
 fn a_jump_that_others_have_pushed_back_is_first_again() {
     let field = Field::new();
     let mut tables = Tables::new(MOST);

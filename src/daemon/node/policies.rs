@@ -1,6 +1,5 @@
 //! Network policies of this node's pods: seats, and ADDs that wait until the pod's rules are in the kernel.
 
-use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 
@@ -25,6 +24,9 @@ use crate::rules::Placed;
 /// What is not known by then is not waited for any longer: the runtime comes again, and people hear why.
 const PATIENCE: Now = Now::from_secs(20);
 
+/// What eBPF lacked is looked for again no sooner than this.
+const AGAIN: Now = Now::from_secs(10);
+
 /// Seats that there are.
 const SEATS: std::ops::RangeInclusive<u16> = 1..=u16::MAX;
 
@@ -39,8 +41,8 @@ pub(super) struct Guarded {
     seating: BTreeMap<Attachment, u16>,
     /// Nothing is left of another way.
     alone: bool,
-    /// Whether pods can be held whose packets pass no netfilter of the node.
-    inside: OnceCell<Result<(), String>>,
+    /// Whether pods can be held whose packets pass no netfilter of the node, and when that was tried.
+    inside: Option<(Now, Result<(), String>)>,
     /// Seats of pods that are gone, which the kernel may know still.
     leaving: BTreeSet<u16>,
     holding: Vec<Holding>,
@@ -224,18 +226,31 @@ impl Node {
         if !self.is_guarded(&lease) {
             return self.give(&answer, lease);
         }
-        if self.guarded.way == Some(PolicyRenderer::Iptables) && lease.is_inside() {
-            let sizes = self.layers().config().policies.sizes;
-            let holds = self.guarded.inside.get_or_init(|| renderer::holds_inside(&sizes).map_err(|e| e.to_string()));
-            if let Err(e) = holds {
-                let why = "netfilter of the node sees nothing of what such a pod sends, and eBPF is not to be had";
-                return turn_away(&answer, &lease, format!("its network policies cannot be enforced: {why}: {e}"));
-            }
+        if self.guarded.way == Some(PolicyRenderer::Iptables)
+            && lease.is_inside()
+            && let Err(e) = self.holds_inside()
+        {
+            let why = "netfilter of the node sees nothing of what such a pod sends, and eBPF is not to be had";
+            return turn_away(&answer, &lease, format!("its network policies cannot be enforced: {why}: {e}"));
         }
         // Told of no earlier: one that is turned away is not to keep others from being admitted.
         self.seat(&lease);
         let deadline = deadline.min(clock::now() + PATIENCE);
         self.guarded.holding.push(Holding { answer, lease, deadline });
+    }
+
+    /// What was in the way may be gone: a bpffs that is mounted, memory that is free again.
+    fn holds_inside(&mut self) -> Result<(), String> {
+        let now = clock::now();
+        match &self.guarded.inside {
+            Some((tried, holds)) if holds.is_ok() || now < *tried + AGAIN => holds.clone(),
+            _ => {
+                let sizes = self.layers().config().policies.sizes;
+                let holds = renderer::holds_inside(&sizes).map_err(|e| e.to_string());
+                self.guarded.inside = Some((now, holds.clone()));
+                holds
+            }
+        }
     }
 
     pub(super) fn admitted(&mut self, pods: &[Name], seats: &BTreeSet<u16>, result: &Result<(), String>) {

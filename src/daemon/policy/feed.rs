@@ -137,6 +137,16 @@ pub fn wishes(need: &Need) -> Vec<Wish> {
 }
 
 impl Wish {
+    /// The namespace of pods of ours that it is about, if it is about no others.
+    pub fn own_space(&self) -> Option<&str> {
+        let space = match self.kind {
+            Kind::Told(Told::NetworkPolicy | Told::CalicoNetworkPolicy) => &self.space,
+            Kind::Namespaces => &self.name,
+            _ => return None,
+        };
+        Some(space).filter(|space| !space.is_empty()).map(|space| &**space)
+    }
+
     fn select(&self) -> Select {
         let fields = if self.name.is_empty() { String::new() } else { format!("metadata.name={}", self.name) };
         Select { namespace: self.space.to_string(), fields, labels: self.labels.to_string(), rows: false }
@@ -145,6 +155,7 @@ impl Wish {
     /// Begins to fulfil it; how to end that.
     pub fn begin(&self, by: u32, kube: &Client, to: &Sender<News>) -> Vec<Stop> {
         match self.kind {
+            Kind::Told(Told::HostEndpoint) => self.glance(by, kube, to),
             Kind::Told(_) => self.follow(by, kube, to, Thing::Document),
             Kind::Pods => self.follow(by, kube, to, Thing::Pod),
             Kind::Namespaces => self.follow(by, kube, to, Thing::Namespace),
@@ -163,35 +174,54 @@ impl Wish {
         let watch = |place: &Collection| kube.watch_at::<T>(place.api, place.plural, self.select()).keeping(keep);
         let watches: Vec<_> = self.kind.places().iter().map(watch).collect();
         let stops = watches.iter().map(|watch| watch.stopper()).collect();
-        let (kind, kube, to, plural) = (self.kind, kube.clone(), to.clone(), self.kind.plural());
-        thread::spawn(move || {
-            for (watch, place) in watches.into_iter().zip(kind.places()) {
-                let is_final = |e: &Error| {
-                    // Who may not read a kind is not told whether there is one.
-                    let is_lacking = || kind.may_be_absent() && matches!(kube.has(place.api, place.plural), Ok(false));
-                    let is_final = e.is_absent() || e.is_forbidden() && is_lacking();
-                    if !is_final {
-                        let right = if e.is_forbidden() { "; grant what cni-conf/rbac.yaml lists" } else { "" };
-                        let why = format!("{e}{right}");
-                        let _ = to.send(News::Trouble { by, why, is_forbidden: e.is_forbidden() });
-                    }
-                    is_final
-                };
-                let end = follow(watch, plural, is_final, |change| {
-                    let heard = match change {
-                        Change::Reset(all) => Heard::All(all),
-                        Change::Set(one) => Heard::One(one),
-                        Change::Gone(one) => Heard::Gone(one.name().clone()),
-                        Change::Bookmark => return true,
-                    };
-                    to.send(News::Heard { by, kind, heard }).is_ok()
-                });
-                if end == End::Unheard {
-                    return;
-                }
-            }
-            let _ = to.send(News::Absent { by });
-        });
+        attend(self.kind, by, watches, kube.clone(), to.clone());
         stops
     }
+
+    /// Of those nothing is used, and there may be one for each node of the cluster: that there are any is all that people are told.
+    fn glance(&self, by: u32, kube: &Client, to: &Sender<News>) -> Vec<Stop> {
+        let look = |place: &Collection| kube.glimpse_at(place.api, place.plural, Thing::Document);
+        let looks: Vec<_> = self.kind.places().iter().map(look).collect();
+        let stops = looks.iter().map(|look| look.stopper()).collect();
+        attend(self.kind, by, looks, kube.clone(), to.clone());
+        stops
+    }
+}
+
+/// Hears one place after the other on a thread of its own, the next where there is no such.
+fn attend(
+    kind: Kind,
+    by: u32,
+    sources: Vec<impl Iterator<Item = Result<Change<Thing>, Error>> + Send + 'static>,
+    kube: Client,
+    to: Sender<News>,
+) {
+    thread::spawn(move || {
+        for (source, place) in sources.into_iter().zip(kind.places()) {
+            let is_final = |e: &Error| {
+                // Who may not read a kind is not told whether there is one.
+                let is_lacking = || kind.may_be_absent() && matches!(kube.has(place.api, place.plural), Ok(false));
+                let is_final = e.is_absent() || e.is_forbidden() && is_lacking();
+                if !is_final {
+                    let right = if e.is_forbidden() { "; grant what cni-conf/rbac.yaml lists" } else { "" };
+                    let why = format!("{e}{right}");
+                    let _ = to.send(News::Trouble { by, why, is_forbidden: e.is_forbidden() });
+                }
+                is_final
+            };
+            let end = follow(source, kind.plural(), is_final, |change| {
+                let heard = match change {
+                    Change::Reset(all) => Heard::All(all),
+                    Change::Set(one) => Heard::One(one),
+                    Change::Gone(one) => Heard::Gone(one.name().clone()),
+                    Change::Bookmark => return true,
+                };
+                to.send(News::Heard { by, kind, heard }).is_ok()
+            });
+            if end == End::Unheard {
+                return;
+            }
+        }
+        let _ = to.send(News::Absent { by });
+    });
 }

@@ -30,10 +30,10 @@ use crate::config::PolicyRenderer;
 use crate::error::Error;
 use crate::heard::Heard;
 use crate::kube;
-use crate::peer::Pod;
+use crate::peer::{Pod, namespace_of};
 use crate::policy::{Here, Model};
 use crate::rpc::{Reply, Request};
-use crate::rules::{DIRECTIONS, Placed, Pods, Renderer, Write};
+use crate::rules::{Counted, DIRECTIONS, Placed, Pods, Renderer, Write};
 use crate::verdict::Sizes;
 use feed::{Kind, Thing};
 use shelf::Shelf;
@@ -43,11 +43,10 @@ use watches::Watches;
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// A change that needs to know more waits no longer than this for it.
 const HOLD: Duration = Duration::from_secs(2);
-/// What is shown of us is not brought up to date more often than the first, and no less often than the second: packets are counted
-/// whether there is news or not.
+/// What is shown of us is not brought up to date more often than the first. The kernel is looked at no more often than the second: some
+/// milliseconds of a CPU, whether there is news or not.
 const SHOW: Duration = Duration::from_secs(1);
 const COUNT: Duration = Duration::from_secs(15);
-const FOREVER: Duration = Duration::from_secs(3600);
 
 /// Who tells of pods beside the watches: the watch of this node's pods, and who was asked for one before that told of it.
 const OWN: u32 = 1;
@@ -90,8 +89,8 @@ pub enum News {
     },
     /// A pod has none any more.
     Left(Name),
-    /// What the renderer has counted.
-    Counted(Value),
+    /// What the renderer has counted; how often the kernel had been written to when that was asked.
+    Counted(Counted, u64),
     Ask {
         request: Request,
         answer: Answer<Reply>,
@@ -179,7 +178,14 @@ struct Loop {
     retry: Option<Instant>,
     pause: Duration,
     show: Option<Instant>,
+    count: Instant,
     writes: u64,
+    /// How often the kernel was written to.
+    acts: u64,
+    /// Pods whose rules alone are not in the kernel, why that is, and when it is tried again.
+    unheld: BTreeSet<Name>,
+    lameness: Option<String>,
+    again: Option<Instant>,
     /// What the renderer had counted the last time.
     figures: Value,
     /// Where that is told.
@@ -213,7 +219,12 @@ impl Loop {
             retry: None,
             pause: RETRY.0,
             show: Some(Instant::now()),
+            count: Instant::now(),
             writes: 0,
+            acts: 0,
+            unheld: BTreeSet::new(),
+            lameness: None,
+            again: None,
             figures: Value::Null,
             news,
             compiling: Duration::ZERO,
@@ -223,16 +234,14 @@ impl Loop {
     fn run(mut self, arriving: &Receiver<News>) {
         let mut heard: Option<Instant> = None;
         loop {
-            let due = [self.retry, self.show, self.hold, self.watches.due()].into_iter().flatten().min();
-            let first =
-                match arriving.recv_timeout(due.map_or(FOREVER, |at| at.saturating_duration_since(Instant::now()))) {
-                    Ok(news) => {
-                        heard.get_or_insert_with(Instant::now);
-                        Some(news)
-                    }
-                    Err(RecvTimeoutError::Timeout) => None,
-                    Err(RecvTimeoutError::Disconnected) => return self.watches.end(),
-                };
+            let first = match arriving.recv_timeout(self.due().saturating_duration_since(Instant::now())) {
+                Ok(news) => {
+                    heard.get_or_insert_with(Instant::now);
+                    Some(news)
+                }
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return self.watches.end(),
+            };
             // What came meanwhile is one change.
             for news in first.into_iter().chain(arriving.try_iter()) {
                 if matches!(news, News::End) {
@@ -247,11 +256,17 @@ impl Loop {
                 written.into_iter().for_each(|heard| meter::policies_written(heard.elapsed()));
             }
             if self.show.is_some_and(|at| at <= Instant::now()) {
-                self.show = Some(Instant::now() + COUNT);
                 self.show_all();
+            }
+            if self.count <= Instant::now() {
                 self.count();
             }
         }
+    }
+
+    fn due(&self) -> Instant {
+        let due = [self.retry, self.again, self.show, self.hold, self.watches.due()];
+        due.into_iter().flatten().fold(self.count, Instant::min)
     }
 
     // What is heard
@@ -296,14 +311,21 @@ impl Loop {
             }
             News::Placed { name, placed, is_bare } => self.place(name, placed, is_bare),
             News::Left(name) => self.leave(&name),
-            News::Counted(figures) => {
-                self.figures = figures;
-                return self.show_all();
-            }
+            News::Counted(counted, acts) => return self.note(counted, acts),
             // Of what is known by now, the rest of the queue may follow.
             News::Ask { request, answer } => drop(answer.try_send(self.answer(request))),
         }
-        self.show = self.show.min(Some(now + SHOW));
+        self.show.get_or_insert(now + SHOW);
+    }
+
+    /// What somebody else has changed is written anew, unless we have written since it was looked at.
+    fn note(&mut self, Counted { figures, is_whole }: Counted, acts: u64) {
+        self.figures = figures;
+        if !is_whole && acts == self.acts && self.restored {
+            self.restored = false;
+            self.tell_damaged();
+        }
+        self.show_all();
     }
 
     fn take(&mut self, by: u32, kind: Kind, heard: Heard<Thing>) {
@@ -368,16 +390,18 @@ impl Loop {
             self.watches.want(&self.model.needs(), now);
         }
         let is_complete = self.is_complete();
+        // What is past and cannot be done is not waited for any longer: it is done once it can be.
+        self.retry.take_if(|at| *at <= now);
         let is_due = match (is_complete, self.restored) {
             (true, _) => true,
             (false, true) if !self.held.is_empty() => *self.hold.get_or_insert(now + HOLD) <= now,
             (false, _) => false,
         };
-        if is_due && self.retry.is_none_or(|at| at <= now) {
-            self.hold = None;
-            self.retry = None;
-            self.act();
+        if is_due && self.retry.is_none() {
+            self.act(now);
         }
+        self.hold.take_if(|at| *at <= now || is_complete);
+        self.again.take_if(|at| *at <= now).into_iter().for_each(|_| self.again = Some(now + RETRY.1));
         if is_complete && self.restored {
             let due: Vec<Name> = self.bare.iter().filter(|name| self.has_rules(name)).cloned().collect();
             for name in due {
@@ -415,21 +439,27 @@ impl Loop {
         sets.is_some_and(|sets| sets.into_iter().any(says))
     }
 
+    /// A namespace whose policies may not be read keeps its own new pods out and no others; pods of it that run go on by what holds.
     fn is_complete(&self) -> bool {
-        self.open.is_some() && self.knows_own && self.watches.is_complete()
+        let is_running = |name: &Name| !self.restored || !self.waiting.contains(name);
+        let runs = |space: &str| self.pods.keys().any(|name| namespace_of(name) == space && is_running(name));
+        self.open.is_some() && self.knows_own && self.watches.is_complete() && !self.watches.barred().any(runs)
     }
 
     /// Has the kernel hold what is wanted.
-    fn act(&mut self) {
-        if self.restored && self.held.is_empty() {
+    fn act(&mut self, now: Instant) {
+        let is_again = self.again.take_if(|at| *at <= now).is_some();
+        if self.restored && self.held.is_empty() && !is_again {
             return;
         }
+        self.acts += 1;
         let (begun, is_first) = (Instant::now(), !self.restored);
         let (count, compiled) = (self.held.len(), std::mem::take(&mut self.compiling));
         match self.write() {
             Ok(()) => {
                 self.writes += count as u64;
                 if is_first {
+                    self.count = now;
                     phases::reached("pods are held to their policies");
                     let compiled = compiled.as_millis();
                     let written = begun.elapsed().as_millis();
@@ -442,6 +472,7 @@ impl Loop {
                     log::info!("network policies are enforced again");
                 }
                 self.pause = RETRY.0;
+                self.note_unheld();
                 let (compiled, written) = (compiled.as_micros(), begun.elapsed().as_micros());
                 log::debug!("{count} writes of policies: worked out in {compiled} us, written in {written} us");
             }
@@ -451,6 +482,21 @@ impl Loop {
                 self.retry = Some(Instant::now() + self.pause);
                 self.complain(&e);
                 self.pause = (self.pause * 2).min(RETRY.1);
+            }
+        }
+    }
+
+    /// Who is not held though all others are waits for it alone.
+    fn note_unheld(&mut self) {
+        match self.chosen.as_ref().and_then(|chosen| chosen.renderer.unheld()) {
+            Some((pods, e)) => {
+                self.unheld = pods.into_iter().collect();
+                self.again.get_or_insert(Instant::now() + RETRY.1);
+                self.tell_unheld(&e);
+            }
+            None => {
+                self.unheld.clear();
+                (self.lameness, self.again) = (None, None);
             }
         }
     }
@@ -480,7 +526,9 @@ impl Loop {
             None => return,
         };
         let known = &self.model.rules().pods;
-        let is_due = |name: &Name| result.is_err() || known.contains_key(name);
+        let barred: BTreeSet<&str> = self.watches.barred().collect();
+        let is_held = |name: &Name| known.contains_key(name) && !self.unheld.contains(name);
+        let is_due = |name: &Name| result.is_err() || is_held(name) && !barred.contains(namespace_of(name));
         let pods: Vec<Name> = self.waiting.extract_if(.., |name| is_due(name)).collect();
         let seats = if result.is_ok() { std::mem::take(&mut self.leaving) } else { BTreeSet::new() };
         if !pods.is_empty() || !seats.is_empty() {
@@ -488,16 +536,18 @@ impl Loop {
         }
     }
 
-    fn show_all(&self) {
+    fn show_all(&mut self) {
+        self.show = None;
         let _ = self.inputs.send_blocking(Input::Policies(self.shown()));
     }
 
     /// Meanwhile changes are written.
-    fn count(&self) {
+    fn count(&mut self) {
+        self.count = Instant::now() + COUNT;
         let Some(tally) = self.chosen.as_ref().and_then(|chosen| chosen.renderer.tally()) else { return };
-        let news = self.news.clone();
+        let (news, acts) = (self.news.clone(), self.acts);
         thread::spawn(move || match tally() {
-            Ok(figures) => drop(news.send(News::Counted(figures))),
+            Ok(counted) => drop(news.send(News::Counted(counted, acts))),
             Err(e) => log::warn!("what network policies have counted is not known: {e}"),
         });
     }
@@ -507,7 +557,7 @@ impl Loop {
         if !self.knows_own {
             return Some("the pods of this node have not been heard of from the API server".into());
         }
-        self.watches.lack().or_else(|| self.complaint.clone())
+        self.watches.lack().or_else(|| self.complaint.clone()).or_else(|| self.lameness.clone())
     }
 }
 

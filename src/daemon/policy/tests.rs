@@ -20,6 +20,7 @@ struct Book {
     pods: Pods,
     asked: Vec<&'static str>,
     broken: Option<&'static str>,
+    unheld: Vec<Name>,
 }
 
 struct Recorder(Arc<Mutex<Book>>);
@@ -39,6 +40,11 @@ impl Renderer for Recorder {
         assert_eq!(book.rules, *after, "the changes lead to what holds then");
         book.pods = pods.clone();
         book.broken.map_or(Ok(()), |why| Err(Error::refused(why)))
+    }
+
+    fn unheld(&self) -> Option<(Vec<Name>, Error)> {
+        let unheld = self.0.lock().unwrap().unheld.clone();
+        (!unheld.is_empty()).then(|| (unheld, Error::refused("no bpffs")))
     }
 }
 
@@ -380,6 +386,105 @@ fn what_the_kernel_refuses_refuses_pods_and_is_tried_again() {
     bench.it.retry = Some(bench.now);
     bench.place("shop/web", 1);
     assert_eq!((bench.asked(), bench.admitted()), (vec!["restore"], vec!["shop/web".into()]));
+}
+
+#[test]
+fn a_retry_that_cannot_be_made_yet_does_not_keep_the_loop_busy() {
+    let mut bench = Bench::new();
+    bench.own(&[pod("shop", "web", 1, "web")]);
+    bench.answer_all();
+    bench.book.lock().unwrap().broken = Some("the map of prefixes is full");
+    bench.place("shop/web", 1);
+    assert!(bench.it.retry.is_some());
+    // Meanwhile a policy names pods that nobody has asked for.
+    bench.answer(
+        "network policies of namespace shop",
+        vec![allow_from("db", json!({"podSelector": {"matchLabels": {"app": "db"}}}))],
+    );
+    bench.it.show = None;
+    bench.it.count = bench.now + Duration::from_secs(3600);
+    bench.pass(Duration::from_secs(60));
+    assert!(bench.it.due() > bench.now, "nothing is due that cannot be done");
+    bench.book.lock().unwrap().broken = None;
+    bench.asked();
+    bench.answer("pods of namespace shop with app=db", Vec::new());
+    assert_eq!(bench.asked(), ["restore"]);
+}
+
+#[test]
+fn a_namespace_whose_policies_may_not_be_read_keeps_its_own_new_pods_out_and_no_others() {
+    let mut bench = Bench::new();
+    bench.own(&[pod("shop", "web", 1, "web"), pod("bank", "web", 1, "web")]);
+    let (_, by) = bench.it.watches.find("network policies of namespace bank");
+    bench.answer("network policies of Calico of namespace bank", Vec::new());
+    while let Some(what) = bench.lacks().into_iter().find(|what| !what.contains("bank")) {
+        bench.answer(&what, Vec::new());
+    }
+    bench.answer("namespaces named bank", vec![namespace("bank")]);
+    bench.place("shop/web", 1);
+    let trouble = |is_forbidden| News::Trouble { by, why: "403".into(), is_forbidden };
+    bench.hear(trouble(false));
+    assert_eq!((bench.asked().len(), bench.admitted().len()), (0, 0), "a server that is ill may answer yet");
+    bench.hear(trouble(true));
+    assert_eq!((bench.asked(), bench.admitted()), (vec!["restore"], vec!["shop/web".into()]));
+    bench.place("bank/web", 2);
+    bench.place("shop/web", 1);
+    assert_eq!(bench.admitted(), ["shop/web"]);
+    assert!(bench.it.lack().unwrap().contains("network policies of namespace bank"), "{:?}", bench.it.lack());
+    bench.answer("network policies of namespace bank", Vec::new());
+    assert_eq!((bench.admitted(), bench.it.lack()), (vec!["bank/web".into()], None));
+}
+
+#[test]
+fn pods_that_run_are_not_opened_because_their_policies_may_not_be_read() {
+    let mut bench = Bench::new();
+    bench.own(&[pod("bank", "web", 1, "web")]);
+    bench.place("bank/web", 1);
+    let (_, by) = bench.it.watches.find("network policies of namespace bank");
+    while let Some(what) = bench.lacks().into_iter().find(|what| what != "network policies of namespace bank") {
+        bench.answer(&what, Vec::new());
+    }
+    bench.hear(News::Trouble { by, why: "403".into(), is_forbidden: true });
+    assert_eq!(bench.asked(), [""; 0], "what an earlier life has left goes on to hold");
+    bench.hear(News::Left("bank/web".into()));
+    assert_eq!(bench.asked(), ["restore"]);
+}
+
+#[test]
+fn a_pod_that_alone_cannot_be_held_waits_alone() {
+    let mut bench = Bench::new();
+    bench.own(&[pod("shop", "web", 1, "web"), pod("shop", "own-eni", 1, "web")]);
+    bench.answer_all();
+    bench.book.lock().unwrap().unheld = vec!["shop/own-eni".into()];
+    bench.place("shop/own-eni", 1);
+    bench.place("shop/web", 2);
+    assert_eq!(bench.admitted(), ["shop/web"]);
+    assert!(bench.it.lack().unwrap().contains("no bpffs"), "{:?}", bench.it.lack());
+    bench.asked();
+    bench.turn();
+    assert_eq!(bench.asked(), [""; 0]);
+    // Tried again though nothing changes.
+    bench.book.lock().unwrap().unheld.clear();
+    bench.pass(RETRY.1 + Duration::from_secs(1));
+    assert_eq!((bench.asked(), bench.admitted()), (vec!["apply"], vec!["shop/own-eni".into()]));
+    assert_eq!((bench.it.lack(), bench.it.again), (None, None));
+}
+
+#[test]
+fn what_somebody_else_has_changed_is_written_anew() {
+    let mut bench = Bench::new();
+    bench.own(&[pod("shop", "web", 1, "web")]);
+    bench.answer_all();
+    bench.asked();
+    let counted = |is_whole| Counted { figures: json!({"drops": 1}), is_whole };
+    let acts = bench.it.acts;
+    bench.hear(News::Counted(counted(true), acts));
+    assert_eq!((bench.asked().len(), bench.it.figures["drops"].as_u64()), (0, Some(1)));
+    // A look that was begun before the last change saw what was right then.
+    bench.hear(News::Counted(counted(false), acts - 1));
+    assert_eq!(bench.asked(), [""; 0]);
+    bench.hear(News::Counted(counted(false), acts));
+    assert_eq!(bench.asked(), ["restore"]);
 }
 
 #[test]

@@ -52,6 +52,25 @@ impl Loop {
         }
     }
 
+    /// The others are held.
+    pub(super) fn tell_unheld(&mut self, e: &Error) {
+        let why = format!("policies of pods whose packets pass no netfilter of the node cannot be enforced: {e}");
+        if self.lameness.as_ref() == Some(&why) {
+            return;
+        }
+        let names: Vec<&str> = self.unheld.iter().map(|name| &**name).collect();
+        let message = format!("{why}; others go on; again in {} s: {}", super::RETRY.1.as_secs(), names.join(" "));
+        log::warn!("{message}");
+        self.tell(object::About::node(&self.node_name), EventType::Warning, "NetworkPolicyFailed", &message);
+        self.lameness = Some(why);
+    }
+
+    pub(super) fn tell_damaged(&self) {
+        let message = "chains of network policies were changed by somebody else, and are written anew";
+        log::warn!("{message}");
+        self.tell(object::About::node(&self.node_name), EventType::Warning, "NetworkPolicyRepaired", message);
+    }
+
     pub(super) fn tell_refused(&self, Refused { about, reason }: &Refused) {
         log::warn!("{about}: {reason}");
         let text = about.to_string();

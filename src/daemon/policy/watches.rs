@@ -142,15 +142,22 @@ impl Watches {
         absent.chain(over).min()
     }
 
-    /// All that is needed has been told of.
+    /// All that is needed has been told of, but for what concerns pods of some namespaces only ([`Watches::barred`]).
     pub fn is_complete(&self) -> bool {
-        self.lacks().next().is_none()
+        self.lacks().all(|(wish, open)| open.is_told && wish.own_space().is_some())
+    }
+
+    /// Namespaces of our own pods whose policies may not be read.
+    pub fn barred(&self) -> impl Iterator<Item = &str> {
+        self.lacks().filter(|(_, open)| open.is_told).filter_map(|(wish, _)| wish.own_space())
     }
 
     fn lacks(&self) -> impl Iterator<Item = (&Wish, &Open)> {
         let unanswered = |(wish, open): &(&Wish, &Open)| {
+            // Nothing that is enforced depends on host endpoints.
+            let is_idle = wish.kind == Kind::Told(Told::HostEndpoint);
             // While a kind that was absent is looked for again, it counts as absent.
-            !open.answered && !self.absent.contains_key(&wish.kind) && self.wanted.contains(*wish)
+            !is_idle && !open.answered && !self.absent.contains_key(&wish.kind) && self.wanted.contains(*wish)
         };
         self.open.iter().filter(unanswered)
     }

@@ -19,7 +19,7 @@ use crate::error::{Context, Error};
 use crate::ours;
 use crate::plan;
 use crate::rules::{
-    ClassId, DIRECTIONS, Placed, PodSets, Pods, Program, ProgramId, Renderer, Rules, SetId, Tally, Write,
+    ClassId, Counted, DIRECTIONS, Placed, PodSets, Pods, Program, ProgramId, Renderer, Rules, SetId, Tally, Write,
 };
 use crate::verdict::{self, ADDRESSES_KEY, PAIRS_KEY, PORTS_KEY, REST, Seat, Sizes, State, Why};
 
@@ -86,14 +86,15 @@ impl Maps {
         Ok(Pressure { flows, room, evicted: made.saturating_sub(flows) })
     }
 
-    fn tally(&self) -> Result<Value, Error> {
+    fn tally(&self) -> Result<Counted, Error> {
         let (counts, Pressure { flows, room, evicted }) = (self.counts()?, self.pressure()?);
         let drops = Why::ALL.into_iter().filter(|why| why.is_drop()).map(|why| {
             let [to_pod, from_pod] = counts.of(why);
             (why.label().to_owned(), json!({"to_pod": to_pod, "from_pod": from_pod}))
         });
         let drops: serde_json::Map<String, Value> = drops.collect();
-        Ok(json!({"drops": drops, "flows": {"known": flows, "room": room, "evicted": evicted}}))
+        let figures = json!({"drops": drops, "flows": {"known": flows, "room": room, "evicted": evicted}});
+        Ok(Counted { figures, is_whole: true })
     }
 }
 
