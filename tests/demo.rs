@@ -2,6 +2,8 @@
 
 #[path = "demo/bandwidth.rs"]
 mod bandwidth;
+#[path = "demo/browser.rs"]
+mod browser;
 #[path = "demo/exclusive.rs"]
 mod exclusive;
 #[path = "demo/guest.rs"]
@@ -123,7 +125,7 @@ fn begin(args: &Args) -> ExitCode {
     {
         let code = guest::run(&why, args.keep, &page());
         println!("\n  The report: {}", page().display());
-        return code;
+        return if looks_well() { code } else { ExitCode::FAILURE };
     }
     let keep = args.keep.then_some("--keep");
     orders::pass_on(&["--mode", args.mode.word()].into_iter().chain(keep).collect::<Vec<_>>())
@@ -132,6 +134,13 @@ fn begin(args: &Args) -> ExitCode {
 /// Where the report is.
 fn page() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/demo.html")
+}
+
+/// Whether a browser has nothing to complain of.
+fn looks_well() -> bool {
+    let complaint = browser::complaint(&page());
+    complaint.iter().for_each(|why| println!("  ✗ The report, in a browser: {why}"));
+    complaint.is_none()
 }
 
 /// Tells the story, whatever its end cleans up, and says how it went.
@@ -159,6 +168,9 @@ fn tell(args: &Args, screen: Screen, orders: Orders) -> ExitCode {
         return ExitCode::from(130);
     }
     keep_report(args, &took, faults);
+    if args.who != Who::Guest && !looks_well() {
+        faults += 1;
+    }
     if faults == 0 {
         let good = screen.paint(Tone::Good, "Everything is as it should be");
         screen.line(&format!("\n  {good}, after {took}."));

@@ -8,7 +8,7 @@ use super::layers::Layers;
 use super::legacy::Legacy;
 use super::terms::{self, Terms};
 use super::{meter, phases};
-use crate::cloud::{Client, reach};
+use crate::cloud::{Client, Credentials, reach};
 use crate::config::{Config, NodeFacts};
 use crate::eni::{Eni, VSwitch};
 use crate::error::Error;
@@ -38,7 +38,7 @@ impl Outside {
         let (config, Legacy { terms, asked, vswitches, will, .. }) = (layers.config(), legacy);
         config.validate(&terms.facts).ok()?;
         terms.check(config.stack).ok()?;
-        let credentials = reach::credentials(config, reach::observed(config, meter::questions()).ok()?).ok()?;
+        let credentials = known_by(config).ok()?;
         let cloud =
             Client::observed(reach::endpoint(config, &terms.facts.region), credentials, meter::observer()).ok()?;
         let mode = start.given_mode(config).unwrap_or_else(|| start.labelled_mode());
@@ -82,6 +82,11 @@ fn ask_cloud(
     })
 }
 
+/// Who we are to the cloud, with each question to the metadata service counted.
+pub fn known_by(config: &Config) -> Result<Credentials, Error> {
+    reach::credentials(config, reach::observed(config, meter::questions())?)
+}
+
 /// What the metadata service says of the machine, the layers that fit it (those of the node, else the file alone), and the way
 /// to the cloud, with the key to it at hand.
 fn reach(layers: &Layers, file: &Layers) -> Result<(NodeFacts, Layers, Client), Error> {
@@ -103,7 +108,7 @@ fn reach(layers: &Layers, file: &Layers) -> Result<(NodeFacts, Layers, Client), 
     }
     log::error!("{e}; the configuration file alone holds");
     file.config().validate(&facts)?;
-    let credentials = reach::credentials(file.config(), reach::observed(file.config(), meter::questions())?)?;
+    let credentials = known_by(file.config())?;
     let cloud = Client::observed(way(file.config()), credentials, meter::observer())?;
     Ok((facts, file.clone(), cloud))
 }

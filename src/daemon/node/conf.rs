@@ -4,7 +4,7 @@ use super::Node;
 use crate::cloud::reach;
 use crate::config::Config;
 use crate::daemon::layers::{Layers, NodeConfig};
-use crate::daemon::{meter, news};
+use crate::daemon::{news, outside};
 use crate::error::{Context, Error};
 use crate::kube::Stop;
 use crate::object::{CONFIG_LABEL, ConfigMap};
@@ -137,11 +137,8 @@ impl Node {
         let way = |c: &Config| (c.cloud.clone(), c.region.clone(), c.access.clone(), c.credential_path.clone());
         if way(config) != way(self.conf.layers.config()) {
             let endpoint = reach::endpoint(config, &self.world.terms.facts.region);
-            let cloud = self
-                .world
-                .cloud
-                .anew(endpoint, reach::credentials(config, reach::observed(config, meter::questions())?)?)
-                .context(|| "configuration")?;
+            let credentials = outside::known_by(config)?;
+            let cloud = self.world.cloud.anew(endpoint, credentials).context(|| "configuration")?;
             self.world.cloud = cloud;
         }
         Ok(())
