@@ -303,6 +303,12 @@ impl Loop {
                     Heard::Gone(name) => Heard::Gone(name),
                 };
                 self.doubtful = true;
+                // Who was asked for one that never got its place is not told that it left.
+                if let Heard::Gone(name) = &heard
+                    && !self.pods.contains_key(name)
+                {
+                    self.take(ASKED, Kind::Pods, Heard::Gone(name.clone()));
+                }
                 self.take(OWN, Kind::Pods, heard);
             }
             News::Asked(pod) => {

@@ -269,6 +269,18 @@ fn a_pod_is_admitted_once_its_rules_are_there_and_its_seat_is_free_once_they_are
 }
 
 #[test]
+fn a_pod_that_was_asked_for_and_never_had_a_place_is_forgotten_when_it_goes() {
+    let mut bench = Bench::new();
+    bench.own(&[]);
+    bench.hear(News::Asked(Box::new(serde_json::from_value(pod("shop", "lost", 3, "web")).unwrap())));
+    let seen = serde_json::from_value(pod("shop", "lost", 4, "web")).unwrap();
+    bench.hear(News::Own(Heard::One(seen)));
+    assert_eq!(bench.it.shelf.count(Kind::Pods), 1);
+    bench.hear(News::Own(Heard::Gone("shop/lost".into())));
+    assert_eq!((bench.it.shelf.count(Kind::Pods), bench.it.model.rules().pods.len()), (0, 0));
+}
+
+#[test]
 fn a_change_that_needs_more_waits_for_it_but_not_for_ever() {
     let mut bench = Bench::new();
     bench.own(&[pod("shop", "web", 1, "web")]);
