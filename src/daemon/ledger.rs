@@ -4,10 +4,11 @@
 //! synced to a disk: the folder is a tmpfs, and a machine that loses it has lost its sandboxes too.
 
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -248,8 +249,9 @@ impl Ledger {
         }
     }
 
-    /// Every record of a folder. One that cannot be read is put aside with a warning: the others must not suffer. Tombstones
-    /// are written by plugins, which may be in the middle of one.
+    /// Every record of a folder. One that makes no sense is put aside with a warning: the others must not suffer; one that cannot be
+    /// read just now (no file descriptor, no memory) is an error, for it may be a good lease. Tombstones are written by plugins, which
+    /// may be in the middle of one.
     pub fn read<T: DeserializeOwned>(&self, folder: &str) -> Result<Vec<T>, Error> {
         let root = self.root.join(folder);
         let mut found = Vec::new();
@@ -261,7 +263,11 @@ impl Ledger {
                 }
                 continue;
             }
-            match fs::read(&path).map_err(Error::from).and_then(|t| Ok(serde_json::from_slice(&t)?)) {
+            let text = match fs::read(&path) {
+                Err(e) if is_for_now(&e) => return Err(e).context(|| format!("read {}", path.display())),
+                text => text.map_err(Error::from),
+            };
+            match text.and_then(|text| Ok(serde_json::from_slice(&text)?)) {
                 Ok(value) => found.push(value),
                 Err(e) => self.put_aside(&path, &e),
             }
@@ -281,6 +287,12 @@ impl Ledger {
     fn path(&self, folder: &str, name: &str) -> PathBuf {
         self.root.join(folder).join(format!("{name}.json"))
     }
+}
+
+/// Whether it says nothing of the file.
+fn is_for_now(e: &io::Error) -> bool {
+    let short = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::INTR, Errno::AGAIN];
+    Errno::from_io_error(e).is_some_and(|errno| short.contains(&errno))
 }
 
 /// A plugin that writes a tombstone puts its process id before `.new`; nobody but we write the other files.
@@ -399,6 +411,14 @@ mod tests {
         assert_eq!(read.leases.len(), 1);
         assert!(root.join("unreadable/half.json").exists() && !root.join("leases/other.new").exists());
         fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn a_shortage_of_the_moment_says_nothing_of_a_record() {
+        for (errno, for_now) in [(Errno::MFILE, true), (Errno::NFILE, true), (Errno::ISDIR, false), (Errno::IO, false)]
+        {
+            assert_eq!(is_for_now(&errno.into()), for_now, "{errno}");
+        }
     }
 
     #[test]
