@@ -38,5 +38,5 @@ pub fn text(text: &str) {
 /// What a program has written into a ring, and the ring itself.
 pub fn event(bytes: &[u8]) {
     Event::from_bytes(bytes);
-    bpf::heard(bytes, 0, &mut |data| drop(Event::from_bytes(data)));
+    bpf::heard(bytes, 0, &mut |data| _ = Event::from_bytes(data));
 }
