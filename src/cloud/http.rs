@@ -73,6 +73,8 @@ impl Http {
             .user_agent(USER_AGENT)
             .accept("application/json")
             .max_idle_connections(8)
+            // Calls are seldom, and what a connection has of buffers stays with it.
+            .max_idle_connections_per_host(1)
             .input_buffer_size(BUFFER)
             .output_buffer_size(BUFFER)
             // What does not fit the buffer would look like a connection that broke.

@@ -64,8 +64,8 @@ const HEEDED: [Signal; 3] = [Signal::TERM, Signal::INT, Signal::HUP];
 /// Inputs that wait for the node loop; whoever sends more waits. There is room for all of them from the start.
 const INPUTS: usize = 256;
 
-/// What happens within this time is heard at once.
-const GATHER: Duration = Duration::from_millis(2);
+/// What happens within this time is heard at once: all that an ADD makes, once it has begun.
+const GATHER: Duration = Duration::from_millis(5);
 /// Everything is looked at when something was lost: not more often than this.
 const PAUSE_WHEN_LOST: Duration = Duration::from_secs(1);
 

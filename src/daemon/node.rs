@@ -318,7 +318,7 @@ impl Node {
         let fixed = self.mend.min(self.compare);
         let begin = self.begin.as_ref().map(|(at, _)| *at);
         let speak = if self.stirred { Some(self.spoke + own::BREATH) } else { self.speak };
-        let others = [begin, self.repair.due(), speak].into_iter().flatten();
+        let others = [begin, self.repair.due(), self.next_look(), speak].into_iter().flatten();
         let due = deadlines.chain(self.wake).chain(sweep).chain(others).fold(fixed, Now::min);
         let wait = due.saturating_sub(clock::now());
         async move {
@@ -368,6 +368,7 @@ impl Node {
         if self.begin.as_ref().is_some_and(|(at, _)| *at <= now) {
             self.begin_repairs();
         }
+        self.look_at_the_unheard(now);
         self.keep_up(now);
         self.repair_what_is_due(clock::now());
         self.speak(clock::now());

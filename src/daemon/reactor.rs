@@ -51,17 +51,24 @@ impl Reactor {
     }
 }
 
+/// While there is something to do, descriptors are looked at in one of so many rounds.
+const ROUNDS: u32 = 4;
+
 /// Runs the future, and whatever it awaits, on this thread.
 pub fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
     let sleep = Arc::new(Sleep::new()?);
     let waker = Waker::from(Arc::clone(&sleep));
     let mut future = pin!(future);
+    let mut rounds = 0_u32;
     loop {
         sleep.state.store(AWAKE, Ordering::SeqCst);
         if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
             return Ok(value);
         }
-        wait(&sleep)?;
+        rounds += 1;
+        if sleep.state.load(Ordering::SeqCst) == AWAKE || rounds.is_multiple_of(ROUNDS) {
+            wait(&sleep)?;
+        }
     }
 }
 

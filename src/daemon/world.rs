@@ -19,8 +19,10 @@ use crate::datapath::{self, EniSetup, NodeSetup};
 use crate::eni::VSwitch;
 use crate::error::{Context, Error};
 use crate::ip::IpPair;
+use crate::kernel::bpf::marks;
 use crate::kernel::{self, Kernel};
 use crate::object::{self, Write};
+use crate::ours;
 use crate::peer::Own;
 use crate::plan::Plan;
 use crate::pod::{Attachment, PodName};
@@ -73,12 +75,19 @@ impl World {
     pub fn prepare(&self, job: Job, slot: u32) {
         let known = self.vswitches.get(&job.vswitch).cloned();
         let (cloud, stack, node, mtu) = (self.cloud.clone(), self.setup.stack, self.node, self.mtu);
-        let mode = self.terms.mode;
+        let (mode, marker) = (self.terms.mode, self.marker);
         self.start(move || {
             let vswitch = known.map_or_else(|| cloud.vswitch(&job.vswitch).map_err(Error::from), Ok);
             let result = vswitch.and_then(|vswitch| eni::prepare(&job, slot, &vswitch, stack, &node, mtu, mode));
+            result.iter().for_each(|lease| keep_mark(marker, lease.slot));
             Input::Prepared { eni: job.eni, result }
         });
+    }
+
+    /// The programs that mark the packets of pods in these slots are at hand for plugins.
+    pub fn keep_marks(&self, slots: Vec<u32>) {
+        let marker = self.marker;
+        thread::spawn(move || slots.into_iter().for_each(|slot| keep_mark(marker, slot)));
     }
 
     pub fn fetch_pod(&self, pod: PodName) {
@@ -185,6 +194,15 @@ impl World {
             Mode::Shared if has_slaves => datapath::parent(&setup),
             Mode::Shared => datapath::eni(&setup),
         }
+    }
+}
+
+fn keep_mark(marker: Marker, slot: u32) {
+    if marker != Marker::Bpf {
+        return;
+    }
+    if let Err(e) = marks::keep(ours::mark(slot), ours::MARK_MASK) {
+        log::info!("each plugin loads the program that marks packets of slot {slot} by itself: {e}");
     }
 }
 

@@ -510,6 +510,11 @@ impl Place {
         self.find(name)?.ok_or_else(|| Error::new(Cause::Absent).within(format!("link {name}")))
     }
 
+    /// The index of a link that was made just now.
+    pub fn index_of(&self, name: &str) -> Result<u32, Error> {
+        self.socket.index_of(name).context(|| format!("look for link {name}"))
+    }
+
     pub fn links(&mut self) -> Result<Vec<LinkSeen>, Error> {
         let bodies = self.socket.dump_with(link::list).context(|| "list links")?;
         Ok(bodies.iter().filter_map(|body| LinkSeen::parse(body)).collect())

@@ -1,8 +1,11 @@
 //! A netlink socket, of routes mostly: several requests in one send, their answers, and dumps. The only file that knows neli.
 
+use std::os::fd::{AsRawFd, BorrowedFd};
+
 use neli::consts::socket::{Msg, NlFamily};
 use neli::socket::NlSocket;
 use neli::utils::Groups;
+use rustix::net::netdevice;
 
 use super::message::{ACK, Answer, DUMP, HEADER, Message, answers, attr, text, u32_at};
 use crate::error::{Cause, Context, Error};
@@ -117,6 +120,14 @@ impl Socket {
                 }
             }
         }
+    }
+
+    /// The index of a link that is there: unlike all else it waits for nobody who changes the network. (For one that is not, the
+    /// kernel looks for a module of its name, which takes long.)
+    pub fn index_of(&self, name: &str) -> Result<u32, Error> {
+        // SAFETY: the descriptor is open for as long as the socket lives, which the borrow does not outlive.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.nl.as_raw_fd()) };
+        Ok(netdevice::name_to_index(fd, name)?)
     }
 
     fn send(&self, bytes: &[u8]) -> Result<(), Error> {

@@ -62,18 +62,13 @@ pub fn is_pair(outer: &LinkSeen, inner: &LinkSeen, veth: &Veth) -> bool {
     }
 }
 
-/// Both ends in one request, and a look at what they became in the same send.
+/// Both ends in one request. What they are like is what was asked for.
 pub fn create(host: &mut Place, pod: &mut Pod, veth: &Veth) -> Result<(), Error> {
     let doing = || format!("create link {}", veth.name);
-    let requests = vec![link::create_veth(veth, pod.netns.as_fd().as_raw_fd()), link::get(&veth.name)];
-    let mut outcomes = host.change(requests)?.into_iter();
-    outcomes.next().unwrap_or_else(|| Ok(Vec::new())).context(doing)?;
-    let seen = outcomes.next().unwrap_or_else(|| Ok(Vec::new())).context(doing)?;
-    let outer = LinkSeen::parse(&seen).ok_or_else(|| Error::malformed("its answer cannot be read")).context(doing)?;
-    if let Some(ifindex) = outer.peer {
-        pod.place.note(inner(&outer, veth, ifindex));
-    }
-    host.note(outer);
+    host.act(link::create_veth(veth, pod.netns.as_fd().as_raw_fd())).context(doing)?;
+    let (outer, inner) = (host.index_of(&veth.name)?, pod.place.index_of(&veth.peer)?);
+    host.note(fresh(&veth.name, outer, veth.mac, veth.mtu, inner));
+    pod.place.note(fresh(&veth.peer, inner, veth.peer_mac, veth.mtu, outer));
     Ok(())
 }
 
@@ -92,18 +87,22 @@ pub fn finish(pod: &mut Pod, begun: &Veth, veth: &Veth) -> Result<(), Error> {
     Ok(())
 }
 
-/// What the inner end is like when it was made just now.
-fn inner(outer: &LinkSeen, veth: &Veth, ifindex: u32) -> LinkSeen {
+/// What an end is like that was made just now.
+fn fresh(name: &str, ifindex: u32, mac: Mac, mtu: u32, peer: u32) -> LinkSeen {
     LinkSeen {
-        name: veth.peer.clone(),
+        name: name.to_owned(),
         ifindex,
-        mac: Some(veth.peer_mac),
+        mac: Some(mac),
+        mtu,
         up: false,
         running: false,
+        asks: true,
+        kind: Some("veth".into()),
         alias: None,
-        peer: Some(outer.ifindex),
+        group: 0,
+        peer: Some(peer),
         peer_netnsid: None,
-        ..outer.clone()
+        mode: None,
     }
 }
 

@@ -38,7 +38,7 @@ use page::Page;
 const REREAD: Duration = Duration::from_secs(60);
 /// Of each connection, four times: for what comes and goes, within TLS and outside. ureq's own are 128 KiB each, which stay as long
 /// as the connection; a request and the head of an answer fit into these.
-const BUFFER: usize = 24 << 10;
+const BUFFER: usize = 16 << 10;
 /// How much of an error's body we read, and how much of its message we keep.
 const REFUSAL_MAX: u64 = 64 << 10;
 const MESSAGE_MAX: usize = 1024;

@@ -221,7 +221,7 @@ struct Lines<R> {
 
 impl<R: Read> Lines<R> {
     fn new(from: R, max: u64) -> Lines<R> {
-        Lines { from: BufReader::with_capacity(16 << 10, from), line: Vec::new(), max }
+        Lines { from: BufReader::with_capacity(4 << 10, from), line: Vec::new(), max }
     }
 
     /// `None` at the end of the stream.

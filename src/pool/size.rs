@@ -298,8 +298,7 @@ impl State {
     /// Nothing of it is leased, rests, or is being changed.
     fn is_empty(&self, id: &str, nic: &Nic) -> bool {
         let quiet = nic.kept() && nic.busy.is_none() && nic.assign.is_none() && nic.kernel != Kernel::Asked;
-        let needed = |ip: &IpAddr| self.taken.has(ip) || self.resting.contains_key(ip);
-        quiet && !nic.addresses.keys().any(needed) && !self.needed(id)
+        quiet && self.is_untouched(nic) && !self.needed(id)
     }
 
     /// Unassigns idle addresses above the upper bound, from the emptiest ENI first, and those that no pod can have.

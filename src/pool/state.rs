@@ -1,5 +1,6 @@
 //! What the pool knows after its boot, how an event changes it, and the order in which it then decides.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -31,12 +32,14 @@ pub(super) struct State {
     pub instance_groups: Vec<String>,
     pub leases: BTreeMap<Attachment, Held>,
     /// How many leases name an ENI, whether or not the cloud knows the address.
-    pub leases_on: BTreeMap<String, u32>,
+    pub leases_on: Tally<String>,
     /// How many leases there are on an address: more than one only if the ledger says so.
-    pub taken: Tally,
+    pub taken: Tally<IpAddr>,
     /// Leases whose address the cloud does not know.
     pub lost: BTreeSet<Attachment>,
     pub rests: BTreeMap<IpPair, Rest>,
+    /// How many of them name an ENI.
+    pub rests_on: Tally<String>,
     /// The addresses in them, and until when each rests.
     pub resting: BTreeMap<IpAddr, Now>,
     pub waiting: Vec<Waiting>,
@@ -81,33 +84,39 @@ pub(super) struct Rest {
     pub reserved: Option<PodName>,
 }
 
-/// How often each address occurs.
-#[derive(Default)]
-pub(super) struct Tally(BTreeMap<IpAddr, u32>);
+/// How often each occurs.
+pub(super) struct Tally<T>(BTreeMap<T, u32>);
 
-impl Tally {
-    pub fn has(&self, ip: &IpAddr) -> bool {
-        self.0.contains_key(ip)
+impl<T: Ord> Default for Tally<T> {
+    fn default() -> Tally<T> {
+        Tally(BTreeMap::new())
+    }
+}
+
+impl<T: Ord> Tally<T> {
+    pub fn has<Q: Ord + ?Sized>(&self, one: &Q) -> bool
+    where
+        T: Borrow<Q>,
+    {
+        self.0.contains_key(one)
     }
 
-    fn add(&mut self, pair: &IpPair) {
-        for ip in pair.iter() {
-            *self.0.entry(ip).or_default() += 1;
-        }
+    fn add(&mut self, one: T) {
+        *self.0.entry(one).or_default() += 1;
     }
 
-    /// Whether any of them occurs no more.
-    fn remove(&mut self, pair: &IpPair) -> bool {
-        let mut freed = false;
-        for ip in pair.iter() {
-            let count = self.0.get_mut(&ip).expect("what is removed was added");
-            *count -= 1;
-            if *count == 0 {
-                self.0.remove(&ip);
-                freed = true;
-            }
+    /// Whether it occurs no more.
+    fn remove<Q: Ord + ?Sized>(&mut self, one: &Q) -> bool
+    where
+        T: Borrow<Q>,
+    {
+        let count = self.0.get_mut(one).expect("what is removed was added");
+        *count -= 1;
+        let is_last = *count == 0;
+        if is_last {
+            self.0.remove(one);
         }
-        freed
+        is_last
     }
 }
 
@@ -121,10 +130,11 @@ impl State {
             nics: BTreeMap::new(),
             foreign: 0,
             leases: BTreeMap::new(),
-            leases_on: BTreeMap::new(),
+            leases_on: Tally::default(),
             taken: Tally::default(),
             lost: BTreeSet::new(),
             rests: BTreeMap::new(),
+            rests_on: Tally::default(),
             resting: BTreeMap::new(),
             waiting: Vec::new(),
             creates: Vec::new(),
@@ -234,29 +244,21 @@ impl State {
     // -- leases and rests --
 
     pub fn hold(&mut self, held: Held) {
-        self.taken.add(&held.ip);
+        held.ip.iter().for_each(|ip| self.taken.add(ip));
         self.recount_where(&held.ip);
         if let Some(nic) = self.nics.get_mut(&held.eni) {
             nic.lent |= held.whole;
         }
-        *self.leases_on.entry(held.eni.clone()).or_default() += 1;
+        self.leases_on.add(held.eni.clone());
         if let Some(before) = self.leases.insert(held.sandbox.attachment.clone(), held) {
-            self.one_less(&before.eni);
-        }
-    }
-
-    fn one_less(&mut self, eni: &str) {
-        let count = self.leases_on.get_mut(eni).expect("its lease was counted");
-        *count -= 1;
-        if *count == 0 {
-            self.leases_on.remove(eni);
+            self.leases_on.remove(&before.eni);
         }
     }
 
     /// Ends a lease: its addresses rest, for anybody or for a pod of its name.
     pub fn retire(&mut self, attachment: &Attachment, ends: Ends) -> bool {
         let Some(held) = self.leases.remove(attachment) else { return false };
-        self.one_less(&held.eni);
+        self.leases_on.remove(&held.eni);
         self.lost.remove(attachment);
         let (time, reserved) = match ends {
             Ends::Reserved if !self.settings.reservation.is_zero() => {
@@ -268,7 +270,9 @@ impl State {
         let (eni, ip) = (held.eni, held.ip);
         let (attachment, rest) = (attachment.clone(), Rest { eni: eni.clone(), until, reserved: reserved.clone() });
         self.out.push(Effect::Retire { attachment, eni: eni.clone(), ip, until, reserved });
-        match self.taken.remove(&ip) {
+        let freed: Vec<bool> = ip.iter().map(|ip| self.taken.remove(&ip)).collect();
+        let is_free = freed.contains(&true);
+        match is_free {
             true => self.let_rest(ip, rest),
             false => self.out.push(Effect::Rested { eni: eni.clone(), ip }),
         }
@@ -287,7 +291,10 @@ impl State {
             let until = self.resting.entry(ip).or_default();
             *until = rest.until.max(*until);
         }
-        self.rests.insert(pair, rest);
+        self.rests_on.add(rest.eni.clone());
+        if let Some(before) = self.rests.insert(pair, rest) {
+            self.rests_on.remove(&before.eni);
+        }
     }
 
     /// A rest of an earlier life; leases on its addresses end it.
@@ -317,6 +324,7 @@ impl State {
     /// Ends a rest because the pod that it was for has come.
     pub fn wake_up(&mut self, pair: IpPair) {
         let Some(rest) = self.rests.remove(&pair) else { return };
+        self.rests_on.remove(&rest.eni);
         for ip in pair.iter() {
             let others = self.rests.iter().filter(|(other, _)| other.iter().any(|o| o == ip));
             match others.map(|(_, rest)| rest.until).max() {
@@ -332,6 +340,7 @@ impl State {
         let now = self.now;
         let over: Vec<(IpPair, Rest)> = self.rests.extract_if(.., |_, r| r.until <= now).collect();
         for (ip, Rest { eni, .. }) in over {
+            self.rests_on.remove(&eni);
             self.recount_where(&ip);
             for ip in ip.iter() {
                 if self.resting.get(&ip).is_some_and(|until| *until <= now) {
@@ -362,11 +371,6 @@ impl State {
         of_family.filter(|(ip, a)| self.is_idle(ip, a)).map(|(ip, a)| (*ip, a))
     }
 
-    /// No address of the ENI is leased or rests.
-    pub fn is_untouched(&self, nic: &Nic) -> bool {
-        !nic.addresses.keys().any(|ip| self.is_in_use(ip))
-    }
-
     /// The address is leased or rests.
     pub fn is_in_use(&self, ip: &IpAddr) -> bool {
         self.taken.has(ip) || self.resting.contains_key(ip)
@@ -374,7 +378,7 @@ impl State {
 
     /// A lease names this ENI.
     pub fn leased_from(&self, eni: &str) -> bool {
-        self.leases_on.contains_key(eni)
+        self.leases_on.has(eni)
     }
 
     /// A lease has the whole of this ENI.
@@ -384,7 +388,7 @@ impl State {
 
     /// A lease or a rest names this ENI.
     pub fn needed(&self, eni: &str) -> bool {
-        self.leased_from(eni) || self.rests.values().any(|r| r.eni == eni)
+        self.leased_from(eni) || self.rests_on.has(eni)
     }
 
     // -- ENIs --

@@ -18,8 +18,9 @@ pub(super) struct Supply {
     there: [u32; 2],
     idle: [u32; 2],
     leaving: [u32; 2],
-    /// Of both families, leased.
+    /// Of both families, leased; and leased or resting.
     held: u32,
+    used: u32,
 }
 
 impl State {
@@ -62,6 +63,7 @@ impl State {
             supply.leaving[family] += u32::from(address.leaving);
             supply.idle[family] += u32::from(self.is_idle(ip, address));
             supply.held += u32::from(self.taken.has(ip));
+            supply.used += u32::from(self.is_in_use(ip));
         }
         supply.there[Family::V4 as usize] += nic.prefixes.len() as u32;
         supply
@@ -70,6 +72,17 @@ impl State {
     /// Its addresses that are leased.
     pub fn held_on(&self, nic: &Nic) -> u32 {
         self.supply(nic).held
+    }
+
+    /// No address of the ENI is leased or rests.
+    pub fn is_untouched(&self, nic: &Nic) -> bool {
+        self.supply(nic).used == 0
+    }
+
+    /// Some of its addresses rest, and nobody holds them.
+    fn has_resting(&self, nic: &Nic) -> bool {
+        let Supply { held, used, .. } = self.supply(nic);
+        used > held
     }
 
     /// Places of the ENI that are free, were none of its addresses leaving.
@@ -184,6 +197,9 @@ impl State {
     }
 
     fn free_by(&self, nic: &Nic, family: Family, by: Now) -> u32 {
+        if !self.has_resting(nic) {
+            return self.idle_of(nic, family);
+        }
         let free = |ip: &IpAddr| !self.taken.has(ip) && self.resting.get(ip).is_none_or(|until| *until <= by);
         let of_family = nic.addresses.iter().filter(|(ip, _)| Family::of(ip) == family);
         of_family.filter(|(ip, a)| !a.leaving && free(ip)).count() as u32

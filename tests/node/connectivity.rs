@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use serde_json::json;
+use terway::ours::host_veth;
 
 use super::wait_for_enis;
 use crate::sim::cluster::{Cluster, Member};
@@ -65,6 +66,14 @@ fn eni_of(cluster: &Cluster, member: &Member) -> String {
         .id
 }
 
+/// The id of the program that marks what the pod sends.
+fn marking(cluster: &Cluster, member: &Member) -> String {
+    let host = host_veth(&member.sandbox.pod, "eth0");
+    let filters = cluster.node(0).sh(&format!("tc filter show dev {host} ingress"));
+    let marks = filters.lines().find(|line| line.contains("bpf mark")).expect("its packets are marked");
+    marks.split(' ').skip_while(|word| *word != "id").nth(1).expect("tc tells the id").to_owned()
+}
+
 /// Ping, TCP and UDP.
 pub(super) fn reaches(from: &impl Place, what: &str, to: &impl Place, ip: &str) {
     assert!(from.ping(ip).is_some(), "no ping {what} ({ip})");
@@ -99,6 +108,8 @@ fn everybody_reaches_everybody_and_no_packet_is_taken_for_a_forged_one() {
     reaches(&b.pod, "to the outside from the other ENI", cluster.world.fabric.outside(), OUTSIDE);
     reaches(cluster.world.fabric.outside(), "from the outside", &b.pod, &b.ip);
     assert_eq!(town.drops(), Drops::default());
+    let [a, b, c] = [a, b, c].map(|member| marking(cluster, member));
+    assert!(a == c && a != b, "plugins take what the daemon has pinned for the ENI: {a} {b} {c}");
 }
 
 /// A Service's address becomes its backend's, the way kube-proxy writes it: who reaches itself, and whoever comes from

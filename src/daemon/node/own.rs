@@ -141,13 +141,14 @@ impl Node {
     /// Says once how the kubelet's max-pods goes with what the instance can hold.
     fn compare_max_pods(&mut self) {
         let capacity = self.pool.capacity();
-        let max = self.own_node().and_then(|own| own.status.capacity.count("pods"));
-        let (Some(max), Some(without)) = (max, self.pods.without_address()) else { return };
+        let Some(max) = self.own_node().and_then(|own| own.status.capacity.count("pods")) else { return };
         // What pods have to themselves comes and goes; the most there can be does not.
         let most = capacity.enis * capacity.per_eni;
-        if self.compared.replace((max, most)) == Some((max, most)) {
+        if self.compared == Some((max, most)) {
             return;
         }
+        let Some(without) = self.pods.without_address() else { return };
+        self.compared = Some((max, most));
         let (kind, enis) = (&self.world.terms.facts.instance_type, capacity.enis);
         let because = format!("{kind} with {enis} ENIs of {} addresses", capacity.per_eni);
         match (Guests { max, without, addresses: u64::from(most), because }).fit() {
@@ -187,8 +188,11 @@ impl Node {
     }
 
     fn unnoted(&self) -> BTreeMap<PodName, String> {
+        if !self.world.publish.pod_ips {
+            return BTreeMap::new();
+        }
         let mut all = BTreeMap::<&PodName, String>::new();
-        for lease in self.leases.values().filter(|_| self.world.publish.pod_ips) {
+        for lease in self.leases.values() {
             let ips = all.entry(&lease.pod).or_default();
             *ips += if ips.is_empty() { "" } else { "," };
             *ips += &words(&lease.ip);

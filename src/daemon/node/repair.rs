@@ -23,6 +23,8 @@ use crate::rpc::{EniLease, Lease};
 const COMPARE_EVERY: Duration = Duration::from_secs(300);
 /// What an ADD brings about in the kernel has been heard of by then.
 const SETTLED_IN: Duration = Duration::from_millis(20);
+/// The link that a plugin leaves has been heard of by then; else it is looked at.
+const HEARD_IN: Duration = Duration::from_millis(50);
 /// No plugin takes longer from its lease to its link.
 pub(super) const WIRED_IN: Duration = Duration::from_secs(10);
 /// More pods than this, hurt at once, are one event about the node; the log names each.
@@ -49,6 +51,10 @@ pub struct Compared {
 pub(super) struct Wires {
     /// Pods that are not known to be wired, and since when they have a lease.
     unwired: BTreeMap<Attachment, Now>,
+    /// Those of them whose link was heard of as their plugin leaves it: its index and MTU.
+    heard: BTreeMap<Attachment, (u32, u32)>,
+    /// Those whose plugin is done and whose link was not heard of, and when it is looked at.
+    done: BTreeMap<Attachment, Now>,
     /// The MTU with which each pod was wired: the plugin's own configuration says it, and no lease.
     mtus: BTreeMap<Attachment, u32>,
     /// Addresses on ENIs that are not ours, which were told.
@@ -64,6 +70,14 @@ struct Comparison {
     last: Attachment,
     /// The pods before these that are not as they should be.
     hurt: Vec<Attachment>,
+}
+
+impl Wires {
+    fn wait_no_more(&mut self, attachment: &Attachment) {
+        self.unwired.remove(attachment);
+        self.heard.remove(attachment);
+        self.done.remove(attachment);
+    }
 }
 
 impl Node {
@@ -82,6 +96,7 @@ impl Node {
         let heard = std::mem::take(&mut self.wires.early);
         self.happened(heard);
         self.hear_of_bandwidth();
+        self.world.keep_marks(self.enis.values().map(|eni| eni.slot).collect());
         phases::reached("what is wired is guarded");
     }
 
@@ -99,7 +114,8 @@ impl Node {
         }
     }
 
-    /// The plugin is done. Whether with success, the link tells.
+    /// The plugin is done. Whether with success, the link tells, of which the kernel has told before: to ask would mean to wait until
+    /// nobody else changes the network.
     pub(super) fn wired(&mut self, attachment: &Attachment) {
         let Some(lease) = self.leases.get(attachment) else { return };
         if !self.wires.unwired.contains_key(attachment) {
@@ -109,10 +125,41 @@ impl Node {
             let link = self.slave_inside(lease);
             return link.map_or((), |link| self.guard_pod(attachment, &link, clock::now() + SETTLED_IN));
         }
-        match self.kernel.link(&ours::host_veth(&lease.pod, &attachment.ifname)) {
-            Ok(Some(link)) => self.guard_pod(attachment, &link, clock::now() + SETTLED_IN),
-            Ok(None) => {}
-            Err(e) => log::warn!("look at the link of {attachment}: {e}"),
+        match self.wires.heard.remove(attachment) {
+            Some((_, mtu)) => self.guard_linked(attachment, mtu, clock::now() + SETTLED_IN),
+            None => drop(self.wires.done.insert(attachment.clone(), clock::now() + HEARD_IN)),
+        }
+    }
+
+    fn hear_of_wiring(&mut self, happening: &Happening) {
+        match happening {
+            Happening::Link(link) if link.up => {
+                let attachment = link.alias.as_deref().and_then(ours::attachment);
+                let Some(attachment) = attachment.filter(|one| self.wires.unwired.contains_key(one)) else { return };
+                match self.wires.done.remove(&attachment) {
+                    Some(_) => self.guard_linked(&attachment, link.mtu, clock::now() + SETTLED_IN),
+                    None => drop(self.wires.heard.insert(attachment, (link.ifindex, link.mtu))),
+                }
+            }
+            Happening::LinkGone { ifindex } => self.wires.heard.retain(|_, (heard, _)| heard != ifindex),
+            _ => {}
+        }
+    }
+
+    pub(super) fn next_look(&self) -> Option<Now> {
+        self.wires.done.values().min().copied()
+    }
+
+    /// An ADD that found its pod wired changes no link, and what was lost is heard of by nobody.
+    pub(super) fn look_at_the_unheard(&mut self, now: Now) {
+        let due: Vec<_> = self.wires.done.extract_if(.., |_, due| *due <= now).map(|(at, _)| at).collect();
+        for attachment in due {
+            let Some(lease) = self.leases.get(&attachment) else { continue };
+            match self.kernel.link(&ours::host_veth(&lease.pod, &attachment.ifname)) {
+                Ok(Some(link)) => self.guard_pod(&attachment, &link, now + SETTLED_IN),
+                Ok(None) => {}
+                Err(e) => log::warn!("look at the link of {attachment}: {e}"),
+            }
         }
     }
 
@@ -141,11 +188,14 @@ impl Node {
 
     /// Guards the pod whose link this is, if it is this attachment's.
     fn guard_pod(&mut self, attachment: &Attachment, link: &LinkSeen, from: Now) {
-        if link.alias.as_deref().and_then(ours::attachment).as_ref() != Some(attachment) {
-            return;
+        if link.alias.as_deref().and_then(ours::attachment).as_ref() == Some(attachment) {
+            self.guard_linked(attachment, link.mtu, from);
         }
-        self.wires.unwired.remove(attachment);
-        self.wires.mtus.insert(attachment.clone(), link.mtu);
+    }
+
+    fn guard_linked(&mut self, attachment: &Attachment, mtu: u32, from: Now) {
+        self.wires.wait_no_more(attachment);
+        self.wires.mtus.insert(attachment.clone(), mtu);
         if let Some(plan) = self.pod_plan(attachment) {
             self.repair.guard(Part::Pod(attachment.clone()), &plan, from);
         }
@@ -160,7 +210,7 @@ impl Node {
             return;
         }
         let mtu = self.link_inside(lease).map_or(self.world.mtu, |link| link.mtu);
-        self.wires.unwired.remove(attachment);
+        self.wires.wait_no_more(attachment);
         self.wires.mtus.insert(attachment.clone(), mtu);
         if let Some(plan) = self.pod_plan(attachment) {
             let part = Part::Pod(attachment.clone());
@@ -180,7 +230,7 @@ impl Node {
 
     /// The lease is over: what goes with it is no damage.
     pub(super) fn unguard_pod(&mut self, attachment: &Attachment) {
-        self.wires.unwired.remove(attachment);
+        self.wires.wait_no_more(attachment);
         self.wires.mtus.remove(attachment);
         self.repair.leave(&Part::Pod(attachment.clone()));
     }
@@ -225,6 +275,7 @@ impl Node {
                 self.noted("links", known);
             }
             self.repair.hear(now, &happening);
+            self.hear_of_wiring(&happening);
             if let Happening::LinkGone { ifindex } = happening {
                 self.link_gone(ifindex);
             }

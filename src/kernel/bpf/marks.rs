@@ -1,10 +1,17 @@
-//! eBPF programs of a few instructions, written here and loaded by bpf(2): a plugin has no time to read objects.
+//! eBPF programs of a few instructions, written here and loaded by bpf(2): a plugin has no time to read objects, and takes them as the
+//! daemon has pinned them where it can.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
 
+use super::pin;
 use super::sys::{self, Load};
 use crate::error::{Context, Error};
+use crate::ours;
+
+/// A folder of its own for other instructions. What the ones of a pin do, its name says.
+const FOLDER: &str = "marks1";
 
 /// `BPF_PROG_TYPE_SCHED_CLS`
 const CLASSIFIER: u32 = 3;
@@ -23,11 +30,32 @@ impl Programs {
         if let Some(program) = self.0.get(&(value, mask)) {
             return Ok(program.as_raw_fd());
         }
-        let program = load(&marks(value, mask)).context(|| "load an eBPF program")?;
+        // To load it takes the kernel a tenth of a plugin's time, most of which goes into memory for its verifier.
+        let pinned = sys::pinned(&Path::new(ours::BPF_ROOT).join(below()).join(name(value, mask)));
+        let program = pinned.or_else(|_| load(&marks(value, mask))).context(|| "load an eBPF program")?;
         let fd = program.as_raw_fd();
         self.0.insert((value, mask), program);
         Ok(fd)
     }
+}
+
+/// Pins the program, unless it is: plugins of any release take it from there.
+pub fn keep(value: u32, mask: u32) -> Result<(), Error> {
+    let folder = pin::folder(Path::new(ours::BPF_ROOT), &below())?;
+    let name = name(value, mask);
+    if sys::pinned(&folder.join(&name)).is_ok() {
+        return Ok(());
+    }
+    let program = load(&marks(value, mask)).context(|| "load an eBPF program")?;
+    pin::replace(&folder, &name, &program)
+}
+
+fn below() -> String {
+    format!("{}/{FOLDER}", ours::BPF_FOLDER)
+}
+
+fn name(value: u32, mask: u32) -> String {
+    format!("{value:#x}-{mask:#x}")
 }
 
 /// `skb->mark = (skb->mark & ~mask) | value; return TC_ACT_UNSPEC;`

@@ -4,7 +4,7 @@ pub mod cgroup;
 pub mod hooks;
 pub mod load;
 pub mod map;
-mod marks;
+pub mod marks;
 pub mod monitor;
 pub mod pin;
 pub mod policy;
