@@ -654,9 +654,15 @@ fn all_tags(keys: &mut Reader) -> Result<(Tags, Tags, TagList), Error> {
         }
     }
     let all: Tags = set.iter().chain(&filter).map(|(key, value)| (key.clone(), value.clone())).gather();
-    if let Some((key, value)) = block.iter().find(|(key, value)| all.get(key) == Some(value)) {
+    let own = |key: &str, value: &str| (key, value) == ours::ENI_TAG;
+    let reserved = |key: &str| [ours::ENI_TAG.0, ours::NODE_TAG, ours::TAGS_TAG].contains(&key);
+    if let Some((key, value)) = filter.iter().find(|(key, value)| reserved(key) && !own(key, value)) {
         let text =
-            format!("eni_tag_block_list names {key}={value}, which eni_tags or eni_tag_filter puts on every ENI");
+            format!("eni_tag_filter asks for {key}={value}, but terwayd itself sets {key}; ask for a tag of eni_tags");
+        return Err(Error::malformed(text));
+    }
+    if let Some((key, value)) = block.iter().find(|(key, value)| own(key, value) || all.get(key) == Some(value)) {
+        let text = format!("eni_tag_block_list names {key}={value}, which is on every ENI that terwayd makes");
         return Err(Error::malformed(text));
     }
     match all.len() {

@@ -596,7 +596,7 @@ fn an_answer_that_makes_no_sense_fails_the_add_at_once() {
         (Act::Write(br#"{"lease":{"pod"#.to_vec()), 11, "it hung up after 14 bytes"),
         (Act::Write(Vec::new()), 11, "it hung up after 0 bytes"),
         (Act::HangUp, 11, "/var/run/eni/eni.socket"),
-        (Act::Write(vec![b'x'; 10 << 20]), 106, "longer than 1048576 bytes"),
+        (Act::Write(vec![b'x'; 20 << 20]), 106, "longer than 16777216 bytes"),
         (Act::Say(format!(r#"{{"show":{}"#, "[".repeat(900_000))), 106, "recursion"),
     ] {
         let _daemon = Daemon::new(&node, &[act]);
@@ -949,6 +949,15 @@ fn a_wrong_configuration_is_named_with_key_value_and_what_is_allowed() {
         (
             r#"{"eni_tags": {"a": "1"}, "eni_tag_block_list": [{"key": "a", "value": "1"}]}"#,
             "eni_tag_block_list names a=1",
+        ),
+        // None of our own would ever be ours.
+        (
+            r#"{"eni_tag_block_list": [{"key": "creator", "value": "terway"}]}"#,
+            "eni_tag_block_list names creator=terway, which is on every ENI that terwayd makes",
+        ),
+        (
+            r#"{"eni_tags": {"creator": "me"}, "eni_tag_filter": {"creator": "me"}}"#,
+            "eni_tag_filter asks for creator=me, but terwayd itself sets creator",
         ),
         (r#"{"access_key": "a"}"#, "access_key is set and access_secret is not"),
         (r#"{"access_secret": "hush"}"#, "access_secret is set and access_key is not"),
