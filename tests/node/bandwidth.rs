@@ -177,10 +177,11 @@ fn a_limit_that_somebody_takes_away_comes_back_and_check_says_what_nobody_hears(
     come_to(&cluster, &web, [Some("1Mbit"), Some("2Mbit")]);
 
     let veth = host_veth(&web.sandbox.pod, "eth0");
-    for theirs in ["del dev VETH root", "replace dev VETH root handle 1: tbf rate 9mbit burst 9000 limit 90000"] {
-        // An ADD is let settle before its pod is guarded.
+    let theirs = format!("tc qdisc replace dev {veth} root handle 1: tbf rate 9mbit burst 9000 limit 90000");
+    for damage in [format!("{theirs}; tc qdisc del dev {veth} root"), theirs] {
+        // An ADD is let settle before its pod is guarded: what is done until then nobody hears, so each time something is done.
         soon("it is guarded", || {
-            cluster.node(0).sh(&format!("tc qdisc {} || true", theirs.replace("VETH", &veth)));
+            cluster.node(0).sh(&damage);
             within(Duration::from_secs(1), || rates(&cluster, &web)[0].as_deref() == Some("1Mbit"))
         });
     }
