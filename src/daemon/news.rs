@@ -9,6 +9,7 @@ use super::layers::NodeConfig;
 use super::node::Input;
 use super::pods::{self, Known};
 use super::policy::{Ear, News};
+use crate::cluster::Name;
 use crate::error::{Cause, Error};
 use crate::heard::Heard;
 use crate::herald::Outcome;
@@ -138,6 +139,16 @@ pub fn follow<K>(
         }
     }
     End::Unheard
+}
+
+/// What a watch tells, where those who hear it know objects by name; none of how far it has come.
+pub fn heard<K>(change: Change<K>, name: impl FnOnce(&K) -> Name) -> Option<Heard<K>> {
+    match change {
+        Change::Reset(all) => Some(Heard::All(all)),
+        Change::Set(one) => Some(Heard::One(one)),
+        Change::Gone(one) => Some(Heard::Gone(name(&one))),
+        Change::Bookmark => None,
+    }
 }
 
 /// Writes to the API server and sorts the answer.

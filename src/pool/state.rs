@@ -270,11 +270,11 @@ impl State {
         let (eni, ip) = (held.eni, held.ip);
         let (attachment, rest) = (attachment.clone(), Rest { eni: eni.clone(), until, reserved: reserved.clone() });
         self.out.push(Effect::Retire { attachment, eni: eni.clone(), ip, until, reserved });
-        let freed: Vec<bool> = ip.iter().map(|ip| self.taken.remove(&ip)).collect();
-        let is_free = freed.contains(&true);
-        match is_free {
-            true => self.let_rest(ip, rest),
-            false => self.out.push(Effect::Rested { eni: eni.clone(), ip }),
+        // Of both families, whatever the first says.
+        let freed = ip.iter().filter(|ip| self.taken.remove(ip)).count();
+        match freed {
+            0 => self.out.push(Effect::Rested { eni: eni.clone(), ip }),
+            _ => self.let_rest(ip, rest),
         }
         self.recount_where(&ip);
         let lent = self.nics.get(&eni).is_some_and(|nic| nic.lent) && self.is_lent(&eni);

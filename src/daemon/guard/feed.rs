@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use super::{News, Start};
 use crate::cluster::{EndpointSlice, EndpointSliceBeta, Member, Name, Service, services_selector, slices_selector};
-use crate::daemon::news::{End, follow};
+use crate::daemon::news::{End, follow, heard};
 use crate::error::Error;
 use crate::heard::Heard;
-use crate::kube::{Change, Client, Select};
+use crate::kube::{Client, Select};
 use crate::object::Object;
 
 /// How long a server that knows no EndpointSlices is left alone.
@@ -67,10 +67,5 @@ fn watch<T: Object>(
     name: impl Fn(&T) -> Name,
     mut tell: impl FnMut(Heard<T>) -> bool,
 ) -> End {
-    follow(kube.watch(select), T::PLURAL, Error::is_absent, |change| match change {
-        Change::Reset(all) => tell(Heard::All(all)),
-        Change::Set(one) => tell(Heard::One(one)),
-        Change::Gone(one) => tell(Heard::Gone(name(&one))),
-        Change::Bookmark => true,
-    })
+    follow(kube.watch(select), T::PLURAL, Error::is_absent, |change| heard(change, &name).is_none_or(&mut tell))
 }

@@ -5,9 +5,8 @@ use std::thread;
 
 use super::News;
 use crate::cluster::Name;
-use crate::daemon::news::{End, follow};
+use crate::daemon::news::{End, follow, heard};
 use crate::error::Error;
-use crate::heard::Heard;
 use crate::kube::{Change, Client, Select, Stop};
 use crate::netpol::{self, Collection, Document};
 use crate::object::Object;
@@ -210,13 +209,8 @@ fn attend(
                 is_final
             };
             let end = follow(source, kind.plural(), is_final, |change| {
-                let heard = match change {
-                    Change::Reset(all) => Heard::All(all),
-                    Change::Set(one) => Heard::One(one),
-                    Change::Gone(one) => Heard::Gone(one.name().clone()),
-                    Change::Bookmark => return true,
-                };
-                to.send(News::Heard { by, kind, heard }).is_ok()
+                let heard = heard(change, |one| one.name().clone());
+                heard.is_none_or(|heard| to.send(News::Heard { by, kind, heard }).is_ok())
             });
             if end == End::Unheard {
                 return;
