@@ -252,7 +252,8 @@ impl State {
         }
         if fails >= UNCOUNTED && self.gate.outage().is_none() && !self.vswitches.told {
             self.vswitches.told = true;
-            let message = format!("free addresses of vSwitches cannot be counted; pods are served without that: {fault}");
+            let message =
+                format!("free addresses of vSwitches cannot be counted; pods are served without that: {fault}");
             self.tell(None, true, "AllocResourceFailed", message);
         }
     }
