@@ -380,8 +380,8 @@ pub type Tally = Box<dyn FnOnce() -> Result<Counted, Error> + Send>;
 pub struct Counted {
     /// As people are shown them.
     pub figures: serde_json::Value,
-    /// The kernel held what had been written when the look was asked for, as far as it was looked at.
-    pub is_whole: bool,
+    /// What of that which had been written when the look was asked for the kernel does not hold any more.
+    pub damage: Option<String>,
 }
 
 /// One change. Done in the order given, every packet in between gets the answer from before or the one from after.

@@ -159,6 +159,8 @@ struct Loop {
     chosen: Option<Chosen>,
     /// The kernel holds what we believe.
     restored: bool,
+    /// It did once: what is lost since goes back, whatever more there is to know.
+    has_held: bool,
     pods: Pods,
     /// Pods that wait to be admitted, and seats that wait to be free.
     waiting: BTreeSet<Name>,
@@ -206,6 +208,7 @@ impl Loop {
             note: start.note,
             chosen: None,
             restored: false,
+            has_held: false,
             pods: Pods::new(),
             waiting: BTreeSet::new(),
             leaving: BTreeSet::new(),
@@ -324,11 +327,11 @@ impl Loop {
     }
 
     /// What somebody else has changed is written anew, unless we have written since it was looked at.
-    fn note(&mut self, Counted { figures, is_whole }: Counted, acts: u64) {
+    fn note(&mut self, Counted { figures, damage }: Counted, acts: u64) {
         self.figures = figures;
-        if !is_whole && acts == self.acts && self.restored {
+        if let Some(what) = damage.filter(|_| acts == self.acts && self.restored) {
             self.restored = false;
-            self.tell_damaged();
+            self.tell_damaged(&what);
         }
         self.show_all();
     }
@@ -400,7 +403,8 @@ impl Loop {
         let is_due = match (is_complete, self.restored) {
             (true, _) => true,
             (false, true) if !self.held.is_empty() => *self.hold.get_or_insert(now + HOLD) <= now,
-            (false, _) => false,
+            (false, true) => false,
+            (false, false) => self.has_held,
         };
         if is_due && self.retry.is_none() {
             self.act(now);
@@ -462,6 +466,7 @@ impl Loop {
         let (count, compiled) = (self.held.len(), std::mem::take(&mut self.compiling));
         match self.write() {
             Ok(()) => {
+                self.has_held = true;
                 self.writes += count as u64;
                 if is_first {
                     self.count = now;

@@ -404,9 +404,8 @@ fn what_the_kernel_refuses_refuses_pods_and_is_tried_again() {
 fn a_retry_that_cannot_be_made_yet_does_not_keep_the_loop_busy() {
     let mut bench = Bench::new();
     bench.own(&[pod("shop", "web", 1, "web")]);
-    bench.answer_all();
     bench.book.lock().unwrap().broken = Some("the map of prefixes is full");
-    bench.place("shop/web", 1);
+    bench.answer_all();
     assert!(bench.it.retry.is_some());
     // Meanwhile a policy names pods that nobody has asked for.
     bench.answer(
@@ -488,15 +487,29 @@ fn what_somebody_else_has_changed_is_written_anew() {
     bench.own(&[pod("shop", "web", 1, "web")]);
     bench.answer_all();
     bench.asked();
-    let counted = |is_whole| Counted { figures: json!({"drops": 1}), is_whole };
+    let counted =
+        |is_whole: bool| Counted { figures: json!({"drops": 1}), damage: (!is_whole).then(|| "ipsets".into()) };
     let acts = bench.it.acts;
     bench.hear(News::Counted(counted(true), acts));
     assert_eq!((bench.asked().len(), bench.it.figures["drops"].as_u64()), (0, Some(1)));
     // A look that was begun before the last change saw what was right then.
     bench.hear(News::Counted(counted(false), acts - 1));
     assert_eq!(bench.asked(), [""; 0]);
+    bench.events();
     bench.hear(News::Counted(counted(false), acts));
     assert_eq!(bench.asked(), ["restore"]);
+    let said = bench.events();
+    assert!(said.len() == 1 && said[0].contains("ipsets of network policies were changed"), "{said:?}");
+    // Nor does it wait for a server that does not answer, or stop after the first try.
+    let from_db = allow_from("db", json!({"podSelector": {"matchLabels": {"app": "db"}}}));
+    bench.answer("network policies of namespace shop", vec![from_db]);
+    assert_eq!((bench.lacks().len(), bench.asked().len()), (1, 0));
+    bench.book.lock().unwrap().broken = Some("it is in use");
+    bench.hear(News::Counted(counted(false), bench.it.acts));
+    assert_eq!(bench.asked(), ["restore"]);
+    bench.book.lock().unwrap().broken = None;
+    bench.pass(RETRY.0 * 2);
+    assert_eq!((bench.asked(), bench.allows("shop/web", "10.0.9.9")), (vec!["restore"], false));
 }
 
 #[test]

@@ -65,10 +65,10 @@ impl Loop {
         self.lameness = Some(why);
     }
 
-    pub(super) fn tell_damaged(&self) {
-        let message = "chains of network policies were changed by somebody else, and are written anew";
+    pub(super) fn tell_damaged(&self, what: &str) {
+        let message = format!("{what} of network policies were changed by somebody else, and are written anew");
         log::warn!("{message}");
-        self.tell(object::About::node(&self.node_name), EventType::Warning, "NetworkPolicyRepaired", message);
+        self.tell(object::About::node(&self.node_name), EventType::Warning, "NetworkPolicyRepaired", &message);
     }
 
     pub(super) fn tell_refused(&self, Refused { about, reason }: &Refused) {

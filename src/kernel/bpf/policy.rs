@@ -94,7 +94,7 @@ impl Maps {
         });
         let drops: serde_json::Map<String, Value> = drops.collect();
         let figures = json!({"drops": drops, "flows": {"known": flows, "room": room, "evicted": evicted}});
-        Ok(Counted { figures, is_whole: true })
+        Ok(Counted { figures, damage: None })
     }
 }
 
