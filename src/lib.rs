@@ -2,6 +2,7 @@
 
 // Words: types that everyone speaks. No I/O.
 pub mod bolt;
+pub mod both;
 pub mod chains;
 pub mod cluster;
 pub mod cni;

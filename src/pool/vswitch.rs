@@ -27,7 +27,12 @@ pub(super) struct VSwitches {
     aside: BTreeMap<(String, Family), Aside>,
     pub refresh: Backoff,
     pub asking: Option<CallId>,
+    /// People know that they cannot be counted.
+    pub told: bool,
 }
+
+/// So many counts in a row that fail are told.
+pub(super) const UNCOUNTED: u32 = 3;
 
 struct Aside {
     until: Now,

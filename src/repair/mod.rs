@@ -28,6 +28,8 @@ pub type Now = Duration;
 const QUIET: Duration = Duration::from_millis(4);
 /// Damage that does not end is looked at after this long all the same.
 const AT_LAST: Duration = Duration::from_millis(24);
+/// All that an ADD has made was heard of so long before its plan is guarded.
+const LATE: Duration = Duration::from_millis(10);
 
 /// What a plan is for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,8 +70,19 @@ struct Wanted {
 
 struct Guarded {
     traces: Vec<Trace>,
-    /// What happened before was our own doing.
+    /// What happened before may be our own doing.
     from: Now,
+    /// It takes the place of another plan: what that one had may go.
+    anew: bool,
+}
+
+/// Who may have done what was heard while a plan is being made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doer {
+    /// Whoever makes the plan does this as well.
+    Anybody,
+    /// Whoever makes a plan where there was none takes nothing away.
+    Others,
 }
 
 struct Hurt {
@@ -94,6 +107,7 @@ pub struct Repair {
 impl Repair {
     /// Keeps the plan from now on, or another one for the same part.
     pub fn guard(&mut self, part: Part, plan: &Plan, from: Now) {
+        let anew = self.guards(&part);
         self.unindex(&part);
         let mut traces: Vec<Trace> = plan.host.iter().flat_map(traces).collect();
         traces.sort();
@@ -104,7 +118,7 @@ impl Repair {
         for object in &plan.host {
             self.want(object);
         }
-        self.parts.insert(part, Guarded { traces, from });
+        self.parts.insert(part, Guarded { traces, from, anew });
     }
 
     /// The link must have this MAC too, which no object of its plan says.
@@ -171,19 +185,24 @@ impl Repair {
             }
             Happening::AddrGone { ifindex } | Happening::Traffic { ifindex } => {
                 if let Some(name) = self.names.get(ifindex).cloned() {
-                    self.suspect(now, &Trace::Link(name), Depth::Outside);
+                    self.suspect(now, &Trace::Link(name), Depth::Outside, Doer::Others);
                 }
             }
-            Happening::Route { table, to } => self.suspect(now, &Trace::Route(*table, *to), Depth::Outside),
-            Happening::RuleGone(rule) => self.suspect(now, &Trace::Rule(rule.clone()), Depth::Outside),
-            Happening::Neigh { ifindex, addr } => {
+            Happening::Route { table, to } => {
+                self.suspect(now, &Trace::Route(*table, *to), Depth::Outside, Doer::Others);
+            }
+            Happening::RuleGone(rule) => {
+                self.suspect(now, &Trace::Rule(rule.clone()), Depth::Outside, Doer::Others);
+            }
+            Happening::Neigh { ifindex, addr, gone } => {
                 if let Some(name) = self.names.get(ifindex).cloned() {
-                    self.suspect(now, &Trace::Neigh(name, *addr), Depth::Outside);
+                    let doer = if *gone { Doer::Others } else { Doer::Anybody };
+                    self.suspect(now, &Trace::Neigh(name, *addr), Depth::Outside, doer);
                 }
             }
             Happening::Parameter(scope) => {
                 if let Some(name) = self.name_of(*scope) {
-                    self.suspect(now, &Trace::Parameter(name), Depth::Outside);
+                    self.suspect(now, &Trace::Parameter(name), Depth::Outside, Doer::Anybody);
                 }
             }
             Happening::Lost => self.suspect_all(now, Depth::Outside),
@@ -193,8 +212,8 @@ impl Repair {
     fn hear_of_link(&mut self, now: Now, link: &LinkNow) {
         let before = self.names.insert(link.ifindex, link.name.clone());
         if let Some(before) = before.filter(|before| *before != link.name) {
-            self.suspect(now, &Trace::Link(before), Depth::Outside);
-            self.suspect(now, &Trace::Link(link.name.clone()), Depth::Outside);
+            self.suspect(now, &Trace::Link(before), Depth::Outside, Doer::Others);
+            self.suspect(now, &Trace::Link(link.name.clone()), Depth::Outside, Doer::Others);
         }
         let Some(wanted) = self.wanted.get(&link.name) else { return };
         let spoilt = |wanted: &Wanted| {
@@ -204,10 +223,10 @@ impl Repair {
                 || !link.up
         };
         if spoilt(wanted) {
-            self.suspect(now, &Trace::Link(link.name.clone()), Depth::Outside);
+            self.suspect(now, &Trace::Link(link.name.clone()), Depth::Outside, Doer::Others);
         } else if wanted.running && !link.running {
-            // The other end is down.
-            self.suspect(now, &Trace::Link(link.name.clone()), Depth::Inside);
+            // The other end is down, or not up yet.
+            self.suspect(now, &Trace::Link(link.name.clone()), Depth::Inside, Doer::Anybody);
         }
     }
 
@@ -219,10 +238,11 @@ impl Repair {
         }
     }
 
-    fn suspect(&mut self, now: Now, trace: &Trace, depth: Depth) {
+    fn suspect(&mut self, now: Now, trace: &Trace, depth: Depth, doer: Doer) {
         for part in self.index.get(trace).cloned().into_iter().flatten() {
-            if self.parts.get(&part).is_some_and(|guarded| guarded.from <= now) {
-                self.look_at(now, part, depth);
+            let Some(Guarded { from, anew, .. }) = self.parts.get(&part) else { continue };
+            if *from <= now + LATE || doer == Doer::Others && !anew {
+                self.look_from(now, *from, part, depth);
             }
         }
     }
@@ -236,18 +256,22 @@ impl Repair {
 
     /// Everything that is guarded is to be looked at.
     pub fn suspect_all(&mut self, now: Now, depth: Depth) {
-        let parts: Vec<Part> =
-            self.parts.iter().filter(|(_, guarded)| guarded.from <= now).map(|(p, _)| p.clone()).collect();
-        for part in parts {
-            self.look_at(now, part, depth);
+        let parts: Vec<(Part, Now)> = self.parts.iter().map(|(part, guarded)| (part.clone(), guarded.from)).collect();
+        for (part, from) in parts {
+            self.look_from(now, from, part, depth);
         }
     }
 
     /// The part is to be looked at, soon or as soon as its pace allows.
     pub fn look_at(&mut self, now: Now, part: Part, depth: Depth) {
+        self.look_from(now, now, part, depth);
+    }
+
+    /// The same for one that is being made until `from`: it is not looked at in the middle of that.
+    fn look_from(&mut self, now: Now, from: Now, part: Part, depth: Depth) {
         let wait = self.paces.get_mut(&part).map_or(Duration::ZERO, |pace| pace.wait(now));
         self.stir = Some((self.stir.map_or(now, |(first, _)| first), now));
-        let hurt = self.hurt.entry(part).or_insert(Hurt { due: now + wait, depth });
+        let hurt = self.hurt.entry(part).or_insert(Hurt { due: from.max(now + wait), depth });
         hurt.depth = hurt.depth.max(depth);
     }
 
@@ -385,7 +409,7 @@ mod tests {
             (Happening::Link(LinkNow { up: false, ..eth1() }), eni()),
             (Happening::Link(LinkNow { mac: Some(Mac([2; 6])), ..eth1() }), eni()),
             (route(1000, "192.168.32.5/32"), outside()),
-            (Happening::Neigh { ifindex: VETH, addr }, outside()),
+            (Happening::Neigh { ifindex: VETH, addr, gone: true }, outside()),
             (Happening::Traffic { ifindex: VETH }, outside()),
             (Happening::LinkGone { ifindex: VETH }, outside()),
             (Happening::Link(LinkNow { mtu: 1400, ..veth() }), outside()),
@@ -407,8 +431,8 @@ mod tests {
             Happening::RuleGone(rule),
             route(254, "192.168.32.5/32"),
             route(1000, "192.168.32.6/32"),
-            Happening::Neigh { ifindex: VETH, addr },
-            Happening::Neigh { ifindex: ENI, addr: "192.168.32.5".parse().unwrap() },
+            Happening::Neigh { ifindex: VETH, addr, gone: true },
+            Happening::Neigh { ifindex: ENI, addr: "192.168.32.5".parse().unwrap(), gone: true },
             Happening::Traffic { ifindex: 77 },
             Happening::LinkGone { ifindex: 77 },
             Happening::Parameter(Scope::Link(77)),
@@ -423,8 +447,15 @@ mod tests {
     #[test]
     fn a_pod_that_is_being_wired_or_is_deleted_is_left_alone() {
         let mut repair = guarded();
+        repair.leave(&pod());
+        repair.hear(T(180), &route(1000, "192.168.32.5/32"));
         repair.guard(pod(), &plan(), T(200));
-        repair.hear(T(199), &Happening::Traffic { ifindex: VETH });
+        // All that an ADD may bring about after its plugin is done.
+        let set = Happening::Neigh { ifindex: VETH, addr: "192.168.32.5".parse().unwrap(), gone: false };
+        for own in [Happening::Link(LinkNow { running: false, ..veth() }), Happening::Link(veth()), set] {
+            repair.hear(T(189), &own);
+        }
+        repair.hear(T(189), &Happening::Parameter(Scope::Link(VETH)));
         assert_eq!(repair.due(), None);
         repair.hear(T(200), &Happening::Traffic { ifindex: VETH });
         assert_eq!(repair.due(), Some(T(204)));
@@ -441,10 +472,40 @@ mod tests {
         let mut repair = guarded();
         repair.guard(pod(), &plan(), T(200));
         repair.hear(T(100), &Happening::Link(veth()));
-        repair.hear(T(110), &Happening::Link(LinkNow { up: false, ..veth() }));
-        assert_eq!(repair.due(), None);
         repair.hear(T(110), &Happening::LinkGone { ifindex: veth().ifindex });
         assert_eq!(repair.take_due(T(120)), [(pod(), Depth::Outside)]);
+    }
+
+    #[test]
+    fn what_no_add_does_is_looked_at_once_the_add_is_over() {
+        let addr = "192.168.32.5".parse().unwrap();
+        for (at, happening) in [
+            (181, route(1000, "192.168.32.5/32")),
+            (181, Happening::Traffic { ifindex: VETH }),
+            (181, Happening::Neigh { ifindex: VETH, addr, gone: true }),
+            (181, Happening::AddrGone { ifindex: VETH }),
+            (181, Happening::Link(LinkNow { up: false, ..veth() })),
+            (181, Happening::Lost),
+            (191, Happening::Neigh { ifindex: VETH, addr, gone: false }),
+            (191, Happening::Parameter(Scope::Link(VETH))),
+        ] {
+            let mut repair = Repair::default();
+            repair.know_links([(VETH, veth().name)]);
+            repair.guard(pod(), &plan(), T(200));
+            repair.hear(T(at), &happening);
+            assert_eq!(repair.take_due(T(199)), [], "{happening:?}");
+            assert_eq!(repair.take_due(T(200)), [(pod(), Depth::Outside)], "{happening:?}");
+        }
+    }
+
+    #[test]
+    fn a_plan_that_takes_the_place_of_another_may_take_from_it() {
+        let mut repair = guarded();
+        repair.guard(pod(), &plan(), T(200));
+        repair.hear(T(181), &Happening::Traffic { ifindex: VETH });
+        assert_eq!(repair.due(), None);
+        repair.hear(T(191), &Happening::Traffic { ifindex: VETH });
+        assert_eq!(repair.due(), Some(T(200)));
     }
 
     /// How much is kept of everything.

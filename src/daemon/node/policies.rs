@@ -1,7 +1,6 @@
 //! Network policies of this node's pods: seats, and ADDs that wait until the pod's rules are in the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::thread;
 
 use smol::channel::Sender;
 
@@ -10,7 +9,7 @@ use crate::cluster::Name;
 use crate::config::{Mode, PolicyRenderer};
 use crate::daemon::outset::Outset;
 use crate::daemon::policy::{Ear, News, name_of};
-use crate::daemon::{bandwidth, clock, renderer};
+use crate::daemon::{bandwidth, clock, renderer, threads};
 use crate::error::Error;
 use crate::gather::Gather;
 use crate::kernel::{self, tables};
@@ -83,7 +82,7 @@ impl Node {
             self.guarded.shown = "disabled".into();
             outset.end();
             let seated = self.give_up_seats(|_| true);
-            thread::spawn(move || renderer::leave_others(None, &seated, false));
+            threads::start(move || renderer::leave_others(None, &seated, false));
             return;
         }
         // It has been, unless the attempts to start did not know of policies yet.
@@ -287,7 +286,7 @@ impl Node {
             _ => self.give_up_seats(|lease| !lease.is_inside()),
         };
         let mixed = self.leases.values().any(|lease| lease.seat.is_some());
-        thread::spawn(move || {
+        threads::start(move || {
             for lease in &seated {
                 if let Err(e) = bandwidth::police(lease) {
                     log::warn!("pod {} is not held to network policies until it is repaired: {e}", lease.pod);

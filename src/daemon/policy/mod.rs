@@ -17,14 +17,13 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use smol::channel::Sender as Answer;
 
 use super::node::Input;
-use super::{meter, phases};
+use super::{meter, phases, threads};
 use crate::cluster::Name;
 use crate::config::PolicyRenderer;
 use crate::error::Error;
@@ -144,7 +143,7 @@ pub fn unborn() -> (Ear, Unborn) {
 impl Unborn {
     /// Begins to ask what the policies say, which no rule comes of before [`News::Begin`].
     pub fn start(self, start: Start) {
-        thread::spawn(move || Loop::new(start, self.news).run(&self.arriving));
+        threads::start(move || Loop::new(start, self.news).run(&self.arriving));
     }
 }
 
@@ -557,7 +556,7 @@ impl Loop {
         self.count = Instant::now() + COUNT;
         let Some(tally) = self.chosen.as_ref().and_then(|chosen| chosen.renderer.tally()) else { return };
         let (news, acts) = (self.news.clone(), self.acts);
-        thread::spawn(move || match tally() {
+        threads::start(move || match tally() {
             Ok(counted) => drop(news.send(News::Counted(counted, acts))),
             Err(e) => log::warn!("what network policies have counted is not known: {e}"),
         });

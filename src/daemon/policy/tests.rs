@@ -86,7 +86,7 @@ impl Bench {
             })
         };
         let node = BTreeSet::from(["192.168.0.1".parse().unwrap()]);
-        let note = std::env::temp_dir().join(format!("tw{}-{:?}", std::process::id(), thread::current().id()));
+        let note = std::env::temp_dir().join(format!("tw{}-{:?}", std::process::id(), std::thread::current().id()));
         let it = Loop::new(Start { kube: None, node_name: "n1".into(), inputs, note }, news);
         (Bench { it, book, told, now: Instant::now(), _news: arriving }, News::Begin { node, open: Box::new(open) })
     }
