@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use terway::cni::{self, Call, Env, NetConf, Request, Version};
-use terway::config::{self, Config, NodeFacts, Pace, Reclaim, Warning};
+use terway::config::{Config, NodeFacts, Pace, Reclaim, Warning};
+use terway::duration::go_duration;
 use terway::ip::{IpPair, NetPair};
 use terway::pod::{Attachment, PodName, Sandbox};
 use terway::rate::{Both, Rate};
@@ -1062,7 +1063,7 @@ fn durations_are_read_as_go_writes_them() {
         ("99999999999999999999s", None),
         ("9999999999h", None),
     ] {
-        assert_eq!(config::go_duration(text), nanos.map(Duration::from_nanos), "{text}");
+        assert_eq!(go_duration(text), nanos.map(Duration::from_nanos), "{text}");
     }
 }
 
@@ -1334,9 +1335,9 @@ fn a_duration_that_is_printed_is_read_as_it_was() {
     for _ in 0..CASES {
         let (h, m, s, ms) = (dice.0.u64(..1000), dice.0.u64(..100), dice.0.u64(..100), dice.0.u64(..1000));
         let want = Duration::from_millis(((h * 60 + m) * 60 + s) * 1000 + ms);
-        assert_eq!(config::go_duration(&format!("{h}h{m}m{s}.{ms:03}s")), Some(want));
-        assert_eq!(config::go_duration(&format!("{h}h{m}m{s}s{ms}ms")), Some(want));
+        assert_eq!(go_duration(&format!("{h}h{m}m{s}.{ms:03}s")), Some(want));
+        assert_eq!(go_duration(&format!("{h}h{m}m{s}s{ms}ms")), Some(want));
         // Whatever the text, there is an answer.
-        let _ = config::go_duration(&dice.of("0123456789.hmsunµ-+ ", 0..=24));
+        let _ = go_duration(&dice.of("0123456789.hmsunµ-+ ", 0..=24));
     }
 }
