@@ -25,6 +25,7 @@ use super::layers::Layers;
 use super::ledger::{Ledger, Resting};
 use super::legacy::Legacy;
 use super::lobby::Heard;
+use super::meter::Counted;
 use super::pods::{Known, Pods, Presence, Standing};
 use super::reactor::Timer;
 use super::sticky::Sticky;
@@ -92,6 +93,10 @@ pub enum Input {
     NodeConfig {
         name: String,
         found: Option<Box<ConfigMap>>,
+    },
+    /// Somebody collects numbers.
+    Count {
+        answer: Sender<Counted>,
     },
     /// Something that people shall read with the object that it is about.
     Tell(Box<object::Event>),
@@ -328,7 +333,8 @@ impl Node {
 
     fn take(&mut self, input: Input) {
         // What our own ADDs do in the kernel is most of what is heard, and moves nothing that others see.
-        self.stirred |= !matches!(input, Input::Happened(_) | Input::Wired { .. } | Input::Compared(_));
+        self.stirred |=
+            !matches!(input, Input::Happened(_) | Input::Wired { .. } | Input::Compared(_) | Input::Count { .. });
         match input {
             Input::Ask { request, answer } => self.ask(request, answer),
             Input::Done { call, result } => self.done(call, result),
@@ -342,6 +348,7 @@ impl Node {
             Input::Fetched { pod, result } => self.fetched(pod, result),
             Input::File(text) => self.file_changed(text),
             Input::NodeConfig { name, found } => self.node_config_changed(&name, found.as_deref()),
+            Input::Count { answer } => drop(answer.try_send(self.count())),
             Input::Tell(event) => self.herald.hear(clock::now(), *event),
             Input::Services(shown) => self.services = shown,
             Input::Policies(shown) => self.guarded.shown = shown,
@@ -393,7 +400,7 @@ impl Node {
             Request::Gc { valid } => self.collect(&valid),
             Request::Status {} => self.status(),
             Request::Show {} => Reply::Show(self.show()),
-            Request::Why(_) | Request::Rules { .. } => return self.ask_policies(request, answer),
+            Request::Why(_) | Request::Whys(_) | Request::Rules { .. } => return self.ask_policies(request, answer),
             Request::Services { matching } => return self.ask_services(matching, answer),
         };
         let _ = answer.try_send(reply);
@@ -841,6 +848,15 @@ impl Node {
         let leads_there = |rule: &Rule| rule.mark.is_some() && rule.action == RuleAction::Lookup(table);
         let rules: Vec<Rule> = self.kernel.rules()?.into_iter().filter(leads_there).collect();
         rules.iter().try_for_each(|rule| self.kernel.delete_rule(rule))
+    }
+
+    fn count(&self) -> Counted {
+        Counted {
+            pool: self.pool.figures(),
+            services: self.services.clone(),
+            policies: self.guarded.shown.clone(),
+            cloud_calls: self.world.cloud.calls(),
+        }
     }
 
     fn show(&self) -> serde_json::Value {
