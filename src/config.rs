@@ -14,11 +14,11 @@ use crate::endpoint::CloudAccess;
 use crate::eni::{EniChoice, VSwitchChoice};
 use crate::error::{Context, Error};
 use crate::gather::Gather;
-use crate::ip::{IpPair, NetPair, Stack, overlap};
+use crate::ip::{Family, IpPair, NetPair, Stack, overlap};
 use crate::json::{self, Object, Reader, Wrong, shortened};
 use crate::maps::Sizes;
 use crate::ours;
-use crate::tags::all_tags;
+use crate::tags::{all_tags, is_reserved};
 use crate::verdict;
 
 /// Everything the operator says. What is `None` or empty is found out from the node.
@@ -275,7 +275,10 @@ impl Config {
         lay_over(&mut object, env);
         let mut keys = Reader::new(&object);
         let config = Config::read(&mut keys).context(|| "configuration")?;
-        Ok((config, warnings(&mut keys)))
+        let mut warnings = warnings(&mut keys);
+        let overruled = config.eni_tags.iter().filter(|(key, value)| overrules(key, value));
+        warnings.extend(overruled.map(|(key, _)| Warning::WithoutEffect(format!("eni_tags.{key}"), OUR_TAG)));
+        Ok((config, warnings))
     }
 
     /// Every key that is asked for; `keys.rs` says what a person should know of each.
@@ -338,7 +341,7 @@ impl Config {
             },
             services: services(keys)?,
             policies: policies(keys)?,
-            mtu: keys.number("mtu", crate::cni::MTU)?.unwrap_or(DEFAULT_MTU) as u32,
+            mtu: mtu(keys)?,
             conflist: keys.path("conflist")?.unwrap_or_else(|| ours::CONFLIST.into()),
             cloud: CloudAccess::read(keys)?,
         })
@@ -382,6 +385,12 @@ fn lay_over(object: &mut Object, env: &BTreeMap<String, String>) {
     }
 }
 
+const OUR_TAG: &str = "terwayd sets this tag itself, to know its ENIs by; choose another key";
+
+fn overrules(key: &str, value: &str) -> bool {
+    is_reserved(key) && (key, value) != ours::ENI_TAG
+}
+
 fn warnings(keys: &mut Reader) -> Vec<Warning> {
     let set: Vec<_> = WITHOUT_EFFECT.iter().filter(|(key, _)| keys.value(key).is_some_and(says_something)).collect();
     let unknown = keys.unknown().into_iter().map(Warning::Unknown);
@@ -405,6 +414,19 @@ fn idle_bounds(keys: &mut Reader) -> Result<(u32, u32), Error> {
     match max {
         Some(max) if min > max => Err(contradiction("min_pool_size", min, "max_pool_size", max)),
         max => Ok((min, max.unwrap_or(DEFAULT_MAX_IDLE.max(min)))),
+    }
+}
+
+/// IPv6 is switched off by the kernel on a link with less.
+const LEAST_MTU_V6: u32 = 1280;
+
+fn mtu(keys: &mut Reader) -> Result<u32, Error> {
+    let mtu = keys.number("mtu", crate::cni::MTU)?.unwrap_or(DEFAULT_MTU) as u32;
+    match keys.word("ip_stack", STACKS)?.unwrap_or_default() {
+        stack if stack.has(Family::V6) && mtu < LEAST_MTU_V6 => Err(Error::malformed(format!(
+            "mtu is {mtu} and ip_stack is {stack}; IPv6 needs links of {LEAST_MTU_V6} at least: raise mtu, or choose ip_stack ipv4"
+        ))),
+        _ => Ok(mtu),
     }
 }
 

@@ -25,8 +25,7 @@ pub fn all_tags(keys: &mut Reader) -> Result<(Tags, Tags, TagList), Error> {
     }
     let all: Tags = set.iter().chain(&filter).map(|(key, value)| (key.clone(), value.clone())).gather();
     let own = |key: &str, value: &str| (key, value) == ours::ENI_TAG;
-    let reserved = |key: &str| [ours::ENI_TAG.0, ours::NODE_TAG, ours::TAGS_TAG].contains(&key);
-    if let Some((key, value)) = filter.iter().find(|(key, value)| reserved(key) && !own(key, value)) {
+    if let Some((key, value)) = filter.iter().find(|(key, value)| is_reserved(key) && !own(key, value)) {
         let text =
             format!("eni_tag_filter asks for {key}={value}, but terwayd itself sets {key}; ask for a tag of eni_tags");
         return Err(Error::malformed(text));
@@ -41,6 +40,11 @@ pub fn all_tags(keys: &mut Reader) -> Result<(Tags, Tags, TagList), Error> {
         }
         _ => Ok((set, filter, block)),
     }
+}
+
+/// Terwayd sets it itself, whatever anybody else says.
+pub fn is_reserved(key: &str) -> bool {
+    [ours::ENI_TAG.0, ours::NODE_TAG, ours::TAGS_TAG].contains(&key)
 }
 
 const TAGS: &str = "tags whose keys have 1 to 128 characters and do not begin with aliyun or acs:, whose values have at most 128, \
