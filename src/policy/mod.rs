@@ -42,7 +42,7 @@ use crate::rules::{DIRECTIONS, Origin, PodSets, Rules, Write};
 use alike::Alike;
 use calico::NetworkSet;
 use compile::Subject;
-use form::{Kind, Peer, Policy, PolicyName, Space};
+use form::{Kind, Peer, Policy, PolicyName};
 use index::{Entity, Key, WhoId, may_select};
 use once::Once;
 use store::Store;
@@ -214,14 +214,12 @@ impl Objects {
     /// What decides on a pod and is not known: nothing may pass until it is.
     fn unknown(&self, pod: &Pod) -> Option<Origin> {
         let space = namespace_of(&pod.name);
-        let asks_spaces = |policy: &Policy| matches!(policy.subject.space, Space::Matching(_));
-        let asks_accounts = |policy: &Policy| policy.subject.account.is_some();
         let lacks_space = !self.spaces.contains_key(space);
-        if lacks_space && self.policies.values().any(asks_spaces) {
+        if lacks_space && self.policies.values().any(Policy::asks_spaces) {
             return Some(Origin::Unknown(format!("namespace {space}").into()));
         }
         let lacks_account = !self.accounts.contains_key(&pod.account);
-        (lacks_account && self.policies.values().any(asks_accounts))
+        (lacks_account && self.policies.values().any(Policy::asks_accounts))
             .then(|| Origin::Unknown(format!("serviceaccount {}", pod.account).into()))
     }
 }
@@ -471,8 +469,7 @@ impl Model {
             self.untold.extend(fresh.map(refused));
         }
         // What must be known of a pod depends on what is asked at all.
-        let asks =
-            |policy: &Policy| policy.subject.account.is_some() || matches!(policy.subject.space, Space::Matching(_));
+        let asks = |policy: &Policy| policy.asks_accounts() || policy.asks_spaces();
         let of_all = [&before, &policy].into_iter().flatten().any(asks);
         for pod in self.objects.our_pods() {
             let key = Key::Pod(pod.name.clone());
