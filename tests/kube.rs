@@ -340,7 +340,7 @@ fn a_blocked_watch_ends_when_it_is_stopped() {
 #[test]
 fn who_only_glances_now_and_then_ends_when_it_is_stopped() {
     let c = Cluster::new();
-    let mut glimpse = c.client().glimpse_at("v1", "pods", |pod: Pod| pod);
+    let mut glimpse = c.client().glimpse_at("api/v1", "pods", |pod: Pod| pod);
     assert!(matches!(glimpse.next(), Some(Ok(Change::Reset(_)))));
     let stop = glimpse.stopper();
     let resting = thread::spawn(move || glimpse.next().is_none());
