@@ -110,7 +110,10 @@ pub enum Input {
         seats: BTreeSet<u16>,
         result: Result<(), String>,
     },
-    Swept,
+    /// The links of these attachments are deleted.
+    Swept {
+        owners: BTreeSet<Attachment>,
+    },
     /// The daemon is to end.
     End,
     /// Who was given a lease has hung up: the pod is wired, or will not be.
@@ -353,7 +356,7 @@ impl Node {
             Input::Services(shown) => self.services = shown,
             Input::Policies(shown) => self.guarded.shown = shown,
             Input::Admitted { pods, seats, result } => self.admitted(&pods, &seats, &result),
-            Input::Swept => self.swept(),
+            Input::Swept { owners } => self.swept(&owners),
             // Whoever runs the loop ends it.
             Input::End => {}
             Input::Wired { attachment } => self.wired(&attachment),
@@ -763,12 +766,18 @@ impl Node {
             Ok(Outcome::VSwitches(seen)) => {
                 self.world.vswitches.extend(seen.iter().map(|v| (v.id.clone(), v.clone())));
             }
-            Ok(Outcome::SeenAll(enis)) => self.seen.clone_from(enis),
+            Ok(Outcome::SeenAll(enis)) => self.see_all(enis),
             Ok(Outcome::Created(eni)) => self.seen.push((**eni).clone()),
             _ => {}
         }
         self.watch_clock();
         self.feed(Event::Done { call, result });
+    }
+
+    /// What an ENI was called at home is of no use once it is gone. One that was made while the look was under way is in the one before.
+    fn see_all(&mut self, enis: &[Eni]) {
+        let before = std::mem::replace(&mut self.seen, enis.to_vec());
+        self.homes.retain(|id, _| before.iter().chain(enis).any(|eni| eni.id == *id));
     }
 
     fn prepare(&mut self, job: Job) {
@@ -845,7 +854,9 @@ impl Node {
 
     /// What an earlier life set up: the rule that leads a slot's packets into the table. The slot is free for another ENI now.
     fn unmark(&mut self, table: u32) -> Result<(), Error> {
-        let leads_there = |rule: &Rule| rule.mark.is_some() && rule.action == RuleAction::Lookup(table);
+        let marked = |rule: &Rule| rule.mark.is_some_and(|(value, mask)| ours::slot(value, mask).is_some());
+        let whole = |rule: &Rule| rule.priority == ours::FROM_POD_PRIORITY && rule.from.is_none() && rule.iif.is_none();
+        let leads_there = |rule: &Rule| rule.action == RuleAction::Lookup(table) && marked(rule) && whole(rule);
         let rules: Vec<Rule> = self.kernel.rules()?.into_iter().filter(leads_there).collect();
         rules.iter().try_for_each(|rule| self.kernel.delete_rule(rule))
     }
