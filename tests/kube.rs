@@ -177,9 +177,12 @@ fn a_410_instead_of_a_stream_is_a_forgotten_history_too() {
     let c = Cluster::new();
     let mut watch = c.watch();
     assert_eq!(next(&mut watch), "reset");
-    c.kube.fail(1, "watch", Trouble::Status(410, "gone"));
-    assert_eq!(next(&mut watch), "error: watch /api/v1/pods: http status 410: gone");
-    assert_eq!(next(&mut watch), "reset");
+    // And who may not read for a while has missed what happened then.
+    for (status, why) in [(410, "gone"), (403, "no")] {
+        c.kube.fail(1, "watch", Trouble::Status(status, why));
+        assert_eq!(next(&mut watch), format!("error: watch /api/v1/pods: http status {status}: {why}"));
+        assert_eq!(next(&mut watch), "reset");
+    }
 }
 
 #[test]

@@ -219,6 +219,14 @@ fn what_is_for_the_node_itself_is_refused_by_name_and_spares_pods() {
         assert_eq!(!to_web(&model, "10.0.0.3", 80), denies, "{field}");
     }
     let mut model = model();
+    let set = json!({"nets": ["10.0.0.0/8"], "allowedEgressDomains": ["a.b"]});
+    model.hear(Told::GlobalNetworkSet, Heard::One(cluster_policy(set)));
+    let refused = model.changes().refused;
+    assert!(
+        refused[0].reason.to_string().contains("spec.allowedEgressDomains is not known"),
+        "{:?}",
+        refused[0].reason
+    );
     model.hear(Told::HostEndpoint, Heard::One(cluster_policy(json!({}))));
     assert_eq!(model.changes().refused[0].about.to_string(), "hostendpoint g");
 }

@@ -199,8 +199,9 @@ fn attend(
         for (source, place) in sources.into_iter().zip(kind.places()) {
             let is_final = |e: &Error| {
                 // Who may not read a kind is not told whether there is one.
-                let is_lacking = || kind.may_be_absent() && matches!(kube.has(place.api, place.plural), Ok(false));
-                let is_final = e.is_absent() || e.is_forbidden() && is_lacking();
+                let is_lacking = || matches!(kube.has(place.api, place.plural), Ok(false));
+                // A server that starts does not know its own kinds for a moment.
+                let is_final = kind.may_be_absent() && (e.is_absent() || e.is_forbidden() && is_lacking());
                 if !is_final {
                     let right = if e.is_forbidden() { "; grant what cni-conf/rbac.yaml lists" } else { "" };
                     let why = format!("{e}{right}");

@@ -448,11 +448,11 @@ impl Loop {
         sets.is_some_and(|sets| sets.into_iter().any(says))
     }
 
-    /// A namespace whose policies may not be read keeps its own new pods out and no others; pods of it that run go on by what holds.
+    /// A namespace whose policies may not be read keeps its own new pods out and no others; pods of it that run go on by what holds, which
+    /// a new life does not know.
     fn is_complete(&self) -> bool {
-        let is_running = |name: &Name| !self.restored || !self.waiting.contains(name);
-        let runs = |space: &str| self.pods.keys().any(|name| namespace_of(name) == space && is_running(name));
-        self.open.is_some() && self.knows_own && self.watches.is_complete() && !self.watches.barred().any(runs)
+        let would_open = |space: &str| !self.has_held && self.pods.keys().any(|name| namespace_of(name) == space);
+        self.open.is_some() && self.knows_own && self.watches.is_complete() && !self.watches.barred().any(would_open)
     }
 
     /// Has the kernel hold what is wanted.

@@ -395,6 +395,36 @@ fn kinds_that_the_server_does_not_have_are_empty_and_looked_for_again() {
 }
 
 #[test]
+fn what_a_kind_has_said_holds_until_the_server_says_twice_that_there_is_none() {
+    let calico = "network policies of Calico of namespace shop";
+    let deny = || {
+        let spec = json!({"selector": "all()", "types": ["Ingress"]});
+        let body = json!({"metadata": {"namespace": "shop", "name": "deny", "resourceVersion": "5"}, "spec": spec});
+        vec![Thing::Document(serde_json::from_value::<Document>(body).unwrap())]
+    };
+    for is_back in [true, false] {
+        let mut bench = Bench::new();
+        bench.own(&[pod("shop", "web", 1, "web")]);
+        bench.answer_all();
+        bench.answer(calico, deny());
+        assert!(!bench.allows("shop/web", "10.0.9.9"));
+        let (_, by) = bench.it.watches.find(calico);
+        bench.hear(News::Absent { by });
+        assert!(!bench.allows("shop/web", "10.0.9.9"), "a server that starts may say so");
+        bench.pass(Duration::from_secs(11));
+        let (_, by) = bench.it.watches.find(calico);
+        if is_back {
+            bench.answer(calico, deny());
+            assert!(!bench.allows("shop/web", "10.0.9.9"));
+            bench.answer(calico, Vec::new());
+        } else {
+            bench.hear(News::Absent { by });
+        }
+        assert!(bench.allows("shop/web", "10.0.9.9"), "is back: {is_back}");
+    }
+}
+
+#[test]
 fn what_the_kernel_refuses_refuses_pods_and_is_tried_again() {
     let mut bench = Bench::new();
     bench.own(&[pod("shop", "web", 1, "web")]);
@@ -461,6 +491,28 @@ fn a_namespace_whose_policies_may_not_be_read_keeps_its_own_new_pods_out_and_no_
     assert!(bench.it.lack().unwrap().contains("network policies of namespace bank"), "{:?}", bench.it.lack());
     bench.answer("network policies of namespace bank", Vec::new());
     assert_eq!((bench.admitted(), bench.it.lack()), (vec!["bank/web".into()], None));
+}
+
+#[test]
+fn a_right_that_is_taken_away_keeps_new_pods_out_and_changes_nothing_for_others() {
+    let mut bench = Bench::new();
+    bench.own(&[pod("shop", "web", 1, "web"), pod("shop", "new", 1, "web"), pod("bank", "web", 1, "web")]);
+    bench.place("shop/web", 1);
+    bench.answer_all();
+    bench.answer(
+        "network policies of namespace shop",
+        vec![allow_from("own", json!({"ipBlock": {"cidr": "10.0.0.0/24"}}))],
+    );
+    bench.asked();
+    bench.admitted();
+    let (_, by) = bench.it.watches.find("network policies of namespace shop");
+    bench.hear(News::Trouble { by, why: "403".into(), is_forbidden: true });
+    bench.place("shop/new", 2);
+    bench.place("bank/web", 3);
+    assert_eq!(bench.admitted(), ["bank/web"]);
+    assert!(!bench.allows("shop/web", "10.0.9.9") && !bench.asked().contains(&"restore"));
+    bench.answer("network policies of namespace shop", Vec::new());
+    assert_eq!((bench.admitted(), bench.allows("shop/web", "10.0.9.9")), (vec!["shop/new".into()], true));
 }
 
 #[test]
