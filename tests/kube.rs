@@ -341,6 +341,19 @@ fn a_blocked_watch_ends_when_it_is_stopped() {
 }
 
 #[test]
+fn who_only_glances_now_and_then_ends_when_it_is_stopped() {
+    let c = Cluster::new();
+    let mut glimpse = c.client().glimpse_at("api/v1", "pods", |pod: Pod| pod);
+    assert!(matches!(glimpse.next(), Some(Ok(Change::Reset(_)))));
+    let stop = glimpse.stopper();
+    let resting = thread::spawn(move || glimpse.next().is_none());
+    thread::sleep(Duration::from_millis(50));
+    let start = Instant::now();
+    stop.stop();
+    assert!(resting.join().unwrap() && start.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
 fn stopping_one_watch_leaves_the_client_and_other_watches_alone() {
     let c = Cluster::new();
     let client = c.client();

@@ -56,6 +56,8 @@ pub struct EniFacts {
     pub primary: Ipv4Addr,
     pub v4: Vec<Ipv4Addr>,
     pub v6: Vec<Ipv6Addr>,
+    /// Prefixes of 16 addresses; none where the service tells of none.
+    pub prefixes: Option<Vec<Ipv4Net>>,
     pub gateway: Ipv4Addr,
     pub vswitch: String,
     pub cidr: Ipv4Net,
@@ -168,6 +170,7 @@ impl Metadata {
             primary: self.primary(mac)?,
             v4: self.private_v4s(mac)?,
             v6: self.private_v6s(mac)?,
+            prefixes: self.prefixes(mac)?,
             gateway: self.gateway(mac)?,
             vswitch: self.eni_vswitch(mac)?,
             cidr: self.vswitch_cidr(mac)?,
@@ -195,6 +198,14 @@ impl Metadata {
         match self.read(&path) {
             Err(e) if e.is_absent() => Ok(Vec::new()),
             text => addresses(&path, &text?),
+        }
+    }
+
+    fn prefixes(&self, mac: Mac) -> Result<Option<Vec<Ipv4Net>>, Error> {
+        let path = of(mac, "ipv4-prefixes");
+        match self.read(&path) {
+            Err(e) if e.is_absent() => Ok(None),
+            text => addresses(&path, &text?).map(Some),
         }
     }
 

@@ -25,6 +25,7 @@ use super::layers::Layers;
 use super::ledger::{Ledger, Resting};
 use super::legacy::Legacy;
 use super::lobby::Heard;
+use super::meter::Counted;
 use super::pods::{Known, Pods, Presence, Standing};
 use super::reactor::Timer;
 use super::sticky::Sticky;
@@ -93,6 +94,10 @@ pub enum Input {
         name: String,
         found: Option<Box<ConfigMap>>,
     },
+    /// Somebody collects numbers.
+    Count {
+        answer: Sender<Counted>,
+    },
     /// Something that people shall read with the object that it is about.
     Tell(Box<object::Event>),
     /// What is to be shown of the Services.
@@ -105,7 +110,10 @@ pub enum Input {
         seats: BTreeSet<u16>,
         result: Result<(), String>,
     },
-    Swept,
+    /// The links of these attachments are deleted.
+    Swept {
+        owners: BTreeSet<Attachment>,
+    },
     /// The daemon is to end.
     End,
     /// Who was given a lease has hung up: the pod is wired, or will not be.
@@ -328,7 +336,8 @@ impl Node {
 
     fn take(&mut self, input: Input) {
         // What our own ADDs do in the kernel is most of what is heard, and moves nothing that others see.
-        self.stirred |= !matches!(input, Input::Happened(_) | Input::Wired { .. } | Input::Compared(_));
+        self.stirred |=
+            !matches!(input, Input::Happened(_) | Input::Wired { .. } | Input::Compared(_) | Input::Count { .. });
         match input {
             Input::Ask { request, answer } => self.ask(request, answer),
             Input::Done { call, result } => self.done(call, result),
@@ -342,11 +351,12 @@ impl Node {
             Input::Fetched { pod, result } => self.fetched(pod, result),
             Input::File(text) => self.file_changed(text),
             Input::NodeConfig { name, found } => self.node_config_changed(&name, found.as_deref()),
+            Input::Count { answer } => drop(answer.try_send(self.count())),
             Input::Tell(event) => self.herald.hear(clock::now(), *event),
             Input::Services(shown) => self.services = shown,
             Input::Policies(shown) => self.guarded.shown = shown,
             Input::Admitted { pods, seats, result } => self.admitted(&pods, &seats, &result),
-            Input::Swept => self.swept(),
+            Input::Swept { owners } => self.swept(&owners),
             // Whoever runs the loop ends it.
             Input::End => {}
             Input::Wired { attachment } => self.wired(&attachment),
@@ -393,7 +403,7 @@ impl Node {
             Request::Gc { valid } => self.collect(&valid),
             Request::Status {} => self.status(),
             Request::Show {} => Reply::Show(self.show()),
-            Request::Why(_) | Request::Rules { .. } => return self.ask_policies(request, answer),
+            Request::Why(_) | Request::Whys(_) | Request::Rules { .. } => return self.ask_policies(request, answer),
             Request::Services { matching } => return self.ask_services(matching, answer),
         };
         let _ = answer.try_send(reply);
@@ -756,12 +766,18 @@ impl Node {
             Ok(Outcome::VSwitches(seen)) => {
                 self.world.vswitches.extend(seen.iter().map(|v| (v.id.clone(), v.clone())));
             }
-            Ok(Outcome::SeenAll(enis)) => self.seen.clone_from(enis),
+            Ok(Outcome::SeenAll(enis)) => self.see_all(enis),
             Ok(Outcome::Created(eni)) => self.seen.push((**eni).clone()),
             _ => {}
         }
         self.watch_clock();
         self.feed(Event::Done { call, result });
+    }
+
+    /// What an ENI was called at home is of no use once it is gone. One that was made while the look was under way is in the one before.
+    fn see_all(&mut self, enis: &[Eni]) {
+        let before = std::mem::replace(&mut self.seen, enis.to_vec());
+        self.homes.retain(|id, _| before.iter().chain(enis).any(|eni| eni.id == *id));
     }
 
     fn prepare(&mut self, job: Job) {
@@ -838,9 +854,20 @@ impl Node {
 
     /// What an earlier life set up: the rule that leads a slot's packets into the table. The slot is free for another ENI now.
     fn unmark(&mut self, table: u32) -> Result<(), Error> {
-        let leads_there = |rule: &Rule| rule.mark.is_some() && rule.action == RuleAction::Lookup(table);
+        let marked = |rule: &Rule| rule.mark.is_some_and(|(value, mask)| ours::slot(value, mask).is_some());
+        let whole = |rule: &Rule| rule.priority == ours::FROM_POD_PRIORITY && rule.from.is_none() && rule.iif.is_none();
+        let leads_there = |rule: &Rule| rule.action == RuleAction::Lookup(table) && marked(rule) && whole(rule);
         let rules: Vec<Rule> = self.kernel.rules()?.into_iter().filter(leads_there).collect();
         rules.iter().try_for_each(|rule| self.kernel.delete_rule(rule))
+    }
+
+    fn count(&self) -> Counted {
+        Counted {
+            pool: self.pool.figures(),
+            services: self.services.clone(),
+            policies: self.guarded.shown.clone(),
+            cloud_calls: self.world.cloud.calls(),
+        }
     }
 
     fn show(&self) -> serde_json::Value {

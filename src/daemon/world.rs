@@ -115,13 +115,13 @@ impl World {
         news::watch_config(&self.kube, namespace, name, self.inputs.clone())
     }
 
-    /// Deletes links by their index, all at once: they share one RCU grace period.
-    pub fn delete_links(&self, links: Vec<u32>) {
+    /// Deletes links by their index, all at once: they share one RCU grace period. `owners`: whose they were.
+    pub fn delete_links(&self, links: Vec<u32>, owners: BTreeSet<Attachment>) {
         self.start(move || {
             if let Err(e) = delete(&links) {
                 log::warn!("{e}");
             }
-            Input::Swept
+            Input::Swept { owners }
         });
     }
 

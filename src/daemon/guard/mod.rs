@@ -236,11 +236,9 @@ impl Guard {
         kernel.services.write(&writes).map_err(|(done, e)| e.within(format!("write {done} of {}", writes.len())))?;
         if kernel.chosen.is_none() {
             let here = kernel.cgroup.path();
-            let before = standing::write_down(here)?;
+            let others = standing::write_down(here)?;
             let chosen = kernel.services.attach(&kernel.cgroup)?;
-            if let Some(before) = before {
-                standing::move_from(&before, here)?;
-            }
+            standing::move_from(&others, here)?;
             if let Err(e) = kernel.services.remove_others(ours::BPF_ROOT.as_ref()) {
                 log::warn!("maps of another layout: {e}");
             }

@@ -21,7 +21,7 @@ use crate::rpc::{Lease, Refusal, Reply, Request};
 use crate::rules::Placed;
 
 /// What is not known by then is not waited for any longer: the runtime comes again, and people hear why.
-const PATIENCE: Now = Now::from_secs(20);
+pub(super) const PATIENCE: Now = Now::from_secs(20);
 
 /// What eBPF lacked is looked for again no sooner than this.
 const AGAIN: Now = Now::from_secs(10);

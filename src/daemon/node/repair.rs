@@ -5,7 +5,7 @@ use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Node, Standing};
+use super::{Node, Standing, policies};
 use crate::daemon::{clock, meter, phases};
 use crate::datapath::{self, Setup};
 use crate::error::Error;
@@ -129,6 +129,11 @@ impl Node {
             Some((_, mtu)) => self.guard_linked(attachment, mtu, clock::now() + SETTLED_IN),
             None => drop(self.wires.done.insert(attachment.clone(), clock::now() + HEARD_IN)),
         }
+    }
+
+    /// Its ADD may still wait for the pod's policies, or its plugin be at work.
+    pub(super) fn is_under_way(&self, attachment: &Attachment, now: Now) -> bool {
+        self.wires.unwired.get(attachment).is_some_and(|since| now < *since + policies::PATIENCE + WIRED_IN)
     }
 
     fn hear_of_wiring(&mut self, happening: &Happening) {

@@ -242,6 +242,23 @@ fn nothing_is_written_and_nobody_admitted_before_all_that_is_needed_is_known() {
 }
 
 #[test]
+fn many_who_ask_why_at_once_are_answered_in_their_order() {
+    use crate::rpc::{End, Reply, Request, Why};
+    let mut bench = Bench::new();
+    bench.own(&[pod("shop", "web", 1, "web"), pod("shop", "db", 2, "db")]);
+    bench.answer_all();
+    bench.place("shop/web", 1);
+    bench.place("shop/db", 2);
+    let end = |ip: &str| End::Address(ip.parse().unwrap());
+    let why = |src: &str, dst: &str| Why { src: end(src), dst: end(dst), protocol: 6, ports: Some((40_000, 80)) };
+    // Of the second the two ends have no family in common.
+    let all = vec![why("10.0.9.9", "10.0.0.2"), why("10.0.9.9", "fd00::1"), why("10.0.0.1", "10.0.9.9")];
+    let Reply::Show(said) = bench.it.answer(Request::Whys(all)) else { panic!("no answer") };
+    let names: Vec<_> = (0..3).map(|i| (said[i]["src_pod"].as_str(), said[i]["dst_pod"].as_str())).collect();
+    assert_eq!(names, [(None, Some("shop/db")), (None, None), (Some("shop/web"), None)]);
+}
+
+#[test]
 fn a_pod_is_admitted_once_its_rules_are_there_and_its_seat_is_free_once_they_are_gone() {
     let mut bench = Bench::new();
     bench.own(&[pod("shop", "web", 1, "web")]);

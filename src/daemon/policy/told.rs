@@ -123,6 +123,8 @@ impl Loop {
     pub(super) fn answer(&self, request: Request) -> Reply {
         let answer = match request {
             Request::Why(why) => self.why(&why),
+            // Of one that nobody can answer, the others are answered all the same.
+            Request::Whys(all) => Ok(all.iter().map(|why| self.why(why).unwrap_or_default()).collect()),
             Request::Rules { pod } => self.rules_of(&pod),
             _ => Err("not a question about policies".into()),
         };
