@@ -209,7 +209,9 @@ impl Tables {
 
     /// Whether any of these changes a chain or a set: pods without rules come and go, and nothing is written for them.
     fn concerns(&self, writes: &[Write], after: &Rules, pods: &Pods) -> bool {
-        let nobody = self.ruled.is_empty() && after.sets.values().all(|set| set.rules.tiers.is_empty());
+        let nobody = self.ruled.is_empty()
+            && after.sets.values().all(|set| set.rules.tiers.is_empty())
+            && pods.keys().all(|name| after.pods.contains_key(name));
         let is_idle = |write: &Write| match write {
             Write::Pod(name, _) => !(self.ruled.contains(name) || pods.contains_key(name) && is_ruled(after, name)),
             _ => false,
@@ -258,13 +260,13 @@ impl Renderer for Tables {
     }
 }
 
-/// Pods that policies say something of.
+/// Pods that policies say something of, or that nobody knows any more.
 fn ruled(rules: &Rules, pods: &Pods) -> BTreeSet<Name> {
     pods.keys().filter(|name| is_ruled(rules, name)).cloned().collect()
 }
 
 fn is_ruled(rules: &Rules, pod: &str) -> bool {
-    let Some(sets) = rules.pods.get(pod) else { return false };
+    let Some(sets) = rules.pods.get(pod) else { return true };
     let of = |direction: Direction| rules.sets.get(&sets.of(direction));
     DIRECTIONS.into_iter().filter_map(of).any(|set| !set.rules.tiers.is_empty())
 }

@@ -315,6 +315,27 @@ fn an_address_counts_as_soon_as_it_is_given() {
 }
 
 #[test]
+fn a_pod_that_is_over_has_its_rules_until_its_addresses_are_taken() {
+    let mut model = model();
+    let from = json!([{"from": [{"podSelector": {"matchLabels": {"app": "web"}}}]}]);
+    let spec = json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": from});
+    model.hear(Told::NetworkPolicy, Heard::One(policy("p", spec)));
+    let addresses = || Some(Box::from(["10.0.0.1".parse().unwrap()]));
+    model.give(&"shop/web".into(), addresses());
+    let mut over = pod("shop", "web", "n1", "10.0.0.1", "web");
+    over.is_over = true;
+    model.hear_pods(Heard::One(over));
+    model.changes();
+    assert!(to_web(&model, "10.0.0.2", 80) && !to_web(&model, "10.0.0.3", 80) && !from_web(&model, "10.0.0.2", 80));
+    // To others it is nobody: its address may be given to another one soon.
+    let why = model.why("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap(), TCP, Some((1, 80)));
+    assert!(!why.ingress.unwrap().cell.allow);
+    model.give(&"shop/web".into(), None);
+    model.changes();
+    assert!(!model.rules().pods.contains_key("shop/web"));
+}
+
+#[test]
 fn why_names_policy_rule_and_class_on_both_sides() {
     let mut model = model();
     let spec = json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "db"}}}], "ports": [{"port": "http"}]}]});

@@ -274,6 +274,26 @@ fn sets_have_the_longest_prefix_and_no_member_twice() {
 }
 
 #[test]
+fn a_pod_that_nobody_knows_any_more_hears_its_node_alone() {
+    let rules = Rules::default();
+    let own: IpAddr = [10, 0, 0, 1].into();
+    let pods = Pods::from([("s/p".into(), Placed { seat: 0, ip: [own].into_iter().collect() })]);
+    let kernel = Kernel::of(&rules, &pods, Family::V4, &mut Memory::default());
+    let other = IpAddr::from([10, 0, 0, 2]);
+    let to_it = Seen { src: other, dst: own, protocol: 6, ports: (1, 80), is_reply: false, is_related: false };
+    let from_it = Seen { src: own, dst: other, ..to_it };
+    for (hook, seen, passes) in [
+        ("TERWAY-P-FORWARD", to_it, false),
+        ("TERWAY-P-FORWARD", from_it, false),
+        ("TERWAY-P-INPUT", from_it, false),
+        ("TERWAY-P-INPUT", from_it.answered().unwrap(), true),
+        ("TERWAY-P-OUTPUT", to_it, true),
+    ] {
+        assert_eq!(kernel.passes(hook, &seen), passes, "{hook} {seen:?}");
+    }
+}
+
+#[test]
 fn who_has_no_rules_costs_no_chain() {
     let rules = Rules::default();
     for family in FAMILIES {

@@ -166,6 +166,25 @@ fn sets_that_others_change_are_seen_and_written_anew() {
 }
 
 #[test]
+fn a_pod_that_runs_on_though_it_was_deleted_is_closed() {
+    let mut field = Field::new();
+    let mut tables = Tables::new(MOST);
+    let mut ruler = Ruler::new();
+    let mut world = cluster();
+    ruler.follow(&world, &field.node, &mut tables);
+    let probes = [("y/a", "x/a"), ("x/a", "outside"), ("node", "x/a"), ("y/a", "x/b")];
+    let probes = probes.map(|(from, to)| probe(&field, from, to, 0, UDP));
+    assert_eq!(field.round(&probes, &[true; 4]), [""; 0]);
+    let pod = world.pods.remove("x/a").unwrap();
+    ruler.follow(&world, &field.node, &mut tables);
+    assert_eq!(field.round(&probes, &[false, false, true, true]), [""; 0]);
+    world.pods.insert("x/a".into(), pod);
+    ruler.follow(&world, &field.node, &mut tables);
+    assert_eq!(field.round(&probes, &[true; 4]), [""; 0]);
+    assert_eq!(names(&field.node), "");
+}
+
+#[test]
 fn a_jump_that_others_have_pushed_back_is_first_again() {
     let field = Field::new();
     let mut tables = Tables::new(MOST);
