@@ -6,7 +6,7 @@
 
 mod pace;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -28,8 +28,12 @@ pub type Now = Duration;
 const QUIET: Duration = Duration::from_millis(4);
 /// Damage that does not end is looked at after this long all the same.
 const AT_LAST: Duration = Duration::from_millis(24);
-/// All that an ADD has made was heard of so long before its plan is guarded.
+/// All that an ADD has made was heard of so long before its plan is guarded; and all of who had its address before so long after
+/// its lease was given.
 const LATE: Duration = Duration::from_millis(10);
+/// What was taken from nobody is remembered for so long: no ADD takes longer. And so much of it.
+const REMEMBERED: Duration = Duration::from_secs(5);
+const MOST_REMEMBERED: usize = 256;
 
 /// What a plan is for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,6 +103,8 @@ pub struct Repair {
     /// The names of all links, as the kernel last told them.
     names: BTreeMap<u32, String>,
     hurt: BTreeMap<Part, Hurt>,
+    /// What was taken that no plan is known to have: one that is being made may.
+    taken: VecDeque<(Now, Trace)>,
     /// The first damage that was not looked at, and the last.
     stir: Option<(Now, Now)>,
     paces: BTreeMap<Part, Pace>,
@@ -119,6 +125,15 @@ impl Repair {
             self.want(object);
         }
         self.parts.insert(part, Guarded { traces, from, anew });
+    }
+
+    /// The same of a plan that was made since then: whatever of it was taken meanwhile, nobody was there to be told.
+    pub fn guard_new(&mut self, part: Part, plan: &Plan, since: Now, from: Now) {
+        self.guard(part.clone(), plan, from);
+        let traces = &self.parts[&part].traces;
+        if self.taken.iter().any(|(at, trace)| *at >= since + LATE && traces.binary_search(trace).is_ok()) {
+            self.look_from(from, from, part, Depth::Outside);
+        }
     }
 
     /// The link must have this MAC too, which no object of its plan says.
@@ -239,12 +254,22 @@ impl Repair {
     }
 
     fn suspect(&mut self, now: Now, trace: &Trace, depth: Depth, doer: Doer) {
+        if doer == Doer::Others && !self.index.contains_key(trace) {
+            return self.remember(now, trace);
+        }
         for part in self.index.get(trace).cloned().into_iter().flatten() {
             let Some(Guarded { from, anew, .. }) = self.parts.get(&part) else { continue };
             if *from <= now + LATE || doer == Doer::Others && !anew {
                 self.look_from(now, *from, part, depth);
             }
         }
+    }
+
+    fn remember(&mut self, now: Now, trace: &Trace) {
+        while self.taken.front().is_some_and(|(at, _)| *at + REMEMBERED < now) || self.taken.len() >= MOST_REMEMBERED {
+            self.taken.pop_front();
+        }
+        self.taken.push_back((now, trace.clone()));
     }
 
     /// No ADD takes the link of its pod away: this is damage from the first moment on.
@@ -496,6 +521,31 @@ mod tests {
             assert_eq!(repair.take_due(T(199)), [], "{happening:?}");
             assert_eq!(repair.take_due(T(200)), [(pod(), Depth::Outside)], "{happening:?}");
         }
+    }
+
+    #[test]
+    fn what_is_taken_from_an_add_under_way_is_looked_at_once_it_is_over() {
+        let addr = "192.168.32.5".parse().unwrap();
+        for (taken, look) in [
+            (route(1000, "192.168.32.5/32"), true),
+            (Happening::Traffic { ifindex: VETH }, true),
+            (Happening::Neigh { ifindex: VETH, addr, gone: true }, true),
+            (route(1000, "192.168.32.6/32"), false),
+            (Happening::Neigh { ifindex: VETH, addr, gone: false }, false),
+        ] {
+            let mut repair = Repair::default();
+            repair.know_links([(VETH, veth().name)]);
+            // The route of who had the address before, and what was taken then.
+            repair.hear(T(105), &route(1000, "192.168.32.5/32"));
+            repair.hear(T(150), &taken);
+            repair.guard_new(pod(), &plan(), T(100), T(200));
+            assert_eq!(repair.take_due(T(199)), [], "{taken:?}");
+            assert_eq!(repair.take_due(T(210)).len(), usize::from(look), "{taken:?}");
+        }
+        // Whoever takes without end is not remembered without end.
+        let mut repair = Repair::default();
+        (0..1000).for_each(|n| repair.hear(T(n), &route(1000, "192.168.32.6/32")));
+        assert_eq!(repair.taken.len(), MOST_REMEMBERED);
     }
 
     #[test]

@@ -199,10 +199,11 @@ impl Node {
     }
 
     fn guard_linked(&mut self, attachment: &Attachment, mtu: u32, from: Now) {
+        let since = self.wires.unwired.get(attachment).copied().unwrap_or(from);
         self.wires.wait_no_more(attachment);
         self.wires.mtus.insert(attachment.clone(), mtu);
         if let Some(plan) = self.pod_plan(attachment) {
-            self.repair.guard(Part::Pod(attachment.clone()), &plan, from);
+            self.repair.guard_new(Part::Pod(attachment.clone()), &plan, since, from);
         }
     }
 
