@@ -139,8 +139,9 @@ fn ruled<'a>(rules: &'a Rules, pods: &Pods, family: Family, direction: Direction
         None => Some((placed, NOBODYS, &*CLOSED)),
     });
     let judged = with_rules.filter(|(.., rules)| !rules.tiers.is_empty());
-    let mut all: Vec<Ruled> =
-        judged.flat_map(|(placed, id, rules)| placed.ip.iter().map(move |addr| Ruled { addr, id, rules })).collect();
+    let mut all: Vec<Ruled> = judged
+        .flat_map(|(placed, id, rules)| placed.ips.iter().map(move |addr| Ruled { addr: *addr, id, rules }))
+        .collect();
     all.retain(|ruled| Family::of(&ruled.addr) == family);
     all.sort_by_key(|ruled| ruled.addr);
     all

@@ -368,7 +368,7 @@ impl Loop {
         if self.pods.get(&name) == Some(&placed) {
             return;
         }
-        self.model.give(&name, Some(placed.ip.iter().collect()));
+        self.model.give(&name, Some(placed.ips.clone()));
         self.leaving.remove(&placed.seat);
         self.pods.insert(name.clone(), placed);
         // What renderers know of a pod they look up anew.

@@ -8,7 +8,6 @@ use smol::channel::{Receiver as Told, unbounded};
 
 use super::*;
 use crate::error::Error;
-use crate::ip::IpPair;
 use crate::netpol::Document;
 use crate::peer::Namespace;
 use crate::rules::Rules;
@@ -131,8 +130,8 @@ impl Bench {
     }
 
     fn place(&mut self, name: &str, seat: u16) {
-        let ip = IpPair::v4(format!("10.0.0.{seat}").parse().unwrap());
-        self.hear(News::Placed { name: name.into(), placed: Placed { seat, ip }, is_bare: false });
+        let placed = Placed::new(seat, [format!("10.0.0.{seat}").parse().unwrap()]);
+        self.hear(News::Placed { name: name.into(), placed, is_bare: false });
     }
 
     /// What the node's loop was told of pods and seats since the last time.
@@ -327,8 +326,8 @@ fn a_change_that_needs_more_waits_for_it_but_not_for_ever() {
 #[test]
 fn a_pod_that_runs_without_programs_is_told_of_once_a_policy_is_about_it() {
     let mut bench = Bench::new();
-    let ip = IpPair::v4("10.0.0.1".parse().unwrap());
-    bench.hear(News::Placed { name: "shop/web".into(), placed: Placed { seat: 1, ip }, is_bare: true });
+    let placed = Placed::new(1, ["10.0.0.1".parse().unwrap()]);
+    bench.hear(News::Placed { name: "shop/web".into(), placed, is_bare: true });
     bench.own(&[pod("shop", "web", 1, "web")]);
     bench.answer_all();
     assert_eq!((bench.asked(), bench.admitted().len()), (vec!["restore"], 0));

@@ -189,7 +189,8 @@ impl Loop {
         let placed = self.pods.get(&name);
         let mut text = format!("pod {pod}");
         if let Some(placed) = placed {
-            text += &format!(", {}, seat {}", placed.ip, placed.seat);
+            placed.ips.iter().for_each(|ip| text += &format!(", {ip}"));
+            text += &format!(", seat {}", placed.seat);
         }
         text.push('\n');
         for direction in DIRECTIONS {
@@ -199,7 +200,7 @@ impl Loop {
             "text": text,
             "pod": pod.to_string(),
             "seat": placed.map(|placed| placed.seat),
-            "addresses": placed.map(|placed| placed.ip.iter().collect::<Vec<_>>()),
+            "addresses": placed.map(|placed| &placed.ips),
             "ingress": tiers(rules, sets.ingress),
             "egress": tiers(rules, sets.egress),
         }))
