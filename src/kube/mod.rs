@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use serde::de::{DeserializeOwned, DeserializeSeed};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 use ureq::http::{Request, Response};
 use ureq::{Agent, Body};
@@ -205,6 +206,13 @@ impl Client {
             Err(e) if e.is_absent() => Ok(false),
             Err(e) => Err(e),
         }
+    }
+
+    /// Whether what the server does not have is lacking: one that has not come up yet does not know all of its kinds. Whoever may speak to
+    /// it may ask that.
+    pub fn has_started(&self) -> bool {
+        let said = self.get::<Value>("/healthz").map_err(|e| e.cause);
+        !matches!(said, Err(Cause::Http { status: 500.., .. }))
     }
 
     /// All objects that are selected.

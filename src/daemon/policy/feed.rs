@@ -200,8 +200,8 @@ fn attend(
             let is_final = |e: &Error| {
                 // Who may not read a kind is not told whether there is one.
                 let is_lacking = || matches!(kube.has(place.api, place.plural), Ok(false));
-                // A server that starts does not know its own kinds for a moment.
-                let is_final = kind.may_be_absent() && (e.is_absent() || e.is_forbidden() && is_lacking());
+                let is_gone = e.is_absent() || e.is_forbidden() && is_lacking();
+                let is_final = kind.may_be_absent() && is_gone && kube.has_started();
                 if !is_final {
                     let right = if e.is_forbidden() { "; grant what cni-conf/rbac.yaml lists" } else { "" };
                     let why = format!("{e}{right}");
