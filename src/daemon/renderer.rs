@@ -141,15 +141,20 @@ impl Renderer for Mixed {
     }
 }
 
-/// What all of them have counted together.
+/// What all of them have counted together. What is broken is told also where others cannot count.
 fn sum(tallies: Vec<Tally>) -> Result<Counted, Error> {
     let mut all = Counted { figures: Value::Null, damage: None };
+    let mut failure = None;
     for tally in tallies {
-        let Counted { figures, damage } = tally()?;
-        add(&mut all.figures, figures);
-        all.damage = all.damage.or(damage);
+        match tally() {
+            Ok(Counted { figures, damage }) => {
+                add(&mut all.figures, figures);
+                all.damage = all.damage.or(damage);
+            }
+            Err(e) => failure = Some(e),
+        }
     }
-    Ok(all)
+    failure.filter(|_| all.damage.is_none()).map_or(Ok(all), Err)
 }
 
 fn add(sum: &mut Value, more: Value) {

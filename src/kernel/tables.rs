@@ -408,9 +408,18 @@ fn counted(line: &str) -> (u64, &str) {
     (told.and_then(packets).unwrap_or_default(), told.map_or(line, |(_, line)| line))
 }
 
-/// What is dropped, and whether all is there that is known of these families.
+/// What is dropped, and whether all is there that is known of these families. What is broken is told also where the rest cannot be read.
 fn tally(known: &[Outline]) -> Result<Counted, Error> {
-    let (mut dropped, mut damage) = ([0; DROPS.len()], None);
+    let mut damage = None;
+    let figures = match count(known, &mut damage) {
+        Err(e) if damage.is_none() => return Err(e),
+        counted => counted.unwrap_or_default(),
+    };
+    Ok(Counted { figures, damage: damage.map(str::to_owned) })
+}
+
+fn count(known: &[Outline], damage: &mut Option<&'static str>) -> Result<Value, Error> {
+    let mut dropped = [0; DROPS.len()];
     let mut sets = Sets::open(MOST)?;
     for outline in known {
         if !outline.are_sets_whole(&mut sets)? {
@@ -424,7 +433,7 @@ fn tally(known: &[Outline]) -> Result<Counted, Error> {
     }
     let by_direction = DROPS.iter().zip(dropped).map(|((direction, _), sum)| ((*direction).to_owned(), sum.into()));
     let policy: serde_json::Map<String, Value> = by_direction.collect();
-    Ok(Counted { figures: json!({"drops": {"policy": policy}}), damage: damage.map(str::to_owned) })
+    Ok(json!({"drops": {"policy": policy}}))
 }
 
 /// The replacement that takes away what this output of iptables-save(8) shows of ours.

@@ -161,6 +161,16 @@ fn sets_that_others_change_are_seen_and_written_anew() {
         field.node.run(|| tables.restore(&ruler.rules, &ruler.pods)).unwrap();
         assert_eq!(field.round(&probes(&field), &[false; 2]), [""; 0], "after {verb}");
     }
+    // Also while the other family cannot be looked at.
+    let save = "/etc/alternatives/ip6tables-save";
+    let before = field.node.sh(&format!("readlink {save} && ln -sf /bin/false {save}"));
+    let tally = tables.tally().unwrap();
+    assert!(field.node.run(tally).is_err());
+    field.node.sh("for s in $(ipset list -n | grep ^TERWAY-P4); do ipset flush $s; done");
+    assert_eq!(damage(&tables, &field), "ipsets");
+    field.node.run(|| tables.restore(&ruler.rules, &ruler.pods)).unwrap_err();
+    assert_eq!(field.round(&probes(&field), &[false; 2]), [""; 0], "one family does not wait for the other");
+    field.node.sh(&format!("ln -sf {} {save}", before.trim()));
     field.node.run(|| tables.remove()).unwrap();
     assert_eq!(names(&field.node), "");
 }
