@@ -11,14 +11,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use ipnet::IpNet;
 
 use crate::ours;
 use crate::rules::{
-    Action, ClassId, DIRECTIONS, Direction, ICMP, ICMPV6, Icmp, PeerId, Pods, PortList, Rule, RuleSet, Rules, SetId,
-    Tier,
+    Action, Cell, ClassId, DIRECTIONS, Direction, ICMP, ICMPV6, Icmp, Origin, PeerId, Pods, PortList, Rule, RuleSet,
+    Rules, SetId, Tier,
 };
 
 /// Ports in a rule; a range counts for two.
@@ -124,13 +124,24 @@ struct Ruled<'a> {
     rules: &'a Arc<RuleSet>,
 }
 
+/// What becomes of a pod that runs and that the API server does not have any more: nothing passes but what the node sends to it. No other
+/// set of rules has the number.
+const NOBODYS: SetId = 0;
+static CLOSED: LazyLock<Arc<RuleSet>> = LazyLock::new(|| {
+    let end = Cell { allow: false, log: false, origin: Origin::Unknown("the pod".into()) };
+    Arc::new(RuleSet { tiers: [Tier { rules: Box::default(), end: Some(end) }].into() })
+});
+
 /// Pods whose packets in this direction are judged, by address.
 fn ruled<'a>(rules: &'a Rules, pods: &Pods, family: Family, direction: Direction) -> Vec<Ruled<'a>> {
-    let placed = rules.pods.iter().filter_map(|(name, sets)| Some((pods.get(name)?, sets.of(direction))));
-    let with_rules = placed.filter_map(|(placed, id)| Some((placed, id, &rules.sets.get(&id)?.rules)));
+    let with_rules = pods.iter().filter_map(|(name, placed)| match rules.pods.get(name) {
+        Some(sets) => Some((placed, sets.of(direction), &rules.sets.get(&sets.of(direction))?.rules)),
+        None => Some((placed, NOBODYS, &*CLOSED)),
+    });
     let judged = with_rules.filter(|(.., rules)| !rules.tiers.is_empty());
-    let mut all: Vec<Ruled> =
-        judged.flat_map(|(placed, id, rules)| placed.ip.iter().map(move |addr| Ruled { addr, id, rules })).collect();
+    let mut all: Vec<Ruled> = judged
+        .flat_map(|(placed, id, rules)| placed.ips.iter().map(move |addr| Ruled { addr: *addr, id, rules }))
+        .collect();
     all.retain(|ruled| Family::of(&ruled.addr) == family);
     all.sort_by_key(|ruled| ruled.addr);
     all

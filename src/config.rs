@@ -9,13 +9,16 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::duration::duration;
+use crate::endpoint::CloudAccess;
 use crate::eni::{EniChoice, VSwitchChoice};
 use crate::error::{Context, Error};
 use crate::gather::Gather;
-use crate::ip::{IpPair, NetPair, Stack, overlap};
+use crate::ip::{Family, IpPair, NetPair, Stack, overlap};
 use crate::json::{self, Object, Reader, Wrong, shortened};
 use crate::maps::Sizes;
 use crate::ours;
+use crate::tags::{all_tags, is_reserved};
 use crate::verdict;
 
 /// Everything the operator says. What is `None` or empty is found out from the node.
@@ -175,52 +178,6 @@ impl fmt::Display for PolicyRenderer {
     }
 }
 
-/// Where the cloud's APIs are and how they are spoken to; `None` follows from the region.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CloudAccess {
-    pub ecs: Option<Endpoint>,
-    pub vpc: Option<Endpoint>,
-    pub metadata: Option<Endpoint>,
-    pub scheme: Scheme,
-    pub signature: Signature,
-    /// Certificates to trust instead of the system's.
-    pub ca_file: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    pub scheme: Scheme,
-    /// Host, and port if it is not the scheme's own.
-    pub authority: String,
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}", self.scheme, self.authority)
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scheme {
-    Http,
-    Https,
-}
-
-impl fmt::Display for Scheme {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if *self == Scheme::Http { "http" } else { "https" })
-    }
-}
-
-/// How calls are signed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Signature {
-    /// HMAC-SHA1 over the query.
-    V1,
-    /// ACS3-HMAC-SHA256 in a header.
-    V3,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccessKey {
     pub id: String,
@@ -296,8 +253,6 @@ pub const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("prefix", "the old Terway does not use it either"),
 ];
 
-/// An ENI has room for 20 tags; three of ours say whose it is, which node's, and which of the others are ours.
-const MOST_TAGS: usize = 17;
 const MOST_SECURITY_GROUPS: usize = 10;
 const MOST_IDLE: u64 = 10_000;
 const DEFAULT_MAX_IDLE: u32 = 5;
@@ -320,7 +275,10 @@ impl Config {
         lay_over(&mut object, env);
         let mut keys = Reader::new(&object);
         let config = Config::read(&mut keys).context(|| "configuration")?;
-        Ok((config, warnings(&mut keys)))
+        let mut warnings = warnings(&mut keys);
+        let overruled = config.eni_tags.iter().filter(|(key, value)| overrules(key, value));
+        warnings.extend(overruled.map(|(key, _)| Warning::WithoutEffect(format!("eni_tags.{key}"), OUR_TAG)));
+        Ok((config, warnings))
     }
 
     /// Every key that is asked for; `keys.rs` says what a person should know of each.
@@ -339,7 +297,7 @@ impl Config {
         Ok(Config {
             stack: keys.word("ip_stack", STACKS)?.unwrap_or_default(),
             access: access(keys)?,
-            credential_path: path(keys, "credential_path")?,
+            credential_path: keys.path("credential_path")?,
             region: id(keys, "region_id")?,
             service_cidr: service_cidr(keys)?,
             vswitches: vswitches(keys)?,
@@ -367,7 +325,7 @@ impl Config {
             orphan: duration(keys, "orphan_release_after", 60, 1)?,
             reclaim: reclaim(keys)?,
             warm_up: keys.number("ip_warm_up_size", 0..=MOST_IDLE)?.unwrap_or(0) as u32,
-            rate_limit: map(keys, "rate_limit", "calls a minute, a whole number from 1 on", per_minute)?,
+            rate_limit: keys.map("rate_limit", "calls a minute, a whole number from 1 on", per_minute)?,
             kube_pace: kube_pace(keys)?,
             prefixes: prefixes(keys)?,
             extra_routes: keys.list(
@@ -375,7 +333,7 @@ impl Config {
                 "an object whose dst is a CIDR such as 10.1.0.0/16",
                 extra_route,
             )?,
-            kubeconfig: path(keys, "kubeconfig")?,
+            kubeconfig: keys.path("kubeconfig")?,
             node_name: keys.parsed("node_name", "a DNS name", node_name)?,
             publish: Publish {
                 resources: !keys.flag("disable_device_plugin")?.unwrap_or(false),
@@ -383,8 +341,8 @@ impl Config {
             },
             services: services(keys)?,
             policies: policies(keys)?,
-            mtu: keys.number("mtu", crate::cni::MTU)?.unwrap_or(DEFAULT_MTU) as u32,
-            conflist: path(keys, "conflist")?.unwrap_or_else(|| ours::CONFLIST.into()),
+            mtu: mtu(keys)?,
+            conflist: keys.path("conflist")?.unwrap_or_else(|| ours::CONFLIST.into()),
             cloud: CloudAccess::read(keys)?,
         })
     }
@@ -427,6 +385,12 @@ fn lay_over(object: &mut Object, env: &BTreeMap<String, String>) {
     }
 }
 
+const OUR_TAG: &str = "terwayd sets this tag itself, to know its ENIs by; choose another key";
+
+fn overrules(key: &str, value: &str) -> bool {
+    is_reserved(key) && (key, value) != ours::ENI_TAG
+}
+
 fn warnings(keys: &mut Reader) -> Vec<Warning> {
     let set: Vec<_> = WITHOUT_EFFECT.iter().filter(|(key, _)| keys.value(key).is_some_and(says_something)).collect();
     let unknown = keys.unknown().into_iter().map(Warning::Unknown);
@@ -450,6 +414,19 @@ fn idle_bounds(keys: &mut Reader) -> Result<(u32, u32), Error> {
     match max {
         Some(max) if min > max => Err(contradiction("min_pool_size", min, "max_pool_size", max)),
         max => Ok((min, max.unwrap_or(DEFAULT_MAX_IDLE.max(min)))),
+    }
+}
+
+/// IPv6 is switched off by the kernel on a link with less.
+const LEAST_MTU_V6: u32 = 1280;
+
+fn mtu(keys: &mut Reader) -> Result<u32, Error> {
+    let mtu = keys.number("mtu", crate::cni::MTU)?.unwrap_or(DEFAULT_MTU) as u32;
+    match keys.word("ip_stack", STACKS)?.unwrap_or_default() {
+        stack if stack.has(Family::V6) && mtu < LEAST_MTU_V6 => Err(Error::malformed(format!(
+            "mtu is {mtu} and ip_stack is {stack}; IPv6 needs links of {LEAST_MTU_V6} at least: raise mtu, or choose ip_stack ipv4"
+        ))),
+        _ => Ok(mtu),
     }
 }
 
@@ -612,7 +589,7 @@ fn node_name(text: &str) -> Option<String> {
 fn vswitches(keys: &mut Reader) -> Result<BTreeMap<String, Vec<String>>, Wrong> {
     let ids =
         |value: &Value| value.as_array()?.iter().map(|v| v.as_str().filter(|t| is_id(t)).map(str::to_owned)).collect();
-    map(keys, "vswitches", "a list of vSwitch ids", ids)
+    keys.map("vswitches", "a list of vSwitch ids", ids)
 }
 
 /// Those of StatefulSets always; operators that make pods themselves have kinds of their own.
@@ -640,90 +617,12 @@ fn security_groups(keys: &mut Reader) -> Result<Vec<String>, Error> {
     Ok(all)
 }
 
-type Tags = BTreeMap<String, String>;
-type TagList = Vec<(String, String)>;
-
-/// Tags to set, tags to ask for, tags to stay away from. An ENI that we make bears the first two, so they must not exclude it.
-fn all_tags(keys: &mut Reader) -> Result<(Tags, Tags, TagList), Error> {
-    let (set, filter, block) = (tags(keys, "eni_tags")?, tags(keys, "eni_tag_filter")?, tag_block(keys)?);
-    for (key, value) in &filter {
-        if let Some(other) = set.get(key).filter(|other| *other != value) {
-            let text =
-                format!("eni_tag_filter asks for {key}={value} and eni_tags sets {key}={other}; one of them must go");
-            return Err(Error::malformed(text));
-        }
-    }
-    let all: Tags = set.iter().chain(&filter).map(|(key, value)| (key.clone(), value.clone())).gather();
-    let own = |key: &str, value: &str| (key, value) == ours::ENI_TAG;
-    let reserved = |key: &str| [ours::ENI_TAG.0, ours::NODE_TAG, ours::TAGS_TAG].contains(&key);
-    if let Some((key, value)) = filter.iter().find(|(key, value)| reserved(key) && !own(key, value)) {
-        let text =
-            format!("eni_tag_filter asks for {key}={value}, but terwayd itself sets {key}; ask for a tag of eni_tags");
-        return Err(Error::malformed(text));
-    }
-    if let Some((key, value)) = block.iter().find(|(key, value)| own(key, value) || all.get(key) == Some(value)) {
-        let text = format!("eni_tag_block_list names {key}={value}, which is on every ENI that terwayd makes");
-        return Err(Error::malformed(text));
-    }
-    match all.len() {
-        n if n > MOST_TAGS => {
-            Err(Error::malformed(format!("eni_tags and eni_tag_filter name {n} tags; an ENI has room for {MOST_TAGS}")))
-        }
-        _ => Ok((set, filter, block)),
-    }
-}
-
-const TAGS: &str = "tags whose keys have 1 to 128 characters and do not begin with aliyun or acs:, whose values have at most 128, \
-                    and which hold no http:// or https://";
-
-/// What the cloud takes for a tag.
-fn is_tag(key: &str, value: &str) -> bool {
-    let plain = |text: &str| text.chars().count() <= 128 && !text.contains("http://") && !text.contains("https://");
-    !key.is_empty() && plain(key) && plain(value) && !key.starts_with("aliyun") && !key.starts_with("acs:")
-}
-
-fn tags(keys: &mut Reader, key: &'static str) -> Result<Tags, Wrong> {
-    let tags = map(keys, key, "a text", |v| v.as_str().map(str::to_owned))?;
-    match tags.iter().find(|(name, value)| !is_tag(name, value)) {
-        Some((name, value)) => Err(keys.wrong(&format!("{key}.{}", shortened(name)), &value.as_str().into(), TAGS)),
-        None => Ok(tags),
-    }
-}
-
-/// ENIs of other controllers, whatever the configuration says.
-const ALWAYS_BLOCKED: &[(&str, &str)] =
-    &[("creator", "alibabacloud-erdma-controller"), ("terway.alibabacloud.com/excluded", "true")];
-
-fn tag_block(keys: &mut Reader) -> Result<Vec<(String, String)>, Wrong> {
-    let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
-    let more = keys.list("eni_tag_block_list", "an object with key and value", |tag| {
-        Some((tag.get("key")?.as_str()?.to_owned(), tag.get("value")?.as_str()?.to_owned()))
-    })?;
-    Ok(ALWAYS_BLOCKED.iter().map(own).chain(more).collect())
-}
-
-/// An object whose values are all of one kind; an error names the entry.
-fn map<T>(
-    keys: &mut Reader,
-    key: &'static str,
-    want: &str,
-    read: impl Fn(&Value) -> Option<T>,
-) -> Result<BTreeMap<String, T>, Wrong> {
-    let Some(object) = keys.object(key)? else { return Ok(BTreeMap::new()) };
-    let entry = |(name, value): (&String, &Value)| match read(value) {
-        Some(t) => Ok((name.clone(), t)),
-        None => Err(keys.wrong(&format!("{key}.{}", shortened(name)), value, want)),
-    };
-    let entries: Vec<(String, T)> = object.iter().map(entry).collect::<Result<_, _>>()?;
-    Ok(entries.into_iter().gather())
-}
-
 fn services(keys: &mut Reader) -> Result<Services, Wrong> {
     let sizes = Sizes::default();
     let size = |keys: &mut Reader, key, usual| Ok(keys.number(key, 16..=MOST_SERVICES)?.map_or(usual, |n| n as u32));
     Ok(Services {
         on: keys.flag("ebpf_services")?,
-        cgroup: path(keys, "cgroup_root")?,
+        cgroup: keys.path("cgroup_root")?,
         frontends: size(keys, "service_frontends", sizes.frontends)?,
         backends: size(keys, "service_backends", sizes.backends)?,
     })
@@ -754,109 +653,4 @@ fn is_off(value: &Value) -> bool {
         Value::Number(number) => number.as_f64() != Some(0.0),
         _ => false,
     }
-}
-
-fn path(keys: &mut Reader, key: &'static str) -> Result<Option<PathBuf>, Wrong> {
-    let absolute = |t: &str| (t.starts_with('/') && !t.contains(char::is_control)).then(|| PathBuf::from(t));
-    keys.parsed(key, "an absolute path", absolute)
-}
-
-// ---- the cloud's endpoints ----
-
-const SCHEMES: &[(&str, Scheme)] = &[("http", Scheme::Http), ("https", Scheme::Https)];
-const SIGNATURES: &[(&str, Signature)] = &[("1.0", Signature::V1), ("3.0", Signature::V3)];
-
-impl CloudAccess {
-    fn read(keys: &mut Reader) -> Result<CloudAccess, Wrong> {
-        let scheme = keys.word("client_scheme", SCHEMES)?.unwrap_or(Scheme::Https);
-        Ok(CloudAccess {
-            ecs: endpoint(keys, "ecs_endpoint", scheme)?,
-            vpc: endpoint(keys, "vpc_endpoint", scheme)?,
-            metadata: endpoint(keys, "metadata_endpoint", Scheme::Http)?,
-            scheme,
-            signature: keys.word("signature_version", SIGNATURES)?.unwrap_or(Signature::V3),
-            ca_file: path(keys, "ca_file")?,
-        })
-    }
-}
-
-fn endpoint(keys: &mut Reader, key: &'static str, otherwise: Scheme) -> Result<Option<Endpoint>, Wrong> {
-    keys.parsed(key, "host, host:port, or either behind http:// or https://", |text| {
-        let (scheme, rest) = match text.split_once("://") {
-            Some(("http", rest)) => (Scheme::Http, rest),
-            Some(("https", rest)) => (Scheme::Https, rest),
-            Some(_) => return None,
-            None => (otherwise, text),
-        };
-        let authority = rest.strip_suffix('/').unwrap_or(rest);
-        is_authority(authority).then(|| Endpoint { scheme, authority: authority.into() })
-    })
-}
-
-fn is_authority(text: &str) -> bool {
-    let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !host.ends_with(':') && !port.contains(']') => (host, Some(port)),
-        _ => (text, None),
-    };
-    let name = |h: &str| {
-        h.len() <= 253 && !h.is_empty() && h.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
-    };
-    let v6 = |h: &str| {
-        h.strip_prefix('[').and_then(|h| h.strip_suffix(']')).is_some_and(|h| h.parse::<std::net::Ipv6Addr>().is_ok())
-    };
-    (name(host) || v6(host)) && port.is_none_or(|p| p.parse::<u16>().is_ok_and(|p| p > 0))
-}
-
-// ---- durations ----
-
-fn duration(keys: &mut Reader, key: &'static str, default: u64, least: u64) -> Result<Duration, Wrong> {
-    const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
-    let least = Duration::from_secs(least);
-    let want =
-        format!("a duration such as \"90s\" or \"1h30m\", from {}s to {}h", least.as_secs(), LONGEST.as_secs() / 3600);
-    let parse = |text: &str| go_duration(text).filter(|d| (least..=LONGEST).contains(d));
-    Ok(keys.parsed(key, &want, parse)?.unwrap_or(Duration::from_secs(default)))
-}
-
-/// A duration as Go writes it: numbers with units, `1h30m`, `1.5s`, `250ms`; `0` needs no unit.
-pub fn go_duration(text: &str) -> Option<Duration> {
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    let mut total: u64 = 0;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, behind) = rest.split_at(digits);
-        let (unit, behind) =
-            behind.split_at(behind.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(behind.len()));
-        total = total.checked_add(nanoseconds(number, unit)?)?;
-        rest = behind;
-    }
-    (!text.is_empty()).then(|| Duration::from_nanos(total))
-}
-
-fn nanoseconds(number: &str, unit: &str) -> Option<u64> {
-    let unit: u64 = match unit {
-        "ns" => 1,
-        "us" | "µs" | "μs" => 1_000,
-        "ms" => 1_000_000,
-        "s" => 1_000_000_000,
-        "m" => 60_000_000_000,
-        "h" => 3_600_000_000_000,
-        _ => return None,
-    };
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if whole.is_empty() && fraction.is_empty() || fraction.contains('.') {
-        return None;
-    }
-    let whole = if whole.is_empty() { 0 } else { whole.parse::<u64>().ok()? };
-    let mut part: u64 = 0;
-    let mut scale = unit;
-    for digit in fraction.bytes() {
-        // Exact as long as there is something left to divide; what is below a nanosecond is cut off.
-        part += u64::from(digit - b'0') * scale / 10;
-        scale /= 10;
-    }
-    whole.checked_mul(unit)?.checked_add(part)
 }

@@ -30,6 +30,7 @@ pub enum Happening {
     Neigh {
         ifindex: u32,
         addr: IpAddr,
+        gone: bool,
     },
     /// A qdisc or a filter was deleted or replaced.
     Traffic {

@@ -1,8 +1,9 @@
 //! Reads known keys out of a JSON object, so that a wrong one is named with its value and with what would be right.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 
 use serde_json::Value;
 
@@ -178,6 +179,27 @@ impl<'a> Reader<'a> {
 
     pub fn object(&mut self, key: &'static str) -> Result<Option<&'a Object>, Wrong> {
         self.with(key, "an object", |value| value.as_object())
+    }
+
+    /// An object whose values are all of one kind, empty when absent; an error names the entry.
+    pub fn map<T>(
+        &mut self,
+        key: &'static str,
+        want: &str,
+        read: impl Fn(&Value) -> Option<T>,
+    ) -> Result<BTreeMap<String, T>, Wrong> {
+        let Some(object) = self.object(key)? else { return Ok(BTreeMap::new()) };
+        let entry = |(name, value): (&String, &Value)| match read(value) {
+            Some(t) => Ok((name.clone(), t)),
+            None => Err(self.wrong(&format!("{key}.{}", shortened(name)), value, want)),
+        };
+        let entries: Vec<(String, T)> = object.iter().map(entry).collect::<Result<_, _>>()?;
+        Ok(entries.into_iter().gather())
+    }
+
+    pub fn path(&mut self, key: &'static str) -> Result<Option<PathBuf>, Wrong> {
+        let absolute = |t: &str| (t.starts_with('/') && !t.contains(char::is_control)).then(|| PathBuf::from(t));
+        self.parsed(key, "an absolute path", absolute)
     }
 
     fn with<T>(

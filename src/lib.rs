@@ -2,10 +2,13 @@
 
 // Words: types that everyone speaks. No I/O.
 pub mod bolt;
+pub mod both;
 pub mod chains;
 pub mod cluster;
 pub mod cni;
 pub mod config;
+pub mod duration;
+pub mod endpoint;
 pub mod eni;
 pub mod error;
 pub mod gather;
@@ -27,6 +30,7 @@ pub mod pod;
 pub mod rate;
 pub mod rpc;
 pub mod rules;
+pub mod tags;
 pub mod uri;
 pub mod verdict;
 

@@ -38,7 +38,7 @@ pub const BPF_FOLDER: &str = "terway";
 pub const BPF_PREFIX: &str = "terway_";
 /// Where we mount cgroup2 on a machine that has none.
 pub const CGROUP2: &str = "/run/terway/cgroup2";
-/// Which cgroup our programs are attached to. It goes with a reboot, as they do.
+/// Which cgroups our programs are attached to, or about to be: a path a line. It goes with a reboot, as they do.
 pub const CGROUP_NOTE: &str = "/run/terway/cgroup";
 /// Who enforces network policies, as people were told last.
 pub const RENDERER_NOTE: &str = "/run/terway/policies";

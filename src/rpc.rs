@@ -41,6 +41,8 @@ pub enum Request {
     Show {},
     /// For people: whether a packet passes, and why.
     Why(Why),
+    /// For those who watch packets: the same of many, in their order.
+    Whys(Vec<Why>),
     /// For people: the rules of a pod.
     Rules { pod: PodName },
     /// For people: where Services lead in whose name or address this occurs.

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use crate::cluster::Name;
 use crate::error::Error;
-use crate::ip::{IpPair, host_net};
+use crate::ip::host_net;
 
 /// A condition on the other side's address that some rule names.
 pub type PeerId = u32;
@@ -348,7 +348,15 @@ impl PodSets {
 pub struct Placed {
     /// Its number among the pods of this node, which its links bear.
     pub seat: u16,
-    pub ip: IpPair,
+    /// Of all its interfaces, sorted.
+    pub ips: Box<[IpAddr]>,
+}
+
+impl Placed {
+    pub fn new(seat: u16, ips: impl IntoIterator<Item = IpAddr>) -> Placed {
+        let ips: BTreeSet<IpAddr> = ips.into_iter().collect();
+        Placed { seat, ips: ips.into_iter().collect() }
+    }
 }
 
 pub type Pods = BTreeMap<Name, Placed>;
@@ -380,8 +388,8 @@ pub type Tally = Box<dyn FnOnce() -> Result<Counted, Error> + Send>;
 pub struct Counted {
     /// As people are shown them.
     pub figures: serde_json::Value,
-    /// The kernel held what had been written when the look was asked for, as far as it was looked at.
-    pub is_whole: bool,
+    /// What of that which had been written when the look was asked for the kernel does not hold any more.
+    pub damage: Option<String>,
 }
 
 /// One change. Done in the order given, every packet in between gets the answer from before or the one from after.

@@ -90,7 +90,7 @@ impl Seat {
 
 /// What tells a pod in a seat from another one there.
 pub fn owner(name: &Name, placed: &Placed) -> u32 {
-    let digest = sha1_smol::Sha1::from(format!("{name} {:?}", placed.ip)).digest().bytes();
+    let digest = sha1_smol::Sha1::from(format!("{name} {:?}", placed.ips)).digest().bytes();
     u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]])
 }
 

@@ -498,8 +498,11 @@ fn what_others_take_away_is_heard() {
     for (line, told) in [
         ("ip route del 198.51.100.1 table 1000", Happening::Route { table: 1000, to }),
         ("ip rule del priority 512", Happening::RuleGone(rule)),
-        ("ip neigh del 198.51.100.1 dev a0", Happening::Neigh { ifindex, addr }),
-        ("ip neigh add 198.51.100.1 lladdr 02:00:00:00:00:02 dev a0 nud permanent", Happening::Neigh { ifindex, addr }),
+        ("ip neigh del 198.51.100.1 dev a0", Happening::Neigh { ifindex, addr, gone: true }),
+        (
+            "ip neigh add 198.51.100.1 lladdr 02:00:00:00:00:02 dev a0 nud permanent",
+            Happening::Neigh { ifindex, addr, gone: false },
+        ),
         ("ip addr del 198.51.100.2/32 dev a0", Happening::AddrGone { ifindex }),
         ("tc filter del dev a0 ingress", Happening::Traffic { ifindex }),
         ("tc qdisc del dev a0 clsact", Happening::Traffic { ifindex }),

@@ -177,9 +177,12 @@ fn a_410_instead_of_a_stream_is_a_forgotten_history_too() {
     let c = Cluster::new();
     let mut watch = c.watch();
     assert_eq!(next(&mut watch), "reset");
-    c.kube.fail(1, "watch", Trouble::Status(410, "gone"));
-    assert_eq!(next(&mut watch), "error: watch /api/v1/pods: http status 410: gone");
-    assert_eq!(next(&mut watch), "reset");
+    // And who may not read for a while has missed what happened then.
+    for (status, why) in [(410, "gone"), (403, "no")] {
+        c.kube.fail(1, "watch", Trouble::Status(status, why));
+        assert_eq!(next(&mut watch), format!("error: watch /api/v1/pods: http status {status}: {why}"));
+        assert_eq!(next(&mut watch), "reset");
+    }
 }
 
 #[test]
@@ -335,6 +338,19 @@ fn a_blocked_watch_ends_when_it_is_stopped() {
     let (ended, at) = blocked.join().unwrap();
     assert!(ended && at - start < Duration::from_secs(5));
     wait_for(|| c.kube.watches_open() == 0);
+}
+
+#[test]
+fn who_only_glances_now_and_then_ends_when_it_is_stopped() {
+    let c = Cluster::new();
+    let mut glimpse = c.client().glimpse_at("api/v1", "pods", |pod: Pod| pod);
+    assert!(matches!(glimpse.next(), Some(Ok(Change::Reset(_)))));
+    let stop = glimpse.stopper();
+    let resting = thread::spawn(move || glimpse.next().is_none());
+    thread::sleep(Duration::from_millis(50));
+    let start = Instant::now();
+    stop.stop();
+    assert!(resting.join().unwrap() && start.elapsed() < Duration::from_secs(5));
 }
 
 #[test]

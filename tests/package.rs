@@ -13,7 +13,7 @@ use saphyr_parser::Parser;
 use terway::ours;
 
 use crate::sim::cluster::binary;
-use crate::sim::ns::sh;
+use crate::sim::ns::{Ns, sh};
 
 /// A folder that goes when dropped.
 struct Folder(PathBuf);
@@ -34,6 +34,43 @@ impl Drop for Folder {
             eprintln!("{}: {e}", self.0.display());
         }
     }
+}
+
+/// What the purge takes from the kernel's rules and routes, and what it leaves to others who have rules at our priorities.
+#[test]
+fn the_purge_takes_our_rules_and_nobody_elses() {
+    let (links_and_rules, _) = include_str!("../packaging/purge").split_once("\n# What led packets").expect("a part");
+    let node = Ns::new("purge");
+    let [ours, theirs] = [
+        "priority 512 lookup 1000
+         priority 2047 fwmark 0x7e0/0x7e0 lookup main
+         priority 2048 fwmark 0x20/0x7e0 lookup 1003
+         priority 2048 fwmark 0x7c0/0x7e0 lookup 11003
+         priority 2048 from 10.0.0.5 lookup 1003
+         priority 2049 iif eth1 blackhole
+         priority 2049 iif gone blackhole",
+        "priority 512 to 203.0.113.77 lookup main
+         priority 2047 fwmark 0x10/0x10 lookup main
+         priority 2048 fwmark 0x4000/0x4000 lookup 1003
+         priority 2048 from 10.0.0.0/24 lookup 1003
+         priority 2048 from 10.0.0.6 lookup 1999
+         priority 2048 lookup 1004
+         priority 2049 from 198.51.100.7 iif lo blackhole
+         priority 2049 fwmark 0x1 blackhole",
+    ];
+    node.sh("ip link add eth1 type veth peer name far; ip link set far up; ip link set eth1 up");
+    node.sh("ip route add default dev eth1 table 1003 proto 116; ip route add 198.51.100.1 dev eth1 table 1003");
+    for rule in theirs.lines() {
+        node.sh(&format!("ip rule add {rule}"));
+    }
+    let rules = || node.sh("ip rule; ip route show table 1003").replace(" \n", "\n");
+    let others = rules();
+    for rule in ours.lines() {
+        node.sh(&format!("ip rule add {rule}"));
+    }
+    node.sh(&format!("set -e\n{links_and_rules}"));
+    let others: Vec<&str> = others.lines().filter(|line| !line.starts_with("default")).collect();
+    assert_eq!(rules().lines().collect::<Vec<_>>(), others);
 }
 
 /// One release of both packages.

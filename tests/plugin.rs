@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use terway::cni::{self, Call, Env, NetConf, Request, Version};
-use terway::config::{self, Config, NodeFacts, Pace, Reclaim, Warning};
+use terway::config::{Config, NodeFacts, Pace, Reclaim, Warning};
+use terway::duration::go_duration;
 use terway::ip::{IpPair, NetPair};
 use terway::pod::{Attachment, PodName, Sandbox};
 use terway::rate::{Both, Rate};
@@ -895,6 +896,21 @@ fn a_configuration_of_the_old_terway_is_understood() {
 }
 
 #[test]
+fn tags_that_terwayd_sets_itself_are_nobody_elses_to_choose() {
+    let warned = |tags: &str| {
+        let (_, warnings) = config(&format!(r#"{{"mtu": 1279, "eni_tags": {tags}}}"#)).unwrap();
+        warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(warned(r#"{"creator": "terway", "team": "a"}"#), [""; 0]);
+    for key in ["creator", "terway.alibabacloud.com/node", "terway.alibabacloud.com/tags"] {
+        let told = format!(
+            "configuration: eni_tags.{key} has no effect here: terwayd sets this tag itself, to know its ENIs by; choose another key"
+        );
+        assert_eq!(warned(&format!(r#"{{"{key}": "me"}}"#)), [told]);
+    }
+}
+
+#[test]
 fn the_keys_of_the_pool_and_its_clients_are_read() {
     let (config, warnings) = config(
         r#"{"idle_ip_reclaim_after": "1h", "idle_ip_reclaim_batch_size": 3, "idle_ip_reclaim_interval": "5m",
@@ -944,6 +960,7 @@ fn a_wrong_configuration_is_named_with_key_value_and_what_is_allowed() {
         (r#"{"extra_routes": [{"dst": "10.1.0.1/16"}]}"#, "extra_routes[] is"),
         (r#"{"enable_ip_prefix": "yes"}"#, r#"enable_ip_prefix is "yes"; it must be true or false"#),
         (r#"{"enable_ip_prefix": true, "ip_stack": "dual"}"#, "ip_stack is"),
+        (r#"{"mtu": 1279, "ip_stack": "ipv6"}"#, "mtu is 1279 and ip_stack is ipv6; IPv6 needs links of 1280 at least"),
         (r#"{"eni_tags": {"a": 1}}"#, "eni_tags.a is 1; it must be a text"),
         (r#"{"eni_tags": {"a": "1"}, "eni_tag_filter": {"a": "2"}}"#, "asks for a=2 and eni_tags sets a=1"),
         (
@@ -1062,7 +1079,7 @@ fn durations_are_read_as_go_writes_them() {
         ("99999999999999999999s", None),
         ("9999999999h", None),
     ] {
-        assert_eq!(config::go_duration(text), nanos.map(Duration::from_nanos), "{text}");
+        assert_eq!(go_duration(text), nanos.map(Duration::from_nanos), "{text}");
     }
 }
 
@@ -1334,9 +1351,9 @@ fn a_duration_that_is_printed_is_read_as_it_was() {
     for _ in 0..CASES {
         let (h, m, s, ms) = (dice.0.u64(..1000), dice.0.u64(..100), dice.0.u64(..100), dice.0.u64(..1000));
         let want = Duration::from_millis(((h * 60 + m) * 60 + s) * 1000 + ms);
-        assert_eq!(config::go_duration(&format!("{h}h{m}m{s}.{ms:03}s")), Some(want));
-        assert_eq!(config::go_duration(&format!("{h}h{m}m{s}s{ms}ms")), Some(want));
+        assert_eq!(go_duration(&format!("{h}h{m}m{s}.{ms:03}s")), Some(want));
+        assert_eq!(go_duration(&format!("{h}h{m}m{s}s{ms}ms")), Some(want));
         // Whatever the text, there is an answer.
-        let _ = config::go_duration(&dice.of("0123456789.hmsunµ-+ ", 0..=24));
+        let _ = go_duration(&dice.of("0123456789.hmsunµ-+ ", 0..=24));
     }
 }

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use terway::heard::Heard;
-use terway::ip::IpPair;
 use terway::kernel::bpf::policy::Policy;
 use terway::netpol::Document;
 use terway::peer::{Namespace, Pod};
@@ -89,7 +88,7 @@ fn figures() {
     let fs = BpfFs::new("figures");
     let (mut policy_maps, _) = Policy::open(fs.path(), &Sizes::default()).unwrap();
     let seats = rules.pods.keys().zip(1u16..);
-    let placed: Pods = seats.map(|(name, seat)| (name.clone(), Placed { seat, ip: IpPair::default() })).collect();
+    let placed: Pods = seats.map(|(name, seat)| (name.clone(), Placed::new(seat, []))).collect();
     let start = Instant::now();
     policy_maps.restore(rules, &placed).unwrap();
     println!("into the kernel in {:?}", start.elapsed());

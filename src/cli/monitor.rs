@@ -22,6 +22,8 @@ use crate::verdict::{self, Event};
 /// What the daemon has said of a flow is believed for so long.
 const BELIEVED: Duration = Duration::from_secs(2);
 const WAKE: Duration = Duration::from_millis(500);
+/// So many flows are one question, which has to fit into a line.
+const AT_ONCE: usize = 500;
 
 /// Shows packets that network policies drop, as they come; one at a time can listen on a node.
 #[derive(FromArgs)]
@@ -67,9 +69,10 @@ impl Monitor {
             }
             let mut events = Vec::new();
             let lost = monitor.read(|event| events.push(event));
+            learn(&events, &mut known);
             let mut text = String::new();
             for event in &events {
-                let said = known.entry(flow(event)).or_insert_with(|| ask(event));
+                let said = known.entry(flow(event)).or_default();
                 text += &if self.json { format!("{}\n", object(event, said)) } else { line(event, said) };
             }
             if lost > 0 {
@@ -109,12 +112,27 @@ fn flow(event: &Event) -> Flow {
     (src, dst, event.protocol, ports(event).1, event.direction)
 }
 
-/// Without a daemon there are addresses.
-fn ask(event: &Event) -> Said {
+/// Has the daemon say what it knows of flows that are new, all at once: it answers between two ADDs. Without a daemon there are
+/// addresses.
+fn learn(events: &[Event], known: &mut HashMap<Flow, Said>) {
+    let new: HashMap<Flow, &Event> =
+        events.iter().map(|event| (flow(event), event)).filter(|(flow, _)| !known.contains_key(flow)).collect();
+    let new: Vec<(Flow, &Event)> = new.into_iter().collect();
+    for some in new.chunks(AT_ONCE) {
+        let Ok(answer) = known::ask(&Request::Whys(some.iter().map(|(_, event)| question(event)).collect())) else {
+            return;
+        };
+        let answers = answer.as_array().into_iter().flatten();
+        known.extend(some.iter().zip(answers).map(|((flow, event), answer)| (*flow, said(event, answer))));
+    }
+}
+
+fn question(event: &Event) -> Why {
     let (src, dst) = ends(event);
-    let why =
-        Why { src: End::Address(src), dst: End::Address(dst), protocol: event.protocol, ports: Some(ports(event)) };
-    let Ok(answer) = known::ask(&Request::Why(why)) else { return Said::default() };
+    Why { src: End::Address(src), dst: End::Address(dst), protocol: event.protocol, ports: Some(ports(event)) }
+}
+
+fn said(event: &Event, answer: &Value) -> Said {
     let text = |value: &Value| value.as_str().map(String::from);
     let side = match event.direction {
         Direction::Ingress => &answer["ingress"],

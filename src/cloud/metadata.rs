@@ -5,11 +5,11 @@ use std::iter;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::{IpNet, Ipv4Net};
 
+use crate::both::both;
 use crate::cloud::clock::Clock;
 use crate::cloud::http::{Answer, Http, Method, Trust};
 use crate::config::NodeFacts;
@@ -56,6 +56,8 @@ pub struct EniFacts {
     pub primary: Ipv4Addr,
     pub v4: Vec<Ipv4Addr>,
     pub v6: Vec<Ipv6Addr>,
+    /// Prefixes of 16 addresses; none where the service tells of none.
+    pub prefixes: Option<Vec<Ipv4Net>>,
     pub gateway: Ipv4Addr,
     pub vswitch: String,
     pub cidr: Ipv4Net,
@@ -99,17 +101,17 @@ impl Metadata {
     pub fn node(&self) -> Result<NodeFacts, Error> {
         // One token for all; then some questions at a time, for a start waits for the answers.
         self.token();
-        thread::scope(|scope| {
-            let machine = scope.spawn(|| Ok::<_, Error>((self.instance_id()?, self.instance_type()?, self.region()?)));
-            let place = scope.spawn(|| Ok::<_, Error>((self.zone()?, self.vpc()?)));
-            let nets = scope.spawn(|| Ok::<_, Error>((self.vpc_cidrs()?, self.vswitch()?)));
+        let machine = || Ok::<_, Error>((self.instance_id()?, self.instance_type()?, self.region()?));
+        let place = || Ok::<_, Error>((self.zone()?, self.vpc()?));
+        let nets = || Ok::<_, Error>((self.vpc_cidrs()?, self.vswitch()?));
+        let own = || -> Result<_, Error> {
             let mac = self.mac()?;
-            let (vswitch_cidr, ips) = (NetPair::v4(self.vswitch_cidr(mac)?), IpPair::v4(self.primary(mac)?));
-            let (instance, instance_type, region) = machine.join().expect("a panic ends the process")?;
-            let (zone, vpc) = place.join().expect("a panic ends the process")?;
-            let (vpc_cidrs, vswitch) = nets.join().expect("a panic ends the process")?;
-            Ok(NodeFacts { instance, instance_type, region, zone, vpc, vpc_cidrs, vswitch, vswitch_cidr, ips })
-        })
+            Ok((NetPair::v4(self.vswitch_cidr(mac)?), IpPair::v4(self.primary(mac)?)))
+        };
+        let (machine, (place, (nets, own))) = both(machine, || both(place, || both(nets, own)));
+        let ((vswitch_cidr, ips), (instance, instance_type, region)) = (own?, machine?);
+        let ((zone, vpc), (vpc_cidrs, vswitch)) = (place?, nets?);
+        Ok(NodeFacts { instance, instance_type, region, zone, vpc, vpc_cidrs, vswitch, vswitch_cidr, ips })
     }
 
     /// The VPC's prefixes; none where the service does not tell.
@@ -168,6 +170,7 @@ impl Metadata {
             primary: self.primary(mac)?,
             v4: self.private_v4s(mac)?,
             v6: self.private_v6s(mac)?,
+            prefixes: self.prefixes(mac)?,
             gateway: self.gateway(mac)?,
             vswitch: self.eni_vswitch(mac)?,
             cidr: self.vswitch_cidr(mac)?,
@@ -195,6 +198,14 @@ impl Metadata {
         match self.read(&path) {
             Err(e) if e.is_absent() => Ok(Vec::new()),
             text => addresses(&path, &text?),
+        }
+    }
+
+    fn prefixes(&self, mac: Mac) -> Result<Option<Vec<Ipv4Net>>, Error> {
+        let path = of(mac, "ipv4-prefixes");
+        match self.read(&path) {
+            Err(e) if e.is_absent() => Ok(None),
+            text => addresses(&path, &text?).map(Some),
         }
     }
 

@@ -2,7 +2,8 @@
 
 use super::metadata::{BASE, Observer};
 use super::{ADDON_SECRET, Credentials, Endpoint, Key, Metadata, Signature, Sources};
-use crate::config::{self, AccessKey, Config, Scheme};
+use crate::config::{AccessKey, Config};
+use crate::endpoint::{self, Scheme};
 use crate::error::{Context, Error};
 
 pub fn metadata(config: &Config) -> Result<Metadata, Error> {
@@ -25,8 +26,8 @@ pub fn endpoint(config: &Config, region: &str) -> Endpoint {
         vpc: config.cloud.vpc.as_ref().map(ToString::to_string),
         http: config.cloud.scheme == Scheme::Http,
         signature: match config.cloud.signature {
-            config::Signature::V1 => Signature::HmacSha1,
-            config::Signature::V3 => Signature::Acs3,
+            endpoint::Signature::V1 => Signature::HmacSha1,
+            endpoint::Signature::V3 => Signature::Acs3,
         },
         ca: config.cloud.ca_file.clone(),
         ..Endpoint::new(config.region.as_deref().unwrap_or(region))

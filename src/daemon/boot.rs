@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use smol::channel::{Sender, bounded};
@@ -22,7 +21,8 @@ use super::reactor::Timer;
 use super::sticky::Sticky;
 use super::terms::Terms;
 use super::world::World;
-use super::{adopt, clock, file, news, notify, old, phases};
+use super::{adopt, clock, file, news, notify, old, phases, threads};
+use crate::both::both;
 use crate::cloud;
 use crate::config::{Config, Mode};
 use crate::datapath::NodeSetup;
@@ -175,7 +175,7 @@ pub async fn boot(
     loop {
         let (begun, left) = (start.clone(), legacy.take());
         let (done, attempt_ends) = bounded(1);
-        thread::spawn(move || {
+        threads::start(move || {
             early.listen(&begun);
             let found = attempt(&begun, manner, left, &mut early);
             let _ = found.as_ref().inspect_err(|e| early.tell(e));
@@ -203,13 +203,11 @@ pub async fn boot(
 }
 
 fn attempt(start: &Start, manner: Manner, legacy: Option<Legacy>, early: &mut Early) -> Result<Gathered, Error> {
-    let (machine, outside) = thread::scope(|scope| {
-        let machine = scope.spawn(Machine::look);
+    let (machine, outside) = both(Machine::look, || {
         let layers = start.layers_of_node();
         early.look_after(layers.config());
         let inherited = legacy.and_then(|legacy| Outside::inherit(start, &layers, legacy));
-        let outside = inherited.map_or_else(|| Outside::ask(start, &layers, manner, &mut early.machine), Ok);
-        (machine.join().expect("a panic ends the process"), outside)
+        inherited.map_or_else(|| Outside::ask(start, &layers, manner, &mut early.machine), Ok)
     });
     let (machine, mut outside) = (machine?, outside?);
     if outside.willed && !machine.contents.intents.is_empty() {

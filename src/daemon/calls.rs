@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::thread;
 
+use crate::both::both;
 use crate::cloud::{Client, CreateEni, Filter};
 use crate::eni::{Eni, Fault, FaultKind, VSwitch};
 use crate::gather::Gather;
@@ -78,11 +78,8 @@ fn look_all(cloud: &Client, place: &Place) -> Result<Vec<Eni>, Fault> {
 
 /// The same in the time of one call.
 pub fn look_all_at_once(cloud: &Client, place: &Place) -> Result<Vec<Eni>, Fault> {
-    thread::scope(|scope| {
-        let made = scope.spawn(|| cloud.describe_enis(&made(place)));
-        let attached = cloud.describe_enis(&attached(place));
-        Ok(all(attached?, made.join().expect("a panic ends the process")?))
-    })
+    let (made, attached) = both(|| cloud.describe_enis(&made(place)), || cloud.describe_enis(&attached(place)));
+    Ok(all(attached?, made?))
 }
 
 fn attached(place: &Place) -> Filter {

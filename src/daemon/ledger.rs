@@ -258,7 +258,7 @@ impl Ledger {
         for entry in fs::read_dir(&root).context(|| format!("read {}", root.display()))? {
             let path = entry?.path();
             if path.extension().is_some_and(|e| e == "new") {
-                if !is_being_written(&path) {
+                if folder != TOMBSTONES || !is_being_written(&path) {
                     let _ = fs::remove_file(&path);
                 }
                 continue;
@@ -295,10 +295,11 @@ fn is_for_now(e: &io::Error) -> bool {
     Errno::from_io_error(e).is_some_and(|errno| short.contains(&errno))
 }
 
-/// A plugin that writes a tombstone puts its process id before `.new`; nobody but we write the other files.
-fn is_being_written(path: &Path) -> bool {
-    let writer = path.file_stem().map(Path::new).and_then(Path::extension).and_then(|pid| pid.to_str());
-    writer.is_some_and(|pid| pid.parse::<u32>().is_ok() && Path::new("/proc").join(pid).exists())
+/// A plugin that writes a tombstone puts its process id before `.new`. Nobody but we write the other files, whose names may end in
+/// a number as well: an interface may be called `eth0.100`.
+fn is_being_written(tombstone: &Path) -> bool {
+    let writer = tombstone.file_stem().map(Path::new).and_then(Path::extension).and_then(|pid| pid.to_str());
+    writer.is_some_and(|pid| pid.bytes().all(|b| b.is_ascii_digit()) && Path::new("/proc").join(pid).exists())
 }
 
 fn key(attachment: &Attachment) -> String {
@@ -445,6 +446,11 @@ mod tests {
         fs::rename(&half, root.join("tombstones/0123456789abcdef@eth0.json")).unwrap();
         let attachment = Attachment { container, ifname };
         assert_eq!(ledger.tombstones().unwrap(), [Tombstone { attachment, pod: None, netns: None, at: 1.5 }]);
+        // A lease that we were cut off from writing is nobody's, whatever number its interface ends in.
+        let cut_off = root.join(format!("leases/0123456789abcdef@eth0.{}.new", std::process::id()));
+        fs::write(&cut_off, "{").unwrap();
+        let (_, contents) = Ledger::open(&root, "boot-1").unwrap();
+        assert!(contents.leases.is_empty() && !cut_off.exists());
         fs::remove_dir_all(root).unwrap();
     }
 }

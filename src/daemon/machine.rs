@@ -1,11 +1,11 @@
 //! What a start learns without asking anybody outside: how the kernel is, and what an earlier life left on this machine.
 
 use std::fs;
-use std::thread;
 
 use super::ledger::{self, Contents, Ledger};
 use super::phases;
 use super::sticky::{Kept, Sticky};
+use crate::both::both;
 use crate::error::{Context, Error};
 use crate::kernel::{Kernel, Look};
 use crate::ours;
@@ -24,10 +24,7 @@ pub struct Machine {
 impl Machine {
     pub fn look() -> Result<Machine, Error> {
         let boot_id = boot_id()?;
-        let (seen, left) = thread::scope(|scope| {
-            let left = scope.spawn(|| what_is_left(&boot_id));
-            (look(&boot_id), left.join().expect("a panic ends the process"))
-        });
+        let (left, seen) = both(|| what_is_left(&boot_id), || look(&boot_id));
         let ((kernel, look, marker), (ledger, contents, sticky, kept)) = (seen?, left?);
         // Where it cannot be written the next life tries again: what is full is made room in by pods that go, and those need us.
         ledger.note_marker(&boot_id, marker).unwrap_or_else(|e| log::warn!("how packets are marked is not noted: {e}"));

@@ -8,7 +8,9 @@ use serde_json::Value;
 
 use super::tally::{Status, tally};
 use crate::cloud::{Observer, metadata};
+use crate::ip::Mac;
 use crate::metrics::{Latencies, Page};
+use crate::pool::Figures;
 use crate::repair::Part;
 use crate::rpc::{Reply, Request};
 
@@ -138,12 +140,21 @@ fn count(all: &Mutex<Latencies<2>>, api: &str, failed: bool, took: Duration) {
     open(all).took([api, error], took);
 }
 
-/// All that is counted, and what the daemon shows of its pool where it serves.
-pub fn page(show: Option<&Value>) -> String {
+/// What the loop adds to that.
+pub struct Counted {
+    pub pool: Option<Figures>,
+    /// As they are shown to people.
+    pub services: Value,
+    pub policies: Value,
+    pub cloud_calls: BTreeMap<&'static str, u64>,
+}
+
+/// All that is counted, and what the loop has counted where the daemon serves.
+pub fn page(counted: Option<&Counted>) -> String {
     let mut page = Page::default();
     let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
     page.gauge("terway_build_info", "The version that runs.", &[(version, 1)]);
-    page.gauge("terway_ready", "Whether the daemon serves.", &[(vec![], u8::from(show.is_some()))]);
+    page.gauge("terway_ready", "Whether the daemon serves.", &[(vec![], u8::from(counted.is_some()))]);
     page.latencies(&open(&ASKED));
     page.latencies(&open(&ADDS));
     page.latencies(&open(&CLOUD));
@@ -151,14 +162,14 @@ pub fn page(show: Option<&Value>) -> String {
     page.latencies(&open(&POLICIES));
     page.latencies(&open(&SERVICES));
     repairs(&mut page);
-    if let Some(show) = show {
-        pool(&mut page, &show["pool"]);
-        calls(&mut page, &show["cloud_calls"]);
+    if let Some(counted) = counted {
+        counted.pool.iter().for_each(|figures| pool(&mut page, figures));
+        calls(&mut page, &counted.cloud_calls);
         let table = ["frontends", "backends"];
         let rows =
-            table.iter().filter_map(|kind| Some((vec![("kind", kind.to_string())], show["services"][kind].as_u64()?)));
+            table.iter().filter_map(|kind| Some((vec![("kind", kind.to_string())], counted.services[kind].as_u64()?)));
         page.gauge("terway_service_table", "Rows of the table of Services.", &rows.collect::<Vec<_>>());
-        policies(&mut page, &show["policies"]);
+        policies(&mut page, &counted.policies);
     }
     page.text()
 }
@@ -170,42 +181,39 @@ fn repairs(page: &mut Page) {
     page.counter("terway_repairs_total", "What others had changed and was put right, thing by thing.", &repairs);
 }
 
-fn pool(page: &mut Page, pool: &Value) {
-    let number = |key: &str| pool[key].as_u64().unwrap_or_default();
-    let kind = if pool["eni_per_pod"] == true { "eni" } else { "eniip" };
+fn pool(page: &mut Page, pool: &Figures) {
+    let kind = if pool.whole { "eni" } else { "eniip" };
     let of_pool = || {
-        let text = |key: &str| number(key).to_string();
-        let limits = [("capacity", text("capacity")), ("max_idle", text("max_idle")), ("min_idle", text("min_idle"))];
+        let limits = [("capacity", pool.capacity), ("max_idle", pool.max_idle), ("min_idle", pool.min_idle)];
+        let limits = limits.map(|(key, number)| (key, number.to_string()));
         [("name", kind.to_owned()), ("type", kind.to_owned())].into_iter().chain(limits).collect::<Vec<_>>()
     };
-    let total = ["idle", "leased", "cooling", "reserved"].iter().map(|key| number(key)).sum::<u64>();
+    let states = [("idle", pool.idle), ("leased", pool.leased), ("cooling", pool.cooling), ("reserved", pool.reserved)];
+    let total = states.iter().map(|(_, number)| number).sum::<u32>();
     page.gauge("terway_resource_pool_total_count", "Addresses that the pool has.", &[(of_pool(), total)]);
-    page.gauge("terway_resource_pool_idle_count", "Addresses that wait for pods.", &[(of_pool(), number("idle"))]);
+    page.gauge("terway_resource_pool_idle_count", "Addresses that wait for pods.", &[(of_pool(), pool.idle)]);
     let (disposed, allocated) = (tally().disposed, open(&ASKED).count(["AllocIP", "false"]));
     page.counter("terway_resource_pool_disposed_count", "Addresses given back to the cloud.", &[(of_pool(), disposed)]);
     let by_type = vec![("type", kind.to_owned())];
     page.counter("terway_resource_pool_allocated_count", "Addresses given to pods.", &[(by_type, allocated)]);
-    let states = ["idle", "leased", "cooling", "reserved"].map(|key| (vec![("state", key.to_owned())], number(key)));
+    let states = states.map(|(state, number)| (vec![("state", state.to_owned())], number));
     page.gauge("terway_pool_addresses", "Addresses by what they do.", &states);
-    let length = |key: &str| pool[key].as_array().map_or(0, Vec::len);
-    page.gauge("terway_pool_waiting", "Pods that wait for an address.", &[(vec![], length("waiting"))]);
-    page.gauge("terway_pool_lost", "Pods whose address the cloud has no more.", &[(vec![], length("lost"))]);
-    let why = pool["trouble"]["why"].as_str().map(|why| (vec![("why", why.to_owned())], 1));
+    page.gauge("terway_pool_waiting", "Pods that wait for an address.", &[(vec![], pool.waiting)]);
+    page.gauge("terway_pool_lost", "Pods whose address the cloud has no more.", &[(vec![], pool.lost)]);
+    let why = pool.trouble.map(|why| serde_json::json!(why).as_str().unwrap_or_default().to_owned());
+    let why = why.map(|why| (vec![("why", why)], 1));
     page.gauge("terway_pool_trouble", "Why no address can be had.", why.as_slice());
-    enis(page, pool, number("max_enis"));
+    enis(page, pool);
 }
 
-fn enis(page: &mut Page, pool: &Value, most: u64) {
-    let all = pool["enis"].as_array().map_or(&[][..], Vec::as_slice);
-    let per_eni = pool["capacity"].as_u64().unwrap_or_default().checked_div(most).unwrap_or_default();
-    let count = vec![("name", "eniip".to_owned()), ("max_eni", most.to_string())];
-    page.gauge("terway_eniip_factory_eni_count", "ENIs of the pool.", &[(count, all.len())]);
-    let of_eni = |eni: &Value| {
-        let mac = eni["mac"].as_str().unwrap_or_default().to_owned();
-        let labels = vec![("name", "eniip".to_owned()), ("eni", mac), ("max_ip", per_eni.to_string())];
-        (labels, eni["addresses"].as_array().map_or(0, Vec::len))
+fn enis(page: &mut Page, pool: &Figures) {
+    let per_eni = pool.capacity.checked_div(pool.max_enis).unwrap_or_default();
+    let count = vec![("name", "eniip".to_owned()), ("max_eni", pool.max_enis.to_string())];
+    page.gauge("terway_eniip_factory_eni_count", "ENIs of the pool.", &[(count, pool.enis.len())]);
+    let of_eni = |(mac, addresses): &(Mac, u32)| {
+        (vec![("name", "eniip".to_owned()), ("eni", mac.to_string()), ("max_ip", per_eni.to_string())], *addresses)
     };
-    let by_eni: Vec<_> = all.iter().map(of_eni).collect();
+    let by_eni: Vec<_> = pool.enis.iter().map(of_eni).collect();
     page.gauge("terway_eniip_factory_ip_count", "Addresses of each ENI.", &by_eni);
     let of = |((mac, status), count): (&(String, Status), &u64)| {
         (vec![("eni", mac.clone()), ("status", status.as_str().to_owned())], *count)
@@ -243,10 +251,8 @@ fn policies(page: &mut Page, policies: &Value) {
     page.counter("terway_policy_flows_evicted_total", "Flows forgotten for want of room.", evicted.as_slice());
 }
 
-fn calls(page: &mut Page, calls: &Value) {
-    let all = calls.as_object().into_iter().flatten();
-    let all: Vec<_> =
-        all.map(|(action, count)| (vec![("api", action.clone())], count.as_u64().unwrap_or_default())).collect();
+fn calls(page: &mut Page, calls: &BTreeMap<&'static str, u64>) {
+    let all: Vec<_> = calls.iter().map(|(action, count)| (vec![("api", (*action).to_owned())], *count)).collect();
     page.counter("terway_cloud_calls_total", "Calls to the cloud.", &all);
 }
 

@@ -33,6 +33,7 @@ mod serve;
 mod sticky;
 mod tally;
 mod terms;
+mod threads;
 mod web;
 mod world;
 
@@ -160,6 +161,7 @@ fn run(args: &Args) -> Result<(), Error> {
     let _without_the_old = old::claim()?;
     let executor = Rc::new(LocalExecutor::new());
     let (inputs, arriving) = bounded(INPUTS);
+    executor.spawn(threads::attend(threads::late())).detach();
     let signals = Async::new(Signals::open(&HEEDED.map(Signal::as_raw))?)?;
     let life = async {
         let listener = serve::listen(ours::SOCKET.as_ref())?;

@@ -9,6 +9,7 @@ use super::layers::NodeConfig;
 use super::node::Input;
 use super::pods::{self, Known};
 use super::policy::{Ear, News};
+use super::threads;
 use crate::cluster::Name;
 use crate::error::{Cause, Error};
 use crate::heard::Heard;
@@ -75,7 +76,7 @@ fn watch<T: Object + 'static, K: 'static>(
 ) -> Stop {
     let stop = watch.stopper();
     let tell = move |change| input(change).is_none_or(|news| inputs.send_blocking(news).is_ok());
-    thread::spawn(move || follow(watch, &what, |_| false, tell));
+    threads::start(move || _ = follow(watch, &what, |_| false, tell));
     stop
 }
 

@@ -1,6 +1,10 @@
 //! The loop that owns the pool, the ledger and the replies that wait: events in, effects out, one after the other.
 
+mod add;
 mod conf;
+mod del;
+mod effects;
+mod enis;
 mod ipvlan;
 mod own;
 mod policies;
@@ -20,44 +24,36 @@ use self::ipvlan::Slaves;
 pub use self::ipvlan::take_out;
 pub use self::repair::Compared;
 use self::repair::Wires;
-use super::eni::{self, Job};
 use super::layers::Layers;
-use super::ledger::{Ledger, Resting};
+use super::ledger::Ledger;
 use super::legacy::Legacy;
 use super::lobby::Heard;
+use super::meter::Counted;
 use super::pods::{Known, Pods, Presence, Standing};
 use super::reactor::Timer;
 use super::sticky::Sticky;
 use super::world::World;
 use super::{calls, clock, guard, phases};
 use crate::cluster::Name;
-use crate::config::Mode;
-use crate::datapath;
 use crate::eni::{Eni, Fault};
-use crate::error::{Context, Error};
+use crate::error::Error;
 use crate::gather::Gather;
 use crate::happening::Happening;
 use crate::herald::{Herald, Outcome as Written};
-use crate::ip::{IpPair, Mac};
-use crate::kernel::{self, Kernel, Look, OldPod};
+use crate::kernel::{Kernel, Look};
 use crate::object::{self, ConfigMap};
-use crate::ours;
 use crate::peer::Own;
-use crate::plan::{Plan, Rule, RuleAction};
-use crate::pod::{Attachment, PodName, Sandbox};
-use crate::pool::{Boot, Call, CallId, Effect, Event, Held, Link, Notice, Now, Outcome, Pool, Refused, Ticket};
-use crate::rate::{Both, Limit, Limits};
-use crate::repair::{Part, Repair};
-use crate::rpc::{EniLease, Lease, Refusal, Reply, Request, Whole, Wiring, Wish};
+use crate::pod::{Attachment, PodName};
+use crate::pool::{Boot, Call, CallId, Event, Now, Outcome, Pool, Refused, Ticket};
+use crate::rate::{Both, Limit};
+use crate::repair::Repair;
+use crate::rpc::{EniLease, Lease, Refusal, Reply, Request};
+use add::Waiting;
 use conf::Conf;
 use policies::Guarded;
 
 /// An ADD is answered within this time, well before the runtime gives up (the kubelet: two minutes).
 const ADD_DEADLINE: Duration = Duration::from_secs(90);
-/// Links whose attachment is over are deleted together, this long after the last DEL: one RCU grace period for all of
-/// them, and most are gone by then because their namespace is.
-const SWEEP_AFTER: Duration = Duration::from_millis(250);
-
 /// What was wired before is guarded so long after the start, and the first look at everything comes then: who wants an address
 /// when we start goes first.
 const GUARD_AFTER: Duration = Duration::from_millis(50);
@@ -93,6 +89,10 @@ pub enum Input {
         name: String,
         found: Option<Box<ConfigMap>>,
     },
+    /// Somebody collects numbers.
+    Count {
+        answer: Sender<Counted>,
+    },
     /// Something that people shall read with the object that it is about.
     Tell(Box<object::Event>),
     /// What is to be shown of the Services.
@@ -105,7 +105,10 @@ pub enum Input {
         seats: BTreeSet<u16>,
         result: Result<(), String>,
     },
-    Swept,
+    /// The links of these attachments are deleted.
+    Swept {
+        owners: BTreeSet<Attachment>,
+    },
     /// The daemon is to end.
     End,
     /// Who was given a lease has hung up: the pod is wired, or will not be.
@@ -121,16 +124,6 @@ pub enum Input {
         bandwidth: Both<Limit>,
         result: Result<(), Error>,
     },
-}
-
-/// An ADD that has not been answered.
-struct Waiting {
-    answer: Sender<Reply>,
-    pod: PodName,
-    sandbox: Sandbox,
-    limits: Limits,
-    wish: Wish,
-    deadline: Now,
 }
 
 pub struct Node {
@@ -328,7 +321,8 @@ impl Node {
 
     fn take(&mut self, input: Input) {
         // What our own ADDs do in the kernel is most of what is heard, and moves nothing that others see.
-        self.stirred |= !matches!(input, Input::Happened(_) | Input::Wired { .. } | Input::Compared(_));
+        self.stirred |=
+            !matches!(input, Input::Happened(_) | Input::Wired { .. } | Input::Compared(_) | Input::Count { .. });
         match input {
             Input::Ask { request, answer } => self.ask(request, answer),
             Input::Done { call, result } => self.done(call, result),
@@ -342,11 +336,12 @@ impl Node {
             Input::Fetched { pod, result } => self.fetched(pod, result),
             Input::File(text) => self.file_changed(text),
             Input::NodeConfig { name, found } => self.node_config_changed(&name, found.as_deref()),
+            Input::Count { answer } => drop(answer.try_send(self.count())),
             Input::Tell(event) => self.herald.hear(clock::now(), *event),
             Input::Services(shown) => self.services = shown,
             Input::Policies(shown) => self.guarded.shown = shown,
             Input::Admitted { pods, seats, result } => self.admitted(&pods, &seats, &result),
-            Input::Swept => self.swept(),
+            Input::Swept { owners } => self.swept(&owners),
             // Whoever runs the loop ends it.
             Input::End => {}
             Input::Wired { attachment } => self.wired(&attachment),
@@ -393,7 +388,7 @@ impl Node {
             Request::Gc { valid } => self.collect(&valid),
             Request::Status {} => self.status(),
             Request::Show {} => Reply::Show(self.show()),
-            Request::Why(_) | Request::Rules { .. } => return self.ask_policies(request, answer),
+            Request::Why(_) | Request::Whys(_) | Request::Rules { .. } => return self.ask_policies(request, answer),
             Request::Services { matching } => return self.ask_services(matching, answer),
         };
         let _ = answer.try_send(reply);
@@ -413,335 +408,6 @@ impl Node {
         }
     }
 
-    // ADD
-
-    /// The watch may still tell of an earlier pod of the name, which is over: then too the API server is asked.
-    fn allocate(&mut self, waiting: Waiting) {
-        if self.sweeping.contains(&waiting.sandbox.attachment) {
-            return self.returning.push(waiting);
-        }
-        self.identify(waiting);
-    }
-
-    fn identify(&mut self, waiting: Waiting) {
-        match self.pods.find(&waiting.pod) {
-            Some(Presence::Ours) => self.enqueue(waiting),
-            _ => self.fetch(waiting.pod.clone()).push(waiting),
-        }
-    }
-
-    /// Asks the API server for a pod, once at a time, whoever waits for the answer.
-    fn fetch(&mut self, pod: PodName) -> &mut Vec<Waiting> {
-        self.unknown.entry(pod).or_insert_with_key(|pod| {
-            self.world.fetch_pod(pod.clone());
-            Vec::new()
-        })
-    }
-
-    fn fetched(&mut self, pod: PodName, result: Result<Option<Box<Own>>, Error>) {
-        let here = result.map(|found| found.filter(|own| !self.pods.is_elsewhere(&own.served, &self.world.node_name)));
-        let result = here.map(|found| found.map(|own| self.learn(*own)));
-        self.hear_of_bandwidth();
-        if let Ok(None) = result {
-            self.pods.confirm_gone(&pod, clock::now());
-        }
-        for waiting in self.unknown.remove(&pod).unwrap_or_default() {
-            match &result {
-                Ok(Some(presence)) => self.admit(waiting, *presence),
-                Ok(None) => {
-                    let reason = format!("the API server knows no pod {pod} on node {}", self.world.node_name);
-                    waiting.refuse(Refusal::NotOurs, reason);
-                }
-                // It had an address when the API server was there: it is ours.
-                Err(_) if self.leases.values().any(|lease| lease.pod == pod) => self.enqueue(waiting),
-                Err(e) => waiting.refuse(Refusal::ApiDown, format!("pod {pod} is not known yet: {e}")),
-            }
-        }
-    }
-
-    fn refuse_unknown(&mut self, now: Now) {
-        for queue in self.unknown.values_mut() {
-            for late in queue.extract_if(.., |w| w.deadline <= now) {
-                let reason = format!("the API server did not tell of pod {} in time", late.pod);
-                late.refuse(Refusal::ApiDown, reason);
-            }
-        }
-    }
-
-    fn admit(&mut self, waiting: Waiting, presence: Presence) {
-        let why = match presence {
-            Presence::Ours => return self.enqueue(waiting),
-            Presence::NotOurs => "is on the host network or labelled to be ignored",
-            Presence::Over => "is over",
-        };
-        let reason = format!("pod {} {why}", waiting.pod);
-        waiting.refuse(Refusal::NotOurs, reason);
-    }
-
-    /// Who has hung up by now is not served: the DEL that follows may have been heard already.
-    fn enqueue(&mut self, waiting: Waiting) {
-        if waiting.answer.is_closed() {
-            return;
-        }
-        self.last_ticket += 1;
-        let ticket = self.last_ticket;
-        let event = Event::Allocate {
-            ticket,
-            pod: waiting.pod.clone(),
-            sandbox: waiting.sandbox.clone(),
-            whole: self.pods.wants_whole(&waiting.pod),
-            deadline: waiting.deadline,
-        };
-        self.waiting.insert(ticket, waiting);
-        self.feed(event);
-    }
-
-    fn forget_those_who_hung_up(&mut self) {
-        let gone: Vec<Ticket> = self.waiting.iter().filter(|(_, w)| w.answer.is_closed()).map(|(t, _)| *t).collect();
-        for ticket in gone {
-            self.waiting.remove(&ticket);
-            self.feed(Event::Forget { ticket });
-        }
-    }
-
-    fn reply(&mut self, ticket: Ticket, result: Result<Held, Refused>) {
-        let Some(Waiting { answer, pod, limits, deadline, .. }) = self.waiting.remove(&ticket) else { return };
-        let lease = result.and_then(|held| {
-            let lease = self.lease_for(&held, limits);
-            lease.ok_or_else(|| local("the lease could not be written down; see the daemon's log"))
-        });
-        match lease {
-            Ok(lease) => self.hold(answer, lease, deadline),
-            Err(refused) => {
-                log::warn!("add {pod}: {}", refused.reason);
-                if refused.why == Refusal::Local {
-                    let message = refused.reason.clone();
-                    self.tell(Notice { pod: Some(pod), warning: true, reason: "AllocIPFailed", message });
-                }
-                let _ = answer.try_send(refusal(refused));
-            }
-        }
-    }
-
-    fn give(&mut self, answer: &Sender<Reply>, lease: Lease) {
-        let (pod, ip) = (lease.pod.clone(), lease.ip);
-        let _ = answer.try_send(Reply::Lease(Box::new(lease)));
-        self.make_up(&pod, ip);
-    }
-
-    // DEL and GC
-
-    /// Takes the attachment out of the routing table, then frees its address; its link goes with the next sweep.
-    fn release(&mut self, attachment: &Attachment) -> Reply {
-        let Some(lease) = self.leases.get(attachment) else {
-            self.call_off(attachment);
-            return Reply::None {};
-        };
-        let lease = lease.clone();
-        if let Err(e) = self.unroute(&lease) {
-            log::error!("del {}: {e}", lease.pod);
-            return refusal(local(&e.to_string()));
-        }
-        let whole = lease.is_inside();
-        self.unmask(&lease);
-        self.unguard_pod(attachment);
-        self.forget_lease(attachment);
-        let attachment = attachment.clone();
-        self.feed(if lease.sticky { Event::Reserve { attachment } } else { Event::Release { attachment } });
-        self.sweep = self.sweep.min(clock::now() + SWEEP_AFTER);
-        Reply::Released { whole }
-    }
-
-    fn forget_lease(&mut self, attachment: &Attachment) -> Option<Lease> {
-        let lease = self.leases.remove(attachment)?;
-        self.vacate(&lease);
-        self.direct();
-        self.untold = true;
-        if let Wiring::Whole(whole) = &lease.wiring {
-            self.homes.insert(lease.eni.id.clone(), whole.home.clone());
-        }
-        Some(lease)
-    }
-
-    /// Nothing is sent to the pod any more.
-    fn unroute(&mut self, lease: &Lease) -> Result<(), Error> {
-        if lease.untouched().is_none() {
-            return self.kernel.undo(&datapath::routes(lease));
-        }
-        let attachment = &lease.sandbox.attachment;
-        let veth = ours::unnamed_link(attachment)
-            .map_or_else(|| ours::host_veth(&lease.pod, &attachment.ifname), str::to_owned);
-        let mut ips = lease.ip.iter();
-        ips.try_for_each(|ip| self.kernel.clear_old(&OldPod { ip, veth: &veth, table: None }, &Plan::default()))
-    }
-
-    /// An ADD that waits although its attachment is deleted (the runtime gave up) is never served.
-    fn call_off(&mut self, attachment: &Attachment) {
-        let deleted = |w: &mut Waiting| w.sandbox.attachment == *attachment;
-        let queues = self.unknown.values_mut().chain([&mut self.returning]);
-        for late in queues.flat_map(|queue| queue.extract_if(.., deleted)) {
-            late.refuse(Refusal::BadRequest, format!("{attachment} was deleted while its ADD waited"));
-        }
-        self.feed(Event::Release { attachment: attachment.clone() });
-    }
-
-    /// One that cannot be released does not keep the others.
-    fn collect(&mut self, valid: &BTreeSet<Attachment>) -> Reply {
-        // The runtime's name for one that we have no name for may be among them.
-        let is_stale = |a: &&Attachment| !valid.contains(a) && ours::unnamed_link(a).is_none();
-        let stale: Vec<Attachment> = self.leases.keys().filter(is_stale).cloned().collect();
-        let mut reply = Reply::None {};
-        for attachment in &stale {
-            log::info!("gc: {attachment} is not among the valid attachments");
-            if let refused @ Reply::Refused { .. } = self.release_unasked(attachment) {
-                reply = refused;
-            }
-        }
-        self.sweep = clock::now();
-        reply
-    }
-
-    // The pool's effects
-
-    /// Every effect of an event is carried out before the next event is heard.
-    fn feed(&mut self, event: Event) {
-        self.events.push_back(event);
-        self.stirred = true;
-        while let Some(event) = self.events.pop_front() {
-            for effect in self.pool.step(clock::now(), event) {
-                log::debug!("{effect:?}");
-                self.carry_out(effect);
-            }
-        }
-    }
-
-    fn carry_out(&mut self, effect: Effect) {
-        match effect {
-            Effect::Intend(intent) => self.noted("intent", self.ledger.intend(&intent)),
-            Effect::Settled { token } => self.noted("intent", self.ledger.settled(&token)),
-            Effect::Call { id, call } => self.call(id, call),
-            Effect::Record(held) => self.record(held),
-            Effect::Retire { attachment, eni, ip, until, reserved } => {
-                self.end(&attachment);
-                self.keep(&eni, ip, until, reserved.as_ref());
-                let resting = Resting::new(eni, ip, until, reserved);
-                self.noted("lease", self.ledger.retire(&attachment, &resting));
-            }
-            Effect::Rested { ip, .. } => {
-                self.noted("resting address", self.ledger.rested(&ip));
-                // The pod that it was kept for may have it by now.
-                if !self.leases.values().any(|lease| lease.ip == ip && lease.sticky) {
-                    self.keep("", ip, Now::ZERO, None);
-                }
-            }
-            Effect::Reply { ticket, result } => self.reply(ticket, result),
-            Effect::Prepare { eni, mac, vswitch } => {
-                let home = self.homes.get(&eni).cloned();
-                self.prepare(Job { eni, mac, vswitch, home });
-            }
-            Effect::Dismantle { eni, mac } => self.dismantle(&eni, mac),
-            Effect::Tell(notice) => self.tell(notice),
-            Effect::Wake { at } => self.wake = Some(at),
-        }
-    }
-
-    /// On disk, since a reboot takes the ledger: these addresses are for the next pod of the name, or for nobody in particular.
-    fn keep(&mut self, eni: &str, ip: IpPair, until: Now, pod: Option<&PodName>) {
-        let noted = match pod {
-            Some(pod) => self.sticky.reserve(pod, eni, ip, until.saturating_sub(clock::now())),
-            None => self.sticky.free(ip),
-        };
-        self.noted("address kept for a pod", noted);
-    }
-
-    fn noted(&self, what: &str, result: Result<(), Error>) {
-        if let Err(e) = result {
-            log::error!("{what}: {e}");
-        }
-    }
-
-    /// A lease that cannot be written down is not given: the reply that follows finds none and refuses.
-    fn record(&mut self, held: Held) {
-        let attachment = held.sandbox.attachment.clone();
-        let lease = self.lease(held).and_then(|lease| self.ledger.record(&lease).map(|()| lease));
-        match lease {
-            Ok(lease) => {
-                self.keep_in_mind(Ok(()));
-                if lease.sticky {
-                    let held = self.sticky.hold(&lease.pod, &lease.eni.id, lease.ip);
-                    self.noted("address kept for a pod", held);
-                }
-                self.will_be_wired(&attachment);
-                self.leases.insert(attachment, lease);
-                self.direct();
-                self.untold = true;
-            }
-            Err(e) => {
-                self.keep_in_mind(Err(e.clone()));
-                log::error!("lease of {attachment}: {e}");
-                self.end(&attachment);
-                self.events.push_back(Event::Release { attachment });
-            }
-        }
-    }
-
-    /// Whether leases can be written down: without that there are none to give.
-    fn keep_in_mind(&mut self, written: Result<(), Error>) {
-        let unwritten = written.err().map(|e| format!("no lease can be written down: {e}"));
-        self.stirred |= unwritten.is_some() != self.unwritten.is_some();
-        self.unwritten = unwritten;
-    }
-
-    /// A lease that ends without DEL, as one does whose address the cloud has taken: nothing may be sent there any more.
-    fn end(&mut self, attachment: &Attachment) {
-        self.unguard_pod(attachment);
-        if let Some(lease) = self.forget_lease(attachment) {
-            let undone = self.unroute(&lease);
-            self.noted("routes of a lease that is over", undone);
-        }
-    }
-
-    fn lease(&mut self, held: Held) -> Result<Lease, Error> {
-        // Of an ENI that is lent already, the lease is the one record.
-        let lent = self.leases.get(&held.sandbox.attachment).filter(|l| held.whole && l.eni.id == held.eni);
-        if let Some(lease) = lent {
-            return Ok(Lease { sandbox: held.sandbox, ..lease.clone() });
-        }
-        let Some(eni) = self.enis.get(&held.eni).cloned() else {
-            return Err(Error::refused(format!("ENI {} is not set up", held.eni)));
-        };
-        let bandwidth = self.bandwidth(&held);
-        let wiring = match held.whole {
-            true => Wiring::Whole(self.whole(&held, &eni)?),
-            false => self.slave(&held, &eni).map_or(Wiring::Shared, Wiring::Ipvlan),
-        };
-        let seat = self.free_seat(&held.pod, wiring != Wiring::Shared)?;
-        Ok(Lease {
-            sticky: self.pods.is_sticky(&held.pod, &self.world.stateful_kinds),
-            pod: held.pod,
-            sandbox: held.sandbox,
-            ip: held.ip,
-            eni,
-            node: self.world.node,
-            marker: self.world.marker,
-            bandwidth,
-            heritage: None,
-            wiring,
-            routes: self.conf.layers().config().extra_routes.clone(),
-            seat,
-        })
-    }
-
-    fn whole(&mut self, held: &Held, eni: &EniLease) -> Result<Whole, Error> {
-        let Some(link) = self.kernel.link_by_mac(eni.mac)? else {
-            return Err(Error::refused(format!("ENI {} has no link here", eni.id)));
-        };
-        let services = self.conf.layers().config().service_cidr;
-        let (answers, shaper) = (self.world.answers(), self.world.shaper());
-        let Wish { host_stack, alone, .. } = self.wish(held);
-        Ok(Whole { home: link.name, services, answers, shaper, host_stack, alone })
-    }
-
     fn call(&mut self, id: CallId, call: Call) {
         log::info!("call {id}: {call:?}");
         self.world.call(id, call);
@@ -756,7 +422,7 @@ impl Node {
             Ok(Outcome::VSwitches(seen)) => {
                 self.world.vswitches.extend(seen.iter().map(|v| (v.id.clone(), v.clone())));
             }
-            Ok(Outcome::SeenAll(enis)) => self.seen.clone_from(enis),
+            Ok(Outcome::SeenAll(enis)) => self.see_all(enis),
             Ok(Outcome::Created(eni)) => self.seen.push((**eni).clone()),
             _ => {}
         }
@@ -764,83 +430,19 @@ impl Node {
         self.feed(Event::Done { call, result });
     }
 
-    fn prepare(&mut self, job: Job) {
-        let slot = self.slots.get(&job.eni).copied().or_else(|| eni::free_slot(&self.slots));
-        let Some(slot) = slot else {
-            let result = Err(format!("all {} slots for ENIs are taken", ours::MAX_SLOT));
-            return self.events.push_back(Event::Prepared { eni: job.eni, result });
-        };
-        self.slots.insert(job.eni.clone(), slot);
-        match self.stands(&job, slot) {
-            Some((link, lease)) => {
-                log::info!("ENI {} is {link} in slot {slot}, as before", job.eni);
-                let ready = Link { ifindex: lease.table - ours::PODS_TABLE, slot };
-                self.enis.insert(job.eni.clone(), lease);
-                self.guard_eni(&job.eni, &link, clock::now());
-                self.direct();
-                self.events.push_back(Event::Prepared { eni: job.eni, result: Ok(ready) });
-            }
-            None => self.world.prepare(job, slot),
+    /// What an ENI was called at home is of no use once it is gone. One that was made while the look was under way is in the one before.
+    fn see_all(&mut self, enis: &[Eni]) {
+        let before = std::mem::replace(&mut self.seen, enis.to_vec());
+        self.homes.retain(|id, _| before.iter().chain(enis).any(|eni| eni.id == *id));
+    }
+
+    fn count(&self) -> Counted {
+        Counted {
+            pool: self.pool.figures(),
+            services: self.services.clone(),
+            policies: self.guarded.shown.clone(),
+            cloud_calls: self.world.cloud.calls(),
         }
-    }
-
-    /// The link of an ENI which an earlier life has set up as it is to be, by the look at the start: there is nothing to do.
-    fn stands(&mut self, job: &Job, slot: u32) -> Option<(String, EniLease)> {
-        if self.world.terms.mode == Mode::Whole {
-            return None;
-        }
-        let link = self.begin.as_ref()?.1.links.iter().find(|link| link.is_eni(job.mac))?;
-        let settled = link.running && kernel::is_settled(link, job.home.as_deref());
-        let vswitch = self.world.vswitches.get(&job.vswitch).filter(|_| settled)?;
-        let lease = eni::lease(job, slot, vswitch, self.world.setup.stack, link.ifindex);
-        let has_slaves = self.slaves.has(&job.eni);
-        let (plan, name) = (self.world.eni_plan(&lease, &link.name, has_slaves), link.name.clone());
-        let found = self.kernel.survey(&plan, None).ok()?;
-        found.is_empty().then_some((name, lease))
-    }
-
-    fn prepared(&mut self, eni: String, result: Result<EniLease, Error>) {
-        let result = match result {
-            Ok(lease) => {
-                let link = Link { ifindex: lease.table - ours::PODS_TABLE, slot: lease.slot };
-                self.homes.remove(&eni);
-                self.enis.insert(eni.clone(), lease);
-                self.eni_is_up(&eni);
-                self.set_up_slaves(&eni);
-                Ok(link)
-            }
-            Err(e) => {
-                log::warn!("ENI {eni}: {e}");
-                Err(e.to_string())
-            }
-        };
-        self.feed(Event::Prepared { eni, result });
-    }
-
-    fn dismantle(&mut self, eni: &str, mac: Mac) {
-        self.slots.remove(eni);
-        self.repair.leave(&Part::Eni(eni.to_owned()));
-        let lease = self.enis.remove(eni);
-        let undone = match (self.kernel.link_by_mac(mac), lease) {
-            (Ok(Some(link)), Some(lease)) => {
-                // An earlier life may have made it a parent.
-                let has_slaves = self.kernel.is_parent(link.ifindex).unwrap_or(true);
-                let plan = self.world.eni_plan(&lease, &link.name, has_slaves);
-                self.kernel.undo(&plan)
-            }
-            (Ok(Some(link)), None) => self.unmark(ours::eni_table(link.ifindex)),
-            (Ok(None), _) => Ok(()),
-            (Err(e), _) => Err(e),
-        };
-        self.noted("dismantle", undone.context(|| format!("ENI {eni}")));
-        self.forget_slaves(eni);
-    }
-
-    /// What an earlier life set up: the rule that leads a slot's packets into the table. The slot is free for another ENI now.
-    fn unmark(&mut self, table: u32) -> Result<(), Error> {
-        let leads_there = |rule: &Rule| rule.mark.is_some() && rule.action == RuleAction::Lookup(table);
-        let rules: Vec<Rule> = self.kernel.rules()?.into_iter().filter(leads_there).collect();
-        rules.iter().try_for_each(|rule| self.kernel.delete_rule(rule))
     }
 
     fn show(&self) -> serde_json::Value {
@@ -857,13 +459,6 @@ impl Node {
             "mtu": self.world.mtu,
             "cloud_calls": self.world.cloud.calls(),
         })
-    }
-}
-
-impl Waiting {
-    fn refuse(self, why: Refusal, reason: String) {
-        log::warn!("add {}: {reason}", self.pod);
-        let _ = self.answer.try_send(Reply::Refused { why, reason });
     }
 }
 

@@ -30,7 +30,8 @@ impl Outset {
         }
         let Some(unborn) = self.unborn.take() else { return };
         if config.policies.renderer != Some(PolicyRenderer::Ebpf) {
-            self.scout = Some(thread::spawn(tables::scout));
+            // Where there is no thread for it, whoever wants to know looks.
+            self.scout = thread::Builder::new().spawn(tables::scout).ok();
         }
         let (node_name, inputs) = (node_name.to_owned(), inputs.clone());
         unborn.start(policy::Start { kube: Some(kube.clone()), node_name, inputs, note: ours::RENDERER_NOTE.into() });

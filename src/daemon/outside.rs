@@ -1,13 +1,12 @@
 //! What a start asks of others: the metadata service, the cloud, and the API server for what the node's label says of the mode.
 
-use std::thread;
-
 use super::boot::Start;
 use super::calls;
 use super::layers::Layers;
 use super::legacy::Legacy;
 use super::terms::{self, Terms};
 use super::{meter, phases};
+use crate::both::both;
 use crate::cloud::{Client, Credentials, reach};
 use crate::config::{Config, NodeFacts};
 use crate::eni::{Eni, VSwitch};
@@ -49,17 +48,19 @@ impl Outside {
 
     /// `machine` is told who the metadata service says that we are, as soon as it says so.
     pub fn ask(start: &Start, layers: &Layers, manner: Manner, machine: &mut Option<String>) -> Result<Outside, Error> {
-        thread::scope(|scope| {
-            let given = start.given_mode(layers.config());
-            let label = given.is_none().then(|| scope.spawn(|| start.labelled_mode()));
+        let given = start.given_mode(layers.config());
+        let ask = || -> Result<Outside, Error> {
             let (facts, layers, cloud) = reach(layers, start.file())?;
             *machine = Some(facts.instance.clone());
-            let (mut terms, vswitches, enis) = ask_cloud(&cloud, facts, layers.config(), manner)?;
+            let (terms, vswitches, enis) = ask_cloud(&cloud, facts, layers.config(), manner)?;
             phases::reached("the cloud has answered");
-            let label = label.map(|label| label.join().expect("a panic ends the process"));
-            terms.mode = start.given_mode(layers.config()).or(label).unwrap_or_else(|| start.labelled_mode());
             Ok(Outside { layers, cloud, terms, vswitches, enis, willed: false })
-        })
+        };
+        let (label, outside) = both(|| given.is_none().then(|| start.labelled_mode()), ask);
+        let mut outside = outside?;
+        let given = start.given_mode(outside.layers.config());
+        outside.terms.mode = given.or(label).unwrap_or_else(|| start.labelled_mode());
+        Ok(outside)
     }
 }
 
@@ -72,14 +73,13 @@ fn ask_cloud(
     let place = terms::place(&facts, config);
     let ask_terms = || Terms::ask(cloud, facts.clone());
     let first = (manner == Manner::Wary).then(ask_terms).transpose()?;
-    thread::scope(|scope| {
-        let vswitches = scope.spawn(|| calls::vswitches(cloud, &place));
-        let enis = scope.spawn(|| calls::look_all_at_once(cloud, &place));
-        let terms = first.map_or_else(ask_terms, Ok)?;
-        terms.check(config.stack)?;
-        let (vswitches, enis) = (vswitches.join(), enis.join());
-        Ok((terms, vswitches.expect("a panic ends the process")?, enis.expect("a panic ends the process")?))
-    })
+    let (vswitches, (enis, terms)) = both(
+        || calls::vswitches(cloud, &place),
+        || both(|| calls::look_all_at_once(cloud, &place), || first.map_or_else(ask_terms, Ok)),
+    );
+    let terms = terms?;
+    terms.check(config.stack)?;
+    Ok((terms, vswitches?, enis?))
 }
 
 /// Who we are to the cloud, with each question to the metadata service counted.
@@ -92,11 +92,9 @@ pub fn known_by(config: &Config) -> Result<Credentials, Error> {
 fn reach(layers: &Layers, file: &Layers) -> Result<(NodeFacts, Layers, Client), Error> {
     let metadata = reach::observed(layers.config(), meter::questions())?;
     let credentials = reach::credentials(layers.config(), metadata.clone())?;
-    let facts = thread::scope(|scope| {
-        // Why there is no key is said by the first call that needs it.
-        scope.spawn(|| drop(credentials.key()));
-        metadata.node()
-    })?;
+    // Why there is no key is said by the first call that needs it.
+    let (_, facts) = both(|| drop(credentials.key()), || metadata.node());
+    let facts = facts?;
     phases::reached("the metadata service has answered");
     let way = |config: &Config| reach::endpoint(config, &facts.region);
     let Err(e) = layers.config().validate(&facts) else {

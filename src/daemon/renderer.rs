@@ -143,11 +143,11 @@ impl Renderer for Mixed {
 
 /// What all of them have counted together.
 fn sum(tallies: Vec<Tally>) -> Result<Counted, Error> {
-    let mut all = Counted { figures: Value::Null, is_whole: true };
+    let mut all = Counted { figures: Value::Null, damage: None };
     for tally in tallies {
-        let Counted { figures, is_whole } = tally()?;
+        let Counted { figures, damage } = tally()?;
         add(&mut all.figures, figures);
-        all.is_whole &= is_whole;
+        all.damage = all.damage.or(damage);
     }
     Ok(all)
 }

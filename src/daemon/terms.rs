@@ -1,10 +1,9 @@
 //! What machine and account allow, and the pool's settings that follow from them and from the configuration.
 
-use std::thread;
-
 use serde::{Deserialize, Serialize};
 
 use super::calls::Place;
+use crate::both::both;
 use crate::cloud::Client;
 use crate::config::{Config, Mode, NodeFacts};
 use crate::eni::Limits;
@@ -26,10 +25,8 @@ pub struct Terms {
 impl Terms {
     /// In the usual mode, as long as nobody has said another.
     pub fn ask(cloud: &Client, facts: NodeFacts) -> Result<Terms, Error> {
-        let (limits, groups) = thread::scope(|scope| {
-            let groups = scope.spawn(|| cloud.security_groups(&facts.instance));
-            (cloud.instance_limits(&facts.instance_type), groups.join().expect("a panic ends the process"))
-        });
+        let (groups, limits) =
+            both(|| cloud.security_groups(&facts.instance), || cloud.instance_limits(&facts.instance_type));
         let (limits, groups) = (limits.context(|| format!("what an {} can hold", facts.instance_type))?, groups?);
         Ok(Terms { facts, mode: Mode::Shared, limits, groups })
     }

@@ -2,7 +2,6 @@
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use smol::channel::Sender;
@@ -14,6 +13,7 @@ use super::news;
 use super::node::{self, Compared, Input};
 use super::tally::tally;
 use super::terms::Terms;
+use super::threads;
 use crate::config::{Mode, Publish};
 use crate::datapath::{self, EniSetup, NodeSetup};
 use crate::eni::VSwitch;
@@ -60,7 +60,7 @@ impl World {
     /// Runs a blocking job and sends what comes of it to the loop. A pool of threads would keep them, awake twice a second.
     fn start(&self, job: impl FnOnce() -> Input + Send + 'static) {
         let inputs = self.inputs.clone();
-        thread::spawn(move || drop(inputs.send_blocking(job())));
+        threads::start(move || drop(inputs.send_blocking(job())));
     }
 
     pub fn call(&self, id: CallId, call: Call) {
@@ -87,7 +87,7 @@ impl World {
     /// The programs that mark the packets of pods in these slots are at hand for plugins.
     pub fn keep_marks(&self, slots: Vec<u32>) {
         let marker = self.marker;
-        thread::spawn(move || slots.into_iter().for_each(|slot| keep_mark(marker, slot)));
+        threads::start(move || slots.into_iter().for_each(|slot| keep_mark(marker, slot)));
     }
 
     pub fn fetch_pod(&self, pod: PodName) {
@@ -115,13 +115,13 @@ impl World {
         news::watch_config(&self.kube, namespace, name, self.inputs.clone())
     }
 
-    /// Deletes links by their index, all at once: they share one RCU grace period.
-    pub fn delete_links(&self, links: Vec<u32>) {
+    /// Deletes links by their index, all at once: they share one RCU grace period. `owners`: whose they were.
+    pub fn delete_links(&self, links: Vec<u32>, owners: BTreeSet<Attachment>) {
         self.start(move || {
             if let Err(e) = delete(&links) {
                 log::warn!("{e}");
             }
-            Input::Swept
+            Input::Swept { owners }
         });
     }
 
@@ -134,7 +134,7 @@ impl World {
     pub fn guard_answers(&self) {
         let node = self.node;
         let plan = datapath::answers(self.setup.stack);
-        thread::spawn(move || {
+        threads::start(move || {
             if let Err(e) = Kernel::host().and_then(|mut kernel| kernel.apply(&plan)) {
                 log::warn!("node ports will not answer other nodes for pods of this node: {e}");
             }
@@ -178,7 +178,7 @@ impl World {
     }
 
     pub fn take_out(&self, lease: Lease) {
-        thread::spawn(move || node::take_out(&lease));
+        threads::start(move || node::take_out(&lease));
     }
 
     pub fn write(&self, write: Write) {

@@ -112,8 +112,8 @@ fn happening(told: &Answer) -> Option<Happening> {
         libc::RTM_DELRULE => rule::parse(body).map(Happening::RuleGone),
         libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
             let seen = NeighSeen::parse(body)?;
-            let harm = told.kind == libc::RTM_DELNEIGH || seen.permanent;
-            harm.then_some(Happening::Neigh { ifindex: seen.ifindex, addr: seen.addr })
+            let gone = told.kind == libc::RTM_DELNEIGH;
+            (gone || seen.permanent).then_some(Happening::Neigh { ifindex: seen.ifindex, addr: seen.addr, gone })
         }
         libc::RTM_DELQDISC | libc::RTM_DELTFILTER => Some(Happening::Traffic { ifindex: u32_at(body, 4)? }),
         libc::RTM_NEWTFILTER if i32::from(told.flags) & libc::NLM_F_EXCL == 0 => {
@@ -289,9 +289,9 @@ mod tests {
         let route = Some(Happening::Route { table: 1000, to });
         assert_eq!(told(libc::RTM_DELROUTE, 0, route_body(ours::PROTOCOL)), (true, route.clone()));
         assert_eq!(told(libc::RTM_NEWROUTE, CREATE | REPLACE, route_body(4)), (true, route));
-        let neigh = Some(Happening::Neigh { ifindex: 7, addr: "192.168.32.5".parse().unwrap() });
-        assert_eq!(told(libc::RTM_DELNEIGH, 0, neigh_body(2, libc::NUD_FAILED)), (true, neigh.clone()));
-        assert_eq!(told(libc::RTM_NEWNEIGH, 0, neigh_body(2, libc::NUD_PERMANENT)), (true, neigh));
+        let neigh = |gone| Some(Happening::Neigh { ifindex: 7, addr: "192.168.32.5".parse().unwrap(), gone });
+        assert_eq!(told(libc::RTM_DELNEIGH, 0, neigh_body(2, libc::NUD_FAILED)), (true, neigh(true)));
+        assert_eq!(told(libc::RTM_NEWNEIGH, 0, neigh_body(2, libc::NUD_PERMANENT)), (true, neigh(false)));
         let conf = |ifindex: u32| Message::new(0, 0, &[2]).u32(NETCONFA_IFINDEX, ifindex);
         for (ifindex, scope) in [(CONF_ALL, Scope::All), (CONF_DEFAULT, Scope::Default), (5, Scope::Link(5))] {
             assert_eq!(told(RTM_NEWNETCONF, 0, conf(ifindex)), (true, Some(Happening::Parameter(scope))));

@@ -2,6 +2,7 @@
 //!
 //! Unlike routes, sets want `NLA_F_NESTED` and `NLA_F_NET_BYTEORDER` on their attributes, and have errors of their own.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -75,6 +76,20 @@ impl Sets {
         Ok(seen(bodies.iter().map(Vec::as_slice), prefix))
     }
 
+    /// The [`digest`] of what this one has; none: it is not there. Kernels before 4.10 do not tell how many members a set has, and as many
+    /// may be others, so it is what they are that counts.
+    pub fn digest(&mut self, name: &str) -> Result<Option<u64>, Error> {
+        let mut sum = 0;
+        let request = message(CMD_LIST, DUMP).text(ATTR_NAME, name);
+        match self
+            .socket
+            .hear_dump(request, |body| sum = digest(members_of(body.get(4..).unwrap_or_default())).wrapping_add(sum))
+        {
+            Err(e) if e.errno() == Some(libc::ENOENT) => Ok(None),
+            heard => heard.map(|_| Some(sum)).context(|| format!("list ipset {name}")),
+        }
+    }
+
     pub fn create(&mut self, name: &str, family: Family) -> Result<(), Error> {
         let family = match family {
             Family::V4 => libc::AF_INET,
@@ -141,10 +156,24 @@ pub(super) fn seen<'a>(bodies: impl Iterator<Item = &'a [u8]>, prefix: &str) -> 
         if seen.last().is_none_or(|set| set.name != name) {
             seen.push(SetSeen { name, family: family(body), members: Members::new() });
         }
-        let set = seen.last_mut().expect("it is there");
-        set.members.extend(attr(body, ATTR_MANY).into_iter().flat_map(attrs).filter_map(|(_, data)| member(data)));
+        seen.last_mut().expect("it is there").members.extend(members_of(body));
     }
     seen
+}
+
+/// By which sets with the same members are told from others, in whatever order their members come.
+pub fn digest(members: impl Iterator<Item = (IpNet, bool)>) -> u64 {
+    let of = |member: (IpNet, bool)| {
+        let mut hasher = DefaultHasher::new();
+        member.hash(&mut hasher);
+        hasher.finish()
+    };
+    members.map(of).fold(0, u64::wrapping_add)
+}
+
+/// Of one message of a dump, behind the fixed part.
+fn members_of(body: &[u8]) -> impl Iterator<Item = (IpNet, bool)> {
+    attr(body, ATTR_MANY).into_iter().flat_map(attrs).filter_map(|(_, data)| member(data))
 }
 
 fn message(command: u16, flags: u16) -> Message {

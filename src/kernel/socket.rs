@@ -97,26 +97,26 @@ impl Socket {
     /// The same for a request with attributes, which is built anew for each try.
     pub fn dump_with(&mut self, request: impl Fn() -> Message) -> Result<Vec<Vec<u8>>, Error> {
         for _ in 0..DUMP_TRIES {
-            if let Some(bodies) = self.dump_once(request())? {
+            let mut bodies = Vec::new();
+            if self.hear_dump(request(), |body| bodies.push(body.to_vec()))? {
                 return Ok(bodies);
             }
         }
         Err(Error::new(Cause::Timeout)).context(|| "list what keeps changing")
     }
 
-    /// `None` when the list changed under the dump.
-    fn dump_once(&mut self, request: Message) -> Result<Option<Vec<Vec<u8>>>, Error> {
+    /// One dump, of which nothing is kept. False: the list has changed under it.
+    pub fn hear_dump(&mut self, request: Message, mut hear: impl FnMut(&[u8])) -> Result<bool, Error> {
         self.sequence = self.sequence.wrapping_add(1);
         self.send(&request.finish(self.sequence, 0))?;
-        let (mut bodies, mut whole) = (Vec::new(), true);
+        let mut whole = true;
         loop {
             let len = self.receive()?;
             for answer in answers(&self.buffer[..len]).filter(|a| a.sequence == self.sequence) {
                 whole &= i32::from(answer.flags) & libc::NLM_F_DUMP_INTR == 0;
                 match i32::from(answer.kind) {
-                    libc::NLMSG_ERROR => return acknowledged(&answer).map(|()| Some(bodies)),
-                    libc::NLMSG_DONE => return acknowledged(&answer).map(|()| whole.then_some(bodies)),
-                    _ => bodies.push(answer.body.to_vec()),
+                    libc::NLMSG_ERROR | libc::NLMSG_DONE => return acknowledged(&answer).map(|()| whole),
+                    _ => hear(answer.body),
                 }
             }
         }

@@ -15,8 +15,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::ipset::Sets;
+use super::ipset::{self, Sets};
 use super::iptables;
+use crate::both::both;
 use crate::chains::{Chains, DROPS, FAMILIES, Family, HOOKS, Members, Memory, Use, chains, sets};
 use crate::cluster::Name;
 use crate::error::{Context, Error};
@@ -54,10 +55,8 @@ pub struct Scouted([Result<Shown, Error>; FAMILIES.len()]);
 
 /// Looks at what is there: a program is run for each family, which takes its time.
 pub fn scout() -> Scouted {
-    thread::scope(|scope| {
-        let readers = FAMILIES.map(|family| scope.spawn(move || Shown::read(family)));
-        Scouted(readers.map(|reader| reader.join().expect("a panic ends the process")))
-    })
+    let [aside, here] = FAMILIES;
+    Scouted(both(|| Shown::read(aside), || Shown::read(here)).into())
 }
 
 #[derive(Default)]
@@ -210,7 +209,9 @@ impl Tables {
 
     /// Whether any of these changes a chain or a set: pods without rules come and go, and nothing is written for them.
     fn concerns(&self, writes: &[Write], after: &Rules, pods: &Pods) -> bool {
-        let nobody = self.ruled.is_empty() && after.sets.values().all(|set| set.rules.tiers.is_empty());
+        let nobody = self.ruled.is_empty()
+            && after.sets.values().all(|set| set.rules.tiers.is_empty())
+            && pods.keys().all(|name| after.pods.contains_key(name));
         let is_idle = |write: &Write| match write {
             Write::Pod(name, _) => !(self.ruled.contains(name) || pods.contains_key(name) && is_ruled(after, name)),
             _ => false,
@@ -253,22 +254,19 @@ impl Renderer for Tables {
 
     /// Where no pod has rules, there is nothing to count.
     fn tally(&self) -> Option<Tally> {
-        let of = |(family, known): (Family, &Known)| {
-            let rules = known.chains.iter().map(|(name, lines)| (name.clone(), lines.len()));
-            (!known.chains.is_empty()).then(|| (family, rules.collect()))
-        };
-        let known: Vec<_> = FAMILIES.into_iter().zip(self.known.as_ref()?).filter_map(of).collect();
+        let of = |(family, known): (Family, &Known)| (!known.chains.is_empty()).then(|| Outline::of(family, known));
+        let known: Vec<Outline> = FAMILIES.into_iter().zip(self.known.as_ref()?).filter_map(of).collect();
         (!known.is_empty()).then(|| -> Tally { Box::new(move || tally(&known)) })
     }
 }
 
-/// Pods that policies say something of.
+/// Pods that policies say something of, or that nobody knows any more.
 fn ruled(rules: &Rules, pods: &Pods) -> BTreeSet<Name> {
     pods.keys().filter(|name| is_ruled(rules, name)).cloned().collect()
 }
 
 fn is_ruled(rules: &Rules, pod: &str) -> bool {
-    let Some(sets) = rules.pods.get(pod) else { return false };
+    let Some(sets) = rules.pods.get(pod) else { return true };
     let of = |direction: Direction| rules.sets.get(&sets.of(direction));
     DIRECTIONS.into_iter().filter_map(of).any(|set| !set.rules.tiers.is_empty())
 }
@@ -332,6 +330,36 @@ impl<'a> Wanted<'a> {
     }
 }
 
+/// What is known of a family, in few bytes.
+struct Outline {
+    family: Family,
+    /// How many rules each has.
+    chains: BTreeMap<String, usize>,
+    /// The digest of each.
+    sets: Vec<(String, u64)>,
+}
+
+impl Outline {
+    fn of(family: Family, known: &Known) -> Outline {
+        let digest = |members: &Members| ipset::digest(members.iter().map(|(net, is_in)| (*net, *is_in)));
+        Outline {
+            family,
+            chains: known.chains.iter().map(|(name, lines)| (name.clone(), lines.len())).collect(),
+            sets: known.sets.iter().map(|(name, members)| (name.clone(), digest(members))).collect(),
+        }
+    }
+
+    /// Whether somebody has emptied one of the sets, or put others in its place.
+    fn are_sets_whole(&self, sets: &mut Sets) -> Result<bool, Error> {
+        for (name, digest) in &self.sets {
+            if sets.digest(name)? != Some(*digest) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
 impl Shown {
     fn read(family: Family) -> Result<Shown, Error> {
         Ok(Shown::of(&run(family, "save", &["-c", "-t", TABLE], None)?))
@@ -381,16 +409,22 @@ fn counted(line: &str) -> (u64, &str) {
 }
 
 /// What is dropped, and whether all is there that is known of these families.
-fn tally(known: &[(Family, BTreeMap<String, usize>)]) -> Result<Counted, Error> {
-    let (mut dropped, mut is_whole) = ([0; DROPS.len()], true);
-    for (family, chains) in known {
-        let shown = Shown::read(*family)?;
-        is_whole &= shown.is_whole(chains);
+fn tally(known: &[Outline]) -> Result<Counted, Error> {
+    let (mut dropped, mut damage) = ([0; DROPS.len()], None);
+    let mut sets = Sets::open(MOST)?;
+    for outline in known {
+        if !outline.are_sets_whole(&mut sets)? {
+            damage.get_or_insert("ipsets");
+        }
+        let shown = Shown::read(outline.family)?;
+        if !shown.is_whole(&outline.chains) {
+            damage.get_or_insert("chains");
+        }
         dropped.iter_mut().zip(shown.dropped).for_each(|(sum, packets)| *sum += packets);
     }
     let by_direction = DROPS.iter().zip(dropped).map(|((direction, _), sum)| ((*direction).to_owned(), sum.into()));
     let policy: serde_json::Map<String, Value> = by_direction.collect();
-    Ok(Counted { figures: json!({"drops": {"policy": policy}}), is_whole })
+    Ok(Counted { figures: json!({"drops": {"policy": policy}}), damage: damage.map(str::to_owned) })
 }
 
 /// The replacement that takes away what this output of iptables-save(8) shows of ours.

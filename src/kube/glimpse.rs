@@ -1,6 +1,5 @@
 //! Whether there is anything of a kind, asked now and then: however many there are, one is sent.
 
-use std::thread;
 use std::time::Duration;
 
 use super::page::Page;
@@ -50,10 +49,8 @@ impl<T: Object, K> Iterator for Glimpse<T, K> {
     type Item = Result<Change<K>, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.has_looked && !self.client.is_closed() {
-            thread::sleep(PACE + SPREAD.mul_f64(fastrand::f64()));
-        }
-        if self.client.is_closed() {
+        let pause = if self.has_looked { PACE + SPREAD.mul_f64(fastrand::f64()) } else { Duration::ZERO };
+        if self.client.rest(pause) {
             return None;
         }
         Some(self.look().context(|| format!("list {}", self.path)))

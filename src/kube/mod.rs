@@ -12,12 +12,13 @@ mod yaml;
 use std::io::{self, BufReader, Read};
 use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::de::{DeserializeOwned, DeserializeSeed};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 use ureq::http::{Request, Response};
 use ureq::{Agent, Body};
@@ -96,6 +97,8 @@ pub struct Select {
 #[derive(Clone)]
 pub struct Client {
     session: Arc<Mutex<Session>>,
+    /// Told when it is closed.
+    end: Arc<Condvar>,
 }
 
 /// Who we are at present, and the connections made as such.
@@ -149,7 +152,11 @@ impl Client {
         let agent = agent(&access, &limits);
         let turnstile = Arc::new(Mutex::new(Turnstile::new()));
         let session = Session { source, limits, access, read_at: Instant::now(), agent, closed: false, turnstile };
-        Ok(Client { session: Arc::new(Mutex::new(session)) })
+        Ok(Client::of(session))
+    }
+
+    fn of(session: Session) -> Client {
+        Client { session: Arc::new(Mutex::new(session)), end: Arc::default() }
     }
 
     /// Where the API server is, if it is named by an address.
@@ -199,6 +206,13 @@ impl Client {
             Err(e) if e.is_absent() => Ok(false),
             Err(e) => Err(e),
         }
+    }
+
+    /// Whether what the server does not have is lacking: one that has not come up yet does not know all of its kinds. Whoever may speak to
+    /// it may ask that.
+    pub fn has_started(&self) -> bool {
+        let said = self.get::<Value>("/healthz").map_err(|e| e.cause);
+        !matches!(said, Err(Cause::Http { status: 500.., .. }))
     }
 
     /// All objects that are selected.
@@ -278,7 +292,7 @@ impl Client {
             closed: s.closed,
             turnstile: Arc::clone(&s.turnstile),
         };
-        Client { session: Arc::new(Mutex::new(session)) }
+        Client::of(session)
     }
 
     /// Ends calls in flight, and fails those to come.
@@ -286,6 +300,13 @@ impl Client {
         let mut session = self.lock();
         session.closed = true;
         session.agent.clone().shutdown();
+        self.end.notify_all();
+    }
+
+    /// Waits so long, or until it is closed; whether it is.
+    fn rest(&self, time: Duration) -> bool {
+        let waited = self.end.wait_timeout_while(self.lock(), time, |session| !session.closed);
+        waited.unwrap_or_else(PoisonError::into_inner).0.closed
     }
 
     fn is_closed(&self) -> bool {

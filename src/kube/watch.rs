@@ -121,10 +121,11 @@ impl<T: Object, K> Watch<T, K> {
         Ok(change)
     }
 
-    /// After an error the stream is of no more use; after a 410 neither is what we have seen.
+    /// After an error the stream is of no more use; after a 410 neither is what we have seen, and whoever was kept from reading is told all
+    /// anew once that is over.
     fn recover(&mut self, e: &Error) {
         self.stream = None;
-        if matches!(e.cause, Cause::Http { status: 410, .. }) {
+        if matches!(e.cause, Cause::Http { status: 403 | 410, .. }) {
             self.seen = None;
         }
     }

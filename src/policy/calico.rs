@@ -370,6 +370,8 @@ pub fn read_set(document: &Document) -> NetworkSet {
     let object = labels.as_ref().and_then(|labels| labels.value.as_object());
     let labels =
         object.into_iter().flatten().filter_map(|(key, value)| Some((key.as_str().into(), value.as_str()?.into())));
-    let nets = root.field("spec").map(|spec| nets(&spec, "nets", &mut faults)).unwrap_or_default();
+    let spec = root.field("spec");
+    spec.iter().for_each(|spec| spec.has_only(&["nets"], &mut faults));
+    let nets = spec.map(|spec| nets(&spec, "nets", &mut faults)).unwrap_or_default();
     NetworkSet { labels: labels.collect(), nets, faults: faults.kept() }
 }

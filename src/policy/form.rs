@@ -83,6 +83,24 @@ pub struct Policy {
     pub is_void: bool,
 }
 
+impl Policy {
+    /// Whether labels of namespaces decide what it says of a pod of ours.
+    pub fn asks_spaces(&self) -> bool {
+        self.of_ours().any(Who::asks_spaces)
+    }
+
+    /// Whether service accounts do.
+    pub fn asks_accounts(&self) -> bool {
+        self.of_ours().any(Who::asks_accounts)
+    }
+
+    /// What the pod itself must be: for the policy, and for its rules.
+    fn of_ours(&self) -> impl Iterator<Item = &Who> {
+        let rules = self.ingress.iter().chain(&self.egress).flatten();
+        [&self.subject].into_iter().chain(rules.flat_map(|rule| rule.own.who.iter().chain(&rule.own.not_who)))
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     /// Which one of the policy's direction it comes from.
@@ -125,6 +143,16 @@ pub struct Who {
 impl Who {
     pub fn pods(space: Space, labels: Selector) -> Who {
         Who { whom: Whom::Pods, space, labels, account: None, port: None }
+    }
+
+    /// Whether labels of namespaces decide; Calico asks for them by a prefix too.
+    pub fn asks_spaces(&self) -> bool {
+        matches!(self.space, Space::Matching(_)) || self.whom == Whom::Calico && self.labels.asks("pcns.")
+    }
+
+    /// Whether service accounts decide, or their labels.
+    pub fn asks_accounts(&self) -> bool {
+        self.account.is_some() || self.whom == Whom::Calico && self.labels.asks("pcsa.")
     }
 }
 

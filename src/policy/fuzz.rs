@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::oracle::{Flow, NODE, SELECTORS, SPACE_SELECTORS, Said, US, World};
-use super::{Changes, Heard, Here, Model, Told};
+use super::{Changes, Heard, Here, Model, Need, Scope, Told};
 use crate::cluster::Name;
 use crate::peer::namespace_of;
 use crate::rules::{Cell, DIRECTIONS, Direction, Origin, Packet, PeerId, Rules, Write};
@@ -68,6 +68,7 @@ fn episode(seed: u64) -> u64 {
     let mut shown = Rules::default();
     fresh.changes().writes.iter().for_each(|write| shown.apply(write));
     same(&told(&shown), &told(&run.shown));
+    run.compare_frugal();
     run.empty();
     run.judged
 }
@@ -352,6 +353,79 @@ impl Run {
                 8 => model.hear(Told::NetworkSet, all(&world.sets, rng)),
                 _ => model.hear(Told::GlobalNetworkSet, all(&world.global_sets, rng)),
             }
+        }
+    }
+
+    /// To a model that knows its own pods, and what it has asked for.
+    fn frugal(&mut self) -> Model {
+        let mut model = Model::new(here());
+        let own = self.world.pods.values().filter(|pod| pod["spec"]["nodeName"] == US);
+        own.for_each(|pod| model.hear_pods(Heard::One(read(pod))));
+        let mut asked = BTreeSet::new();
+        loop {
+            model.changes();
+            let needs = model.needs();
+            if needs == asked {
+                return model;
+            }
+            needs.iter().for_each(|need| self.answer(need, &mut model));
+            asked = needs;
+        }
+    }
+
+    /// What a server says to it.
+    fn answer(&self, need: &Need, model: &mut Model) {
+        fn of<'a>(all: &'a BTreeMap<String, Value>, space: &str, labels: &str) -> Vec<&'a Value> {
+            let is_in = |name: &str| space.is_empty() || namespace_of(name) == space;
+            all.iter().filter(|(name, one)| is_in(name) && is_labelled(one, labels)).map(|(_, one)| one).collect()
+        }
+        let World { pods, spaces, accounts, nodes, policies, admin, calico, global, sets, global_sets } = &self.world;
+        let scoped = |all, Scope { space, labels }: &Scope| of(all, space.as_deref().unwrap_or_default(), labels);
+        let mut told = |kind, all: &BTreeMap<String, Value>, space: &str| {
+            let of = all.iter().filter(|(name, _)| space.is_empty() || namespace_of(name) == space);
+            of.for_each(|(_, one)| model.hear(kind, Heard::One(read(one))));
+        };
+        match need {
+            Need::Policies(space) => {
+                told(Told::NetworkPolicy, policies, space);
+                told(Told::CalicoNetworkPolicy, calico, space);
+            }
+            Need::GlobalPolicies => {
+                told(Told::ClusterNetworkPolicy, admin, "");
+                told(Told::CalicoGlobalNetworkPolicy, global, "");
+            }
+            Need::Sets(Some(space)) => told(Told::NetworkSet, sets, space),
+            Need::Sets(None) => {
+                told(Told::NetworkSet, sets, "");
+                told(Told::GlobalNetworkSet, global_sets, "");
+            }
+            Need::Pods(scope) => scoped(pods, scope).into_iter().for_each(|one| model.hear_pods(Heard::One(read(one)))),
+            Need::Accounts(scope) => {
+                scoped(accounts, scope).into_iter().for_each(|one| model.hear_accounts(Heard::One(read(one))));
+            }
+            Need::Nodes(scope) => {
+                scoped(nodes, scope).into_iter().for_each(|one| model.hear_nodes(Heard::One(read(one))));
+            }
+            Need::Namespaces(Scope { space, labels }) => {
+                let is_named = |one: &&Value| space.as_ref().is_none_or(|name| one["metadata"]["name"] == **name);
+                let all = of(spaces, "", labels).into_iter().filter(is_named);
+                all.for_each(|one| model.hear_namespaces(Heard::One(read(one))));
+            }
+        }
+    }
+
+    /// Who knows what it has asked for says the same as who knows everything.
+    fn compare_frugal(&mut self) {
+        let model = self.frugal();
+        for _ in 0..PACKETS {
+            let Some(Asked { pod, direction, other, packet, allow }) = self.asked() else { continue };
+            let is = model.rules().answer(&pod, direction, other, &packet).expect("it is a pod of ours");
+            assert_eq!(
+                is.allow,
+                allow,
+                "{pod} and {other}, {direction:?} {packet:?} said {is:?} by {:?}",
+                model.needs()
+            );
         }
     }
 
@@ -814,6 +888,32 @@ impl Run {
         }
         entity
     }
+}
+
+/// As a server reads `labelSelector=`.
+fn is_labelled(object: &Value, selector: &str) -> bool {
+    let mut depth = 0;
+    let terms = selector.split(|c| {
+        depth += i32::from(c == '(') - i32::from(c == ')');
+        c == ',' && depth == 0
+    });
+    let label = |key: &str| object["metadata"]["labels"].get(key).and_then(Value::as_str);
+    terms.filter(|term| !term.is_empty()).all(|term| {
+        let among = |values: &str, is: Option<&str>| {
+            is.is_some_and(|is| values.trim_end_matches(')').split(',').any(|v| v == is))
+        };
+        if let Some((key, values)) = term.split_once(" in (") {
+            among(values, label(key))
+        } else if let Some((key, values)) = term.split_once(" notin (") {
+            !among(values, label(key))
+        } else if let Some((key, value)) = term.split_once("!=") {
+            label(key) != Some(value)
+        } else if let Some((key, value)) = term.split_once('=') {
+            label(key) == Some(value)
+        } else {
+            term.strip_prefix('!').map_or(label(term).is_some(), |key| label(key).is_none())
+        }
+    })
 }
 
 fn said(cell: &Cell) -> Said {

@@ -114,6 +114,8 @@ fn is_in(namespace: &str, space: Option<&Labels>, wanted: &Space, is_calico: boo
         Space::Any => true,
         Space::One(name) => **name == *namespace,
         // A set of the whole cluster: labels of a namespace it has none.
+        // Of all namespaces nobody needs to know anything.
+        Space::Matching(Selector::All) => !namespace.is_empty(),
         Space::Matching(selector) if namespace.is_empty() => selector.holds(&|_: &str| None, false),
         Space::Matching(selector) => space.is_some_and(|labels| match is_calico {
             true => selector.holds(&|key: &str| space_label(namespace, space, key), true),

@@ -42,7 +42,7 @@ use crate::rules::{DIRECTIONS, Origin, PodSets, Rules, Write};
 use alike::Alike;
 use calico::NetworkSet;
 use compile::Subject;
-use form::{Kind, Peer, Policy, PolicyName, Space};
+use form::{Kind, Peer, Policy, PolicyName};
 use index::{Entity, Key, WhoId, may_select};
 use once::Once;
 use store::Store;
@@ -214,14 +214,12 @@ impl Objects {
     /// What decides on a pod and is not known: nothing may pass until it is.
     fn unknown(&self, pod: &Pod) -> Option<Origin> {
         let space = namespace_of(&pod.name);
-        let asks_spaces = |policy: &Policy| matches!(policy.subject.space, Space::Matching(_));
-        let asks_accounts = |policy: &Policy| policy.subject.account.is_some();
         let lacks_space = !self.spaces.contains_key(space);
-        if lacks_space && self.policies.values().any(asks_spaces) {
+        if lacks_space && self.policies.values().any(Policy::asks_spaces) {
             return Some(Origin::Unknown(format!("namespace {space}").into()));
         }
         let lacks_account = !self.accounts.contains_key(&pod.account);
-        (lacks_account && self.policies.values().any(asks_accounts))
+        (lacks_account && self.policies.values().any(Policy::asks_accounts))
             .then(|| Origin::Unknown(format!("serviceaccount {}", pod.account).into()))
     }
 }
@@ -278,9 +276,11 @@ impl Model {
     pub fn hear_given(&mut self, given: BTreeMap<Name, Box<[IpAddr]>>) {
         let before = std::mem::replace(&mut self.objects.given, given);
         let names: BTreeSet<Name> = before.keys().chain(self.objects.given.keys()).cloned().collect();
-        for name in names.iter().filter(|name| before.get(*name) != self.objects.given.get(*name)) {
-            self.dirty.insert(Key::Pod(name.clone()));
-            self.dirty_locals.insert(name.clone());
+        for name in names {
+            if before.get(&name) != self.objects.given.get(&name) {
+                self.sort(&name);
+                self.dirty.insert(Key::Pod(name));
+            }
         }
     }
 
@@ -288,7 +288,7 @@ impl Model {
     pub fn give(&mut self, name: &Name, addresses: Option<Box<[IpAddr]>>) {
         if replace(&mut self.objects.given, name, addresses) {
             self.dirty.insert(Key::Pod(name.clone()));
-            self.dirty_locals.insert(name.clone());
+            self.sort(name);
         }
     }
 
@@ -413,7 +413,6 @@ impl Model {
             return;
         }
         pod.iter_mut().for_each(|pod| self.shared.pod(pod));
-        let is_ours = pod.as_ref().is_some_and(|pod| is_local(&self.here, pod));
         let named = |pod: &Pod| if pod.is_over { <Arc<[ContainerPort]>>::default() } else { pod.ports.clone() };
         let ports = pod.as_ref().map(named).unwrap_or_default();
         pod.iter().for_each(|pod| self.objects.alike.add(pod));
@@ -428,12 +427,20 @@ impl Model {
             self.count(&had, false);
             self.count(&ports, true);
         }
-        match is_ours {
+        self.sort(&name);
+        self.dirty.insert(Key::Pod(name));
+    }
+
+    /// Whether a pod's rules are ours to enforce: of one that is over as long as it has its addresses from us, since something of it may
+    /// run until they are taken.
+    fn sort(&mut self, name: &Name) {
+        let is_placed = self.objects.given.contains_key(name);
+        let is_ours = |pod: &Pod| *pod.node == *self.here.name && !pod.is_on_host && (is_placed || !pod.is_over);
+        match self.objects.pods.get(name).is_some_and(is_ours) {
             true => self.objects.ours.insert(name.clone()),
-            false => self.objects.ours.remove(&name),
+            false => self.objects.ours.remove(name),
         };
         self.dirty_locals.insert(name.clone());
-        self.dirty.insert(Key::Pod(name));
     }
 
     /// Counts the names of a pod's ports; who goes by a name whose meaning changes is marked.
@@ -471,8 +478,7 @@ impl Model {
             self.untold.extend(fresh.map(refused));
         }
         // What must be known of a pod depends on what is asked at all.
-        let asks =
-            |policy: &Policy| policy.subject.account.is_some() || matches!(policy.subject.space, Space::Matching(_));
+        let asks = |policy: &Policy| policy.asks_accounts() || policy.asks_spaces();
         let of_all = [&before, &policy].into_iter().flatten().any(asks);
         for pod in self.objects.our_pods() {
             let key = Key::Pod(pod.name.clone());
@@ -612,11 +618,6 @@ impl Model {
         };
         needs::needs(locals.iter().copied(), policies, applies, &self.objects, self.store.peers())
     }
-}
-
-/// Whether its rules are ours to enforce.
-fn is_local(here: &Here, pod: &Pod) -> bool {
-    *pod.node == *here.name && !pod.is_on_host && !pod.is_over
 }
 
 /// Whether that is news.

@@ -43,7 +43,7 @@ pub fn needs<'a>(
     peers: impl Iterator<Item = &'a Peer>,
 ) -> BTreeSet<Need> {
     let mut all = BTreeSet::from([Need::GlobalPolicies]);
-    let asks_accounts = policies.clone().any(|policy| policy.subject.account.is_some());
+    let asks_accounts = policies.clone().any(Policy::asks_accounts);
     // Pods are many, and their namespaces few.
     let spaces: BTreeSet<&str> = locals.map(|pod| namespace_of(&pod.name)).collect();
     for space in spaces {
@@ -76,6 +76,11 @@ fn of_who(who: &Who, objects: &Objects, all: &mut BTreeSet<Need>) {
         all.insert(Need::Nodes(Scope { space: None, labels }));
         return;
     }
+    let by_labels = |prefix| who.whom == Whom::Calico && who.labels.asks(prefix);
+    if by_labels("pcns.") {
+        let space = if let Space::One(name) = &who.space { Some(name.clone()) } else { None };
+        all.insert(Need::Namespaces(Scope { space, labels: Box::default() }));
+    }
     let spaces = match &who.space {
         Space::Any => None,
         Space::One(name) => Some(vec![name.clone()]),
@@ -89,7 +94,7 @@ fn of_who(who: &Who, objects: &Objects, all: &mut BTreeSet<Need>) {
     };
     let spaces = spaces.map_or(vec![None], |some| some.into_iter().map(Some).collect());
     for space in spaces {
-        if who.account.as_ref().is_some_and(|account| account.labels != Selector::All) {
+        if who.account.as_ref().is_some_and(|account| account.labels != Selector::All) || by_labels("pcsa.") {
             all.insert(Need::Accounts(Scope { space: space.clone(), labels: Box::default() }));
         }
         if who.whom == Whom::Calico {

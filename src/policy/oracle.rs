@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::rules::Direction;
 
@@ -144,17 +144,24 @@ impl World {
         Said { log, ..last }
     }
 
-    /// Labels that decide which policies there are for the pod, and that nobody has told.
+    /// Labels that decide which policies there are for the pod, or which rules of them, and that nobody has told.
     fn is_unknown(&self, pod: &Value) -> bool {
-        let by_space = !self.admin.is_empty()
-            || self
-                .global
-                .values()
-                .any(|policy| (!is_broken_subject(policy)) && !text(policy, "/spec/namespaceSelector").is_empty());
         let calico = || self.calico.values().chain(self.global.values());
-        let by_account = calico()
-            .any(|policy| !is_broken_subject(policy) && !text(policy, "/spec/serviceAccountSelector").is_empty());
-        by_space && self.space_of(pod).is_none() || by_account && self.account_of(pod).is_none()
+        let asks = |field: &str, prefix: &str| {
+            calico().any(|policy| {
+                let subject = ["/spec/selector", field].map(|path| text(policy, path));
+                let of_subject = !is_broken_subject(policy) && (subject[0].contains(prefix) || !subject[1].is_empty());
+                of_subject
+                    || own_ends(policy).any(|end| {
+                        let labels = ["/selector", "/notSelector"].map(|path| text(end, path));
+                        let by = if prefix == "pcsa." { "serviceAccounts" } else { "namespaceSelector" };
+                        labels.iter().any(|labels| labels.contains(prefix)) || end.get(by).is_some()
+                    })
+            })
+        };
+        let by_space = !self.admin.is_empty() || asks("/spec/namespaceSelector", "pcns.");
+        by_space && self.space_of(pod).is_none()
+            || asks("/spec/serviceAccountSelector", "pcsa.") && self.account_of(pod).is_none()
     }
 
     // ClusterNetworkPolicy
@@ -199,15 +206,21 @@ impl World {
 
     /// Pods by `namespaces` or `pods`, never those on the host's network.
     fn is_pods(&self, peer: &Value, pod: &Value) -> bool {
-        let Some(space) = self.space_of(pod) else { return false };
         if pod["spec"]["hostNetwork"] == true {
             return false;
         }
         if let Some(spaces) = peer.get("namespaces") {
-            return is_selected(spaces, space);
+            return self.is_in(spaces, pod);
         }
         let Some(pods) = peer.get("pods") else { return false };
-        is_selected(&pods["namespaceSelector"], space) && is_selected(&pods["podSelector"], pod)
+        self.is_in(&pods["namespaceSelector"], pod) && is_selected(&pods["podSelector"], pod)
+    }
+
+    /// One that selects all namespaces needs to know nothing of the pod's.
+    fn is_in(&self, spaces: &Value, pod: &Value) -> bool {
+        let says = |field| spaces.get(field).is_some_and(|value| *value != json!({}) && *value != json!([]));
+        !says("matchLabels") && !says("matchExpressions")
+            || self.space_of(pod).is_some_and(|space| is_selected(spaces, space))
     }
 
     fn is_admin_peer(&self, peer: &Value, addr: IpAddr) -> bool {
@@ -340,7 +353,7 @@ impl World {
         }
         self.pods_at(flow.other).into_iter().any(|pod| {
             let is_in = match peer.get("namespaceSelector") {
-                Some(spaces) => self.space_of(pod).is_some_and(|space| is_selected(spaces, space)),
+                Some(spaces) => self.is_in(spaces, pod),
                 None => text(pod, "/metadata/namespace") == text(policy, "/metadata/namespace"),
             };
             let may_be = pod["spec"]["hostNetwork"] != true || flow.direction == Direction::Egress;
@@ -403,7 +416,7 @@ impl World {
         let is_in_any = !name.is_empty();
         match selector {
             "global()" => return !is_in_any,
-            "all()" => return is_in_any && self.space_of(object).is_some(),
+            "all()" => return is_in_any,
             _ => {}
         }
         let space = self.space_of(object);
@@ -518,6 +531,13 @@ impl World {
 /// Nobody can tell whom it selects.
 fn is_broken_subject(policy: &Value) -> bool {
     text(policy, "/metadata/annotations/subject") == "broken"
+}
+
+/// What rules of Calico's say of the pod itself.
+fn own_ends(policy: &Value) -> impl Iterator<Item = &Value> {
+    let ends = [(Direction::Ingress, "/spec/ingress", "/destination"), (Direction::Egress, "/spec/egress", "/source")];
+    let spoken = ends.into_iter().filter(|(direction, ..)| !is_broken(policy) && calico_speaks(policy, *direction));
+    spoken.flat_map(|(_, rules, end)| list(policy, rules).iter().filter_map(move |rule| rule.pointer(end)))
 }
 
 /// Whether a policy of Kubernetes is about this direction.

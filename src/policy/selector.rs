@@ -96,6 +96,11 @@ impl Selector {
         self.keys().iter().any(|key| is_given(key))
     }
 
+    /// Whether it asks for a label whose key begins so.
+    pub fn asks(&self, prefix: &str) -> bool {
+        self.keys().iter().any(|key| key.starts_with(prefix))
+    }
+
     fn keys(&self) -> Vec<&str> {
         match self {
             Selector::All | Selector::Global => Vec::new(),

@@ -219,6 +219,14 @@ fn what_is_for_the_node_itself_is_refused_by_name_and_spares_pods() {
         assert_eq!(!to_web(&model, "10.0.0.3", 80), denies, "{field}");
     }
     let mut model = model();
+    let set = json!({"nets": ["10.0.0.0/8"], "allowedEgressDomains": ["a.b"]});
+    model.hear(Told::GlobalNetworkSet, Heard::One(cluster_policy(set)));
+    let refused = model.changes().refused;
+    assert!(
+        refused[0].reason.to_string().contains("spec.allowedEgressDomains is not known"),
+        "{:?}",
+        refused[0].reason
+    );
     model.hear(Told::HostEndpoint, Heard::One(cluster_policy(json!({}))));
     assert_eq!(model.changes().refused[0].about.to_string(), "hostendpoint g");
 }
@@ -256,6 +264,40 @@ fn nothing_passes_while_it_is_not_known_which_policies_there_are_for_a_pod() {
 }
 
 #[test]
+fn labels_that_calico_gives_from_accounts_and_namespaces_are_waited_for() {
+    for (selector, what) in
+        [("pcsa.role == 'x'", "serviceaccount shop/default"), ("pcns.team == 'y'", "namespace shop")]
+    {
+        let mut model = model();
+        model.hear_namespaces(Heard::Gone("shop".into()));
+        model.changes();
+        let spec = json!({"selector": selector, "ingress": [{"action": "Deny"}]});
+        model.hear(Told::CalicoGlobalNetworkPolicy, Heard::One(cluster_policy(spec)));
+        model.changes();
+        assert!(!to_web(&model, "10.0.0.3", 80), "{selector}");
+        let why = model.why("10.0.0.3".parse().unwrap(), "10.0.0.1".parse().unwrap(), TCP, Some((1, 80)));
+        assert_eq!(why.ingress.unwrap().cell.origin.to_string(), format!("{what} is not known yet"));
+    }
+}
+
+#[test]
+fn pods_of_all_namespaces_are_known_without_their_namespaces() {
+    let mut model = model();
+    model.hear_pods(Heard::One(pod("new", "peer", "n2", "10.0.0.9", "x")));
+    let from = json!([{"namespaceSelector": {}}]);
+    let spec = json!({"podSelector": {}, "ingress": [{"from": from}]});
+    model.hear(Told::NetworkPolicy, Heard::One(policy("p", spec)));
+    model.changes();
+    assert!(to_web(&model, "10.0.0.9", 80) && !to_web(&model, "10.0.0.10", 80));
+    // Who is denied, too.
+    let rules = json!([{"action": "Deny", "from": [{"pods": {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "x"}}}}]}]);
+    let spec = json!({"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "ingress": rules});
+    model.hear(Told::ClusterNetworkPolicy, Heard::One(cluster_policy(spec)));
+    model.changes();
+    assert!(!to_web(&model, "10.0.0.9", 80) && to_web(&model, "10.0.0.3", 80));
+}
+
+#[test]
 fn an_address_counts_as_soon_as_it_is_given() {
     let mut model = model();
     let spec = json!({"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "web"}}}]}]});
@@ -270,6 +312,27 @@ fn an_address_counts_as_soon_as_it_is_given() {
     assert!(to_web(&model, "10.0.0.77", 80));
     let why = model.why("10.0.0.77".parse().unwrap(), "10.0.0.1".parse().unwrap(), TCP, Some((1, 80)));
     assert_eq!(why.egress.map(|side| side.pod), Some("shop/early".into()));
+}
+
+#[test]
+fn a_pod_that_is_over_has_its_rules_until_its_addresses_are_taken() {
+    let mut model = model();
+    let from = json!([{"from": [{"podSelector": {"matchLabels": {"app": "web"}}}]}]);
+    let spec = json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": from});
+    model.hear(Told::NetworkPolicy, Heard::One(policy("p", spec)));
+    let addresses = || Some(Box::from(["10.0.0.1".parse().unwrap()]));
+    model.give(&"shop/web".into(), addresses());
+    let mut over = pod("shop", "web", "n1", "10.0.0.1", "web");
+    over.is_over = true;
+    model.hear_pods(Heard::One(over));
+    model.changes();
+    assert!(to_web(&model, "10.0.0.2", 80) && !to_web(&model, "10.0.0.3", 80) && !from_web(&model, "10.0.0.2", 80));
+    // To others it is nobody: its address may be given to another one soon.
+    let why = model.why("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap(), TCP, Some((1, 80)));
+    assert!(!why.ingress.unwrap().cell.allow);
+    model.give(&"shop/web".into(), None);
+    model.changes();
+    assert!(!model.rules().pods.contains_key("shop/web"));
 }
 
 #[test]
@@ -346,6 +409,11 @@ fn only_what_policies_for_our_pods_ask_for_is_watched() {
             json!({"action": "Deny", "destination": {"serviceAccounts": {"selector": "role == 'x'"}}}),
             vec!["accounts * ", "pods * ", "sets *"],
         ),
+        (
+            json!({"action": "Deny", "destination": {"selector": "app == 'db' && pcsa.role == 'x'"}}),
+            vec!["accounts * ", "pods * app=db", "sets *"],
+        ),
+        (json!({"action": "Deny", "source": {"notSelector": "pcsa.role == 'x'"}}), vec!["accounts shop "]),
     ] {
         model.hear(Told::CalicoGlobalNetworkPolicy, Heard::One(cluster_policy(rules(rule.clone()))));
         model.changes();

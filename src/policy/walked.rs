@@ -10,7 +10,6 @@ use ipnet::IpNet;
 use super::fuzz::{Asked, walk};
 use crate::chains::{Chains, FAMILIES, Family, Members, Memory, Use, chains, sets};
 use crate::cluster::Name;
-use crate::ip::IpPair;
 use crate::rules::{DIRECTIONS, Direction, ICMP, ICMPV6, Packet, Placed, Pods, Rules};
 
 const SEEDS: u64 = 10;
@@ -171,18 +170,14 @@ fn is_in(set: &Members, addr: IpAddr) -> bool {
 
 /// Where the pods of a world are: nobody's rules are about these addresses but by wide prefixes.
 fn placed(rules: &Rules) -> Pods {
-    let place = |n: u16| Placed {
-        seat: n,
-        ip: [IpAddr::from([10, 99, 0, n as u8]), IpAddr::from([0xfd99, 0, 0, 0, 0, 0, 0, n])]
-            .into_iter()
-            .collect::<IpPair>(),
-    };
+    let place =
+        |n: u16| Placed::new(n, [IpAddr::from([10, 99, 0, n as u8]), IpAddr::from([0xfd99, 0, 0, 0, 0, 0, 0, n])]);
     rules.pods.keys().zip(1..).map(|(name, n)| (name.clone(), place(n))).collect()
 }
 
 /// The packet between the pod and the other side, and the chain that it meets.
 fn seen(asked: &Asked, pods: &Pods) -> Option<Seen> {
-    let own = pods[&asked.pod].ip.iter().find(|addr| addr.is_ipv4() == asked.other.is_ipv4())?;
+    let own = *pods[&asked.pod].ips.iter().find(|addr| addr.is_ipv4() == asked.other.is_ipv4())?;
     let strange = if asked.other.is_ipv4() { ICMPV6 } else { ICMP };
     let ports = asked.packet.ports?;
     if [0, strange].contains(&asked.packet.protocol) {
@@ -237,7 +232,7 @@ fn chains_and_sets_say_what_the_specifications_say() {
                 judged += 1;
                 denied += u64::from(!asked.allow);
             }
-            let own = pods.values().flat_map(|placed| placed.ip.iter());
+            let own = pods.values().flat_map(|placed| placed.ips.iter().copied());
             for addr in own.filter(|addr| addr.is_ipv4()) {
                 let seen =
                     Seen { src: addr, dst: addr, protocol: 6, ports: (1, 80), is_reply: false, is_related: false };
@@ -271,6 +266,26 @@ fn sets_have_the_longest_prefix_and_no_member_twice() {
         });
     }
     assert!(compared > 1000);
+}
+
+#[test]
+fn a_pod_that_nobody_knows_any_more_hears_its_node_alone() {
+    let rules = Rules::default();
+    let own: IpAddr = [10, 0, 0, 1].into();
+    let pods = Pods::from([("s/p".into(), Placed::new(0, [own]))]);
+    let kernel = Kernel::of(&rules, &pods, Family::V4, &mut Memory::default());
+    let other = IpAddr::from([10, 0, 0, 2]);
+    let to_it = Seen { src: other, dst: own, protocol: 6, ports: (1, 80), is_reply: false, is_related: false };
+    let from_it = Seen { src: own, dst: other, ..to_it };
+    for (hook, seen, passes) in [
+        ("TERWAY-P-FORWARD", to_it, false),
+        ("TERWAY-P-FORWARD", from_it, false),
+        ("TERWAY-P-INPUT", from_it, false),
+        ("TERWAY-P-INPUT", from_it.answered().unwrap(), true),
+        ("TERWAY-P-OUTPUT", to_it, true),
+    ] {
+        assert_eq!(kernel.passes(hook, &seen), passes, "{hook} {seen:?}");
+    }
 }
 
 #[test]

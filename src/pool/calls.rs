@@ -201,8 +201,9 @@ impl State {
             self.survey.gone.clear();
             self.survey.running = Some(self.start(Call::LookAll));
         }
+        // Their answer would not end an outage: another endpoint gives it.
         let asking = self.vswitches.asking.is_some() || self.settings.vswitches.is_empty();
-        if !asking && self.due(self.vswitches.refresh.next) && self.may(Verb::VSwitches) {
+        if !asking && probe.is_none() && self.due(self.vswitches.refresh.next) && self.may(Verb::VSwitches) {
             self.vswitches.asking = Some(self.start(Call::VSwitches));
         }
     }

@@ -37,6 +37,7 @@ use crate::eni::{Eni, Fault, Limits, VSwitch};
 use crate::ip::{Family, IpPair, Mac, Stack};
 use crate::pod::{Attachment, PodName, Sandbox};
 use crate::rpc::Refusal;
+pub use show::Figures;
 use state::State;
 pub use will::Will;
 
@@ -71,7 +72,12 @@ impl Pool {
         state.decide()
     }
 
-    /// ENIs, addresses, those who wait, faults and back-offs, for people and metrics.
+    /// What there is, in numbers.
+    pub fn figures(&self) -> Option<Figures> {
+        self.state.as_ref().map(|s| s.figures())
+    }
+
+    /// ENIs, addresses, those who wait, faults and back-offs, for people.
     pub fn show(&self) -> serde_json::Value {
         self.state.as_ref().map_or(serde_json::Value::Null, |s| s.show())
     }

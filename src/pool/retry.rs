@@ -122,6 +122,17 @@ impl Gate {
         self.outage = None;
     }
 
+    /// The same of a call to another endpoint than all others' (the VPC API's, which counts vSwitches): alone it says neither that
+    /// the cloud is away nor that it is back.
+    pub fn heard_elsewhere(&mut self, now: Now, id: CallId, fault: Option<&Fault>, rng: &mut Rng) {
+        match fault {
+            Some(fault) if fault.kind == FaultKind::Unknown => self.silent = (self.silent + 1).min(OUTAGE - 1),
+            Some(fault) if fault.kind == FaultKind::Throttled => self.narrow(now, id, fault, rng),
+            Some(_) => {}
+            None => self.widen(),
+        }
+    }
+
     fn no_answer(&mut self, now: Now, id: CallId, fault: &Fault, rng: &mut Rng) {
         self.silent += 1;
         if let Some(outage) = &mut self.outage {
@@ -224,6 +235,20 @@ mod tests {
         gate.heard(at + secs(9), 5, Some(&fault(FaultKind::Invalid)), &mut rng);
         assert_eq!(gate.may(at + secs(9)), Ok(()));
         assert!(gate.outage().is_none());
+    }
+
+    #[test]
+    fn another_endpoint_makes_no_outage_and_ends_none() {
+        let (mut gate, mut rng, dead) = (Gate::new(), Rng::with_seed(4), fault(FaultKind::Unknown));
+        for id in 1..=9 {
+            gate.heard_elsewhere(secs(id), id, Some(&dead), &mut rng);
+            assert!(gate.outage().is_none());
+        }
+        // What is silent there makes the others' silence believed sooner.
+        gate.heard(secs(10), 10, Some(&dead), &mut rng);
+        assert!(gate.outage().is_some());
+        gate.heard_elsewhere(secs(11), 11, None, &mut rng);
+        assert!(gate.outage().is_some());
     }
 
     #[test]

@@ -1,12 +1,55 @@
-//! The pool as people and metrics see it.
+//! The pool as people see it, and its numbers.
+
+use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
 use super::eni::{Address, Goal, Kernel, Nic};
 use super::state::State;
-use std::net::IpAddr;
+use crate::ip::Mac;
+use crate::rpc::Refusal;
+
+/// How much there is of what. To count it takes no look at each address, unlike what is shown to people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Figures {
+    /// Pods have ENIs, not addresses of them.
+    pub whole: bool,
+    pub capacity: u32,
+    pub min_idle: u32,
+    pub max_idle: u32,
+    pub max_enis: u32,
+    pub idle: u32,
+    pub leased: u32,
+    pub cooling: u32,
+    pub reserved: u32,
+    pub waiting: u32,
+    pub lost: u32,
+    /// Why no address can be had.
+    pub trouble: Option<Refusal>,
+    /// The addresses of each ENI.
+    pub enis: Vec<(Mac, u32)>,
+}
 
 impl State {
+    pub fn figures(&self) -> Figures {
+        let reserved = self.rests.values().filter(|r| r.reserved.is_some()).count();
+        Figures {
+            whole: self.settings.whole,
+            capacity: self.max_enis() * self.per_eni(),
+            min_idle: self.settings.min_idle,
+            max_idle: self.settings.max_idle,
+            max_enis: self.max_enis(),
+            idle: self.idle(),
+            leased: self.leases.len() as u32,
+            cooling: (self.rests.len() - reserved) as u32,
+            reserved: reserved as u32,
+            waiting: self.waiting.len() as u32,
+            lost: self.lost.len() as u32,
+            trouble: self.obstacle().map(|refused| refused.why),
+            enis: self.nics.values().map(|nic| (nic.mac, nic.addresses.len() as u32)).collect(),
+        }
+    }
+
     pub fn show(&self) -> Value {
         json!({
             "ip_stack": self.settings.stack,

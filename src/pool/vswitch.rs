@@ -27,7 +27,12 @@ pub(super) struct VSwitches {
     aside: BTreeMap<(String, Family), Aside>,
     pub refresh: Backoff,
     pub asking: Option<CallId>,
+    /// People know that they cannot be counted.
+    pub told: bool,
 }
+
+/// So many counts in a row that fail are told.
+pub(super) const UNCOUNTED: u32 = 3;
 
 struct Aside {
     until: Now,
@@ -56,6 +61,8 @@ impl VSwitches {
             }
             self.known.insert(vswitch.id.clone(), vswitch);
         }
+        // No count says that there are IPv6 addresses again: those are left alone for their time, and counted as often for no longer.
+        self.aside.retain(|(_, family), aside| *family == Family::V4 || aside.until > now);
         let wait = if self.aside.is_empty() { REFRESH } else { REFRESH_ASIDE };
         self.refresh.restart(now + jitter(wait, rng));
     }
@@ -161,5 +168,39 @@ impl VSwitches {
             })
         };
         self.known.values().map(one).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::world::vswitch;
+
+    const fn secs(n: u64) -> Now {
+        Duration::from_secs(n)
+    }
+
+    #[test]
+    fn what_was_set_aside_is_counted_often_until_it_is_not_any_more() {
+        let mut rng = Rng::with_seed(1);
+        let both = || VSwitch {
+            cidr: crate::ip::NetPair {
+                v6: Some("fd00::/64".parse().unwrap()),
+                ..vswitch("vsw-1", "10.0.1.0/24", 9).cidr
+            },
+            ..vswitch("vsw-1", "10.0.1.0/24", 9)
+        };
+        let list = || vec![both()];
+        for family in [Family::V4, Family::V6] {
+            let mut all = VSwitches::new(secs(0), list(), &mut rng);
+            all.set_aside(secs(100), 5, ("vsw-1", family), "it has none".into());
+            assert!(!all.usable("vsw-1", family, secs(101)));
+            all.counted(secs(160), 6, list(), &mut rng);
+            let often = all.refresh.next < secs(160) + REFRESH_ASIDE * 2;
+            // An IPv4 address was counted; of IPv6 nobody knows.
+            assert_eq!((all.usable("vsw-1", family, secs(161)), often), (family == Family::V4, family == Family::V6));
+            all.counted(secs(800), 7, list(), &mut rng);
+            assert!(all.usable("vsw-1", family, secs(801)) && all.refresh.next > secs(800) + REFRESH_ASIDE * 2);
+        }
     }
 }

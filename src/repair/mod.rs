@@ -6,7 +6,7 @@
 
 mod pace;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -28,6 +28,12 @@ pub type Now = Duration;
 const QUIET: Duration = Duration::from_millis(4);
 /// Damage that does not end is looked at after this long all the same.
 const AT_LAST: Duration = Duration::from_millis(24);
+/// All that an ADD has made was heard of so long before its plan is guarded; and all of who had its address before so long after
+/// its lease was given.
+const LATE: Duration = Duration::from_millis(10);
+/// What was taken from nobody is remembered for so long: no ADD takes longer. And so much of it.
+const REMEMBERED: Duration = Duration::from_secs(5);
+const MOST_REMEMBERED: usize = 256;
 
 /// What a plan is for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,8 +74,19 @@ struct Wanted {
 
 struct Guarded {
     traces: Vec<Trace>,
-    /// What happened before was our own doing.
+    /// What happened before may be our own doing.
     from: Now,
+    /// It takes the place of another plan: what that one had may go.
+    anew: bool,
+}
+
+/// Who may have done what was heard while a plan is being made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doer {
+    /// Whoever makes the plan does this as well.
+    Anybody,
+    /// Whoever makes a plan where there was none takes nothing away.
+    Others,
 }
 
 struct Hurt {
@@ -86,6 +103,8 @@ pub struct Repair {
     /// The names of all links, as the kernel last told them.
     names: BTreeMap<u32, String>,
     hurt: BTreeMap<Part, Hurt>,
+    /// What was taken that no plan is known to have: one that is being made may.
+    taken: VecDeque<(Now, Trace)>,
     /// The first damage that was not looked at, and the last.
     stir: Option<(Now, Now)>,
     paces: BTreeMap<Part, Pace>,
@@ -94,6 +113,7 @@ pub struct Repair {
 impl Repair {
     /// Keeps the plan from now on, or another one for the same part.
     pub fn guard(&mut self, part: Part, plan: &Plan, from: Now) {
+        let anew = self.guards(&part);
         self.unindex(&part);
         let mut traces: Vec<Trace> = plan.host.iter().flat_map(traces).collect();
         traces.sort();
@@ -104,7 +124,16 @@ impl Repair {
         for object in &plan.host {
             self.want(object);
         }
-        self.parts.insert(part, Guarded { traces, from });
+        self.parts.insert(part, Guarded { traces, from, anew });
+    }
+
+    /// The same of a plan that was made since then: whatever of it was taken meanwhile, nobody was there to be told.
+    pub fn guard_new(&mut self, part: Part, plan: &Plan, since: Now, from: Now) {
+        self.guard(part.clone(), plan, from);
+        let traces = &self.parts[&part].traces;
+        if self.taken.iter().any(|(at, trace)| *at >= since + LATE && traces.binary_search(trace).is_ok()) {
+            self.look_from(from, from, part, Depth::Outside);
+        }
     }
 
     /// The link must have this MAC too, which no object of its plan says.
@@ -171,19 +200,24 @@ impl Repair {
             }
             Happening::AddrGone { ifindex } | Happening::Traffic { ifindex } => {
                 if let Some(name) = self.names.get(ifindex).cloned() {
-                    self.suspect(now, &Trace::Link(name), Depth::Outside);
+                    self.suspect(now, &Trace::Link(name), Depth::Outside, Doer::Others);
                 }
             }
-            Happening::Route { table, to } => self.suspect(now, &Trace::Route(*table, *to), Depth::Outside),
-            Happening::RuleGone(rule) => self.suspect(now, &Trace::Rule(rule.clone()), Depth::Outside),
-            Happening::Neigh { ifindex, addr } => {
+            Happening::Route { table, to } => {
+                self.suspect(now, &Trace::Route(*table, *to), Depth::Outside, Doer::Others);
+            }
+            Happening::RuleGone(rule) => {
+                self.suspect(now, &Trace::Rule(rule.clone()), Depth::Outside, Doer::Others);
+            }
+            Happening::Neigh { ifindex, addr, gone } => {
                 if let Some(name) = self.names.get(ifindex).cloned() {
-                    self.suspect(now, &Trace::Neigh(name, *addr), Depth::Outside);
+                    let doer = if *gone { Doer::Others } else { Doer::Anybody };
+                    self.suspect(now, &Trace::Neigh(name, *addr), Depth::Outside, doer);
                 }
             }
             Happening::Parameter(scope) => {
                 if let Some(name) = self.name_of(*scope) {
-                    self.suspect(now, &Trace::Parameter(name), Depth::Outside);
+                    self.suspect(now, &Trace::Parameter(name), Depth::Outside, Doer::Anybody);
                 }
             }
             Happening::Lost => self.suspect_all(now, Depth::Outside),
@@ -193,8 +227,8 @@ impl Repair {
     fn hear_of_link(&mut self, now: Now, link: &LinkNow) {
         let before = self.names.insert(link.ifindex, link.name.clone());
         if let Some(before) = before.filter(|before| *before != link.name) {
-            self.suspect(now, &Trace::Link(before), Depth::Outside);
-            self.suspect(now, &Trace::Link(link.name.clone()), Depth::Outside);
+            self.suspect(now, &Trace::Link(before), Depth::Outside, Doer::Others);
+            self.suspect(now, &Trace::Link(link.name.clone()), Depth::Outside, Doer::Others);
         }
         let Some(wanted) = self.wanted.get(&link.name) else { return };
         let spoilt = |wanted: &Wanted| {
@@ -204,10 +238,10 @@ impl Repair {
                 || !link.up
         };
         if spoilt(wanted) {
-            self.suspect(now, &Trace::Link(link.name.clone()), Depth::Outside);
+            self.suspect(now, &Trace::Link(link.name.clone()), Depth::Outside, Doer::Others);
         } else if wanted.running && !link.running {
-            // The other end is down.
-            self.suspect(now, &Trace::Link(link.name.clone()), Depth::Inside);
+            // The other end is down, or not up yet.
+            self.suspect(now, &Trace::Link(link.name.clone()), Depth::Inside, Doer::Anybody);
         }
     }
 
@@ -219,12 +253,23 @@ impl Repair {
         }
     }
 
-    fn suspect(&mut self, now: Now, trace: &Trace, depth: Depth) {
+    fn suspect(&mut self, now: Now, trace: &Trace, depth: Depth, doer: Doer) {
+        if doer == Doer::Others && !self.index.contains_key(trace) {
+            return self.remember(now, trace);
+        }
         for part in self.index.get(trace).cloned().into_iter().flatten() {
-            if self.parts.get(&part).is_some_and(|guarded| guarded.from <= now) {
-                self.look_at(now, part, depth);
+            let Some(Guarded { from, anew, .. }) = self.parts.get(&part) else { continue };
+            if *from <= now + LATE || doer == Doer::Others && !anew {
+                self.look_from(now, *from, part, depth);
             }
         }
+    }
+
+    fn remember(&mut self, now: Now, trace: &Trace) {
+        while self.taken.front().is_some_and(|(at, _)| *at + REMEMBERED < now) || self.taken.len() >= MOST_REMEMBERED {
+            self.taken.pop_front();
+        }
+        self.taken.push_back((now, trace.clone()));
     }
 
     /// No ADD takes the link of its pod away: this is damage from the first moment on.
@@ -236,18 +281,22 @@ impl Repair {
 
     /// Everything that is guarded is to be looked at.
     pub fn suspect_all(&mut self, now: Now, depth: Depth) {
-        let parts: Vec<Part> =
-            self.parts.iter().filter(|(_, guarded)| guarded.from <= now).map(|(p, _)| p.clone()).collect();
-        for part in parts {
-            self.look_at(now, part, depth);
+        let parts: Vec<(Part, Now)> = self.parts.iter().map(|(part, guarded)| (part.clone(), guarded.from)).collect();
+        for (part, from) in parts {
+            self.look_from(now, from, part, depth);
         }
     }
 
     /// The part is to be looked at, soon or as soon as its pace allows.
     pub fn look_at(&mut self, now: Now, part: Part, depth: Depth) {
+        self.look_from(now, now, part, depth);
+    }
+
+    /// The same for one that is being made until `from`: it is not looked at in the middle of that.
+    fn look_from(&mut self, now: Now, from: Now, part: Part, depth: Depth) {
         let wait = self.paces.get_mut(&part).map_or(Duration::ZERO, |pace| pace.wait(now));
         self.stir = Some((self.stir.map_or(now, |(first, _)| first), now));
-        let hurt = self.hurt.entry(part).or_insert(Hurt { due: now + wait, depth });
+        let hurt = self.hurt.entry(part).or_insert(Hurt { due: from.max(now + wait), depth });
         hurt.depth = hurt.depth.max(depth);
     }
 
@@ -385,7 +434,7 @@ mod tests {
             (Happening::Link(LinkNow { up: false, ..eth1() }), eni()),
             (Happening::Link(LinkNow { mac: Some(Mac([2; 6])), ..eth1() }), eni()),
             (route(1000, "192.168.32.5/32"), outside()),
-            (Happening::Neigh { ifindex: VETH, addr }, outside()),
+            (Happening::Neigh { ifindex: VETH, addr, gone: true }, outside()),
             (Happening::Traffic { ifindex: VETH }, outside()),
             (Happening::LinkGone { ifindex: VETH }, outside()),
             (Happening::Link(LinkNow { mtu: 1400, ..veth() }), outside()),
@@ -407,8 +456,8 @@ mod tests {
             Happening::RuleGone(rule),
             route(254, "192.168.32.5/32"),
             route(1000, "192.168.32.6/32"),
-            Happening::Neigh { ifindex: VETH, addr },
-            Happening::Neigh { ifindex: ENI, addr: "192.168.32.5".parse().unwrap() },
+            Happening::Neigh { ifindex: VETH, addr, gone: true },
+            Happening::Neigh { ifindex: ENI, addr: "192.168.32.5".parse().unwrap(), gone: true },
             Happening::Traffic { ifindex: 77 },
             Happening::LinkGone { ifindex: 77 },
             Happening::Parameter(Scope::Link(77)),
@@ -423,8 +472,15 @@ mod tests {
     #[test]
     fn a_pod_that_is_being_wired_or_is_deleted_is_left_alone() {
         let mut repair = guarded();
+        repair.leave(&pod());
+        repair.hear(T(180), &route(1000, "192.168.32.5/32"));
         repair.guard(pod(), &plan(), T(200));
-        repair.hear(T(199), &Happening::Traffic { ifindex: VETH });
+        // All that an ADD may bring about after its plugin is done.
+        let set = Happening::Neigh { ifindex: VETH, addr: "192.168.32.5".parse().unwrap(), gone: false };
+        for own in [Happening::Link(LinkNow { running: false, ..veth() }), Happening::Link(veth()), set] {
+            repair.hear(T(189), &own);
+        }
+        repair.hear(T(189), &Happening::Parameter(Scope::Link(VETH)));
         assert_eq!(repair.due(), None);
         repair.hear(T(200), &Happening::Traffic { ifindex: VETH });
         assert_eq!(repair.due(), Some(T(204)));
@@ -441,10 +497,65 @@ mod tests {
         let mut repair = guarded();
         repair.guard(pod(), &plan(), T(200));
         repair.hear(T(100), &Happening::Link(veth()));
-        repair.hear(T(110), &Happening::Link(LinkNow { up: false, ..veth() }));
-        assert_eq!(repair.due(), None);
         repair.hear(T(110), &Happening::LinkGone { ifindex: veth().ifindex });
         assert_eq!(repair.take_due(T(120)), [(pod(), Depth::Outside)]);
+    }
+
+    #[test]
+    fn what_no_add_does_is_looked_at_once_the_add_is_over() {
+        let addr = "192.168.32.5".parse().unwrap();
+        for (at, happening) in [
+            (181, route(1000, "192.168.32.5/32")),
+            (181, Happening::Traffic { ifindex: VETH }),
+            (181, Happening::Neigh { ifindex: VETH, addr, gone: true }),
+            (181, Happening::AddrGone { ifindex: VETH }),
+            (181, Happening::Link(LinkNow { up: false, ..veth() })),
+            (181, Happening::Lost),
+            (191, Happening::Neigh { ifindex: VETH, addr, gone: false }),
+            (191, Happening::Parameter(Scope::Link(VETH))),
+        ] {
+            let mut repair = Repair::default();
+            repair.know_links([(VETH, veth().name)]);
+            repair.guard(pod(), &plan(), T(200));
+            repair.hear(T(at), &happening);
+            assert_eq!(repair.take_due(T(199)), [], "{happening:?}");
+            assert_eq!(repair.take_due(T(200)), [(pod(), Depth::Outside)], "{happening:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_taken_from_an_add_under_way_is_looked_at_once_it_is_over() {
+        let addr = "192.168.32.5".parse().unwrap();
+        for (taken, look) in [
+            (route(1000, "192.168.32.5/32"), true),
+            (Happening::Traffic { ifindex: VETH }, true),
+            (Happening::Neigh { ifindex: VETH, addr, gone: true }, true),
+            (route(1000, "192.168.32.6/32"), false),
+            (Happening::Neigh { ifindex: VETH, addr, gone: false }, false),
+        ] {
+            let mut repair = Repair::default();
+            repair.know_links([(VETH, veth().name)]);
+            // The route of who had the address before, and what was taken then.
+            repair.hear(T(105), &route(1000, "192.168.32.5/32"));
+            repair.hear(T(150), &taken);
+            repair.guard_new(pod(), &plan(), T(100), T(200));
+            assert_eq!(repair.take_due(T(199)), [], "{taken:?}");
+            assert_eq!(repair.take_due(T(210)).len(), usize::from(look), "{taken:?}");
+        }
+        // Whoever takes without end is not remembered without end.
+        let mut repair = Repair::default();
+        (0..1000).for_each(|n| repair.hear(T(n), &route(1000, "192.168.32.6/32")));
+        assert_eq!(repair.taken.len(), MOST_REMEMBERED);
+    }
+
+    #[test]
+    fn a_plan_that_takes_the_place_of_another_may_take_from_it() {
+        let mut repair = guarded();
+        repair.guard(pod(), &plan(), T(200));
+        repair.hear(T(181), &Happening::Traffic { ifindex: VETH });
+        assert_eq!(repair.due(), None);
+        repair.hear(T(191), &Happening::Traffic { ifindex: VETH });
+        assert_eq!(repair.due(), Some(T(200)));
     }
 
     /// How much is kept of everything.

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use terway::cluster::Name;
-use terway::ip::IpPair;
 use terway::kernel::bpf::load::{Aligned, Program};
 use terway::kernel::bpf::monitor::Monitor;
 use terway::kernel::bpf::pin::{self, Age};
@@ -128,7 +127,7 @@ impl Bench {
 }
 
 fn placed(seat: u16, ip: &str) -> Placed {
-    Placed { seat, ip: IpPair::v4(ip.parse().unwrap()) }
+    Placed::new(seat, [ip.parse().unwrap()])
 }
 
 fn passes(program: &Program, frame: &[u8], seat: u16) -> bool {
@@ -748,7 +747,7 @@ pub fn guard(node: &impl Place, pods: &[(&str, u16)], ingress: &[Allowed]) -> Po
     writes.iter().for_each(|write| rules.apply(write));
     for (name, seat) in pods {
         rules.apply(&Write::Pod(Name::from(*name), Some(PodSets { ingress: 1, egress: 2 })));
-        seats.insert(Name::from(*name), Placed { seat: *seat, ip: IpPair::default() });
+        seats.insert(Name::from(*name), Placed::new(*seat, []));
     }
     node.run(|| {
         let (mut policy, _) = Policy::open(Path::new(ours::BPF_ROOT), &SIZES).unwrap();

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use terway::pod::PodName;
 
 use super::{Bench, DROPPED, PORT, comes_to, only_from, reaches};
 use crate::bpf::cell::Servers;
@@ -132,6 +133,21 @@ fn both_directions_and_families_are_held(renderer: &str) {
     bench.policy("web", only_from("db"));
     comes_to(&client.pod, &web.ip, false);
     assert!(!reaches(&client.pod, &sixth));
+    // A further interface is held to the same, and the first one still is.
+    bench.policy("client", spec(json!(["0.0.0.0/0", "::/0"])));
+    let mut further = bench.cluster.sandbox(0, PodName::new("default", "web"));
+    further.sandbox.container = web.sandbox.container.clone();
+    further.sandbox.netns = web.sandbox.netns.clone();
+    further.sandbox.ifname = "net1".into();
+    bench.cluster.wire(&mut further);
+    let _further = Servers::on(&web.pod, &[&further.ip], PORT);
+    assert!(!reaches(&client.pod, &web.ip) && !reaches(&client.pod, &sixth) && !reaches(&client.pod, &further.ip));
+    bench.label("client", json!({"app": "db"}));
+    bench.policy("client", json!({"podSelector": {"matchLabels": {"app": "nobody"}}}));
+    [&web.ip, &further.ip].iter().for_each(|ip| comes_to(&client.pod, ip, true));
+    bench.cluster.call_for(&further, "DEL").ok();
+    bench.label("client", json!({"app": "client"}));
+    comes_to(&client.pod, &web.ip, false);
 }
 
 fn a_restart_opens_and_closes_nothing(renderer: &str) {

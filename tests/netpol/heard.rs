@@ -151,6 +151,17 @@ fn a_right_that_lacks_keeps_pods_out_only_where_there_is_something_to_read() {
 }
 
 #[test]
+fn a_server_that_starts_is_not_believed_to_lack_kinds() {
+    let mut bench = Bench::idle(json!({}));
+    bench.cluster.kube.starting(true);
+    bench.cluster.start_ready(0);
+    let state = || bench.shown(0)["state"].as_str().unwrap_or_default().to_owned();
+    soon("it waits", || state().contains("of Calico have not been heard of") || state().contains("clusternetwork"));
+    bench.cluster.kube.starting(false);
+    soon("it is in force", || state() == "enforced");
+}
+
+#[test]
 fn people_are_told_who_enforces_once_and_not_by_each_life() {
     let mut bench = Bench::idle(json!({"policy_renderer": "ebpf"}));
     let told = |bench: &Bench| {

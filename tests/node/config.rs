@@ -9,6 +9,7 @@ use terway::ours;
 use terway::pod::PodName;
 
 use super::{events_about, idle_node, node, nothing, pings_during, shown};
+use crate::cli::cli;
 use crate::sim::cloud::EniKind;
 use crate::sim::cluster::{Cluster, node_name, soon};
 use crate::sim::kube;
@@ -282,6 +283,8 @@ fn addresses_come_in_prefixes_where_the_configuration_wants_them() {
     for pod in &pods[1..] {
         soon("it speaks", || pod.pod.ping(&node).is_some() && pod.pod.ping(&pods[0].ip).is_some());
     }
+    let audit = cli(&cluster, "execute factory eniip audit");
+    assert!(audit.code == 0 && audit.out.ends_with("agreed\n") && audit.out.lines().count() == 1, "{audit:?}");
     cluster.kill(0);
     cluster.start_ready(0);
     cluster.call_for(&pods[19], "CHECK").ok();

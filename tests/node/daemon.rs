@@ -1,5 +1,6 @@
 //! The daemon as the operator and the API server know it: starts, ends, configurations, pods.
 
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{events_about, idle_node, node, nothing, pings_during, shown};
 use crate::sim::cloud::{Kind, When};
-use crate::sim::cluster::{CONFLIST, SOON, node_name, soon};
+use crate::sim::cluster::{CONFLIST, DAEMON, SOON, node_name, soon};
 use crate::sim::kube;
 use crate::sim::traffic::Place;
 
@@ -39,6 +40,19 @@ fn a_killed_daemon_is_not_missed_and_its_successor_knows_every_lease() {
 }
 
 /// Pods that go make room; for that somebody must be there whom their DEL reaches.
+#[test]
+fn a_daemon_that_gets_no_thread_waits_for_one_and_ends_when_told_to() {
+    let cluster = idle_node(LARGE, &nothing());
+    let mut command = Command::new(DAEMON);
+    // No machine has room for such a stack: the kernel refuses every thread.
+    command.env("RUST_MIN_STACK", (1_u64 << 46).to_string());
+    let mut daemon = cluster.node(0).daemon("terwayd", &mut command);
+    soon("it says so", || daemon.log().contains("no thread is to be had"));
+    thread::sleep(Duration::from_secs(1));
+    assert!(daemon.is_running(), "{}", daemon.log());
+    assert_eq!(daemon.terminate(SOON).and_then(|status| status.code()), Some(0));
+}
+
 #[test]
 fn with_no_room_left_for_its_files_the_daemon_starts_and_pods_can_go() {
     let mut cluster = node(&nothing());

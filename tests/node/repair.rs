@@ -233,6 +233,7 @@ const FOREIGN: &str = "
     ip rule add priority 2048 from 198.51.100.7 lookup main
     ip rule add priority 2048 fwmark 0x4000/0x4000 lookup main
     ip rule add priority 2049 from 198.51.100.7 iif lo blackhole
+    ip rule add priority 2049 from 198.51.100.7 iif gone0 blackhole
     ip rule add priority 100 from 198.51.100.8 lookup 1000
     ip route add 198.51.100.9 dev eth0 table 1000
     ip route add 198.51.100.9 dev eth1 table TABLE
@@ -268,7 +269,7 @@ fn nothing_foreign_is_touched_whatever_is_repaired_around_it() {
     }
     let seen = || node.sh(&fill(FOREIGN_SEEN));
     let foreign = seen();
-    assert_eq!(foreign.lines().count(), 19, "{foreign}");
+    assert_eq!(foreign.lines().count(), 20, "{foreign}");
 
     let before = site.state();
     for damage in [
@@ -330,10 +331,38 @@ fn who_keeps_undoing_us_is_met_with_patience_and_told_of_once() {
     soon("it is put right in the end", || node.sh("ip rule").contains("512:"));
 }
 
+/// Each right after an ADD, while what the ADD itself has brought about is still on its way to the daemon.
+#[test]
+fn what_is_taken_from_a_pod_at_its_very_birth_comes_back() {
+    let site = Site::new(&nothing());
+    let cluster = &site.cluster;
+    for (i, damage) in [
+        "ip route flush table 1000",
+        "ip neigh flush all nud permanent",
+        "tc qdisc del dev VETH clsact",
+        "ip link set VETH down",
+        "ip link set VETH address 02:00:00:00:00:77",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let pod = cluster.add(0, &format!("newborn-{i}"));
+        let veth = ours::host_veth(&pod.sandbox.pod, "eth0");
+        cluster.node(0).sh(&damage.replace("VETH", &veth));
+        soon(&format!("it is as it was after {damage}"), || {
+            events_about(cluster, &format!("newborn-{i}")).iter().any(|(_, m)| m.contains("put right"))
+        });
+        assert!(pod.pod.ping(OUTSIDE).is_some(), "no ping to the outside after {damage}");
+        cluster.del(pod);
+    }
+}
+
 #[test]
 fn pods_that_come_and_go_are_no_damage() {
     let site = Site::new(&nothing());
     let cluster = &site.cluster;
+    let looks = || cluster.log(0).matches("plans looked at").count();
+    let before = looks();
     let (lost, sent) = pings_during(&site.a.pod, &site.b.ip, || {
         for round in 0..3 {
             let pods: Vec<Member> = (0..4).map(|i| cluster.add(0, &format!("p{round}-{i}"))).collect();
@@ -348,6 +377,9 @@ fn pods_that_come_and_go_are_no_damage() {
     let repairs: Vec<&str> =
         log.lines().filter(|line| line.contains("put right") || line.contains("repair of")).collect();
     assert!(repairs.is_empty(), "{repairs:?}");
+    // Nor does an ADD have its pod looked at, unless this machine keeps the daemon from hearing of it in time.
+    let looked = looks() - before;
+    assert!(looked <= 3, "{looked} looks for 12 pods");
 }
 
 #[test]

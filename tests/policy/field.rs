@@ -13,7 +13,6 @@ use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, So
 use serde_json::{Value, json};
 use terway::cluster::Name;
 use terway::heard::Heard;
-use terway::ip::IpPair;
 use terway::policy::{Here, Model, Told};
 use terway::rules::{Direction, ICMP, Placed, Pods, Renderer, Rules, SCTP, TCP, UDP, Write};
 
@@ -135,8 +134,7 @@ impl Ruler {
         let here = Here { name: US.into(), addresses: NODE.iter().map(|addr| addr.parse().unwrap()).collect() };
         let pods = LOCAL.iter().zip(1..).map(|(name, seat)| {
             let (_, v4, v6) = ENDS.iter().find(|(end, ..)| end == name).unwrap();
-            let ip: IpPair = [v4, v6].iter().map(|a| a.parse::<IpAddr>().unwrap()).collect();
-            (Name::from(*name), Placed { seat, ip })
+            (Name::from(*name), Placed::new(seat, [v4, v6].map(|a| a.parse().unwrap())))
         });
         Ruler { model: Model::new(here), rules: Rules::default(), pods: pods.collect() }
     }

@@ -22,7 +22,7 @@ use super::world::{Ecs, KUBERNETES, OPENAPI, PODS, SERVICE_CIDR, World};
 
 const PLUGIN: &str = "/opt/cni/bin/terway";
 const CLI: &str = "/opt/terway/terway-cli";
-const DAEMON: &str = "/opt/terway/terwayd";
+pub const DAEMON: &str = "/opt/terway/terwayd";
 pub const CONFLIST: &str = "/etc/cni/net.d/10-terway.conflist";
 /// How long a daemon may take until it serves, and anything else until it is so.
 pub const SOON: Duration = Duration::from_secs(20);

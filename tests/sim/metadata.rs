@@ -126,6 +126,7 @@ fn interface(identity: &Identity, eni: &EniView, rest: &[&str]) -> Option<String
         ["network-interface-id"] => eni.id.clone(),
         ["primary-ip-address"] => eni.v4[0].to_string(),
         ["private-ipv4s"] => json!(eni.v4).to_string(),
+        ["ipv4-prefixes"] if !eni.prefixes.is_empty() => json!(eni.prefixes).to_string(),
         ["ipv6s"] if !eni.v6.is_empty() => {
             let list: Vec<String> = eni.v6.iter().map(|a| a.to_string()).collect();
             format!("[{}]", list.join(","))

@@ -77,7 +77,8 @@ fn is_stale(rule: &Rule, links: &[LinkSeen]) -> bool {
             is_ours && table > ours::PODS_TABLE && !is_there()
         }
         (ours::STRAY_PRIORITY, RuleAction::Blackhole) => {
-            rule.mark.is_none() && rule.iif.as_deref().is_some_and(|iif| !links.iter().any(|link| link.name == iif))
+            let plain = rule.mark.is_none() && rule.from.is_none();
+            plain && rule.iif.as_deref().is_some_and(|iif| !links.iter().any(|link| link.name == iif))
         }
         _ => false,
     }
@@ -166,6 +167,7 @@ mod tests {
             (Rule { action: RuleAction::Lookup(52), ..rule(from("10.0.0.5/32"), None, None) }, false, false),
             (stray(None, "eth9"), true, true),
             (stray(Some((1, 1)), "eth9"), false, false),
+            (Rule { from: from("198.51.100.7/32"), ..stray(None, "eth9") }, false, false),
         ] {
             assert_eq!(is_stale(&rule, &[]), old, "{rule:?}");
             assert_eq!(old && stale(&rule).fix.is_some(), fixed, "{rule:?}");

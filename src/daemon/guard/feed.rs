@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{News, Start};
 use crate::cluster::{EndpointSlice, EndpointSliceBeta, Member, Name, Service, services_selector, slices_selector};
 use crate::daemon::news::{End, follow, heard};
+use crate::daemon::threads;
 use crate::error::Error;
 use crate::heard::Heard;
 use crate::kube::{Client, Select};
@@ -20,22 +21,22 @@ const PAUSE: Duration = Duration::from_secs(30);
 pub fn start(start: &Start, news: &SyncSender<News>) {
     let client = &start.kube;
     let (kube, to) = (client.clone(), news.clone());
-    thread::spawn(move || {
+    threads::start(move || {
         let select = Select { labels: services_selector(), ..Select::default() };
-        watch::<Service>(&kube, select, |s| s.name.clone(), |heard| to.send(News::Services(heard)).is_ok())
+        watch::<Service>(&kube, select, |s| s.name.clone(), |heard| to.send(News::Services(heard)).is_ok());
     });
     let (kube, to) = (client.clone(), news.clone());
     let select = Select { rows: start.node.len() < 2, ..Select::default() };
-    thread::spawn(move || {
-        watch::<Member>(&kube, select, |m| m.name.clone(), |heard| to.send(News::Nodes(heard)).is_ok())
+    threads::start(move || {
+        watch::<Member>(&kube, select, |m| m.name.clone(), |heard| to.send(News::Nodes(heard)).is_ok());
     });
     let (kube, to) = (client.clone(), news.clone());
     let select = Select { fields: format!("metadata.name={}", start.node_name), ..Select::default() };
-    thread::spawn(move || {
-        watch::<Member>(&kube, select, |m| m.name.clone(), |heard| to.send(News::Here(heard)).is_ok())
+    threads::start(move || {
+        watch::<Member>(&kube, select, |m| m.name.clone(), |heard| to.send(News::Here(heard)).is_ok());
     });
     let (kube, to) = (client.clone(), news.clone());
-    thread::spawn(move || slices(&kube, &to));
+    threads::start(move || slices(&kube, &to));
 }
 
 /// In the version that the server has: v1 from 1.21 on, v1beta1 from 1.17 to 1.24. Where it changes under us, the other is next.

@@ -11,14 +11,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 use smol::channel::Sender;
 
-use super::meter;
 use super::node::Input;
+use super::{meter, threads};
 use crate::cluster::{EndpointSlice, Member, Service, mapped};
 use crate::config::Services as Wanted;
 use crate::error::Error;
@@ -99,7 +98,7 @@ impl Ear {
 pub fn start(start: Start) -> Ear {
     let (news, arriving) = sync_channel(NEWS);
     feed::start(&start, &news);
-    thread::spawn(move || Guard::new(start).run(&arriving));
+    threads::start(move || Guard::new(start).run(&arriving));
     Ear(news)
 }
 
@@ -237,11 +236,9 @@ impl Guard {
         kernel.services.write(&writes).map_err(|(done, e)| e.within(format!("write {done} of {}", writes.len())))?;
         if kernel.chosen.is_none() {
             let here = kernel.cgroup.path();
-            let before = standing::write_down(here)?;
+            let others = standing::write_down(here)?;
             let chosen = kernel.services.attach(&kernel.cgroup)?;
-            if let Some(before) = before {
-                standing::move_from(&before, here)?;
-            }
+            standing::move_from(&others, here)?;
             if let Err(e) = kernel.services.remove_others(ours::BPF_ROOT.as_ref()) {
                 log::warn!("maps of another layout: {e}");
             }
@@ -284,7 +281,7 @@ impl Guard {
             return Ok(());
         }
         let namespaces = self.namespaces.clone();
-        thread::spawn(move || {
+        threads::start(move || {
             let here = sockets::end(&led);
             let there = namespaces.iter().map(|netns| sockets::end_in(netns, &led));
             let (ended, failed): (Vec<_>, Vec<_>) = std::iter::once(here).chain(there).partition(Result::is_ok);

@@ -1,7 +1,7 @@
 //! Network policies of this node's pods: seats, and ADDs that wait until the pod's rules are in the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::thread;
+use std::net::IpAddr;
 
 use smol::channel::Sender;
 
@@ -10,7 +10,7 @@ use crate::cluster::Name;
 use crate::config::{Mode, PolicyRenderer};
 use crate::daemon::outset::Outset;
 use crate::daemon::policy::{Ear, News, name_of};
-use crate::daemon::{bandwidth, clock, renderer};
+use crate::daemon::{bandwidth, clock, renderer, threads};
 use crate::error::Error;
 use crate::gather::Gather;
 use crate::kernel::{self, tables};
@@ -22,7 +22,7 @@ use crate::rpc::{Lease, Refusal, Reply, Request};
 use crate::rules::Placed;
 
 /// What is not known by then is not waited for any longer: the runtime comes again, and people hear why.
-const PATIENCE: Now = Now::from_secs(20);
+pub(super) const PATIENCE: Now = Now::from_secs(20);
 
 /// What eBPF lacked is looked for again no sooner than this.
 const AGAIN: Now = Now::from_secs(10);
@@ -83,7 +83,7 @@ impl Node {
             self.guarded.shown = "disabled".into();
             outset.end();
             let seated = self.give_up_seats(|_| true);
-            thread::spawn(move || renderer::leave_others(None, &seated, false));
+            threads::start(move || renderer::leave_others(None, &seated, false));
             return;
         }
         // It has been, unless the attempts to start did not know of policies yet.
@@ -112,12 +112,16 @@ impl Node {
     /// Those that have no seat yet are to have one once the rules for it are in the kernel; all are told of.
     fn take_seats(&mut self) {
         let attachments: Vec<Attachment> = self.leases.keys().cloned().collect();
+        let mut ips = BTreeMap::<PodName, Vec<IpAddr>>::new();
+        for lease in self.leases.values() {
+            ips.entry(lease.pod.clone()).or_default().extend(lease.ip.iter());
+        }
         for attachment in attachments {
-            let lease = self.leases[&attachment].clone();
-            if lease.seat.is_none() {
+            if self.leases[&attachment].seat.is_none() {
                 self.find_seat(&attachment);
             }
-            self.seat(&self.leases[&attachment]);
+            let lease = &self.leases[&attachment];
+            self.place(lease, ips[&lease.pod].iter().copied());
         }
     }
 
@@ -190,13 +194,18 @@ impl Node {
         lease.heritage.is_some() && self.guarded.seating.contains_key(&lease.sandbox.attachment)
     }
 
-    /// Tells where the pod is.
+    /// Tells where the pod is, with all its interfaces.
     pub(super) fn seat(&self, lease: &Lease) {
+        let of_pod = self.leases.values().filter(|other| other.pod == lease.pod);
+        self.place(lease, of_pod.flat_map(|other| other.ip.iter()).chain(lease.ip.iter()));
+    }
+
+    fn place(&self, lease: &Lease, ips: impl Iterator<Item = IpAddr>) {
         if self.is_guarded(lease) {
             // Who has a seat of an earlier life gives it up.
             let has_seat = lease.is_inside() || self.guarded.way == Some(PolicyRenderer::Ebpf);
             let seat = self.seat_of(lease).filter(|_| has_seat).unwrap_or_default();
-            let placed = Placed { seat, ip: lease.ip };
+            let placed = Placed::new(seat, ips);
             // A link that gets its first queueing discipline loses packets: pods of the old Terway are left alone until a policy is about them.
             let is_bare = lease.seat.is_none() && self.is_guest(lease);
             self.guarded.tell(News::Placed { name: name_of(&lease.pod), placed, is_bare });
@@ -287,7 +296,7 @@ impl Node {
             _ => self.give_up_seats(|lease| !lease.is_inside()),
         };
         let mixed = self.leases.values().any(|lease| lease.seat.is_some());
-        thread::spawn(move || {
+        threads::start(move || {
             for lease in &seated {
                 if let Err(e) = bandwidth::police(lease) {
                     log::warn!("pod {} is not held to network policies until it is repaired: {e}", lease.pod);

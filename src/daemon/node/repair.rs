@@ -5,7 +5,7 @@ use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Node, Standing};
+use super::{Node, Standing, policies};
 use crate::daemon::{clock, meter, phases};
 use crate::datapath::{self, Setup};
 use crate::error::Error;
@@ -131,6 +131,11 @@ impl Node {
         }
     }
 
+    /// Its ADD may still wait for the pod's policies, or its plugin be at work.
+    pub(super) fn is_under_way(&self, attachment: &Attachment, now: Now) -> bool {
+        self.wires.unwired.get(attachment).is_some_and(|since| now < *since + policies::PATIENCE + WIRED_IN)
+    }
+
     fn hear_of_wiring(&mut self, happening: &Happening) {
         match happening {
             Happening::Link(link) if link.up => {
@@ -194,10 +199,11 @@ impl Node {
     }
 
     fn guard_linked(&mut self, attachment: &Attachment, mtu: u32, from: Now) {
+        let since = self.wires.unwired.get(attachment).copied().unwrap_or(from);
         self.wires.wait_no_more(attachment);
         self.wires.mtus.insert(attachment.clone(), mtu);
         if let Some(plan) = self.pod_plan(attachment) {
-            self.repair.guard(Part::Pod(attachment.clone()), &plan, from);
+            self.repair.guard_new(Part::Pod(attachment.clone()), &plan, since, from);
         }
     }
 

@@ -1,12 +1,10 @@
 //! Services at the socket: the loop that looks after them is started from here, and told which pods there are.
 
-use std::thread;
-
 use smol::channel::Sender;
 
 use super::Node;
 use crate::config::Mode;
-use crate::daemon::guard;
+use crate::daemon::{guard, threads};
 use crate::rpc::{Refusal, Reply};
 
 impl Node {
@@ -22,7 +20,7 @@ impl Node {
     pub fn begin_services(&mut self, ipvlan: bool) {
         let wanted = self.layers().config().services.clone();
         if !self.has_services(ipvlan) {
-            thread::spawn(move || guard::leave(&wanted));
+            threads::start(move || guard::leave(&wanted));
             return;
         }
         self.ear = Some(guard::start(guard::Start {

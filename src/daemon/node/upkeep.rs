@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::repair::WIRED_IN;
 use super::{Node, Standing};
+use crate::daemon::clock;
 use crate::error::Error;
 use crate::gather::Gather;
 use crate::kernel::netns::Netns;
@@ -145,7 +146,7 @@ impl Node {
         let (stale, owners): (Vec<u32>, _) = owned.filter(|(_, attachment)| is_stale(attachment)).unzip();
         if !stale.is_empty() {
             self.sweeping = owners;
-            self.world.delete_links(stale);
+            self.world.delete_links(stale, self.sweeping.clone());
         }
         Ok(links)
     }
@@ -182,8 +183,12 @@ impl Node {
         waiting.any(|w| w.sandbox.attachment == *attachment)
     }
 
-    pub(super) fn swept(&mut self) {
-        self.sweeping.clear();
+    /// Links without an owner are deleted beside those that have one, and nobody waits for them.
+    pub(super) fn swept(&mut self, owners: &BTreeSet<Attachment>) {
+        self.sweeping.retain(|attachment| !owners.contains(attachment));
+        if !self.sweeping.is_empty() {
+            return;
+        }
         for waiting in std::mem::take(&mut self.returning) {
             self.identify(waiting);
         }
@@ -203,6 +208,10 @@ impl Node {
     }
 
     fn is_stale(&self, rule: &Rule, links: &[LinkSeen]) -> bool {
+        // Ours are from nowhere in particular.
+        if rule.from.is_some() {
+            return false;
+        }
         match (rule.priority, rule.mark, &rule.iif, rule.action) {
             (ours::FROM_POD_PRIORITY, Some((value, mask)), None, RuleAction::Lookup(table)) => {
                 let is_used = |slot| self.slots.values().any(|s| *s == slot);
@@ -218,7 +227,11 @@ impl Node {
     /// was cut off before it could write one.
     pub(super) fn sweep_unsigned(&mut self, links: &[LinkSeen]) {
         let waiting = self.waiting.values().chain(self.unknown.values().flatten()).chain(&self.returning);
-        let awaited: BTreeSet<String> = waiting.map(|w| ours::host_veth(&w.pod, &w.sandbox.attachment.ifname)).gather();
+        let waiting = waiting.map(|w| (&w.pod, &w.sandbox.attachment));
+        let (now, leased) = (clock::now(), self.leases.iter().map(|(attachment, lease)| (&lease.pod, attachment)));
+        let under_way = leased.filter(|(_, attachment)| self.is_under_way(attachment, now));
+        let awaited: BTreeSet<String> =
+            waiting.chain(under_way).map(|(pod, attachment)| ours::host_veth(pod, &attachment.ifname)).gather();
         let is_ours = |link: &LinkSeen| {
             link.is_veth() && link.mac == Some(ours::host_mac(&link.name)) && !awaited.contains(&link.name)
         };
@@ -226,7 +239,7 @@ impl Node {
         let before = std::mem::replace(&mut self.unsigned, unsigned.gather());
         let stale: Vec<u32> = self.unsigned.intersection(&before).copied().collect();
         if !stale.is_empty() {
-            self.world.delete_links(stale);
+            self.world.delete_links(stale, BTreeSet::new());
         }
     }
 }

@@ -1,11 +1,11 @@
 //! One watch on a thread of its own: which objects of which kind, and how what it tells reaches the loop.
 
 use std::sync::mpsc::Sender;
-use std::thread;
 
 use super::News;
 use crate::cluster::Name;
 use crate::daemon::news::{End, follow, heard};
+use crate::daemon::threads;
 use crate::error::Error;
 use crate::kube::{Change, Client, Select, Stop};
 use crate::netpol::{self, Collection, Document};
@@ -195,12 +195,13 @@ fn attend(
     kube: Client,
     to: Sender<News>,
 ) {
-    thread::spawn(move || {
+    threads::start(move || {
         for (source, place) in sources.into_iter().zip(kind.places()) {
             let is_final = |e: &Error| {
                 // Who may not read a kind is not told whether there is one.
-                let is_lacking = || kind.may_be_absent() && matches!(kube.has(place.api, place.plural), Ok(false));
-                let is_final = e.is_absent() || e.is_forbidden() && is_lacking();
+                let is_lacking = || matches!(kube.has(place.api, place.plural), Ok(false));
+                let is_gone = e.is_absent() || e.is_forbidden() && is_lacking();
+                let is_final = kind.may_be_absent() && is_gone && kube.has_started();
                 if !is_final {
                     let right = if e.is_forbidden() { "; grant what cni-conf/rbac.yaml lists" } else { "" };
                     let why = format!("{e}{right}");

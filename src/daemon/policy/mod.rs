@@ -17,14 +17,13 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use smol::channel::Sender as Answer;
 
 use super::node::Input;
-use super::{meter, phases};
+use super::{meter, phases, threads};
 use crate::cluster::Name;
 use crate::config::PolicyRenderer;
 use crate::error::Error;
@@ -144,7 +143,7 @@ pub fn unborn() -> (Ear, Unborn) {
 impl Unborn {
     /// Begins to ask what the policies say, which no rule comes of before [`News::Begin`].
     pub fn start(self, start: Start) {
-        thread::spawn(move || Loop::new(start, self.news).run(&self.arriving));
+        threads::start(move || Loop::new(start, self.news).run(&self.arriving));
     }
 }
 
@@ -160,6 +159,8 @@ struct Loop {
     chosen: Option<Chosen>,
     /// The kernel holds what we believe.
     restored: bool,
+    /// It did once: what is lost since goes back, whatever more there is to know.
+    has_held: bool,
     pods: Pods,
     /// Pods that wait to be admitted, and seats that wait to be free.
     waiting: BTreeSet<Name>,
@@ -207,6 +208,7 @@ impl Loop {
             note: start.note,
             chosen: None,
             restored: false,
+            has_held: false,
             pods: Pods::new(),
             waiting: BTreeSet::new(),
             leaving: BTreeSet::new(),
@@ -325,11 +327,11 @@ impl Loop {
     }
 
     /// What somebody else has changed is written anew, unless we have written since it was looked at.
-    fn note(&mut self, Counted { figures, is_whole }: Counted, acts: u64) {
+    fn note(&mut self, Counted { figures, damage }: Counted, acts: u64) {
         self.figures = figures;
-        if !is_whole && acts == self.acts && self.restored {
+        if let Some(what) = damage.filter(|_| acts == self.acts && self.restored) {
             self.restored = false;
-            self.tell_damaged();
+            self.tell_damaged(&what);
         }
         self.show_all();
     }
@@ -366,7 +368,7 @@ impl Loop {
         if self.pods.get(&name) == Some(&placed) {
             return;
         }
-        self.model.give(&name, Some(placed.ip.iter().collect()));
+        self.model.give(&name, Some(placed.ips.clone()));
         self.leaving.remove(&placed.seat);
         self.pods.insert(name.clone(), placed);
         // What renderers know of a pod they look up anew.
@@ -401,7 +403,8 @@ impl Loop {
         let is_due = match (is_complete, self.restored) {
             (true, _) => true,
             (false, true) if !self.held.is_empty() => *self.hold.get_or_insert(now + HOLD) <= now,
-            (false, _) => false,
+            (false, true) => false,
+            (false, false) => self.has_held,
         };
         if is_due && self.retry.is_none() {
             self.act(now);
@@ -445,11 +448,11 @@ impl Loop {
         sets.is_some_and(|sets| sets.into_iter().any(says))
     }
 
-    /// A namespace whose policies may not be read keeps its own new pods out and no others; pods of it that run go on by what holds.
+    /// A namespace whose policies may not be read keeps its own new pods out and no others; pods of it that run go on by what holds, which
+    /// a new life does not know.
     fn is_complete(&self) -> bool {
-        let is_running = |name: &Name| !self.restored || !self.waiting.contains(name);
-        let runs = |space: &str| self.pods.keys().any(|name| namespace_of(name) == space && is_running(name));
-        self.open.is_some() && self.knows_own && self.watches.is_complete() && !self.watches.barred().any(runs)
+        let would_open = |space: &str| !self.has_held && self.pods.keys().any(|name| namespace_of(name) == space);
+        self.open.is_some() && self.knows_own && self.watches.is_complete() && !self.watches.barred().any(would_open)
     }
 
     /// Has the kernel hold what is wanted.
@@ -463,6 +466,7 @@ impl Loop {
         let (count, compiled) = (self.held.len(), std::mem::take(&mut self.compiling));
         match self.write() {
             Ok(()) => {
+                self.has_held = true;
                 self.writes += count as u64;
                 if is_first {
                     self.count = now;
@@ -552,7 +556,7 @@ impl Loop {
         self.count = Instant::now() + COUNT;
         let Some(tally) = self.chosen.as_ref().and_then(|chosen| chosen.renderer.tally()) else { return };
         let (news, acts) = (self.news.clone(), self.acts);
-        thread::spawn(move || match tally() {
+        threads::start(move || match tally() {
             Ok(counted) => drop(news.send(News::Counted(counted, acts))),
             Err(e) => log::warn!("what network policies have counted is not known: {e}"),
         });

@@ -8,7 +8,6 @@ use smol::channel::{Receiver as Told, unbounded};
 
 use super::*;
 use crate::error::Error;
-use crate::ip::IpPair;
 use crate::netpol::Document;
 use crate::peer::Namespace;
 use crate::rules::Rules;
@@ -86,7 +85,7 @@ impl Bench {
             })
         };
         let node = BTreeSet::from(["192.168.0.1".parse().unwrap()]);
-        let note = std::env::temp_dir().join(format!("tw{}-{:?}", std::process::id(), thread::current().id()));
+        let note = std::env::temp_dir().join(format!("tw{}-{:?}", std::process::id(), std::thread::current().id()));
         let it = Loop::new(Start { kube: None, node_name: "n1".into(), inputs, note }, news);
         (Bench { it, book, told, now: Instant::now(), _news: arriving }, News::Begin { node, open: Box::new(open) })
     }
@@ -131,8 +130,8 @@ impl Bench {
     }
 
     fn place(&mut self, name: &str, seat: u16) {
-        let ip = IpPair::v4(format!("10.0.0.{seat}").parse().unwrap());
-        self.hear(News::Placed { name: name.into(), placed: Placed { seat, ip }, is_bare: false });
+        let placed = Placed::new(seat, [format!("10.0.0.{seat}").parse().unwrap()]);
+        self.hear(News::Placed { name: name.into(), placed, is_bare: false });
     }
 
     /// What the node's loop was told of pods and seats since the last time.
@@ -242,6 +241,23 @@ fn nothing_is_written_and_nobody_admitted_before_all_that_is_needed_is_known() {
 }
 
 #[test]
+fn many_who_ask_why_at_once_are_answered_in_their_order() {
+    use crate::rpc::{End, Reply, Request, Why};
+    let mut bench = Bench::new();
+    bench.own(&[pod("shop", "web", 1, "web"), pod("shop", "db", 2, "db")]);
+    bench.answer_all();
+    bench.place("shop/web", 1);
+    bench.place("shop/db", 2);
+    let end = |ip: &str| End::Address(ip.parse().unwrap());
+    let why = |src: &str, dst: &str| Why { src: end(src), dst: end(dst), protocol: 6, ports: Some((40_000, 80)) };
+    // Of the second the two ends have no family in common.
+    let all = vec![why("10.0.9.9", "10.0.0.2"), why("10.0.9.9", "fd00::1"), why("10.0.0.1", "10.0.9.9")];
+    let Reply::Show(said) = bench.it.answer(Request::Whys(all)) else { panic!("no answer") };
+    let names: Vec<_> = (0..3).map(|i| (said[i]["src_pod"].as_str(), said[i]["dst_pod"].as_str())).collect();
+    assert_eq!(names, [(None, Some("shop/db")), (None, None), (Some("shop/web"), None)]);
+}
+
+#[test]
 fn a_pod_is_admitted_once_its_rules_are_there_and_its_seat_is_free_once_they_are_gone() {
     let mut bench = Bench::new();
     bench.own(&[pod("shop", "web", 1, "web")]);
@@ -310,8 +326,8 @@ fn a_change_that_needs_more_waits_for_it_but_not_for_ever() {
 #[test]
 fn a_pod_that_runs_without_programs_is_told_of_once_a_policy_is_about_it() {
     let mut bench = Bench::new();
-    let ip = IpPair::v4("10.0.0.1".parse().unwrap());
-    bench.hear(News::Placed { name: "shop/web".into(), placed: Placed { seat: 1, ip }, is_bare: true });
+    let placed = Placed::new(1, ["10.0.0.1".parse().unwrap()]);
+    bench.hear(News::Placed { name: "shop/web".into(), placed, is_bare: true });
     bench.own(&[pod("shop", "web", 1, "web")]);
     bench.answer_all();
     assert_eq!((bench.asked(), bench.admitted().len()), (vec!["restore"], 0));
@@ -378,6 +394,36 @@ fn kinds_that_the_server_does_not_have_are_empty_and_looked_for_again() {
 }
 
 #[test]
+fn what_a_kind_has_said_holds_until_the_server_says_twice_that_there_is_none() {
+    let calico = "network policies of Calico of namespace shop";
+    let deny = || {
+        let spec = json!({"selector": "all()", "types": ["Ingress"]});
+        let body = json!({"metadata": {"namespace": "shop", "name": "deny", "resourceVersion": "5"}, "spec": spec});
+        vec![Thing::Document(serde_json::from_value::<Document>(body).unwrap())]
+    };
+    for is_back in [true, false] {
+        let mut bench = Bench::new();
+        bench.own(&[pod("shop", "web", 1, "web")]);
+        bench.answer_all();
+        bench.answer(calico, deny());
+        assert!(!bench.allows("shop/web", "10.0.9.9"));
+        let (_, by) = bench.it.watches.find(calico);
+        bench.hear(News::Absent { by });
+        assert!(!bench.allows("shop/web", "10.0.9.9"), "a server that starts may say so");
+        bench.pass(Duration::from_secs(11));
+        let (_, by) = bench.it.watches.find(calico);
+        if is_back {
+            bench.answer(calico, deny());
+            assert!(!bench.allows("shop/web", "10.0.9.9"));
+            bench.answer(calico, Vec::new());
+        } else {
+            bench.hear(News::Absent { by });
+        }
+        assert!(bench.allows("shop/web", "10.0.9.9"), "is back: {is_back}");
+    }
+}
+
+#[test]
 fn what_the_kernel_refuses_refuses_pods_and_is_tried_again() {
     let mut bench = Bench::new();
     bench.own(&[pod("shop", "web", 1, "web")]);
@@ -404,9 +450,8 @@ fn what_the_kernel_refuses_refuses_pods_and_is_tried_again() {
 fn a_retry_that_cannot_be_made_yet_does_not_keep_the_loop_busy() {
     let mut bench = Bench::new();
     bench.own(&[pod("shop", "web", 1, "web")]);
-    bench.answer_all();
     bench.book.lock().unwrap().broken = Some("the map of prefixes is full");
-    bench.place("shop/web", 1);
+    bench.answer_all();
     assert!(bench.it.retry.is_some());
     // Meanwhile a policy names pods that nobody has asked for.
     bench.answer(
@@ -445,6 +490,28 @@ fn a_namespace_whose_policies_may_not_be_read_keeps_its_own_new_pods_out_and_no_
     assert!(bench.it.lack().unwrap().contains("network policies of namespace bank"), "{:?}", bench.it.lack());
     bench.answer("network policies of namespace bank", Vec::new());
     assert_eq!((bench.admitted(), bench.it.lack()), (vec!["bank/web".into()], None));
+}
+
+#[test]
+fn a_right_that_is_taken_away_keeps_new_pods_out_and_changes_nothing_for_others() {
+    let mut bench = Bench::new();
+    bench.own(&[pod("shop", "web", 1, "web"), pod("shop", "new", 1, "web"), pod("bank", "web", 1, "web")]);
+    bench.place("shop/web", 1);
+    bench.answer_all();
+    bench.answer(
+        "network policies of namespace shop",
+        vec![allow_from("own", json!({"ipBlock": {"cidr": "10.0.0.0/24"}}))],
+    );
+    bench.asked();
+    bench.admitted();
+    let (_, by) = bench.it.watches.find("network policies of namespace shop");
+    bench.hear(News::Trouble { by, why: "403".into(), is_forbidden: true });
+    bench.place("shop/new", 2);
+    bench.place("bank/web", 3);
+    assert_eq!(bench.admitted(), ["bank/web"]);
+    assert!(!bench.allows("shop/web", "10.0.9.9") && !bench.asked().contains(&"restore"));
+    bench.answer("network policies of namespace shop", Vec::new());
+    assert_eq!((bench.admitted(), bench.allows("shop/web", "10.0.9.9")), (vec!["shop/new".into()], true));
 }
 
 #[test]
@@ -488,15 +555,29 @@ fn what_somebody_else_has_changed_is_written_anew() {
     bench.own(&[pod("shop", "web", 1, "web")]);
     bench.answer_all();
     bench.asked();
-    let counted = |is_whole| Counted { figures: json!({"drops": 1}), is_whole };
+    let counted =
+        |is_whole: bool| Counted { figures: json!({"drops": 1}), damage: (!is_whole).then(|| "ipsets".into()) };
     let acts = bench.it.acts;
     bench.hear(News::Counted(counted(true), acts));
     assert_eq!((bench.asked().len(), bench.it.figures["drops"].as_u64()), (0, Some(1)));
     // A look that was begun before the last change saw what was right then.
     bench.hear(News::Counted(counted(false), acts - 1));
     assert_eq!(bench.asked(), [""; 0]);
+    bench.events();
     bench.hear(News::Counted(counted(false), acts));
     assert_eq!(bench.asked(), ["restore"]);
+    let said = bench.events();
+    assert!(said.len() == 1 && said[0].contains("ipsets of network policies were changed"), "{said:?}");
+    // Nor does it wait for a server that does not answer, or stop after the first try.
+    let from_db = allow_from("db", json!({"podSelector": {"matchLabels": {"app": "db"}}}));
+    bench.answer("network policies of namespace shop", vec![from_db]);
+    assert_eq!((bench.lacks().len(), bench.asked().len()), (1, 0));
+    bench.book.lock().unwrap().broken = Some("it is in use");
+    bench.hear(News::Counted(counted(false), bench.it.acts));
+    assert_eq!(bench.asked(), ["restore"]);
+    bench.book.lock().unwrap().broken = None;
+    bench.pass(RETRY.0 * 2);
+    assert_eq!((bench.asked(), bench.allows("shop/web", "10.0.9.9")), (vec!["restore"], false));
 }
 
 #[test]

@@ -65,10 +65,10 @@ impl Loop {
         self.lameness = Some(why);
     }
 
-    pub(super) fn tell_damaged(&self) {
-        let message = "chains of network policies were changed by somebody else, and are written anew";
+    pub(super) fn tell_damaged(&self, what: &str) {
+        let message = format!("{what} of network policies were changed by somebody else, and are written anew");
         log::warn!("{message}");
-        self.tell(object::About::node(&self.node_name), EventType::Warning, "NetworkPolicyRepaired", message);
+        self.tell(object::About::node(&self.node_name), EventType::Warning, "NetworkPolicyRepaired", &message);
     }
 
     pub(super) fn tell_refused(&self, Refused { about, reason }: &Refused) {
@@ -123,6 +123,8 @@ impl Loop {
     pub(super) fn answer(&self, request: Request) -> Reply {
         let answer = match request {
             Request::Why(why) => self.why(&why),
+            // Of one that nobody can answer, the others are answered all the same.
+            Request::Whys(all) => Ok(all.iter().map(|why| self.why(why).unwrap_or_default()).collect()),
             Request::Rules { pod } => self.rules_of(&pod),
             _ => Err("not a question about policies".into()),
         };
@@ -187,7 +189,8 @@ impl Loop {
         let placed = self.pods.get(&name);
         let mut text = format!("pod {pod}");
         if let Some(placed) = placed {
-            text += &format!(", {}, seat {}", placed.ip, placed.seat);
+            placed.ips.iter().for_each(|ip| text += &format!(", {ip}"));
+            text += &format!(", seat {}", placed.seat);
         }
         text.push('\n');
         for direction in DIRECTIONS {
@@ -197,7 +200,7 @@ impl Loop {
             "text": text,
             "pod": pod.to_string(),
             "seat": placed.map(|placed| placed.seat),
-            "addresses": placed.map(|placed| placed.ip.iter().collect::<Vec<_>>()),
+            "addresses": placed.map(|placed| &placed.ips),
             "ingress": tiers(rules, sets.ingress),
             "egress": tiers(rules, sets.egress),
         }))

@@ -20,6 +20,8 @@ pub struct Watches {
     open: BTreeMap<Wish, Open>,
     /// Kinds that the server does not have.
     absent: BTreeMap<Kind, Absent>,
+    /// Watches that are over, and of which what they told holds until those that came after them have answered.
+    replaced: Vec<(Kind, u32)>,
     wanted: BTreeSet<Wish>,
     last: u32,
     /// How many were begun in all.
@@ -39,13 +41,15 @@ struct Open {
 struct Absent {
     again: Instant,
     pause: Duration,
+    /// Watches that had told of what there is, before the server said once that there is no such kind.
+    left: Vec<u32>,
 }
 
 impl Watches {
     /// Without a client nothing is asked: what there is comes by itself.
     pub fn new(kube: Option<Client>, news: Sender<News>, last: u32) -> Watches {
         let (open, absent, wanted) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
-        Watches { kube, news, open, absent, wanted, last, begun: 0 }
+        Watches { kube, news, open, absent, replaced: Vec::new(), wanted, last, begun: 0 }
     }
 
     /// From now on these are needed.
@@ -82,33 +86,42 @@ impl Watches {
     }
 
     fn found(&mut self, kind: Kind) {
-        if self.absent.remove(&kind).is_some() {
+        if let Some(absent) = self.absent.remove(&kind) {
+            self.replaced.extend(absent.left.into_iter().map(|by| (kind, by)));
             log::info!("the API server has {} by now", kind.plural());
             let others = self.wanted.iter().filter(|wish| wish.kind == kind && !self.open.contains_key(*wish));
             others.cloned().collect::<Vec<_>>().into_iter().for_each(|wish| self.begin(wish));
         }
     }
 
-    /// What people are to be told of a kind that is there and may not be read, once.
+    /// What people are to be told of a kind that is there and may not be read, once. What it has told before is not all there is any more.
     pub fn trouble(&mut self, by: u32, why: String, is_forbidden: bool) -> Option<String> {
         let (wish, open) = self.open.iter_mut().find(|(_, open)| open.by == by)?;
         let what = format!("{wish} may not be read: {why}");
         open.trouble = Some(why);
         let is_news = is_forbidden && !std::mem::replace(&mut open.is_told, is_forbidden);
         if is_forbidden {
+            open.answered = false;
             let kind = wish.kind;
             self.found(kind);
         }
         is_news.then_some(what)
     }
 
-    /// The server has no such kind; which one, and all watches of it, which are over.
+    /// The server has no such kind; which one, and the watches of it whose objects are gone. One that it had a moment ago is gone when
+    /// it says so twice: objects of a kind that is deleted go before it, and a server that starts may not know of it yet.
     pub fn absent(&mut self, by: u32, now: Instant) -> Option<(Kind, Vec<u32>)> {
         let kind = self.open.iter().find(|(_, open)| open.by == by)?.0.kind;
-        let pause = self.absent.get(&kind).map_or(ABSENT.0, |absent| (absent.pause * 2).min(ABSENT.1));
-        self.absent.insert(kind, Absent { again: now + pause, pause });
+        let before = self.absent.remove(&kind);
+        let pause = before.as_ref().map_or(ABSENT.0, |absent| (absent.pause * 2).min(ABSENT.1));
         let over: Vec<(Wish, Open)> = self.open.extract_if(.., |wish, _| wish.kind == kind).collect();
-        Some((kind, over.into_iter().map(|(_, open)| open.end()).collect()))
+        let over = over.into_iter().map(|(_, open)| open.end()).collect();
+        let (left, gone) = match before {
+            None => (over, Vec::new()),
+            Some(Absent { left, .. }) => (Vec::new(), [left, over].concat()),
+        };
+        self.absent.insert(kind, Absent { again: now + pause, pause, left });
+        Some((kind, gone))
     }
 
     /// Looks for absent kinds again, by one watch each; ends what has not been needed for long, and names it.
@@ -126,9 +139,11 @@ impl Watches {
         if !self.is_complete() {
             return Vec::new();
         }
+        let unknown: BTreeSet<Kind> = self.lacks().map(|(wish, _)| wish.kind).collect();
+        let replaced = self.replaced.extract_if(.., |(kind, _)| !unknown.contains(kind)).collect::<Vec<_>>();
         let is_over = |open: &Open| open.unneeded_since.is_some_and(|since| since + LINGER <= now);
         let over: Vec<(Wish, Open)> = self.open.extract_if(.., |_, open| is_over(open)).collect();
-        over.into_iter().map(|(wish, open)| (wish.kind, open.end())).collect()
+        replaced.into_iter().chain(over.into_iter().map(|(wish, open)| (wish.kind, open.end()))).collect()
     }
 
     pub fn end(self) {

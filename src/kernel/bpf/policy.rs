@@ -94,7 +94,7 @@ impl Maps {
         });
         let drops: serde_json::Map<String, Value> = drops.collect();
         let figures = json!({"drops": drops, "flows": {"known": flows, "room": room, "evicted": evicted}});
-        Ok(Counted { figures, is_whole: true })
+        Ok(Counted { figures, damage: None })
     }
 }
 
@@ -627,7 +627,6 @@ mod tests {
     use std::net::{IpAddr, Ipv6Addr};
 
     use super::*;
-    use crate::ip::IpPair;
     use crate::policy::fuzz::{self, Asked};
     use crate::rules::{Direction, Packet, Placed};
 
@@ -705,7 +704,7 @@ mod tests {
                     .map(|name| {
                         let next = seats.len() as u16 + 1;
                         let seat = *seats.entry(name.clone()).or_insert(next);
-                        (name.clone(), Placed { seat, ip: IpPair::default() })
+                        (name.clone(), Placed::new(seat, []))
                     })
                     .collect();
                 // Another world is another life, and now and then there is one between.

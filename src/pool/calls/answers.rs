@@ -4,11 +4,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{Block, NO_ASSIGN, Verb, enis_of, verb};
-use crate::eni::{Eni, EniState, Fault, FaultKind};
+use crate::eni::{Eni, EniState, Fault, FaultKind, VSwitch};
 use crate::ip::Family;
 use crate::pool::eni::{Address, Goal, Nic};
 use crate::pool::retry::{Backoff, LATE, POLL, SOON, jitter};
 use crate::pool::state::State;
+use crate::pool::vswitch::UNCOUNTED;
 use crate::pool::{Call, CallId, Effect, Outcome, Refused};
 use crate::rpc::Refusal;
 
@@ -22,7 +23,11 @@ const SETTLE: Duration = Duration::from_secs(2);
 impl State {
     pub fn done(&mut self, id: CallId, result: Result<Outcome, Fault>) {
         let Some(call) = self.calls.remove(&id) else { return };
-        self.gate.heard(self.now, id, result.as_ref().err(), &mut self.rng);
+        let fault = result.as_ref().err();
+        match call {
+            Call::VSwitches => self.gate.heard_elsewhere(self.now, id, fault, &mut self.rng),
+            _ => self.gate.heard(self.now, id, fault, &mut self.rng),
+        }
         for eni in enis_of(&call) {
             if let Some(nic) = self.nics.get_mut(eni) {
                 nic.busy = None;
@@ -60,7 +65,7 @@ impl State {
                 enis.iter().for_each(|id| self.seen(id, seen.iter().find(|eni| eni.id == *id)));
             }
             (Call::LookAll, Outcome::SeenAll(enis)) => self.seen_all(id, &enis),
-            (Call::VSwitches, Outcome::VSwitches(list)) => self.vswitches.counted(self.now, id, list, &mut self.rng),
+            (Call::VSwitches, Outcome::VSwitches(list)) => self.counted(id, list),
             (call @ (Call::Regroup { .. } | Call::Tag { .. } | Call::Untag { .. }), Outcome::Dressed) => {
                 self.dressed(&call);
             }
@@ -70,6 +75,13 @@ impl State {
                 let (code, request_id) = (String::new(), String::new());
                 self.failed(call, Fault { kind: FaultKind::Unknown, action, code, message, request_id });
             }
+        }
+    }
+
+    fn counted(&mut self, id: CallId, list: Vec<VSwitch>) {
+        self.vswitches.counted(self.now, id, list, &mut self.rng);
+        if std::mem::take(&mut self.vswitches.told) {
+            self.tell(None, false, "AllocIPSucceed", "free addresses of vSwitches are counted again".into());
         }
     }
 
@@ -223,10 +235,26 @@ impl State {
             Call::Regroup { ref eni, .. } | Call::Tag { ref eni, .. } | Call::Untag { ref eni, .. } => {
                 self.dress_failed(eni, &call, &fault);
             }
-            Call::VSwitches => {
-                self.vswitches.not_counted(self.now, &mut self.rng);
-                self.block_if_forbidden(Verb::VSwitches, &fault);
-            }
+            Call::VSwitches => self.not_counted(&fault),
+        }
+    }
+
+    fn not_counted(&mut self, fault: &Fault) {
+        self.vswitches.not_counted(self.now, &mut self.rng);
+        self.block_if_forbidden(Verb::VSwitches, fault);
+        if fault.kind != FaultKind::Unknown {
+            return;
+        }
+        let fails = self.vswitches.refresh.fails;
+        if fails + 1 == UNCOUNTED {
+            // Whether the whole cloud is away a node without work would learn late.
+            self.survey.hurry(self.now);
+        }
+        if fails >= UNCOUNTED && self.gate.outage().is_none() && !self.vswitches.told {
+            self.vswitches.told = true;
+            let message =
+                format!("free addresses of vSwitches cannot be counted; pods are served without that: {fault}");
+            self.tell(None, true, "AllocResourceFailed", message);
         }
     }
 

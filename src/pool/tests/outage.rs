@@ -71,3 +71,39 @@ fn an_outage_that_ends_is_no_rush_in_its_first_minute_either() {
     println!("calls a minute: at most {steady} before, {after:?} after");
     assert!(after.iter().all(|calls| *calls * 10 <= steady * 12), "{after:?} a minute, at most {steady} before");
 }
+
+/// What people were told of the cloud since.
+fn told(rig: &Rig, since: usize) -> Vec<&'static str> {
+    rig.notices[since..].iter().map(|notice| notice.reason).collect()
+}
+
+#[test]
+fn one_endpoint_that_is_dead_alone_is_told_of_at_its_beginning_and_its_end() {
+    for dead in ["vswitches", "look all"] {
+        let mut rig = Rig::with_eni(settings(), &["192.168.1.1", "192.168.1.2"]);
+        rig.run(secs(3600));
+        let (since, calls) = (rig.notices.len(), rig.calls.len());
+        rig.says.insert(dead, FaultKind::Unknown);
+        rig.run(secs(7200));
+        assert_eq!(told(&rig, since), ["AllocResourceFailed"], "while {dead} fails: {:?}", &rig.notices[since..]);
+        let calls = rig.calls.len() - calls;
+        assert!(calls < 400, "{calls} calls in two hours in which {dead} fails");
+        rig.says.clear();
+        rig.run(secs(700));
+        assert_eq!(told(&rig, since), ["AllocResourceFailed", "AllocIPSucceed"], "after {dead} failed");
+    }
+}
+
+#[test]
+fn a_node_without_work_learns_of_an_outage_and_of_its_end() {
+    let mut rig = Rig::with_eni(settings(), &["192.168.1.1", "192.168.1.2"]);
+    rig.run(secs(3600));
+    let since = rig.notices.len();
+    rig.says.insert("any", FaultKind::Unknown);
+    rig.run(secs(1200));
+    assert_eq!(told(&rig, since), ["AllocResourceFailed"], "{:?}", &rig.notices[since..]);
+    assert!(rig.pool.lack().is_some_and(|lack| lack.reason.contains("does not answer")));
+    rig.says.clear();
+    rig.run(secs(100));
+    assert_eq!(told(&rig, since), ["AllocResourceFailed", "AllocIPSucceed"], "{:?}", &rig.notices[since..]);
+}

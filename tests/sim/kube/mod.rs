@@ -56,6 +56,7 @@ struct State {
     denied: BTreeSet<(String, String)>,
     /// Paths below which this server knows nothing, such as `/apis/discovery.k8s.io/v1`.
     lacking: BTreeSet<String>,
+    is_starting: bool,
     troubles: VecDeque<(String, Trouble)>,
     seen: Vec<Seen>,
     bytes: u64,
@@ -84,6 +85,7 @@ impl Default for State {
             store: Store::default(),
             tokens: BTreeSet::from([TOKEN.to_owned()]),
             denied: BTreeSet::new(),
+            is_starting: false,
             lacking: DEFINED_LATER.iter().map(|api| api.to_string()).collect(),
             troubles: VecDeque::new(),
             seen: Vec::new(),
@@ -229,6 +231,11 @@ impl Kube {
     /// The server is one that has no such group and version.
     pub fn lack(&self, api: &str) {
         self.change(|s| s.lacking.insert(api.to_owned()));
+    }
+
+    /// The server has not come up yet, and says so where it is asked for its health.
+    pub fn starting(&self, is_starting: bool) {
+        self.change(|s| s.is_starting = is_starting);
     }
 
     /// The next `times` requests of this verb ("" for any) fail so.
@@ -431,6 +438,9 @@ impl World {
     fn admit(&self, request: &Request) -> Option<Answer> {
         let mut s = self.lock();
         let unknown = || Some(Err((404, "the server could not find the requested resource".into())));
+        if request.path() == "/healthz" && s.is_starting {
+            return Some(Err((500, "[-]poststarthook/crd-informer-synced failed".into())));
+        }
         if let Some(api) = discovered(request) {
             return if s.lacking.contains(&api) {
                 unknown()
