@@ -11,11 +11,12 @@ use crate::verdict::Event;
 /// A datagram of notifications or of a dump.
 pub fn datagram(bytes: &[u8]) {
     events::happenings(bytes).for_each(drop);
+    let mut sets = Vec::new();
     for answer in answers(bytes) {
         body(answer.body);
+        ipset::see(&mut sets, answer.body, "");
     }
-    let names = ipset::seen(answers(bytes).map(|answer| answer.body), "").into_iter().map(|set| set.name);
-    names.for_each(drop);
+    drop(sets);
 }
 
 /// One thing of a dump, of whatever kind.

@@ -70,10 +70,13 @@ impl Sets {
         Ok(Sets { socket, revision: revision.unwrap_or(0), most })
     }
 
-    /// All whose names begin so.
+    /// All whose names begin so. Others may have a hundred thousand members, of which nothing is kept.
     pub fn list(&mut self, prefix: &str) -> Result<Vec<SetSeen>, Error> {
-        let bodies = self.socket.dump_with(|| message(CMD_LIST, DUMP)).context(|| "list ipsets")?;
-        Ok(seen(bodies.iter().map(Vec::as_slice), prefix))
+        let mut seen = Vec::new();
+        self.socket
+            .hear_dump(message(CMD_LIST, DUMP), |body| see(&mut seen, body, prefix))
+            .context(|| "list ipsets")?;
+        Ok(seen)
     }
 
     /// The [`digest`] of what this one has; none: it is not there. Kernels before 4.10 do not tell how many members a set has, and as many
@@ -147,18 +150,15 @@ impl Sets {
     }
 }
 
-/// Sets with this prefix, of the bodies of a dump.
-pub(super) fn seen<'a>(bodies: impl Iterator<Item = &'a [u8]>, prefix: &str) -> Vec<SetSeen> {
-    let mut seen: Vec<SetSeen> = Vec::new();
-    for body in bodies.filter_map(|body| body.get(4..)) {
-        let Some(name) = attr(body, ATTR_NAME).map(text).filter(|name| name.starts_with(prefix)) else { continue };
-        // A long one is told of in pieces, of which the first alone says what it is.
-        if seen.last().is_none_or(|set| set.name != name) {
-            seen.push(SetSeen { name, family: family(body), members: Members::new() });
-        }
-        seen.last_mut().expect("it is there").members.extend(members_of(body));
+/// What a message of a dump adds to the sets with this prefix.
+pub(super) fn see(seen: &mut Vec<SetSeen>, body: &[u8], prefix: &str) {
+    let body = body.get(4..).unwrap_or_default();
+    let Some(name) = attr(body, ATTR_NAME).map(text).filter(|name| name.starts_with(prefix)) else { return };
+    // A long one is told of in pieces, of which the first alone says what it is.
+    if seen.last().is_none_or(|set| set.name != name) {
+        seen.push(SetSeen { name, family: family(body), members: Members::new() });
     }
-    seen
+    seen.last_mut().expect("it is there").members.extend(members_of(body));
 }
 
 /// By which sets with the same members are told from others, in whatever order their members come.

@@ -62,6 +62,9 @@ impl State {
         }
         nic.no_assign.remove(&Family::V4);
         let vswitch = nic.vswitch.clone();
+        if !prefixes.is_empty() {
+            self.prefixless.remove(&vswitch);
+        }
         self.vswitches.took(&vswitch, prefixes.len() * PER_PREFIX as usize);
         for prefix in prefixes.iter().take(count as usize) {
             let unknown = |ip: &IpAddr| !self.nics[id].addresses.contains_key(ip);

@@ -1132,6 +1132,26 @@ fn a_vswitch_without_a_free_block_gives_single_addresses_and_that_is_said_once()
     assert_eq!((rig.count("assign prefixes"), rig.told("ResourceInvalid")), (1, 1));
     let told = rig.notices.iter().find(|n| n.reason == "ResourceInvalid").unwrap();
     assert!(told.message.contains("vSwitch vsw-1 has no free block of 16 addresses"), "{}", told.message);
+
+    // They are to be had again, and then no more: that is news.
+    let fragment = |rig: &mut Rig, taken: bool| {
+        let free = rig.cloud.free.get_mut("vsw-1").unwrap();
+        free.retain(|ip| ip.octets()[3] % 16 != 5);
+        free.extend((0..16).filter(|_| !taken).map(|n| Ipv4Addr::new(10, 0, 1, n * 16 + 5)));
+    };
+    fragment(&mut rig, false);
+    rig.run(secs(700));
+    for n in 6..=30 {
+        rig.add(n, secs(60));
+    }
+    rig.run(secs(60));
+    assert_eq!(rig.count("assign prefixes"), 2);
+    fragment(&mut rig, true);
+    for n in 31..=60 {
+        rig.add(n, secs(60));
+    }
+    rig.run(secs(60));
+    assert_eq!((rig.count("assign prefixes"), rig.told("ResourceInvalid")), (3, 2));
 }
 
 #[test]
