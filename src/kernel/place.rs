@@ -50,6 +50,14 @@ impl fmt::Display for Difference {
     }
 }
 
+/// Who asked for a request to a link that was made just now.
+#[derive(Clone, Copy)]
+enum Want<'a> {
+    Must,
+    May,
+    Object(&'a Object),
+}
+
 /// Longer than the network is ever locked; a link that has no carrier then is not waited for.
 const CARRIER_WAIT: Duration = Duration::from_millis(500);
 const CARRIER_POLL: Duration = Duration::from_micros(200);
@@ -99,10 +107,16 @@ impl Place {
     }
 
     /// The same for objects on links that were made just now: without looking first, and all in one send, which the
-    /// requests `first` open. The first of all must succeed; the others of them may be too new for the kernel.
-    pub fn correct_fresh(&mut self, first: Vec<Message>, objects: &[&Object]) -> Result<(), Error> {
-        let mut owners = vec![None; first.len()];
-        let mut messages = first;
+    /// request `must` opens and `may` follows, which can be too new for the kernel.
+    pub fn correct_fresh(
+        &mut self,
+        must: Option<Message>,
+        may: Option<Message>,
+        objects: &[&Object],
+    ) -> Result<(), Error> {
+        let first =
+            must.map(|message| (message, Want::Must)).into_iter().chain(may.map(|message| (message, Want::May)));
+        let (mut messages, mut wants): (Vec<Message>, Vec<Want>) = first.unzip();
         let mut holders = BTreeSet::new();
         for object in objects {
             // One qdisc holds all filters of a link.
@@ -112,20 +126,19 @@ impl Place {
             };
             if let Some(link) = carried.filter(|link| holders.insert(*link)) {
                 messages.push(tc::add_qdisc(self.index(link)?, "clsact"));
-                owners.push(Some(*object));
+                wants.push(Want::Object(object));
             }
             for message in self.optimistic(object)? {
                 messages.push(message);
-                owners.push(Some(*object));
+                wants.push(Want::Object(object));
             }
         }
-        for (n, (outcome, owner)) in self.change(messages)?.into_iter().zip(owners).enumerate() {
-            match (outcome, owner) {
-                (Ok(_), _) => {}
-                (Err(_), None) if n > 0 => {}
+        for (outcome, want) in self.change(messages)?.into_iter().zip(wants) {
+            match (outcome, want) {
+                (Ok(_), _) | (Err(_), Want::May) => {}
                 // Whatever stood in the way, the slow way sees it; and if it fails as well, it says why.
-                (Err(_), Some(owner)) => self.correct(owner)?,
-                (Err(e), None) => return Err(e),
+                (Err(_), Want::Object(object)) => self.correct(object)?,
+                (Err(e), Want::Must) => return Err(e),
             }
         }
         Ok(())

@@ -136,11 +136,15 @@ pub fn mend(host: &mut Place, veth: &Veth) -> Result<(), Error> {
     host.act(link::set_up(seen.ifindex, Some(veth.mtu), mac)).context(doing)
 }
 
-/// The request that says whose the veth is. The first after its creation: one without it was cut off in between. Nobody speaks
-/// to the outer end by a link-local address: without one the kernel has less to do, and to tell, when it comes up.
-pub fn sign(host: &mut Place, veth: &Veth) -> Result<Vec<Message>, Error> {
-    let requests = |index| vec![link::set_alias(index, &veth.alias), link::no_own_address(index)];
-    Ok(host.link(&veth.name)?.map_or_else(Vec::new, |seen| requests(seen.ifindex)))
+/// The request that says whose the veth is. The first after its creation: one without it was cut off in between.
+pub fn sign(host: &mut Place, veth: &Veth) -> Result<Option<Message>, Error> {
+    Ok(host.link(&veth.name)?.map(|seen| link::set_alias(seen.ifindex, &veth.alias)))
+}
+
+/// Nobody speaks to the outer end by a link-local address, nor to the inner one of a pod without IPv6. Without one the kernel has
+/// less to do, and to tell, when it comes up.
+pub fn unspoken(place: &mut Place, link: &str) -> Result<Option<Message>, Error> {
+    Ok(place.link(link)?.map(|seen| link::no_own_address(seen.ifindex)))
 }
 
 pub fn difference(host: &mut Place, pod: Option<&mut Pod>, veth: &Veth) -> Result<Option<Difference>, Error> {

@@ -144,7 +144,7 @@ fn versus(other: &Path, table: &mut Table) {
     let mut cluster = Cluster::new(config(), 2, "ecs.sim.250");
     versus::install(&cluster, PEER, &fs::canonicalize(other).expect("the other build is there"));
     for n in [OURS, PEER] {
-        fill(&mut cluster, n, ADDRESSES);
+        fill_with(&mut cluster, n, ADDRESSES, &json!({"ip_cooldown": churn::COOLDOWN}));
     }
     versus::measure(&mut cluster, [OURS, PEER], table);
 }

@@ -54,7 +54,7 @@ fn settle(cluster: &Cluster) -> (Vec<Member>, f64) {
 
 fn call(cluster: &Cluster, member: &Member, verb: &str) -> Cost {
     let sandbox = &member.sandbox;
-    cluster.node(member.node).run(|| exec::run(&mut sandbox.command(verb), &sandbox.conf))
+    cluster.node(member.node).run(|| exec::alone(&mut sandbox.command(verb), &sandbox.conf))
 }
 
 fn pods(cluster: &Cluster, count: usize, tag: &str) -> [Vec<Member>; 2] {
@@ -71,7 +71,7 @@ fn version(cluster: &Cluster, table: &mut Table) {
         for (n, plugin, times) in [(OURS, "/opt/cni/bin/terway", &mut ours), (PEER, "/opt/cni/bin/ptp", &mut theirs)] {
             let mut command = Command::new(plugin);
             command.env_clear().env("CNI_COMMAND", "VERSION");
-            times.push(cluster.node(n).run(|| exec::run(&mut command, r#"{"cniVersion":"1.0.0"}"#)).took);
+            times.push(cluster.node(n).run(|| exec::alone(&mut command, r#"{"cniVersion":"1.0.0"}"#)).took);
         }
     }
     let what = "exec to exit of VERSION, median; ptp's beside it";

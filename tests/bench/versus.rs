@@ -10,12 +10,18 @@ use super::idle;
 use super::sim::cluster::{Cluster, Member};
 use super::sim::traffic::Place;
 use super::table::{Goal, Row, Table, Times, micros};
+use super::workers::at_once;
 
 const PODS: usize = 150;
 const PLUGIN: &str = "/opt/cni/bin/terway";
 /// What an ADD sets going in the kernel is over after this time.
 const QUIET: Duration = Duration::from_millis(20);
 const SETTLED: Duration = Duration::from_millis(600);
+/// Pods in a row by several workers before it is the other's turn, and how often all come and go.
+const BLOCK: usize = 30;
+const ROUNDS: usize = 8;
+/// Addresses are idle again after this time.
+const RESTED: Duration = Duration::from_millis(1500);
 
 /// The node gets the other build, before its daemon starts.
 pub fn install(cluster: &Cluster, n: usize, other: &Path) {
@@ -55,8 +61,29 @@ pub fn measure(cluster: &mut Cluster, nodes: [usize; 2], table: &mut Table) {
     add.push(table, ["add", "add_cpu"], ["ADD: exec to exit, median", "CPU of an ADD, the daemon's share included"]);
     let del = by_turns(cluster, &pods, daemons, "DEL");
     del.push(table, ["del", "del_cpu"], ["DEL: exec to exit, median", "CPU of a DEL, the daemon's share included"]);
+    rates(cluster, &pods, table);
     let memory = daemons.map(|pid| idle::memory(pid) as f64);
     table.push(Row::beside("rss", "resident memory of terwayd then", "B", memory, Goal::RatioAtMost(1.0)));
+}
+
+fn rates(cluster: &Cluster, pods: &[Vec<Member>; 2], table: &mut Table) {
+    let mut took = [[Duration::ZERO; 2]; 2];
+    for _ in 0..ROUNDS {
+        thread::sleep(RESTED);
+        for (verb, took) in ["ADD", "DEL"].iter().zip(&mut took) {
+            for block in 0..PODS / BLOCK {
+                for (side, pods) in pods.iter().enumerate() {
+                    took[side] += at_once(cluster, &pods[block * BLOCK..][..BLOCK], verb);
+                    thread::sleep(10 * QUIET);
+                }
+            }
+        }
+    }
+    let rate = |took: Duration| ((ROUNDS * PODS) as f64 / took.as_secs_f64()).round();
+    let names = [("add_rate", "ADDs a second, four workers"), ("del_rate", "DELs a second, four workers")];
+    for ((name, what), took) in names.into_iter().zip(took) {
+        table.push(Row::beside(name, what, "/s", took.map(rate), Goal::RatioAtLeast(1.0)));
+    }
 }
 
 fn version(cluster: &Cluster, nodes: [usize; 2], table: &mut Table) {
@@ -64,7 +91,7 @@ fn version(cluster: &Cluster, nodes: [usize; 2], table: &mut Table) {
     for turn in 0..2 * PODS {
         let mut command = Command::new(PLUGIN);
         command.env_clear().env("CNI_COMMAND", "VERSION");
-        let cost = cluster.node(nodes[turn % 2]).run(|| exec::run(&mut command, r#"{"cniVersion":"1.0.0"}"#));
+        let cost = cluster.node(nodes[turn % 2]).run(|| exec::alone(&mut command, r#"{"cniVersion":"1.0.0"}"#));
         sums.took[turn % 2].push(cost.took);
         sums.plugin[turn % 2] += cost.cpu;
     }
@@ -77,7 +104,7 @@ fn by_turns(cluster: &Cluster, pods: &[Vec<Member>; 2], daemons: [u32; 2], verb:
     for turn in 0..PODS {
         for (side, pods) in pods.iter().enumerate() {
             let sandbox = &pods[turn].sandbox;
-            let cost = cluster.node(pods[turn].node).run(|| exec::run(&mut sandbox.command(verb), &sandbox.conf));
+            let cost = cluster.node(pods[turn].node).run(|| exec::alone(&mut sandbox.command(verb), &sandbox.conf));
             sums.took[side].push(cost.took);
             sums.plugin[side] += cost.cpu;
             thread::sleep(QUIET);

@@ -17,7 +17,7 @@ pub fn at_once(cluster: &Cluster, pods: &[Member], verb: &str) -> Duration {
     let work = || {
         barrier.wait();
         while let Some(pod) = pods.get(next.fetch_add(1, Ordering::Relaxed)) {
-            exec::run(&mut pod.sandbox.command(verb), &pod.sandbox.conf);
+            exec::alone(&mut pod.sandbox.command(verb), &pod.sandbox.conf);
         }
     };
     let node = cluster.node(pods[0].node);
