@@ -210,9 +210,10 @@ fn end(message: Message, name: &str, mac: Mac, mtu: u32) -> Message {
         .u32(IFLA_NUM_RX_QUEUES, 1)
 }
 
-/// Keeps the kernel from giving the link an IPv6 address of its own accord when it comes up.
-pub fn no_own_address(ifindex: u32) -> Message {
-    Message::new(libc::RTM_SETLINK, 0, &ifinfo(ifindex, 0, 0)).nest(IFLA_AF_SPEC, |m| {
+/// With another request: keeps the kernel from giving the link an IPv6 address of its own accord when it comes up. A kernel that is too
+/// old for it refuses the whole (`inet6_validate_link_af`, before anything is changed).
+pub fn and_no_own_address(request: Message) -> Message {
+    request.nest(IFLA_AF_SPEC, |m| {
         m.nest(libc::AF_INET6 as u16, |m| m.attr(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]))
     })
 }

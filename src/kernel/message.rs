@@ -19,6 +19,7 @@ const REQUEST: u16 = libc::NLM_F_REQUEST as u16;
 pub const HEADER: usize = 16;
 
 /// A request that grows by what is appended to it.
+#[derive(Clone)]
 pub struct Message(Vec<u8>);
 
 impl Message {

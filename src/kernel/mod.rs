@@ -167,8 +167,9 @@ impl Kernel {
         self.apply_inside(&plan.pod, &bare)?;
         for (veth, objects) in &fresh {
             place::set(objects).context(|| format!("wire link {}", veth.name))?;
-            let (signed, unspoken) = (veth::sign(&mut self.host, veth)?, veth::unspoken(&mut self.host, &veth.name)?);
-            self.host.correct_fresh(signed, unspoken, objects).context(|| format!("wire link {}", veth.name))?;
+            let signed = veth::sign(&mut self.host, veth)?;
+            // Nobody speaks to the outer end by a link-local address of its own.
+            self.host.correct_fresh(signed, true, objects).context(|| format!("wire link {}", veth.name))?;
         }
         rest.into_iter().try_for_each(|object| self.host.correct(object))?;
         fresh.iter().filter(|(veth, _)| comes_up(veth, plan)).try_for_each(|(veth, _)| self.await_carrier(veth))?;
@@ -217,12 +218,9 @@ impl Kernel {
         if fresh.iter().any(|object| matches!(object, Object::Sysctl(_))) {
             pod.netns.run(|| place::set(&fresh)).context(doing)?;
         }
-        let speaks_v6 = objects.iter().any(|object| as_v6(object).is_some());
-        let unspoken = match bare.first() {
-            Some(link) if !speaks_v6 => veth::unspoken(&mut pod.place, link)?,
-            _ => None,
-        };
-        pod.place.correct_fresh(None, unspoken, &fresh).context(doing)?;
+        // Nor to a pod without IPv6.
+        let is_unspoken = !objects.iter().any(|object| as_v6(object).is_some());
+        pod.place.correct_fresh(None, is_unspoken, &fresh).context(doing)?;
         for object in rest {
             let corrected = pod.correct(object);
             corrected.context(|| format!("in {}", pod.netns.path().display()))?;

@@ -50,14 +50,6 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Who asked for a request to a link that was made just now.
-#[derive(Clone, Copy)]
-enum Want<'a> {
-    Must,
-    May,
-    Object(&'a Object),
-}
-
 /// Longer than the network is ever locked; a link that has no carrier then is not waited for.
 const CARRIER_WAIT: Duration = Duration::from_millis(500);
 const CARRIER_POLL: Duration = Duration::from_micros(200);
@@ -107,16 +99,17 @@ impl Place {
     }
 
     /// The same for objects on links that were made just now: without looking first, and all in one send, which the
-    /// request `must` opens and `may` follows, which can be too new for the kernel.
+    /// request `sign` opens. `is_unspoken`: nobody speaks to the link by a link-local address; without one the kernel has less to do, and to
+    /// tell, when it comes up.
     pub fn correct_fresh(
         &mut self,
-        must: Option<Message>,
-        may: Option<Message>,
+        sign: Option<Message>,
+        is_unspoken: bool,
         objects: &[&Object],
     ) -> Result<(), Error> {
-        let first =
-            must.map(|message| (message, Want::Must)).into_iter().chain(may.map(|message| (message, Want::May)));
-        let (mut messages, mut wants): (Vec<Message>, Vec<Want>) = first.unzip();
+        let quiet = |request: Message| if is_unspoken { link::and_no_own_address(request) } else { request };
+        let mut owners = vec![None; sign.iter().len()];
+        let mut messages: Vec<Message> = sign.iter().cloned().map(quiet).collect();
         let mut holders = BTreeSet::new();
         for object in objects {
             // One qdisc holds all filters of a link.
@@ -126,19 +119,22 @@ impl Place {
             };
             if let Some(link) = carried.filter(|link| holders.insert(*link)) {
                 messages.push(tc::add_qdisc(self.index(link)?, "clsact"));
-                wants.push(Want::Object(object));
+                owners.push(Some(*object));
             }
             for message in self.optimistic(object)? {
-                messages.push(message);
-                wants.push(Want::Object(object));
+                // What comes up first has no carrier yet, and takes this in time.
+                let is_first = sign.is_none() && matches!(object, Object::Link(_));
+                messages.push(if is_first { quiet(message) } else { message });
+                owners.push(Some(*object));
             }
         }
-        for (outcome, want) in self.change(messages)?.into_iter().zip(wants) {
-            match (outcome, want) {
-                (Ok(_), _) | (Err(_), Want::May) => {}
+        for (outcome, owner) in self.change(messages)?.into_iter().zip(owners) {
+            match (outcome, owner) {
+                (Ok(_), _) => {}
                 // Whatever stood in the way, the slow way sees it; and if it fails as well, it says why.
-                (Err(_), Want::Object(object)) => self.correct(object)?,
-                (Err(e), Want::Must) => return Err(e),
+                (Err(_), Some(owner)) => self.correct(owner)?,
+                // A kernel that takes the alias alone.
+                (Err(_), None) => sign.iter().cloned().try_for_each(|sign| self.act(sign))?,
             }
         }
         Ok(())

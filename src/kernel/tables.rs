@@ -209,14 +209,12 @@ impl Tables {
 
     /// Whether any of these changes a chain or a set: pods without rules come and go, and nothing is written for them.
     fn concerns(&self, writes: &[Write], after: &Rules, pods: &Pods) -> bool {
-        let nobody = self.ruled.is_empty()
-            && after.sets.values().all(|set| set.rules.tiers.is_empty())
-            && pods.keys().all(|name| after.pods.contains_key(name));
+        let is_unruled = self.ruled.is_empty() && after.sets.values().all(|set| set.rules.tiers.is_empty());
         let is_idle = |write: &Write| match write {
             Write::Pod(name, _) => !(self.ruled.contains(name) || pods.contains_key(name) && is_ruled(after, name)),
-            _ => false,
+            _ => is_unruled,
         };
-        !nobody && !writes.iter().all(is_idle)
+        !writes.iter().all(is_idle)
     }
 
     fn apply_to(&mut self, known: &mut [Known; FAMILIES.len()], rules: &Rules, pods: &Pods) -> Result<(), Error> {

@@ -141,12 +141,6 @@ pub fn sign(host: &mut Place, veth: &Veth) -> Result<Option<Message>, Error> {
     Ok(host.link(&veth.name)?.map(|seen| link::set_alias(seen.ifindex, &veth.alias)))
 }
 
-/// Nobody speaks to the outer end by a link-local address, nor to the inner one of a pod without IPv6. Without one the kernel has
-/// less to do, and to tell, when it comes up.
-pub fn unspoken(place: &mut Place, link: &str) -> Result<Option<Message>, Error> {
-    Ok(place.link(link)?.map(|seen| link::no_own_address(seen.ifindex)))
-}
-
 pub fn difference(host: &mut Place, pod: Option<&mut Pod>, veth: &Veth) -> Result<Option<Difference>, Error> {
     let Some(outer) = host.link(&veth.name)? else {
         return Ok(Some(Difference::absent(format!("link {}", veth.name))));

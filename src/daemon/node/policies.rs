@@ -196,7 +196,9 @@ impl Node {
 
     /// Tells where the pod is, with all its interfaces.
     pub(super) fn seat(&self, lease: &Lease) {
-        let of_pod = self.leases.values().filter(|other| other.pod == lease.pod);
+        // Names differ sooner than namespaces, of a thousand pods.
+        let is_its = |other: &&Lease| other.pod.name == lease.pod.name && other.pod.namespace == lease.pod.namespace;
+        let of_pod = self.leases.values().filter(is_its);
         self.place(lease, of_pod.flat_map(|other| other.ip.iter()).chain(lease.ip.iter()));
     }
 
