@@ -119,6 +119,7 @@ impl Kernel {
     pub fn begin(&mut self, veth: &Veth) {
         let Some(pod) = self.pod.as_mut() else { return };
         if veth::create(&mut self.host, pod, veth).is_ok() {
+            self.host.carry(&veth.name);
             self.begun = Some(veth.clone());
         }
     }

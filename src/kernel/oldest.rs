@@ -65,7 +65,11 @@ const NEWER: &[(&str, &str, &str)] = &[
     ("link 29: bit 3", "4.4", "RTEXT_FILTER_SKIP_STATS: statistics come along and nobody reads them"),
     ("link::delete_group 27", "4.1", "EINVAL, and the links are deleted one by one"),
     ("slave ipvlan", "3.19", "EOPNOTSUPP where it is tried out, and pods get a veth"),
-    ("inet6 8", "3.17", "IFLA_INET6_ADDR_GEN_MODE: EINVAL, then asked without it, and the link gets a link-local address"),
+    (
+        "inet6 8",
+        "3.17",
+        "IFLA_INET6_ADDR_GEN_MODE: EINVAL, then asked without it, and the link gets a link-local address",
+    ),
     ("qdisc clsact", "4.5", "ENOENT, and ingress is taken"),
     ("skbedit 8", "4.10", "TCA_SKBEDIT_MASK: read over, and the whole of a mark that was 0 is set"),
     ("filter bpf", "3.13", "bpf(2) fails before this is sent, and skbedit is taken"),

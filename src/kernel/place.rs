@@ -6,8 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::addr::{self, AddrSeen};
-use super::bpf::Programs;
 use super::bpf::hooks::{self, Hooks};
+use super::bpf::{Programs, are_kept};
 use super::link::{self, LinkSeen};
 use super::message::Message;
 use super::neigh::{self, NeighSeen};
@@ -70,6 +70,8 @@ struct Seen {
     rules: Option<Vec<Rule>>,
     neighs: Option<Vec<NeighSeen>>,
     qdiscs: Option<Vec<QdiscSeen>>,
+    /// Links that [`Place::carry`] has made ready.
+    carriers: BTreeSet<u32>,
 }
 
 impl Place {
@@ -118,8 +120,11 @@ impl Place {
                 _ => None,
             };
             if let Some(link) = carried.filter(|link| holders.insert(*link)) {
-                messages.push(tc::add_qdisc(self.index(link)?, "clsact"));
-                owners.push(Some(*object));
+                let ifindex = self.index(link)?;
+                if !self.seen.carriers.contains(&ifindex) {
+                    messages.push(tc::add_qdisc(ifindex, "clsact"));
+                    owners.push(Some(*object));
+                }
             }
             for message in self.optimistic(object)? {
                 // What comes up first has no carrier yet, and takes this in time.
@@ -138,6 +143,16 @@ impl Place {
             }
         }
         Ok(())
+    }
+
+    /// Makes a new link ready for the filter that will mark its pod, where such a filter is to be expected. The first filter waits until
+    /// nobody can know the qdisc as it was at its birth (`mini_qdisc_pair_swap` in net/sched/sch_generic.c): one that is older by the time
+    /// of an answer often need not.
+    pub fn carry(&mut self, link: &str) {
+        let Some(ifindex) = self.find(link).ok().flatten().filter(|_| are_kept()) else { return };
+        if self.act(tc::add_qdisc(ifindex, "clsact")).is_ok() {
+            self.seen.carriers.insert(ifindex);
+        }
     }
 
     /// Requests that make the object where nothing of the kind exists; none for what has to be looked at first.

@@ -50,6 +50,11 @@ pub fn keep(value: u32, mask: u32) -> Result<(), Error> {
     pin::replace(&folder, &name, &program)
 }
 
+/// A daemon has kept programs here: pods of this node are marked by them.
+pub fn are_kept() -> bool {
+    Path::new(ours::BPF_ROOT).join(below()).exists()
+}
+
 fn below() -> String {
     format!("{}/{FOLDER}", ours::BPF_FOLDER)
 }
