@@ -270,6 +270,11 @@ impl Node {
         self.conf.layers()
     }
 
+    /// Of all its sandboxes and interfaces. The names of two pods differ sooner than their namespaces, a thousand times.
+    fn leases_of<'a>(&'a self, pod: &'a PodName) -> impl Iterator<Item = &'a Lease> {
+        self.leases.values().filter(|lease| lease.pod.name == pod.name && lease.pod.namespace == pod.namespace)
+    }
+
     /// Runs until it is told to end, or dropped. What is under way then is left as it is: the next life finds it again. Those who have been
     /// waiting are heard first.
     pub async fn run(mut self, waiting: Vec<Input>, inputs: Receiver<Input>) {

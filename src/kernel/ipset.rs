@@ -72,24 +72,20 @@ impl Sets {
 
     /// All whose names begin so. Others may have a hundred thousand members, of which nothing is kept.
     pub fn list(&mut self, prefix: &str) -> Result<Vec<SetSeen>, Error> {
-        let mut seen = Vec::new();
-        self.socket
-            .hear_dump(message(CMD_LIST, DUMP), |body| see(&mut seen, body, prefix))
-            .context(|| "list ipsets")?;
-        Ok(seen)
+        let list = || message(CMD_LIST, DUMP);
+        self.socket.dump_into(list, |seen, body| see(seen, body, prefix)).context(|| "list ipsets")
     }
 
     /// The [`digest`] of what this one has; none: it is not there. Kernels before 4.10 do not tell how many members a set has, and as many
     /// may be others, so it is what they are that counts.
     pub fn digest(&mut self, name: &str) -> Result<Option<u64>, Error> {
-        let mut sum = 0;
-        let request = message(CMD_LIST, DUMP).text(ATTR_NAME, name);
-        match self
-            .socket
-            .hear_dump(request, |body| sum = digest(members_of(body.get(4..).unwrap_or_default())).wrapping_add(sum))
-        {
+        let list = || message(CMD_LIST, DUMP).text(ATTR_NAME, name);
+        let add = |sum: &mut u64, body: &[u8]| {
+            *sum = sum.wrapping_add(digest(members_of(body.get(4..).unwrap_or_default())));
+        };
+        match self.socket.dump_into(list, add) {
             Err(e) if e.errno() == Some(libc::ENOENT) => Ok(None),
-            heard => heard.map(|_| Some(sum)).context(|| format!("list ipset {name}")),
+            digest => digest.map(Some).context(|| format!("list ipset {name}")),
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::addr::{self, AddrSeen};
 use super::bpf::hooks::{self, Hooks};
-use super::bpf::{Programs, are_kept};
+use super::bpf::{Programs, marks_are_kept};
 use super::link::{self, LinkSeen};
 use super::message::Message;
 use super::neigh::{self, NeighSeen};
@@ -149,7 +149,7 @@ impl Place {
     /// nobody can know the qdisc as it was at its birth (`mini_qdisc_pair_swap` in net/sched/sch_generic.c): one that is older by the time
     /// of an answer often need not.
     pub fn carry(&mut self, link: &str) {
-        let Some(ifindex) = self.find(link).ok().flatten().filter(|_| are_kept()) else { return };
+        let Some(ifindex) = self.find(link).ok().flatten().filter(|_| marks_are_kept()) else { return };
         if self.act(tc::add_qdisc(ifindex, "clsact")).is_ok() {
             self.seen.carriers.insert(ifindex);
         }

@@ -96,17 +96,26 @@ impl Socket {
 
     /// The same for a request with attributes, which is built anew for each try.
     pub fn dump_with(&mut self, request: impl Fn() -> Message) -> Result<Vec<Vec<u8>>, Error> {
+        self.dump_into(request, |bodies: &mut Vec<Vec<u8>>, body| bodies.push(body.to_vec()))
+    }
+
+    /// What comes of the bodies of a dump, of which nothing else is kept.
+    pub fn dump_into<T: Default>(
+        &mut self,
+        request: impl Fn() -> Message,
+        hear: impl Fn(&mut T, &[u8]),
+    ) -> Result<T, Error> {
         for _ in 0..DUMP_TRIES {
-            let mut bodies = Vec::new();
-            if self.hear_dump(request(), |body| bodies.push(body.to_vec()))? {
-                return Ok(bodies);
+            let mut made = T::default();
+            if self.dump_once(request(), |body| hear(&mut made, body))? {
+                return Ok(made);
             }
         }
         Err(Error::new(Cause::Timeout)).context(|| "list what keeps changing")
     }
 
-    /// One dump, of which nothing is kept. False: the list has changed under it.
-    pub fn hear_dump(&mut self, request: Message, mut hear: impl FnMut(&[u8])) -> Result<bool, Error> {
+    /// False: the list has changed under the dump.
+    fn dump_once(&mut self, request: Message, mut hear: impl FnMut(&[u8])) -> Result<bool, Error> {
         self.sequence = self.sequence.wrapping_add(1);
         self.send(&request.finish(self.sequence, 0))?;
         let mut whole = true;

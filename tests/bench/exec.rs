@@ -33,7 +33,7 @@ pub fn run(command: &mut Command, stdin: &str) -> Cost {
 /// the world of a bench holds open (a namespace for each of two thousand pods) each start of a program would copy and each exec would
 /// close, in the program's time.
 pub fn alone(command: &mut Command, stdin: &str) -> Cost {
-    // SAFETY: the thread gets a table of its own, once, and there is nothing in it that this thread owns; the other threads keep theirs.
+    // SAFETY: the thread gets a table of its own, in which there is nothing that it owns; the other threads keep theirs.
     let failed = unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE as libc::c_int) };
     assert_eq!(failed, 0, "close_range: {}", std::io::Error::last_os_error());
     run(command, stdin)

@@ -1,7 +1,7 @@
 //! `make bench`: our numbers beside those of a peer, in one run, as a table and as `target/bench.json`.
 //!
 //! With `--strict` a missed goal is a failure; `verbs`, `ordinary` (with the verbs), `shape`, `large`, `services`, `connect`, `ipvlan`, `policy`, `repair` or `start` (a piece of
-//! `ordinary`) measures that part only. `versus PATH` measures the verbs beside another build of ours instead.
+//! `ordinary`) measures that part only. `versus PATH` measures the verbs and their rates beside another build of ours instead.
 
 mod burst;
 mod churn;

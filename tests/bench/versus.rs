@@ -66,6 +66,7 @@ pub fn measure(cluster: &mut Cluster, nodes: [usize; 2], table: &mut Table) {
     table.push(Row::beside("rss", "resident memory of terwayd then", "B", memory, Goal::RatioAtMost(1.0)));
 }
 
+/// Blocks of pods by several workers: what an ADD leaves to the kernel's threads shows here.
 fn rates(cluster: &Cluster, pods: &[Vec<Member>; 2], table: &mut Table) {
     let mut took = [[Duration::ZERO; 2]; 2];
     for _ in 0..ROUNDS {

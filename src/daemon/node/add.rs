@@ -61,7 +61,7 @@ impl Node {
                     waiting.refuse(Refusal::NotOurs, reason);
                 }
                 // It had an address when the API server was there: it is ours.
-                Err(_) if self.leases.values().any(|lease| lease.pod == pod) => self.enqueue(waiting),
+                Err(_) if self.leases_of(&pod).next().is_some() => self.enqueue(waiting),
                 Err(e) => waiting.refuse(Refusal::ApiDown, format!("pod {pod} is not known yet: {e}")),
             }
         }

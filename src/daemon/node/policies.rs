@@ -170,8 +170,7 @@ impl Node {
         if !self.guarded.is_on() || !has_seats || *pod == nameless() {
             return Ok(None);
         }
-        let of_pod = self.leases.values().filter(|lease| lease.pod == *pod);
-        if let Some(seat) = of_pod.filter_map(|lease| self.seat_of(lease)).next() {
+        if let Some(seat) = self.leases_of(pod).find_map(|lease| self.seat_of(lease)) {
             return Ok(Some(seat));
         }
         let mut taken: BTreeSet<u16> = self.leases.values().filter_map(|lease| self.seat_of(lease)).gather();
@@ -196,10 +195,7 @@ impl Node {
 
     /// Tells where the pod is, with all its interfaces.
     pub(super) fn seat(&self, lease: &Lease) {
-        // Names differ sooner than namespaces, of a thousand pods.
-        let is_its = |other: &&Lease| other.pod.name == lease.pod.name && other.pod.namespace == lease.pod.namespace;
-        let of_pod = self.leases.values().filter(is_its);
-        self.place(lease, of_pod.flat_map(|other| other.ip.iter()).chain(lease.ip.iter()));
+        self.place(lease, self.leases_of(&lease.pod).flat_map(|other| other.ip.iter()).chain(lease.ip.iter()));
     }
 
     fn place(&self, lease: &Lease, ips: impl Iterator<Item = IpAddr>) {
@@ -221,7 +217,8 @@ impl Node {
         }
         let seat = self.seat_of(lease);
         self.guarded.seating.remove(&lease.sandbox.attachment);
-        match self.leases.values().find(|other| other.pod == lease.pod) {
+        let other = self.leases_of(&lease.pod).next();
+        match other {
             Some(other) => self.seat(other),
             None => {
                 self.guarded.leaving.extend(seat);

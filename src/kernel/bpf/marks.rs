@@ -51,7 +51,7 @@ pub fn keep(value: u32, mask: u32) -> Result<(), Error> {
 }
 
 /// A daemon has kept programs here: pods of this node are marked by them.
-pub fn are_kept() -> bool {
+pub fn marks_are_kept() -> bool {
     Path::new(ours::BPF_ROOT).join(below()).exists()
 }
 

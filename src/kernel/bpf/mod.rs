@@ -13,6 +13,6 @@ pub mod services;
 pub mod standing;
 mod sys;
 
-pub use marks::{Programs, are_kept};
+pub use marks::{Programs, marks_are_kept};
 #[cfg(fuzzing)]
 pub(super) use ring::heard;
