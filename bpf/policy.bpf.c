@@ -127,7 +127,7 @@ INLINE void read_icmp(struct way *way, const __u16 *head)
 	way->kind = LOOSE;
 	if (is_error(way->proto, type)) {
 		way->kind = ABOUT;
-	} else if (way->proto == ICMPV6 && type >= 133 && type <= 137) {
+	} else if (way->is_v6 && way->proto == ICMPV6 && type >= 133 && type <= 137) {
 		way->kind = DISCOVERY;
 	} else if (type == request && !code) {
 		way->kind = PLAIN;
@@ -350,7 +350,8 @@ INLINE __u32 idle(__u8 proto)
 
 INLINE int is_over(const struct track_key *key, const struct track *t, __u32 now)
 {
-	return key->proto != TCP && now - t->last > idle(key->proto);
+	// Another CPU may have noted a later moment than ours.
+	return key->proto != TCP && now > t->last + idle(key->proto);
 }
 
 // What was asked when the flow began, by who opened it.

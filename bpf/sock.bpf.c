@@ -128,7 +128,8 @@ INLINE struct frontend *find(void *ctx, struct frontend_key *key)
 	key->addr[0] = key->addr[1] = key->addr[3] = 0;
 	key->addr[2] = is_v4 ? be32(0xffff) : 0;
 	f = bpf_map_lookup_elem(&frontends, key);
-	if (f && (f->flags & FRONTEND_OWN_NODE) && !own)
+	// Flags that are another key's by now leave nothing alone.
+	if (f && !own && (ONCE(f->flags) & FRONTEND_OWN_NODE) && ONCE(f->tag) == frontend_tag(key))
 		return NULL;
 	return f;
 }
@@ -152,7 +153,8 @@ INLINE int is_backend(__u32 id, __u32 set, struct target *to)
 INLINE int of_last_time(const struct affinity_key *key, __u32 seconds, __u64 now, struct target *to)
 {
 	struct affinity *a = bpf_map_lookup_elem(&affinity, key);
-	if (!a || now - a->last >= seconds * 1000000000ull || !is_backend(a->backend, key->set, to))
+	// Another CPU may have noted a later moment than ours.
+	if (!a || a->last + seconds * 1000000000ull <= now || !is_backend(a->backend, key->set, to))
 		return 0;
 	a->last = now;
 	count(COUNT_AFFINITY);

@@ -196,6 +196,8 @@ pub struct Request {
 pub enum Call {
     Add {
         pod: PodName,
+        /// Which one of this name, where the runtime says it.
+        uid: Option<String>,
         sandbox: Sandbox,
         conf: Box<NetConf>,
     },
@@ -259,7 +261,7 @@ fn call(verb: Verb, env: &Env, keys: &mut Reader) -> Result<Call, Failure> {
         Verb::Add => {
             let sandbox = sandbox(env)?;
             let pod = pod(env)?;
-            Call::Add { pod, sandbox, conf: Box::new(NetConf::read(keys)?) }
+            Call::Add { pod, uid: uid(env), sandbox, conf: Box::new(NetConf::read(keys)?) }
         }
         Verb::Del => Call::Del { attachment: attachment(env)?, netns: netns(env).ok(), pod: pod(env).ok() },
         Verb::Check => {
@@ -368,6 +370,12 @@ fn pod(env: &Env) -> Result<PodName, Failure> {
         }
     }
     Ok(pod)
+}
+
+/// Which pod of that name it is. Nothing is named by it, so that it may be anything.
+fn uid(env: &Env) -> Option<String> {
+    let mut told = env.get("CNI_ARGS")?.to_str()?.split(';').filter_map(|pair| pair.strip_prefix("K8S_POD_UID="));
+    told.next_back().filter(|uid| !uid.is_empty()).map(String::from)
 }
 
 /// A DNS label (RFC 1123) in lower case, as Kubernetes has for namespaces.

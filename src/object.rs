@@ -70,7 +70,7 @@ pub struct Owner {
 /// Whether one of us reads this annotation.
 fn is_read(annotation: &str) -> bool {
     match annotation.split_once('/') {
-        Some(("kubernetes.io", name)) => matches!(name, "ingress-bandwidth" | "egress-bandwidth"),
+        Some(("kubernetes.io", name)) => matches!(name, "ingress-bandwidth" | "egress-bandwidth" | "config.hash"),
         Some((domain, _)) => {
             ["aliyun.com", "alibabacloud.com", "projectcalico.org"].iter().any(|d| domain.ends_with(d))
         }

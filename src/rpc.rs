@@ -20,6 +20,9 @@ pub enum Request {
     /// ADD: an address for this pod. The same attachment gets the same lease again.
     Allocate {
         pod: PodName,
+        /// Which one of this name, where the runtime says it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        uid: Option<String>,
         sandbox: Sandbox,
         /// What the runtime asks for, which goes before the pod's annotations.
         #[serde(default, skip_serializing_if = "Both::is_default")]

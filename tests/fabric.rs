@@ -279,6 +279,7 @@ fn a_plugin_is_called_as_a_runtime_does() {
         netns: pod.netns().into(),
         ifname: "eth0".into(),
         pod: PodName::new("default", "web-0"),
+        uid: None,
         conf: "{\"cniVersion\": \"1.0.0\"}\n".into(),
     };
     let answer = node.run(|| sandbox.call("ADD"));

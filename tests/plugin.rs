@@ -1283,14 +1283,15 @@ fn what_is_written_into_the_environment_is_read_from_it() {
         if ifname == "." || ifname == ".." {
             continue;
         }
-        let args = format!("A=b=c;K8S_POD_NAME={};;K8S_POD_NAMESPACE={};", pod.name, pod.namespace);
+        let args = format!("A=b=c;K8S_POD_NAME={};;K8S_POD_NAMESPACE={};K8S_POD_UID=u=1;", pod.name, pod.namespace);
         let mut env = env("ADD", &netns);
         env.insert("CNI_CONTAINERID".into(), container.clone().into());
         env.insert("CNI_IFNAME".into(), ifname.clone().into());
         env.insert("CNI_ARGS".into(), args.into());
         let request = Request::parse(&env, &conf).unwrap_or_else(|e| panic!("{env:?}: {e}"));
         let want = Sandbox { attachment: Attachment { container, ifname }, netns: netns.into() };
-        assert!(matches!(request.call, Call::Add { pod: p, sandbox, .. } if p == pod && sandbox == want));
+        let Call::Add { pod: named, uid, sandbox, .. } = request.call else { panic!("{request:?}") };
+        assert_eq!((named, uid.as_deref(), sandbox), (pod, Some("u=1"), want));
     }
 }
 

@@ -122,7 +122,7 @@ mod tests {
         let (answer, answered) = bounded(1);
         let sandbox = example_lease().sandbox;
         let pod = PodName::new("default", "web-0");
-        let request = Request::Allocate { pod, sandbox, limits: Limits::default(), wish: Wish::default() };
+        let request = Request::Allocate { pod, uid: None, sandbox, limits: Limits::default(), wish: Wish::default() };
         (Input::Ask { request, answer }, answered)
     }
 

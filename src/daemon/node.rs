@@ -377,9 +377,9 @@ impl Node {
 
     fn ask(&mut self, request: Request, answer: Sender<Reply>) {
         let reply = match request {
-            Request::Allocate { pod, sandbox, limits, wish } => {
+            Request::Allocate { pod, uid, sandbox, limits, wish } => {
                 let deadline = clock::now() + ADD_DEADLINE;
-                return self.allocate(Waiting { answer, pod, sandbox, limits, wish, deadline });
+                return self.allocate(Waiting { answer, pod, uid, sandbox, limits, wish, deadline });
             }
             Request::Release { attachment } => self.release(&attachment),
             Request::Lease { attachment } => match self.leases.get(&attachment) {

@@ -11,6 +11,8 @@ use crate::rate::{Both, Told};
 
 /// The annotation of a pod that shall have its address again though nobody of a stateful kind has made it.
 const KEEPS_IP: &str = "k8s.aliyun.com/pod-ip-reservation";
+/// The uid that the kubelet gives a pod of a file of its own (a static pod), of which the API server holds a mirror with another uid.
+const MIRRORED: &str = "kubernetes.io/config.hash";
 
 /// News of the node's pods, cut down to what we keep.
 #[derive(Debug)]
@@ -41,6 +43,7 @@ pub struct Seen {
     pub keeps_ip: bool,
     /// Events name it, or `kubectl describe` does not show them.
     pub uid: String,
+    pub mirrored: Option<String>,
     /// It wants an ENI to itself.
     pub whole: bool,
     /// What its annotation says of its addresses.
@@ -84,8 +87,9 @@ fn seen(pod: &Pod) -> Seen {
     let keeps_ip = pod.meta.annotations.get(KEEPS_IP).is_some_and(|value| value == "true");
     let bandwidth = Both::read(&pod.meta.annotations);
     let ips = pod.meta.annotations.get(object::POD_IPS).cloned();
-    let (uid, whole) = (pod.meta.uid.clone(), pod.wants_whole_eni());
-    Seen { presence: presence(pod), owners, keeps_ip, uid, whole, ips, bandwidth }
+    let (uid, mirrored) = (pod.meta.uid.clone(), pod.meta.annotations.get(MIRRORED).cloned());
+    let whole = pod.wants_whole_eni();
+    Seen { presence: presence(pod), owners, keeps_ip, uid, mirrored, whole, ips, bandwidth }
 }
 
 fn presence(pod: &Pod) -> Presence {
@@ -173,6 +177,12 @@ impl Pods {
         self.known.get(name).is_some_and(|seen| seen.keeps_ip || seen.owners.iter().any(|kind| kinds.contains(kind)))
     }
 
+    /// Whether what is known under the name can be of the pod with this uid: of one that was made anew, the kubelet may know before we do.
+    pub fn may_be(&self, name: &PodName, uid: Option<&str>) -> bool {
+        let (Some(seen), Some(uid)) = (self.known.get(name), uid) else { return true };
+        seen.uid.is_empty() || seen.uid == uid || seen.mirrored.as_deref() == Some(uid)
+    }
+
     /// The pod's uid, where it is known.
     pub fn uid(&self, name: &PodName) -> Option<&str> {
         self.known.get(name).map(|seen| seen.uid.as_str())
@@ -231,6 +241,7 @@ mod tests {
             owners: Vec::new(),
             keeps_ip: false,
             uid: String::new(),
+            mirrored: None,
             whole: false,
             ips: None,
             bandwidth: Both::default(),

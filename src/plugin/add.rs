@@ -17,7 +17,7 @@ use crate::rpc::{self, Lease, Request, Wiring, Wish};
 const PATIENCE: Duration = Duration::from_secs(115);
 
 /// There is no way back here: a failed ADD is undone by DEL.
-pub fn add(pod: PodName, sandbox: Sandbox, conf: &NetConf) -> Result<Reply, Failure> {
+pub fn add(pod: PodName, uid: Option<String>, sandbox: Sandbox, conf: &NetConf) -> Result<Reply, Failure> {
     let name = pod.to_string();
     // First of all: nothing is leased for a namespace that is not there.
     let mut kernel = open(&sandbox)?;
@@ -25,7 +25,7 @@ pub fn add(pod: PodName, sandbox: Sandbox, conf: &NetConf) -> Result<Reply, Fail
     let veth = datapath::veth(&pod, &sandbox.attachment, conf.mtu);
     let wants_slave = conf.virtual_type == VirtualType::IpVlan;
     let wish = Wish { slave: wants_slave, alone: conf.disable_host_peer, host_stack: conf.host_stack.clone() };
-    let request = Request::Allocate { pod, sandbox: sandbox.clone(), limits: conf.runtime.limits, wish };
+    let request = Request::Allocate { pod, uid, sandbox: sandbox.clone(), limits: conf.runtime.limits, wish };
     // Open until we end: by that the daemon knows that the pod is wired, and from then on keeps it so.
     let mut question =
         daemon::put(&request, PATIENCE).map_err(|f| Failure { msg: format!("add {name}: {}", f.msg), ..f })?;

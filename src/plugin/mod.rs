@@ -63,9 +63,9 @@ fn serve(request: Request) -> Result<String, Failure> {
     let silent = |()| String::new();
     match request.call {
         Call::Version => Ok(cni::version_json(request.version)),
-        Call::Add { pod, sandbox, conf } => {
+        Call::Add { pod, uid, sandbox, conf } => {
             speak_if_asked(&conf);
-            add::add(pod, sandbox, &conf).map(|reply| reply.json(request.version))
+            add::add(pod, uid, sandbox, &conf).map(|reply| reply.json(request.version))
         }
         Call::Del { attachment, netns, pod } => del::del(&attachment, netns.as_deref(), pod.as_ref()).map(silent),
         Call::Check { sandbox, pod, conf, prev } => {

@@ -248,6 +248,9 @@ fn a_flow_without_an_end_is_over_after_a_while() {
         bench.pass(answer);
         age(idle - 2);
         bench.pass(answer);
+        // Another CPU has seen a later one.
+        age(1u32.wrapping_neg());
+        bench.pass(answer);
         age(idle + 1);
         bench.drop(answer, Why::Rules);
     }
@@ -474,6 +477,10 @@ fn what_finds_others_passes_and_what_hides_others_does_not() {
         bench.pass(&Packet::echo(POD6, OTHER6, r#type, 0));
     }
     bench.drop(&Packet::echo(OTHER6, POD6, 138, 0), Why::Rules);
+    // Of IPv6 alone: what bears the number in IPv4 finds nobody.
+    let body = [135, 0, 0, 0, 0, 0, 0, 0].to_vec();
+    bench.drop(&Packet::new(POD, OTHER, ICMPV6, body.clone()), Why::Rules);
+    bench.drop(&Packet::new(OTHER, POD, ICMPV6, body), Why::Rules);
     // Nobody's link.
     assert!(!passes(&bench.programs[0], &to_pod((1, 80), SYN).frame(), SEAT + 1));
     assert!(passes(&bench.programs[0], &raw(0x0806), SEAT + 1));

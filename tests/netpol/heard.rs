@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{Bench, only_from, policy, space};
+use crate::bpf::cell::Servers;
 use crate::cli::cli;
 use crate::sim::cluster::{node_name, soon, within};
 use crate::sim::kube;
@@ -118,6 +119,38 @@ fn a_pod_waits_for_what_is_not_known_and_is_then_refused() {
         "{said}"
     );
     bench.cluster.call_for(&pod, "DEL").ok();
+}
+
+#[test]
+fn a_pod_made_anew_is_judged_by_what_it_is_now_though_the_watch_is_late() {
+    let mut bench = Bench::idle(json!({}));
+    bench.cluster.start_ready(0);
+    let client = bench.add(0, "client", json!({"app": "client"}));
+    bench.policy("web", only_from("other"));
+    let (old, servers) = bench.serve(0, "web", json!({"app": "free"}));
+    assert!(super::reaches(&client.pod, &old.ip));
+    drop(servers);
+    bench.cluster.call_for(&old, "DEL").ok();
+
+    // From now on no watch tells anything.
+    bench.cluster.kube.fail(1000, "watch", kube::Trouble::Status(500, "away"));
+    bench.cluster.kube.disconnect();
+    bench.cluster.kube.delete("Pod", "default", "web");
+    bench.cluster.kube.clear_journal();
+    let mut web = kube::pod("default", "web", &node_name(0));
+    web["metadata"]["labels"] = json!({"app": "web"});
+    web["metadata"]["annotations"] = json!({"k8s.aliyun.com/ingress-bandwidth": "1M"});
+    bench.cluster.kube.put(web);
+    let mut web = bench.cluster.sandbox(0, terway::pod::PodName::new("default", "web"));
+    bench.cluster.wire(&mut web);
+    let _servers = Servers::on(&web.pod, &[&web.ip], super::PORT);
+    assert!(!super::reaches(&client.pod, &web.ip));
+    assert!(super::reaches(&web.pod, &web.ip));
+    let shown = bench.cluster.show(0)["leases"].clone();
+    let mut leases = shown.as_array().into_iter().flatten();
+    let lease = leases.find(|lease| lease["pod"]["name"] == "web").expect("it has one");
+    assert_eq!(lease["bandwidth"]["ingress"]["rate"], 1 << 20, "{lease}");
+    assert_eq!(bench.cluster.kube.count("get", "pods"), 1);
 }
 
 /// Without a right for a kind that the cluster lacks nothing is unknown; once it is there, everything is.

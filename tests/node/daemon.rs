@@ -191,6 +191,15 @@ fn a_pod_that_the_watch_knows_costs_no_request_and_another_exactly_one() {
     cluster.call_for(&known, "ADD").ok();
     assert_eq!(cluster.kube.count("get", "pods"), 0);
 
+    // The kubelet calls a pod of a file of its own by another uid than the API server, whose object mirrors that.
+    let mut fixed = cluster.schedule(0, "fixed");
+    fixed.sandbox.uid = Some("6f1ed002ab5595859014ebf0951522d9".into());
+    let mirrored = json!({"metadata": {"annotations": {"kubernetes.io/config.hash": fixed.sandbox.uid}}});
+    cluster.kube.amend("Pod", "default", "fixed", &mirrored);
+    thread::sleep(Duration::from_millis(300));
+    cluster.call_for(&fixed, "ADD").ok();
+    assert_eq!(cluster.kube.count("get", "pods"), 0);
+
     // Scheduled to this node according to the runtime, while the API server's watch tells nothing of it.
     cluster.kube.put(kube::pod("default", "unknown", "another-node"));
     let unknown = cluster.sandbox(0, terway::pod::PodName::new("default", "unknown"));

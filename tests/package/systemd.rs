@@ -75,6 +75,7 @@ impl Installed {
             netns: Path::new("/run/netns").join(name),
             ifname: "eth0".into(),
             pod: PodName::new("default", name),
+            uid: None,
             conf: conf(&serde_json::Value::Null).to_string(),
         };
         let result = self.call(&sandbox, "ADD").ok().json();

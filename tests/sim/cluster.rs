@@ -198,12 +198,14 @@ impl Cluster {
     pub fn sandbox(&self, n: usize, pod: PodName) -> Member {
         let container = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
         let made = self.node(n).pod(&format!("{}-{}", pod.name, &container[..8]));
+        let known = self.kube.get("Pod", &pod.namespace, &pod.name);
         let sandbox = Sandbox {
             plugin: PLUGIN.into(),
             container,
             netns: made.netns().to_owned(),
             ifname: "eth0".into(),
             pod,
+            uid: known.and_then(|pod| Some(pod["metadata"]["uid"].as_str()?.to_owned())),
             conf: conf(&Value::Null).to_string(),
         };
         Member { node: n, pod: made, sandbox, ip: String::new(), ips: Vec::new(), took: Duration::ZERO }

@@ -25,6 +25,8 @@ pub struct Sandbox {
     pub netns: PathBuf,
     pub ifname: String,
     pub pod: PodName,
+    /// Which one of this name, where the runtime says it.
+    pub uid: Option<String>,
     /// The network configuration, as it goes to the plugin's standard input.
     pub conf: String,
 }
@@ -71,9 +73,10 @@ impl Sandbox {
         let folder = self.plugin.parent().unwrap_or(Path::new("/"));
         let PodName { namespace, name } = &self.pod;
         let container = &self.container;
-        let args = format!(
+        let mut args = format!(
             "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};K8S_POD_INFRA_CONTAINER_ID={container}"
         );
+        self.uid.iter().for_each(|uid| args.push_str(&format!(";K8S_POD_UID={uid}")));
         [
             ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin".into()),
             ("CNI_COMMAND", verb.into()),

@@ -16,6 +16,8 @@ use crate::rpc::{Lease, Refusal, Reply, Wish};
 pub(super) struct Waiting {
     pub answer: Sender<Reply>,
     pub pod: PodName,
+    /// Which one of this name, where the runtime says it.
+    pub uid: Option<String>,
     pub sandbox: Sandbox,
     pub limits: Limits,
     pub wish: Wish,
@@ -23,7 +25,7 @@ pub(super) struct Waiting {
 }
 
 impl Node {
-    /// The watch may still tell of an earlier pod of the name, which is over: then too the API server is asked.
+    /// The watch may still tell of an earlier pod of the name, which is over or bears another uid: then too the API server is asked.
     pub(super) fn allocate(&mut self, waiting: Waiting) {
         if self.sweeping.contains(&waiting.sandbox.attachment) {
             return self.returning.push(waiting);
@@ -33,7 +35,7 @@ impl Node {
 
     pub(super) fn identify(&mut self, waiting: Waiting) {
         match self.pods.find(&waiting.pod) {
-            Some(Presence::Ours) => self.enqueue(waiting),
+            Some(Presence::Ours) if self.pods.may_be(&waiting.pod, waiting.uid.as_deref()) => self.enqueue(waiting),
             _ => self.fetch(waiting.pod.clone()).push(waiting),
         }
     }
@@ -60,8 +62,8 @@ impl Node {
                     let reason = format!("the API server knows no pod {pod} on node {}", self.world.node_name);
                     waiting.refuse(Refusal::NotOurs, reason);
                 }
-                // It had an address when the API server was there: it is ours.
-                Err(_) if self.leases_of(&pod).next().is_some() => self.enqueue(waiting),
+                // It had an address when the API server was there, or the watch has told of one of this name: it is ours.
+                Err(_) if self.pods.is_ours(&pod) || self.leases_of(&pod).next().is_some() => self.enqueue(waiting),
                 Err(e) => waiting.refuse(Refusal::ApiDown, format!("pod {pod} is not known yet: {e}")),
             }
         }
