@@ -238,7 +238,7 @@ fn nobody_speaks_in_anothers_name(renderer: &str) {
     }
     forger.pod.sh(&format!("ip addr add {}/32 dev eth0; ip addr add {}/128 dev eth0 nodad", db.ip, db.ips[1]));
     let own = node.addr.to_string();
-    let hearers: [(&dyn Fn(&str) -> UdpSocket, &str, usize); 5] = [
+    let hearers: [Hearer; 5] = [
         (&|ip| web.pod.run(|| listen(ip)), &web.ip, 0),
         (&|ip| web.pod.run(|| listen(ip)), &web.ips[1], 1),
         (&|ip| far.pod.run(|| listen(ip)), &far.ip, 0),
@@ -261,6 +261,9 @@ fn nobody_speaks_in_anothers_name(renderer: &str) {
         assert!(heard.recv(&mut word).is_err(), "at {to}");
     }
 }
+
+/// What listens at an address, the address, and its family.
+type Hearer<'a> = (&'a dyn Fn(&str) -> UdpSocket, &'a str, usize);
 
 fn listen(ip: &str) -> UdpSocket {
     let socket = UdpSocket::bind((ip, SINK)).expect("a free port");
