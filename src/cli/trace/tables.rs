@@ -159,8 +159,11 @@ impl Rule {
         let mut rule = Rule { text: line.into(), ..Rule::default() };
         let (mut module, mut not, mut in_target) = (String::new(), false, false);
         for word in words(rest) {
-            let is_option = word.starts_with('-') && word.len() > 1;
-            if word == "!" {
+            let list = if in_target { &rule.args } else { &rule.checks };
+            // Whatever a person says of the rule is no part of it.
+            let is_said = list.last().is_some_and(|check| check.name == "--comment" && check.values.is_empty());
+            let is_option = word.starts_with('-') && word.len() > 1 && !is_said;
+            if word == "!" && !is_said {
                 not = true;
             } else if is_option {
                 in_target |= matches!(word.as_str(), "-j" | "-g");
@@ -252,7 +255,11 @@ impl Check {
             "--dport" | "--dports" => packet.port.is_some_and(|port| is_port(value, port)).into(),
             "--dst-type" if value == "LOCAL" => packet.local.contains(&packet.to).into(),
             "--src-type" if value == "LOCAL" => packet.local.contains(&packet.from).into(),
-            "--ctstate" | "--state" => state("NEW"),
+            "--ctstate" | "--state" => match state("NEW") {
+                // What has become of it by then is not known here.
+                Fit::No if ["DNAT", "SNAT", "UNTRACKED"].iter().any(|word| state(word) == Fit::Yes) => Fit::Maybe,
+                is_new => is_new,
+            },
             "--ctdir" => state("ORIGINAL"),
             "--mark" => {
                 let mark = if self.module == "connmark" { 0 } else { packet.mark };
@@ -443,6 +450,12 @@ COMMIT
         assert_eq!(fates(&text, "filter", "FORWARD", |_| {}), [Fate::Refused(rule.into())]);
         assert_eq!(comment(rule).as_deref(), Some("default/web:http has no endpoints"));
         assert_eq!(chain(rule), Some("KUBE-SERVICES"));
+        // What is said of a rule is no option of it.
+        let said = text.replace("-m conntrack", "-m comment --comment -sorted -m comment --comment \"!\" -m conntrack");
+        assert_eq!(fates(&said, "filter", "FORWARD", |_| {}), [Fate::Refused(rule.into())]);
+        // Whether an address was translated is not known: both ways are told.
+        let led = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -m conntrack --ctstate DNAT -j ACCEPT\nCOMMIT\n";
+        assert_eq!(fates(led, "filter", "FORWARD", |_| {})[0], Fate::Accepted);
         // What a set or a rate decides is not known: both ways are told.
         let maybe = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m set --match-set bad src -j DROP\nCOMMIT\n";
         let dropped = Fate::Refused("-A FORWARD -m set --match-set bad src -j DROP".into());
