@@ -161,9 +161,10 @@ fn peers(rules: &Rules, family: Family) -> BTreeMap<Use, Members> {
     sets
 }
 
-/// A pod's address, and its rules.
+/// A pod's address, its links, and its rules.
 struct Ruled<'a> {
     addr: IpAddr,
+    veths: &'a [String],
     id: SetId,
     rules: &'a Arc<RuleSet>,
 }
@@ -177,14 +178,16 @@ static CLOSED: LazyLock<Arc<RuleSet>> = LazyLock::new(|| {
 });
 
 /// Pods whose packets in this direction are judged, by address.
-fn ruled<'a>(rules: &'a Rules, pods: &Pods, family: Family, direction: Direction) -> Vec<Ruled<'a>> {
+fn ruled<'a>(rules: &'a Rules, pods: &'a Pods, family: Family, direction: Direction) -> Vec<Ruled<'a>> {
     let with_rules = pods.iter().filter_map(|(name, placed)| match rules.pods.get(name) {
         Some(sets) => Some((placed, sets.of(direction), &rules.sets.get(&sets.of(direction))?.rules)),
         None => Some((placed, NOBODYS, &*CLOSED)),
     });
     let judged = with_rules.filter(|(.., rules)| !rules.tiers.is_empty());
     let mut all: Vec<Ruled> = judged
-        .flat_map(|(placed, id, rules)| placed.ips.iter().map(move |addr| Ruled { addr: *addr, id, rules }))
+        .flat_map(|(placed, id, rules)| {
+            placed.ips.iter().map(move |addr| Ruled { addr: *addr, veths: &placed.veths, id, rules })
+        })
         .collect();
     all.retain(|ruled| Family::of(&ruled.addr) == family);
     all.sort_by_key(|ruled| ruled.addr);
@@ -227,6 +230,9 @@ pub fn chains(
         if direction == Direction::Egress {
             input.push(judge.clone());
             output.push(format!("-m conntrack --ctdir REPLY {judge_answer}"));
+            // Those no address tells apart.
+            let near = (family == Family::V6).then(|| author.dispatch_near(&ruled)).flatten();
+            input.extend(near.map(|near| format!("-s fe80::/10 -i {}+ -j {near}", ours::VETH)));
         }
         forward.push(judge);
         answers.push(judge_answer);
@@ -339,15 +345,7 @@ impl Author<'_> {
 
     /// Leads a pod's packets to its rules; by their address' last bits where there are many pods.
     fn dispatch(&mut self, ruled: &[Ruled], way: Way) -> String {
-        let mut lines = Vec::new();
-        let icmp = self.family.icmp();
-        if self.family == Family::V6 {
-            // Neighbour discovery.
-            lines.extend(
-                (133..=137)
-                    .map(|kind| format!("-p {} -m {} {} {kind} -j RETURN", icmp.protocol, icmp.module, icmp.option)),
-            );
-        }
+        let mut lines = self.discovery();
         if ruled.len() <= FEW {
             lines.extend(self.pods(ruled.iter(), way));
             return self.chain("D", lines);
@@ -370,6 +368,42 @@ impl Author<'_> {
             lines.push(format!("{} {mask} -g {bucket}", if way.pod_is_source() { "-s" } else { "-d" }));
         }
         self.chain("D", lines)
+    }
+
+    fn discovery(&self) -> Vec<String> {
+        let Icmps { protocol, module, option, .. } = self.family.icmp();
+        let kinds = (133..=137).filter(|_| self.family == Family::V6);
+        kinds.map(|kind| format!("-p {protocol} -m {module} {option} {kind} -j RETURN")).collect()
+    }
+
+    /// Leads what pods send to the node from link-local addresses to their rules: by the link that it comes by, as its first letters tell where
+    /// there are many. None: no such pod has a link, or any rules.
+    fn dispatch_near(&mut self, ruled: &[Ruled]) -> Option<String> {
+        let way = Way { direction: Direction::Egress, turned: false };
+        let mut by_veth: BTreeMap<&String, Then> = BTreeMap::new();
+        for ruled in ruled {
+            let then = self.remembered(ruled, way);
+            by_veth.extend(ruled.veths.iter().filter(|_| then != Then::Pass).map(|veth| (veth, then.clone())));
+        }
+        if by_veth.is_empty() {
+            return None;
+        }
+        let mut lines = self.discovery();
+        let line = |(veth, then): (&&String, &Then)| format!("-i {veth} {then}");
+        if by_veth.len() <= FEW {
+            lines.extend(by_veth.iter().map(line));
+            return Some(self.chain("D", lines));
+        }
+        let mut buckets: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for (veth, then) in &by_veth {
+            let start = veth.get(..=ours::VETH.len()).unwrap_or(veth);
+            buckets.entry(start).or_default().push(line((veth, then)));
+        }
+        for (start, own) in buckets {
+            let bucket = self.chain("D", own);
+            lines.push(format!("-i {start}+ -g {bucket}"));
+        }
+        Some(self.chain("D", lines))
     }
 
     fn pods<'b>(&mut self, ruled: impl Iterator<Item = &'b Ruled<'b>>, way: Way) -> Vec<String> {

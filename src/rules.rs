@@ -350,12 +350,20 @@ pub struct Placed {
     pub seat: u16,
     /// Of all its interfaces, sorted.
     pub ips: Box<[IpAddr]>,
+    /// The node's ends of its links that may carry what has a link-local source: whose that is, no address tells.
+    pub veths: Box<[String]>,
 }
 
 impl Placed {
     pub fn new(seat: u16, ips: impl IntoIterator<Item = IpAddr>) -> Placed {
         let ips: BTreeSet<IpAddr> = ips.into_iter().collect();
-        Placed { seat, ips: ips.into_iter().collect() }
+        Placed { seat, ips: ips.into_iter().collect(), veths: Box::default() }
+    }
+
+    /// Wired by these.
+    pub fn by(self, veths: impl IntoIterator<Item = String>) -> Placed {
+        let veths: BTreeSet<String> = veths.into_iter().collect();
+        Placed { veths: veths.into_iter().collect(), ..self }
     }
 }
 

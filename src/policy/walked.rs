@@ -19,6 +19,8 @@ const PACKETS: u32 = 150;
 struct Seen {
     src: IpAddr,
     dst: IpAddr,
+    /// By which pod's link it comes.
+    by: u16,
     protocol: u8,
     /// Of ICMP type and code, in the second.
     ports: (u16, u16),
@@ -109,6 +111,10 @@ impl Kernel {
                 }
                 "-s" => (is_masked(seen.src, next(1)), 2),
                 "-d" => (is_masked(seen.dst, next(1)), 2),
+                "-i" => {
+                    let link = veth(seen.by);
+                    (next(1).strip_suffix('+').map_or(link == next(1), |start| link.starts_with(start)), 2)
+                }
                 "-p" => {
                     protocol = (!is_not).then(|| next(1).parse::<u8>().unwrap());
                     (next(1).parse() == Ok(seen.protocol), 2)
@@ -158,7 +164,8 @@ fn is_masked(addr: IpAddr, text: &str) -> bool {
         IpAddr::V4(v4) => u128::from(u32::from(v4)),
         IpAddr::V6(v6) => v6.into(),
     };
-    let mask = mask.parse().map_or(u128::MAX, bits);
+    let first = |length: u32| u128::MAX << (128 - length);
+    let mask = mask.parse().map_or_else(|_| mask.parse().map_or(u128::MAX, first), bits);
     bits(addr) & mask == bits(base.parse().unwrap())
 }
 
@@ -168,16 +175,21 @@ fn is_in(set: &Members, addr: IpAddr) -> bool {
     longest.is_some_and(|(_, is_in)| *is_in)
 }
 
+fn veth(seat: u16) -> String {
+    format!("cali{:x}{seat:010x}", seat % 16)
+}
+
 /// Where the pods of a world are: nobody's rules are about these addresses but by wide prefixes.
 fn placed(rules: &Rules) -> Pods {
     let place =
         |n: u16| Placed::new(n, [IpAddr::from([10, 99, 0, n as u8]), IpAddr::from([0xfd99, 0, 0, 0, 0, 0, 0, n])]);
-    rules.pods.keys().zip(1..).map(|(name, n)| (name.clone(), place(n))).collect()
+    rules.pods.keys().zip(1..).map(|(name, n)| (name.clone(), place(n).by([veth(n)]))).collect()
 }
 
 /// The packet between the pod and the other side, and the chain that it meets.
 fn seen(asked: &Asked, pods: &Pods) -> Option<Seen> {
-    let own = *pods[&asked.pod].ips.iter().find(|addr| addr.is_ipv4() == asked.other.is_ipv4())?;
+    let placed = &pods[&asked.pod];
+    let own = *placed.ips.iter().find(|addr| addr.is_ipv4() == asked.other.is_ipv4())?;
     let strange = if asked.other.is_ipv4() { ICMPV6 } else { ICMP };
     let ports = asked.packet.ports?;
     if [0, strange].contains(&asked.packet.protocol) {
@@ -187,7 +199,8 @@ fn seen(asked: &Asked, pods: &Pods) -> Option<Seen> {
         Direction::Ingress => (asked.other, own),
         Direction::Egress => (own, asked.other),
     };
-    Some(Seen { src, dst, protocol: asked.packet.protocol, ports, is_reply: false, is_related: false })
+    let (by, protocol) = (placed.seat, asked.packet.protocol);
+    Some(Seen { src, dst, by, protocol, ports, is_reply: false, is_related: false })
 }
 
 #[test]
@@ -214,6 +227,11 @@ fn chains_and_sets_say_what_the_specifications_say() {
                 assert_eq!(kernel.passes("TERWAY-P-FORWARD", &seen), asked.allow, "{}", context());
                 if asked.direction == Direction::Egress {
                     assert_eq!(kernel.passes("TERWAY-P-INPUT", &seen), asked.allow, "to the node: {}", context());
+                    let near = Seen { src: "fe80::7".parse().unwrap(), ..seen };
+                    if seen.src.is_ipv6() {
+                        assert_eq!(kernel.passes("TERWAY-P-INPUT", &near), asked.allow, "nearby: {}", context());
+                        assert!(kernel.passes("TERWAY-P-INPUT", &Seen { by: 0, ..near }), "of nobody: {}", context());
+                    }
                 }
                 if let Some(answer) = seen.answered() {
                     assert_eq!(kernel.passes("TERWAY-P-FORWARD", &answer), asked.allow, "answer of {}", context());
@@ -234,8 +252,15 @@ fn chains_and_sets_say_what_the_specifications_say() {
             }
             let own = pods.values().flat_map(|placed| placed.ips.iter().copied());
             for addr in own.filter(|addr| addr.is_ipv4()) {
-                let seen =
-                    Seen { src: addr, dst: addr, protocol: 6, ports: (1, 80), is_reply: false, is_related: false };
+                let seen = Seen {
+                    src: addr,
+                    dst: addr,
+                    by: 0,
+                    protocol: 6,
+                    ports: (1, 80),
+                    is_reply: false,
+                    is_related: false,
+                };
                 assert!(kernels[0].passes("TERWAY-P-FORWARD", &seen), "a pod reaches itself");
             }
         });
@@ -275,7 +300,7 @@ fn a_pod_that_nobody_knows_any_more_hears_its_node_alone() {
     let pods = Pods::from([("s/p".into(), Placed::new(0, [own]))]);
     let kernel = Kernel::of(&rules, &pods, Family::V4, &mut Memory::default());
     let other = IpAddr::from([10, 0, 0, 2]);
-    let to_it = Seen { src: other, dst: own, protocol: 6, ports: (1, 80), is_reply: false, is_related: false };
+    let to_it = Seen { src: other, dst: own, by: 0, protocol: 6, ports: (1, 80), is_reply: false, is_related: false };
     let from_it = Seen { src: own, dst: other, ..to_it };
     for (hook, seen, passes) in [
         ("TERWAY-P-FORWARD", to_it, false),

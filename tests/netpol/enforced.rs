@@ -236,6 +236,12 @@ fn nobody_speaks_in_anothers_name(renderer: &str) {
         comes_to(&forger.pod, &member.ip, false);
         comes_to(&db.pod, &member.ip, true);
     }
+    // Nor does a link-local address lead past the rules.
+    let gateway = |from: &Member| {
+        from.pod.output(std::process::Command::new("ping").args(["-c1", "-W1", "fe80::1%eth0"])).status.success()
+    };
+    soon("the gateway answers", || gateway(&db));
+    assert!(!gateway(&forger));
     forger.pod.sh(&format!("ip addr add {}/32 dev eth0; ip addr add {}/128 dev eth0 nodad", db.ip, db.ips[1]));
     let own = node.addr.to_string();
     let hearers: [Hearer; 5] = [

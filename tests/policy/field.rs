@@ -132,9 +132,10 @@ pub struct Ruler {
 impl Ruler {
     pub fn new() -> Ruler {
         let here = Here { name: US.into(), addresses: NODE.iter().map(|addr| addr.parse().unwrap()).collect() };
-        let pods = LOCAL.iter().zip(1..).map(|(name, seat)| {
+        let pods = LOCAL.iter().zip(1u16..).map(|(name, seat)| {
             let (_, v4, v6) = ENDS.iter().find(|(end, ..)| end == name).unwrap();
-            (Name::from(*name), Placed::new(seat, [v4, v6].map(|a| a.parse().unwrap())))
+            let placed = Placed::new(seat, [v4, v6].map(|a| a.parse().unwrap()));
+            (Name::from(*name), placed.by([format!("calipod{}", seat - 1)]))
         });
         Ruler { model: Model::new(here), rules: Rules::default(), pods: pods.collect() }
     }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto};
 use terway::kernel::guard::{self, Guard};
+use terway::kernel::tables::{MOST, Tables};
 
-use super::field::Field;
+use super::field::{Field, Ruler};
 use super::oracle::NODE;
 use crate::sim::cluster::soon;
 use crate::sim::node::Node;
@@ -132,8 +133,18 @@ fn duplicate_addresses_are_detected_and_neighbours_found() {
     node.run(|| guard.restore());
     let near = node.sh("ip -6 -o addr show dev calipod0 scope link | awk '{ sub(\"/.*\", \"\", $4); print $4 }'");
     let near = near.trim();
-    let ping = || pod.output(std::process::Command::new("ping").args(["-c1", "-W3", &format!("{near}%eth0")]));
-    assert!(ping().status.success(), "{near} is not reached");
+    let ping = || pod.output(std::process::Command::new("ping").args(["-c1", "-W1", &format!("{near}%eth0")]));
+    soon("the node's end is reached", || ping().status.success());
+    // Its rules are about that too, by either address.
+    let mut tables = Tables::new(MOST);
+    let mut ruler = Ruler::new();
+    ruler.follow(&super::tables::closed(), node, &mut tables);
+    assert!(!ping().status.success(), "{near} is reached");
+    let other = field.place("y/a");
+    let near_other = node.sh("ip -6 -o addr show dev calipod2 scope link | awk '{ sub(\"/.*\", \"\", $4); print $4 }'");
+    other.sh(&format!("ping -c1 -W3 {}%eth0", near_other.trim()));
+    ruler.follow(&super::field::cluster(), node, &mut tables);
+    soon("the node's end is reached again", || ping().status.success());
     // Detection asks from the address that is none; whoever hears it of those that are taken says so.
     pod.sh("sysctl -qw net.ipv6.conf.eth0.accept_dad=1; ip -6 addr add fd00:7::7/64 dev eth0");
     node.sh("ip -6 addr add fd00:7::8/64 dev calipod0 nodad");

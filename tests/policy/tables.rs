@@ -29,7 +29,7 @@ fn own_only() -> World {
     world
 }
 
-fn closed() -> World {
+pub fn closed() -> World {
     let mut world = cluster();
     let spec = json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]});
     world.policies.insert("x/closed".into(), policy("closed", spec));

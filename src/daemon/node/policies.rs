@@ -1,7 +1,6 @@
 //! Network policies of this node's pods: seats, and ADDs that wait until the pod's rules are in the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use smol::channel::Sender;
 
@@ -13,6 +12,7 @@ use crate::daemon::policy::{Ear, News, name_of};
 use crate::daemon::{bandwidth, clock, renderer, threads};
 use crate::error::Error;
 use crate::gather::Gather;
+use crate::ip::IpPair;
 use crate::kernel::{self, tables};
 use crate::ours;
 use crate::peer::{self, Own};
@@ -48,6 +48,14 @@ pub(super) struct Guarded {
     holding: Vec<Holding>,
     /// What is shown of policies.
     pub shown: serde_json::Value,
+}
+
+/// A pod's addresses by one of its interfaces, and that one's end on the node where link-local addresses are seen there.
+type End = (IpPair, Option<String>);
+
+fn end(lease: &Lease) -> End {
+    let has_near = lease.ip.v6.is_some() && !lease.is_inside();
+    (lease.ip, has_near.then(|| ours::host_veth(&lease.pod, &lease.sandbox.attachment.ifname)))
 }
 
 /// An ADD that has its lease.
@@ -112,16 +120,16 @@ impl Node {
     /// Those that have no seat yet are to have one once the rules for it are in the kernel; all are told of.
     fn take_seats(&mut self) {
         let attachments: Vec<Attachment> = self.leases.keys().cloned().collect();
-        let mut ips = BTreeMap::<PodName, Vec<IpAddr>>::new();
+        let mut ends = BTreeMap::<PodName, Vec<End>>::new();
         for lease in self.leases.values() {
-            ips.entry(lease.pod.clone()).or_default().extend(lease.ip.iter());
+            ends.entry(lease.pod.clone()).or_default().push(end(lease));
         }
         for attachment in attachments {
             if self.leases[&attachment].seat.is_none() {
                 self.find_seat(&attachment);
             }
             let lease = &self.leases[&attachment];
-            self.place(lease, ips[&lease.pod].iter().copied());
+            self.place(lease, ends[&lease.pod].iter().cloned());
         }
     }
 
@@ -195,15 +203,16 @@ impl Node {
 
     /// Tells where the pod is, with all its interfaces.
     pub(super) fn seat(&self, lease: &Lease) {
-        self.place(lease, self.leases_of(&lease.pod).flat_map(|other| other.ip.iter()).chain(lease.ip.iter()));
+        self.place(lease, self.leases_of(&lease.pod).chain([lease]).map(end));
     }
 
-    fn place(&self, lease: &Lease, ips: impl Iterator<Item = IpAddr>) {
+    fn place(&self, lease: &Lease, ends: impl Iterator<Item = End>) {
         if self.is_guarded(lease) {
             // Who has a seat of an earlier life gives it up.
             let has_seat = lease.is_inside() || self.guarded.way == Some(PolicyRenderer::Ebpf);
             let seat = self.seat_of(lease).filter(|_| has_seat).unwrap_or_default();
-            let placed = Placed::new(seat, ips);
+            let (ips, veths): (Vec<IpPair>, Vec<Option<String>>) = ends.unzip();
+            let placed = Placed::new(seat, ips.iter().flat_map(IpPair::iter)).by(veths.into_iter().flatten());
             // A link that gets its first queueing discipline loses packets: pods of the old Terway are left alone until a policy is about them.
             let is_bare = lease.seat.is_none() && self.is_guest(lease);
             self.guarded.tell(News::Placed { name: name_of(&lease.pod), placed, is_bare });
