@@ -68,12 +68,56 @@ pub enum Use {
 /// Lines by chain, each without its `-A CHAIN`.
 pub type Chains = BTreeMap<String, Arc<[String]>>;
 
-/// Where packets to pods and from pods are dropped.
-pub const DROPS: [(&str, &str); 2] = [("to_pod", "TERWAY-P-DROP-TO"), ("from_pod", "TERWAY-P-DROP-FROM")];
+/// What chains of ours are for, and how they are known.
+#[derive(Debug)]
+pub struct Purpose {
+    /// How their names begin.
+    pub prefix: &'static str,
+    /// What our jumps from built-in chains bear as a comment.
+    pub comment: &'static str,
+    /// A built-in chain and ours that it jumps to.
+    pub hooks: &'static [(&'static str, &'static str)],
+    /// Where packets to pods and from pods are dropped.
+    pub drops: &'static [(&'static str, &'static str)],
+}
 
-/// A built-in chain and ours that it jumps to.
-pub const HOOKS: [(&str, &str); 3] =
-    [("FORWARD", "TERWAY-P-FORWARD"), ("INPUT", "TERWAY-P-INPUT"), ("OUTPUT", "TERWAY-P-OUTPUT")];
+pub static POLICIES: Purpose = Purpose {
+    prefix: ours::POLICY_PREFIX,
+    comment: ours::POLICY_COMMENT,
+    hooks: &[("FORWARD", "TERWAY-P-FORWARD"), ("INPUT", "TERWAY-P-INPUT"), ("OUTPUT", "TERWAY-P-OUTPUT")],
+    drops: &[("to_pod", "TERWAY-P-DROP-TO"), ("from_pod", "TERWAY-P-DROP-FROM")],
+};
+
+/// That pods send in their own name.
+pub static SOURCES: Purpose = Purpose {
+    prefix: ours::SOURCE_PREFIX,
+    comment: ours::SOURCE_COMMENT,
+    hooks: &[("PREROUTING", "TERWAY-S-PREROUTING")],
+    drops: &[("from_pod", "TERWAY-S-DROP")],
+};
+
+/// Drops what comes by a pod's veth from an address that does not lead back there: one rule for all pods, since each has a route of its own
+/// before all others. A source in IPv6 that nobody can answer to is neighbour discovery's (and that of who reports the groups that
+/// it listens to), and a link-local one ends at the node.
+pub fn sources(family: Family) -> Chains {
+    let [(_, hook)] = SOURCES.hooks else { unreachable!("it is above") };
+    let [(_, drops)] = SOURCES.drops else { unreachable!("it is above") };
+    let mut lines = Vec::new();
+    if family == Family::V6 {
+        let icmp = family.icmp().protocol;
+        lines.push(format!("-s ::/128 ! -p {icmp} -g {drops}"));
+        lines.push(format!("-s fe80::/10 -p {icmp} -j RETURN"));
+        lines.extend(["fe80::/10", "ff00::/8"].map(|near| format!("-s fe80::/10 -d {near} -j RETURN")));
+        lines.push(format!("-s fe80::/10 -g {drops}"));
+    }
+    lines.push(format!("-m rpfilter --invert -g {drops}"));
+    let rules = ours::source_chain(&lines.join("\n"));
+    let hooked = format!("-i {}+ -j {rules}", ours::VETH);
+    [(rules, lines), ((*hook).to_owned(), vec![hooked]), ((*drops).to_owned(), vec!["-j DROP".to_owned()])]
+        .into_iter()
+        .map(|(name, lines)| (name, lines.into()))
+        .collect()
+}
 
 /// All sets that are not empty.
 pub fn sets(rules: &Rules, pods: &Pods, family: Family) -> BTreeMap<Use, Members> {
@@ -191,8 +235,8 @@ pub fn chains(
     if forward.is_empty() {
         return Chains::new();
     }
-    for (_, name) in DROPS {
-        author.chains.insert(name.to_owned(), Arc::new(["-j DROP".to_owned()]));
+    for (_, name) in POLICIES.drops {
+        author.chains.insert((*name).to_owned(), Arc::new(["-j DROP".to_owned()]));
     }
     let protocol = family.icmp().protocol;
     // What ICMP says about a connection goes where the connection goes.
@@ -203,9 +247,9 @@ pub fn chains(
         // The node has opened these, and reaches its pods whatever they say.
         input.splice(0..0, [errors, "-m conntrack --ctdir REPLY -j RETURN".to_owned()]);
     }
-    for ((_, name), lines) in HOOKS.into_iter().zip([forward, input, output]) {
+    for ((_, name), lines) in POLICIES.hooks.iter().zip([forward, input, output]) {
         if !lines.is_empty() {
-            author.chains.insert(name.to_owned(), lines.into());
+            author.chains.insert((*name).to_owned(), lines.into());
         }
     }
     author.chains
@@ -225,7 +269,7 @@ impl Way {
     }
 
     fn drop(self) -> Then {
-        Then::Go(DROPS[usize::from(self.pod_is_source())].1.to_owned())
+        Then::Go(POLICIES.drops[usize::from(self.pod_is_source())].1.to_owned())
     }
 
     /// Where the other side's address is.

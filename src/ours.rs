@@ -104,6 +104,13 @@ pub const POLICY_PREFIX: &str = "TERWAY-P";
 /// What our jumps from built-in chains bear as a comment.
 pub const POLICY_COMMENT: &str = "terway network policy";
 
+/// The same of chains that drop what pods send in another's name.
+pub const SOURCE_PREFIX: &str = "TERWAY-S";
+pub const SOURCE_COMMENT: &str = "terway source addresses";
+
+/// How the names of the host's ends of pods' veths begin.
+pub const VETH: &str = "cali";
+
 /// The longest `ifalias` (IFALIASZ of linux/if.h, less its NUL).
 const ALIAS_MAX: usize = 255;
 
@@ -179,7 +186,7 @@ pub fn host_veth(pod: &PodName, ifname: &str) -> String {
     // A pod's name holds no slash: `web` with `net1` is not `webnet1` with `eth0`.
     let further = if ifname == "eth0" { String::new() } else { format!("/{ifname}") };
     let sum = sha1(&format!("{}.{}{further}", pod.namespace, pod.name));
-    let mut name = String::from("cali");
+    let mut name = String::from(VETH);
     // A String takes all that is written to it.
     sum.iter().take(6).for_each(|b| write!(name, "{b:02x}").expect("memory"));
     name.truncate(15);
@@ -188,7 +195,7 @@ pub fn host_veth(pod: &PodName, ifname: &str) -> String {
 
 /// What a pod's slave is called for the moment of its birth. The kernel takes no name that a link of the node has.
 pub fn newborn(pod: &PodName, ifname: &str) -> String {
-    host_veth(pod, ifname).replacen("cali", NEWBORN, 1)
+    host_veth(pod, ifname).replacen(VETH, NEWBORN, 1)
 }
 
 /// How such a name begins.
@@ -265,6 +272,10 @@ pub struct Lent {
 /// The chain of this kind with this content.
 pub fn policy_chain(kind: &str, content: &str) -> String {
     format!("{POLICY_PREFIX}-{kind}-{}", digits(content))
+}
+
+pub fn source_chain(content: &str) -> String {
+    format!("{SOURCE_PREFIX}-{}", digits(content))
 }
 
 /// A set that is made with this content, for IPv4 or IPv6.

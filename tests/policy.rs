@@ -6,6 +6,7 @@ mod field;
 #[allow(dead_code)]
 #[path = "../src/policy/oracle.rs"]
 mod oracle;
+mod sources;
 mod tables;
 
 use std::collections::BTreeSet;

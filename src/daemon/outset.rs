@@ -6,7 +6,7 @@ use smol::channel::Sender;
 
 use super::node::Input;
 use super::policy::{self, Ear, News, Unborn};
-use crate::config::{Config, PolicyRenderer};
+use crate::config::Config;
 use crate::kernel::tables::{self, Scouted};
 use crate::kube;
 use crate::ours;
@@ -29,10 +29,8 @@ impl Outset {
             return;
         }
         let Some(unborn) = self.unborn.take() else { return };
-        if config.policies.renderer != Some(PolicyRenderer::Ebpf) {
-            // Where there is no thread for it, whoever wants to know looks.
-            self.scout = thread::Builder::new().spawn(tables::scout).ok();
-        }
+        // Where there is no thread for it, whoever wants to know looks.
+        self.scout = thread::Builder::new().spawn(tables::scout).ok();
         let (node_name, inputs) = (node_name.to_owned(), inputs.clone());
         unborn.start(policy::Start { kube: Some(kube.clone()), node_name, inputs, note: ours::RENDERER_NOTE.into() });
     }

@@ -12,7 +12,8 @@ use crate::cluster::Name;
 use crate::config::PolicyRenderer;
 use crate::error::Error;
 use crate::kernel::bpf::policy::{self, Policy};
-use crate::kernel::tables::{self, Scouted, Tables};
+use crate::kernel::guard::{self, Guard};
+use crate::kernel::tables::{self, Looks, Scouted, Tables};
 use crate::ours;
 use crate::rpc::Lease;
 use crate::rules::{Counted, Pods, Renderer, Rules, Tally, Write};
@@ -29,24 +30,30 @@ pub struct Ask {
     pub sizes: Sizes,
 }
 
-/// `scouted`: what iptables holds, where that matters.
-pub fn choose(ask: &Ask, scouted: impl FnOnce() -> Scouted) -> Result<Chosen, Error> {
+/// `scouted`: what iptables holds.
+pub fn choose(ask: &Ask, scouted: Scouted) -> Result<Chosen, Error> {
+    let chosen = enforcing(ask, scouted.policies)?;
+    let renderer = Box::new(Guarded { renderer: chosen.renderer, guard: Guard::after(scouted.sources) });
+    Ok(Chosen { renderer, ..chosen })
+}
+
+fn enforcing(ask: &Ask, scouted: Looks) -> Result<Chosen, Error> {
     let (way, why) = match ask {
         Ask { wanted: Some(way), .. } => (*way, "policy_renderer says so"),
         Ask { inside: true, .. } => (PolicyRenderer::Ebpf, "what pods send passes no netfilter of the node"),
         Ask { services: true, .. } => {
             (PolicyRenderer::Ebpf, "Services are led at the socket, so that policies see backends")
         }
-        _ => return by_itself(ask.sizes, scouted()),
+        _ => return by_itself(ask.sizes, scouted),
     };
     match way {
         PolicyRenderer::Ebpf => ebpf(why.into(), ask.sizes),
-        PolicyRenderer::Iptables => iptables(why.into(), ask.sizes, scouted()),
+        PolicyRenderer::Iptables => iptables(why.into(), ask.sizes, scouted),
     }
 }
 
 /// Behind kube-proxy's translation, backends are seen by netfilter alone.
-fn by_itself(sizes: Sizes, scouted: Scouted) -> Result<Chosen, Error> {
+fn by_itself(sizes: Sizes, scouted: Looks) -> Result<Chosen, Error> {
     let why = "Services are translated by the node's netfilter, behind which policies see backends";
     iptables(why.into(), sizes, scouted).or_else(|e| {
         ebpf(format!("{e}; what pods send to Services is judged by the Service's address"), sizes)
@@ -54,7 +61,7 @@ fn by_itself(sizes: Sizes, scouted: Scouted) -> Result<Chosen, Error> {
     })
 }
 
-fn iptables(why: String, sizes: Sizes, scouted: Scouted) -> Result<Chosen, Error> {
+fn iptables(why: String, sizes: Sizes, scouted: Looks) -> Result<Chosen, Error> {
     let tables = Tables::after(sizes.classes, scouted)?;
     let renderer = Box::new(Mixed { tables, ebpf: None, sizes, seated: Vec::new(), failure: None });
     Ok(Chosen { way: PolicyRenderer::Iptables, why, taken: BTreeSet::new(), room: sizes, renderer })
@@ -67,6 +74,31 @@ pub fn holds_inside(sizes: &Sizes) -> Result<(), Error> {
 
 fn open(sizes: &Sizes) -> Result<Policy, Error> {
     Ok(Policy::open(Path::new(ours::BPF_ROOT), sizes)?.0)
+}
+
+/// Rules are about addresses, so that pods are held to their own.
+struct Guarded {
+    renderer: Box<dyn Renderer>,
+    guard: Guard,
+}
+
+impl Renderer for Guarded {
+    fn restore(&mut self, rules: &Rules, pods: &Pods) -> Result<(), Error> {
+        self.guard.restore();
+        self.renderer.restore(rules, pods)
+    }
+
+    fn apply(&mut self, writes: &[Write], after: &Rules, pods: &Pods) -> Result<(), Error> {
+        self.renderer.apply(writes, after, pods)
+    }
+
+    fn unheld(&self) -> Option<(Vec<Name>, Error)> {
+        self.renderer.unheld()
+    }
+
+    fn tally(&self) -> Option<Tally> {
+        together(self.renderer.tally(), self.guard.tally())
+    }
 }
 
 /// iptables for pods without a seat, and eBPF for those with one, once there is one.
@@ -135,10 +167,13 @@ impl Renderer for Mixed {
     }
 
     fn tally(&self) -> Option<Tally> {
-        let ebpf = self.ebpf.as_ref().and_then(Policy::tally);
-        let all: Vec<Tally> = self.tables.tally().into_iter().chain(ebpf).collect();
-        (!all.is_empty()).then(|| -> Tally { Box::new(move || sum(all)) })
+        together(self.tables.tally(), self.ebpf.as_ref().and_then(Policy::tally))
     }
+}
+
+fn together(one: Option<Tally>, other: Option<Tally>) -> Option<Tally> {
+    let all: Vec<Tally> = one.into_iter().chain(other).collect();
+    (!all.is_empty()).then(|| -> Tally { Box::new(move || sum(all)) })
 }
 
 /// What all of them have counted together. What is broken is told also where others cannot count.
@@ -180,6 +215,11 @@ pub fn leave_others(way: Option<PolicyRenderer>, seated: &[Lease], mixed: bool) 
         && let Err(e) = Tables::new(tables::MOST).remove()
     {
         log::warn!("network policies as ipsets and chains could not be taken away: {e}");
+    }
+    if way.is_none()
+        && let Err(e) = guard::remove()
+    {
+        log::warn!("rules that hold pods to their own addresses could not be taken away: {e}");
     }
     if way == Some(PolicyRenderer::Ebpf) {
         return;

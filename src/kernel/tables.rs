@@ -6,9 +6,6 @@
 //! Who comes after us knows chains by their names, and sets by their members.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
-use std::io::Write as _;
-use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
@@ -16,9 +13,9 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::ipset::{self, Sets};
-use super::iptables;
+use super::saved::{self, Shown, lengths, restore, script};
 use crate::both::both;
-use crate::chains::{Chains, DROPS, FAMILIES, Family, HOOKS, Members, Memory, Use, chains, sets};
+use crate::chains::{Chains, FAMILIES, Family, Members, Memory, POLICIES, SOURCES, Use, chains, sets};
 use crate::cluster::Name;
 use crate::error::{Context, Error};
 use crate::ours;
@@ -27,7 +24,6 @@ use crate::verdict::{ADDRESSES_KEY, overfull};
 
 /// How many members a set may have, unless told otherwise.
 pub const MOST: u32 = 1 << 18;
-const TABLE: &str = "mangle";
 /// The nf_tables kind of iptables lets go of a set a moment after its rule is gone.
 const TRIES: u32 = 20;
 const WAIT: Duration = Duration::from_millis(5);
@@ -36,7 +32,7 @@ pub struct Tables {
     most: u32,
     sets: Option<Sets>,
     /// What a moment ago was there, for the first look.
-    scouted: Option<Scouted>,
+    scouted: Option<Looks>,
     /// What is in the kernel; none: it must be looked at.
     known: Option<[Known; FAMILIES.len()]>,
     /// Sets that were still in use when nothing needed them any more.
@@ -50,13 +46,21 @@ pub fn names() -> Result<Vec<String>, Error> {
     Ok(Sets::open(MOST)?.list(ours::POLICY_PREFIX)?.into_iter().map(|set| set.name).collect())
 }
 
-/// What iptables-save(8) shows of ours, of each family.
-pub struct Scouted([Result<Shown, Error>; FAMILIES.len()]);
+/// What is there of one purpose, of each family.
+pub type Looks = [Result<Shown, Error>; FAMILIES.len()];
+
+/// What iptables-save(8) shows of ours.
+pub struct Scouted {
+    pub policies: Looks,
+    pub sources: Looks,
+}
 
 /// Looks at what is there: a program is run for each family, which takes its time.
 pub fn scout() -> Scouted {
     let [aside, here] = FAMILIES;
-    Scouted(both(|| Shown::read(aside), || Shown::read(here)).into())
+    let seen: [Result<String, Error>; FAMILIES.len()] = both(|| saved::read(aside), || saved::read(here)).into();
+    let of = |purpose| seen.each_ref().map(|seen| Ok(Shown::of(purpose, seen.as_ref().map_err(Clone::clone)?)));
+    Scouted { policies: of(&POLICIES), sources: of(&SOURCES) }
 }
 
 #[derive(Default)]
@@ -67,28 +71,16 @@ struct Known {
     memory: Memory,
 }
 
-/// What iptables-save(8) shows of ours.
-#[derive(Default)]
-struct Shown {
-    /// How many rules each has.
-    chains: BTreeMap<String, usize>,
-    /// What chains of [`DROPS`] have dropped.
-    dropped: [u64; DROPS.len()],
-    /// Our rules in built-in chains, and whether they are all that they should be.
-    jumps: Vec<String>,
-    are_first: bool,
-}
-
 impl Tables {
     pub fn new(most: u32) -> Tables {
         Tables { most, sets: None, scouted: None, known: None, left: BTreeSet::new(), ruled: BTreeSet::new() }
     }
 
     /// Beginning with what was seen a moment ago; or what this node lacks for it.
-    pub fn after(most: u32, scouted: Scouted) -> Result<Tables, Error> {
+    pub fn after(most: u32, scouted: Looks) -> Result<Tables, Error> {
         let mut tables = Tables::new(most);
         tables.sets()?;
-        scouted.0[0].as_ref().map_err(Clone::clone)?;
+        scouted[0].as_ref().map_err(Clone::clone)?;
         Ok(Tables { scouted: Some(scouted), ..tables })
     }
 
@@ -143,7 +135,7 @@ impl Tables {
                 known.sets.insert(name.clone(), members.clone());
             }
         }
-        if let Some(text) = script(&known.chains, &chains, shown) {
+        if let Some(text) = script(&POLICIES, &known.chains, &chains, shown) {
             restore(family, &text)?;
         }
         known.chains = chains;
@@ -229,7 +221,7 @@ impl Renderer for Tables {
     fn restore(&mut self, rules: &Rules, pods: &Pods) -> Result<(), Error> {
         self.known = None;
         let doing = || "write network policies as ipsets and chains";
-        let Scouted(shown) = self.scouted.take().unwrap_or_else(scout);
+        let shown = self.scouted.take().unwrap_or_else(|| scout().policies);
         let mut known = Vec::new();
         for (family, shown) in FAMILIES.into_iter().zip(shown) {
             known.push(self.restore_family(family, shown, rules, pods).context(doing)?);
@@ -342,7 +334,7 @@ impl Outline {
         let digest = |members: &Members| ipset::digest(members.iter().map(|(net, is_in)| (*net, *is_in)));
         Outline {
             family,
-            chains: known.chains.iter().map(|(name, lines)| (name.clone(), lines.len())).collect(),
+            chains: lengths(&known.chains),
             sets: known.sets.iter().map(|(name, members)| (name.clone(), digest(members))).collect(),
         }
     }
@@ -358,54 +350,6 @@ impl Outline {
     }
 }
 
-impl Shown {
-    fn read(family: Family) -> Result<Shown, Error> {
-        Ok(Shown::of(&run(family, "save", &["-c", "-t", TABLE], None)?))
-    }
-
-    fn of(text: &str) -> Shown {
-        let ours = |word: &str| word.starts_with(ours::POLICY_PREFIX);
-        let mut shown = Shown { are_first: true, ..Shown::default() };
-        let mut begun = BTreeSet::new();
-        for line in text.lines() {
-            let (packets, line) = counted(line);
-            let mut words = line.split(' ');
-            match words.next() {
-                Some(chain) if chain.strip_prefix(':').is_some_and(ours) => {
-                    shown.chains.insert(chain[1..].to_owned(), 0);
-                }
-                Some("-A") => {
-                    let chain = words.next().unwrap_or_default();
-                    let is_first = begun.insert(chain);
-                    if ours(chain) {
-                        shown.chains.entry(chain.to_owned()).and_modify(|rules| *rules += 1);
-                        let dropped = DROPS.iter().zip(&mut shown.dropped).filter(|((_, name), _)| *name == chain);
-                        dropped.for_each(|(_, sum)| *sum += packets);
-                    } else if words.any(ours) {
-                        shown.are_first &= is_first;
-                        shown.jumps.push(line.to_owned());
-                    }
-                }
-                _ => {}
-            }
-        }
-        shown
-    }
-
-    /// Whether these chains are there, with as many rules, and whatever leads to them.
-    fn is_whole(&self, chains: &BTreeMap<String, usize>) -> bool {
-        let jumps = HOOKS.iter().filter(|(_, to)| chains.contains_key(*to)).count();
-        self.are_first && self.jumps.len() == jumps && self.chains == *chains
-    }
-}
-
-/// How many packets a rule has matched, as `-c` tells before it, and the rest of the line.
-fn counted(line: &str) -> (u64, &str) {
-    let told = line.strip_prefix('[').and_then(|rest| rest.split_once("] "));
-    let packets = |(counts, _): (&str, &str)| counts.split(':').next().and_then(|count| count.parse().ok());
-    (told.and_then(packets).unwrap_or_default(), told.map_or(line, |(_, line)| line))
-}
-
 /// What is dropped, and whether all is there that is known of these families. What is broken is told also where the rest cannot be read.
 fn tally(known: &[Outline]) -> Result<Counted, Error> {
     let mut damage = None;
@@ -417,19 +361,20 @@ fn tally(known: &[Outline]) -> Result<Counted, Error> {
 }
 
 fn count(known: &[Outline], damage: &mut Option<&'static str>) -> Result<Value, Error> {
-    let mut dropped = [0; DROPS.len()];
+    let mut dropped = vec![0; POLICIES.drops.len()];
     let mut sets = Sets::open(MOST)?;
     for outline in known {
         if !outline.are_sets_whole(&mut sets)? {
             damage.get_or_insert("ipsets");
         }
-        let shown = Shown::read(outline.family)?;
+        let shown = Shown::read(&POLICIES, outline.family)?;
         if !shown.is_whole(&outline.chains) {
             damage.get_or_insert("chains");
         }
         dropped.iter_mut().zip(shown.dropped).for_each(|(sum, packets)| *sum += packets);
     }
-    let by_direction = DROPS.iter().zip(dropped).map(|((direction, _), sum)| ((*direction).to_owned(), sum.into()));
+    let by_direction =
+        POLICIES.drops.iter().zip(dropped).map(|((direction, _), sum)| ((*direction).to_owned(), sum.into()));
     let policy: serde_json::Map<String, Value> = by_direction.collect();
     Ok(json!({"drops": {"policy": policy}}))
 }
@@ -437,81 +382,6 @@ fn count(known: &[Outline], damage: &mut Option<&'static str>) -> Result<Value, 
 /// The replacement that takes away what this output of iptables-save(8) shows of ours.
 #[cfg(fuzzing)]
 pub(super) fn removal(saved: &str) -> Option<String> {
-    script(&Chains::default(), &Chains::default(), Some(&Shown::of(saved)))
-}
-
-/// One replacement of the table. None: nothing is to change.
-fn script(before: &Chains, after: &Chains, shown: Option<&Shown>) -> Option<String> {
-    let mut text = format!("*{TABLE}\n");
-    let changed: Vec<&String> =
-        after.keys().filter(|name| shown.is_some() || before.get(*name) != after.get(*name)).collect();
-    let there: BTreeSet<&String> = shown.map_or_else(|| before.keys().collect(), |shown| shown.chains.keys().collect());
-    let gone: Vec<&&String> = there.iter().filter(|name| !after.contains_key(**name)).collect();
-    // A String takes all that is written to it.
-    changed.iter().for_each(|name| writeln!(text, ":{name} - [0:0]").expect("memory"));
-    for name in &changed {
-        after[*name].iter().for_each(|line| writeln!(text, "-A {name} {line}").expect("memory"));
-    }
-    let jumps = jumps(before, after, shown);
-    jumps.iter().for_each(|line| writeln!(text, "{line}").expect("memory"));
-    for verb in ["-F", "-X"] {
-        gone.iter().for_each(|name| writeln!(text, "{verb} {name}").expect("memory"));
-    }
-    text += "COMMIT\n";
-    (!changed.is_empty() || !gone.is_empty() || !jumps.is_empty()).then_some(text)
-}
-
-/// What is to change in built-in chains.
-fn jumps(before: &Chains, after: &Chains, shown: Option<&Shown>) -> Vec<String> {
-    let jump =
-        |(chain, to): &(&str, &str)| format!("{chain} -m comment --comment \"{}\" -j {to}", ours::POLICY_COMMENT);
-    let wanted: Vec<String> = HOOKS.iter().filter(|(_, to)| after.contains_key(*to)).map(jump).collect();
-    let Some(shown) = shown else {
-        let (old, new): (Vec<_>, Vec<_>) = HOOKS
-            .iter()
-            .filter(|(_, to)| before.contains_key(*to) != after.contains_key(*to))
-            .partition(|(_, to)| before.contains_key(*to));
-        let old = old.into_iter().map(|hook| format!("-D {}", jump(hook)));
-        return old.chain(new.into_iter().map(|hook| format!("-I {}", jump(hook)))).collect();
-    };
-    let there: BTreeSet<&str> = shown.jumps.iter().filter_map(|line| line.strip_prefix("-A ")).collect();
-    if shown.are_first && shown.jumps.len() == wanted.len() && wanted.iter().all(|line| there.contains(&**line)) {
-        return Vec::new();
-    }
-    let old = shown.jumps.iter().map(|line| line.replacen("-A", "-D", 1));
-    old.chain(wanted.iter().map(|line| format!("-I {line}"))).collect()
-}
-
-fn restore(family: Family, text: &str) -> Result<(), Error> {
-    let waiting = run(family, "restore", &["--noflush", "-w", "5"], Some(text));
-    // Older ones know no lock.
-    let is_unknown =
-        |e: &Error| ["invalid option", "unrecognized option"].iter().any(|said| e.to_string().contains(said));
-    match waiting {
-        Err(e) if is_unknown(&e) => run(family, "restore", &["--noflush"], Some(text)),
-        done => done,
-    }
-    .map(|_| ())
-}
-
-fn run(family: Family, verb: &str, args: &[&str], input: Option<&str>) -> Result<String, Error> {
-    let program = format!("{}-{verb}", if family == Family::V4 { "iptables" } else { "ip6tables" });
-    let mut command = iptables::tool(&program);
-    let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
-    let command = command.args(args).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().context(|| format!("run {program}: install iptables"))?;
-    if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
-        // Where it ends before it has read all, what it says tells why.
-        let _ = stdin.write_all(input.as_bytes());
-    }
-    let output = child.wait_with_output().context(|| format!("run {program}"))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let lines = ["set", "multiport", "conntrack"];
-    let module =
-        lines.iter().find(|name| said.contains(&format!("`{name}'")) || said.contains(&format!("Extension {name} ")));
-    let remedy = module.map(|name| format!(" (load the module xt_{name})")).unwrap_or_default();
-    Err(Error::refused(format!("{program}: {}{remedy}", said.trim())))
+    let of = |purpose| script(purpose, &Chains::default(), &Chains::default(), Some(&Shown::of(purpose, saved)));
+    of(&POLICIES).or(of(&SOURCES))
 }

@@ -37,6 +37,7 @@ by_each_renderer! {
     a_restart_opens_and_closes_nothing,
     without_policies_all_of_ours_goes,
     the_first_packet_is_judged,
+    nobody_speaks_in_anothers_name,
     what_there_is_no_room_for_changes_nothing_and_lets_no_new_pod_in,
 }
 
@@ -216,11 +217,65 @@ fn without_policies_all_of_ours_goes(renderer: &str) {
     comes_to(&other.pod, &web.ip, false);
 }
 
+/// What the forger may not send and whoever he borrows from may; and what the other's policies let in.
+fn nobody_speaks_in_anothers_name(renderer: &str) {
+    let mut bench = Bench::idle(json!({"policy_renderer": renderer, "ip_stack": "dual"}));
+    (0..2).for_each(|n| {
+        bench.cluster.world.speak_v6(n);
+        bench.cluster.start_ready(n);
+    });
+    let web = bench.add(0, "web", json!({"app": "web"}));
+    let db = bench.add(0, "db", json!({"app": "db"}));
+    let forger = bench.add(0, "forger", json!({"app": "forger"}));
+    let far = bench.add(1, "far", json!({"app": "web"}));
+    let node = bench.cluster.node(0);
+    bench.policy("web", only_from("db"));
+    bench.policy("forger", json!({"podSelector": {"matchLabels": {"app": "forger"}}, "policyTypes": ["Egress"]}));
+    for member in [&web, &far] {
+        let _server = Servers::on(&member.pod, &[&member.ip], PORT);
+        comes_to(&forger.pod, &member.ip, false);
+        comes_to(&db.pod, &member.ip, true);
+    }
+    forger.pod.sh(&format!("ip addr add {}/32 dev eth0; ip addr add {}/128 dev eth0 nodad", db.ip, db.ips[1]));
+    let own = node.addr.to_string();
+    let hearers: [Hearer; 5] = [
+        (&|ip| web.pod.run(|| listen(ip)), &web.ip, 0),
+        (&|ip| web.pod.run(|| listen(ip)), &web.ips[1], 1),
+        (&|ip| far.pod.run(|| listen(ip)), &far.ip, 0),
+        (&|ip| far.pod.run(|| listen(ip)), &far.ips[1], 1),
+        (&|ip| node.run(|| listen(ip)), &own, 0),
+    ];
+    for (hearer, to, family) in hearers {
+        let heard = hearer(to);
+        let at = SocketAddr::new(to.parse().expect("an address"), SINK);
+        let say = |from: &Member, word: &str| {
+            let socket = from.pod.run(|| UdpSocket::bind((db.ips[family].as_str(), 0)).expect("the address is there"));
+            socket.send_to(word.as_bytes(), at).expect("it is sent");
+        };
+        say(&forger, "forged");
+        say(&db, "honest");
+        let mut word = [0; 6];
+        heard.recv(&mut word).expect("honest words arrive");
+        assert_eq!(&word, b"honest", "at {to}");
+        heard.set_nonblocking(true).expect("a socket can be");
+        assert!(heard.recv(&mut word).is_err(), "at {to}");
+    }
+}
+
+/// What listens at an address, the address, and its family.
+type Hearer<'a> = (&'a dyn Fn(&str) -> UdpSocket, &'a str, usize);
+
+fn listen(ip: &str) -> UdpSocket {
+    let socket = UdpSocket::bind((ip, SINK)).expect("a free port");
+    socket.set_read_timeout(Some(DROPPED * 10)).expect("a timeout above zero");
+    socket
+}
+
 /// What is in the kernel of a node because of policies.
 fn left(node: &impl Place) -> String {
     node.sh(
         "{ ls -d /sys/fs/bpf/terway/policy*; ipset list -n | grep -i terway; \
-           for t in iptables ip6tables; do $t-save | grep -i terway-p; done; \
+           for t in iptables ip6tables; do $t-save | grep -i 'terway-[ps]'; done; \
            for l in $(ls /sys/class/net | grep ^cali); do for d in ingress egress; do tc filter show dev $l $d | grep -i terway_policy; done; done; \
          } 2>/dev/null; true",
     )

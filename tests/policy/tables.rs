@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use terway::kernel::guard::Guard;
 use terway::kernel::tables::{MOST, Tables};
 use terway::rules::{self, Pods, Renderer, Rules, TCP, UDP};
 
@@ -53,7 +54,7 @@ fn names(node: &Node) -> String {
 }
 
 /// The kind of iptables that old nodes have, in this node only.
-fn legacy(node: &Node) {
+pub fn legacy(node: &Node) {
     for program in ["iptables", "ip6tables"] {
         for verb in ["", "-save", "-restore"] {
             node.sh(&format!("ln -sf /usr/sbin/{program}-legacy{verb} /etc/alternatives/{program}{verb}"));
@@ -345,6 +346,7 @@ fn a_pod_reaches_itself_by_its_service_and_others_only_as_far_as_rules_go() {
     let mut tables = Tables::new(MOST);
     let mut ruler = Ruler::new();
     ruler.follow(&closed(), &field.node, &mut tables);
+    field.node.run(|| Guard::default().restore());
     let reaches = |from: &str| {
         let service = SocketAddr::new("10.96.0.1".parse().unwrap(), 80);
         field.place(from).run(|| TcpStream::connect_timeout(&service, Duration::from_millis(300))).is_ok()

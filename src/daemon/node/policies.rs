@@ -96,7 +96,7 @@ impl Node {
             sizes: policies.sizes,
         };
         // Links bear seats for one way and not for the other, so that it is known before anybody is served.
-        let mut chosen = Some(renderer::choose(&ask, || outset.scouted()));
+        let mut chosen = Some(renderer::choose(&ask, outset.scouted()));
         if let Some(Ok(chosen)) = &chosen {
             self.guarded.way = Some(chosen.way);
             self.guarded.leaving.clone_from(&chosen.taken);
@@ -105,7 +105,7 @@ impl Node {
         let node = node.gather();
         self.guarded.ear = Some(outset.ear);
         self.take_seats();
-        let open = Box::new(move || chosen.take().unwrap_or_else(|| renderer::choose(&ask, tables::scout)));
+        let open = Box::new(move || chosen.take().unwrap_or_else(|| renderer::choose(&ask, tables::scout())));
         self.guarded.tell(News::Begin { node, open });
     }
 

@@ -469,7 +469,8 @@ impl Loop {
                 self.has_held = true;
                 self.writes += count as u64;
                 if is_first {
-                    self.count = now;
+                    // Not in the way of the ADDs that have waited for it.
+                    self.count = now + SHOW;
                     phases::reached("pods are held to their policies");
                     let compiled = compiled.as_millis();
                     let written = begun.elapsed().as_millis();
