@@ -721,7 +721,8 @@ fn an_add_answers_as_its_version_wants_and_again_the_same() {
         assert_eq!((done.code, done.stdout), (0, golden(version)), "{}", done.stderr);
     }
     let sandbox = json!({"attachment": {"container": "0123456789abcdef", "ifname": "eth0"}, "netns": POD});
-    let allocate = json!({"allocate": {"pod": {"namespace": "default", "name": "web-0"}, "sandbox": sandbox}});
+    let pod = json!({"namespace": "default", "name": "web-0"});
+    let allocate = json!({"allocate": {"pod": pod, "uid": "1-2", "sandbox": sandbox}});
     assert_eq!(daemon.asked(), vec![allocate; 5]);
 }
 
