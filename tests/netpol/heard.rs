@@ -127,8 +127,10 @@ fn a_pod_made_anew_is_judged_by_what_it_is_now_though_the_watch_is_late() {
     bench.cluster.start_ready(0);
     let client = bench.add(0, "client", json!({"app": "client"}));
     bench.policy("web", only_from("other"));
-    let (old, servers) = bench.serve(0, "web", json!({"app": "free"}));
-    assert!(super::reaches(&client.pod, &old.ip));
+    let (old, servers) = bench.serve(0, "web", json!({"app": "web"}));
+    super::comes_to(&client.pod, &old.ip, false);
+    bench.label("web", json!({"app": "free"}));
+    super::comes_to(&client.pod, &old.ip, true);
     drop(servers);
     bench.cluster.call_for(&old, "DEL").ok();
 
