@@ -73,7 +73,7 @@ fn tally(held: &[Family]) -> Result<Counted, Error> {
     for family in held {
         let shown = Shown::read(&SOURCES, *family)?;
         if !shown.is_whole(&lengths(&sources(*family))) {
-            damage = Some("rules about pods' own addresses".to_owned());
+            damage = Some(format!("chains {}", SOURCES.prefix));
         }
         dropped += shown.dropped.iter().sum::<u64>();
     }
