@@ -1,7 +1,7 @@
 //! Policies as packets meet them, by each renderer: what changes, what lives on, and the first packet of a pod.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, SocketAddrV6, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -241,12 +241,23 @@ fn nobody_speaks_in_anothers_name(renderer: &str) {
         comes_to(&forger.pod, &member.ip, false);
         comes_to(&db.pod, &member.ip, true);
     }
-    // Nor does a link-local address lead past the rules.
-    let gateway = |from: &Member| {
-        from.pod.output(std::process::Command::new("ping").args(["-c1", "-W1", "fe80::1%eth0"])).status.success()
+    let served = Servers::on(&db.pod, &[&db.ip], PORT);
+    comes_to(&forger.pod, &db.ip, false);
+    drop(served);
+    let node_hears = node.run(|| listen("::"));
+    let near = |from: &Member, word: &str| {
+        let ready = || !from.pod.sh("ip -6 -o addr show dev eth0 scope link -tentative").is_empty();
+        soon("its link-local address can be used", ready);
+        let index = from.pod.sh("ip -o link show eth0 | cut -d: -f1").trim().parse().expect("a number");
+        let at = SocketAddrV6::new(terway::ours::POD_GATEWAY_V6, SINK, 0, index);
+        let socket = from.pod.run(|| UdpSocket::bind("[::]:0").expect("a free port"));
+        socket.send_to(word.as_bytes(), at).expect("it is sent");
     };
-    soon("the gateway answers", || gateway(&db));
-    assert!(!gateway(&forger));
+    // No link-local address leads past the rules.
+    near(&forger, "denied");
+    near(&db, "honest");
+    only_honest(&node_hears, "the node");
+    drop(node_hears);
     forger.pod.sh(&format!("ip addr add {}/32 dev eth0; ip addr add {}/128 dev eth0 nodad", db.ip, db.ips[1]));
     let own = node.addr.to_string();
     let hearers: [Hearer; 5] = [
@@ -265,12 +276,16 @@ fn nobody_speaks_in_anothers_name(renderer: &str) {
         };
         say(&forger, "forged");
         say(&db, "honest");
-        let mut word = [0; 6];
-        heard.recv(&mut word).expect("honest words arrive");
-        assert_eq!(&word, b"honest", "at {to}");
-        heard.set_nonblocking(true).expect("a socket can be");
-        assert!(heard.recv(&mut word).is_err(), "at {to}");
+        only_honest(&heard, to);
     }
+}
+
+fn only_honest(hearer: &UdpSocket, to: &str) {
+    let mut word = [0; 6];
+    hearer.recv(&mut word).expect("honest words arrive");
+    assert_eq!(&word, b"honest", "at {to}");
+    hearer.set_nonblocking(true).expect("a socket can be");
+    assert!(hearer.recv(&mut word).is_err(), "at {to}");
 }
 
 /// What listens at an address, the address, and its family.
