@@ -81,7 +81,11 @@ fn a_node_without_an_ipv6_address_and_its_pods_reach_each_other_and_pods_the_wor
     reaches(one, "from the node", &a.pod, v6(a));
     let at_a = a.pod.tcp_echo(&format!("[{}]:8080", v6(a)));
     assert_eq!(seen_as(one, &format!("[{}]:8080", v6(a)), &at_a), "fe80::1");
-    assert!(a.pod.output(std::process::Command::new("ping").args(["-c1", "-W2", "fe80::1%eth0"])).status.success());
+    // From its own address: the node has no route to its link-local one.
+    let ready = || !a.pod.sh("ip -6 -o addr show dev eth0 scope link -tentative").is_empty();
+    soon("the pod has a link-local address", ready);
+    let ping = ["-c1", "-W2", "-I", v6(a), "fe80::1%eth0"];
+    assert!(a.pod.output(std::process::Command::new("ping").args(ping)).status.success());
     reaches(&a.pod, "to a pod of the other ENI", &b.pod, v6(b));
     reaches(&a.pod, "to a pod of the other node", &d.pod, v6(d));
     reaches(&b.pod, "to the outside", cluster.world.fabric.outside(), OUTSIDE_V6);
