@@ -4,6 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use terway::ours;
 use terway::pod::PodName;
 
 use super::story::Story;
@@ -299,8 +300,28 @@ fn reach(cluster: &Cluster, story: &Story, guest: &Member) {
         story.fail(&[&who, &guest.ip], format!("its node does not reach {who} at {}", guest.ip));
     }
     if !any(&out) {
+        tell(cluster, story, guest);
         story.fail(&[&who, &guest.ip], format!("{who} with {} does not reach the world", guest.ip));
     }
+}
+
+/// What the kernel has on the way out of a pod.
+fn tell(cluster: &Cluster, story: &Story, guest: &Member) {
+    let link = ours::host_veth(&guest.sandbox.pod, &guest.sandbox.ifname);
+    let commands = [
+        format!("ip -d -s link show dev {link}"),
+        format!("tc -s qdisc show dev {link}; tc -s filter show dev {link} ingress"),
+        "ip rule; ip -4 route show table all; ip -4 neigh".to_string(),
+        "iptables-save -c".to_string(),
+    ];
+    for command in commands {
+        let told = cluster.node(guest.node).sh(&format!("{command} 2>&1 || true"));
+        story.note(format!("* $ {command}\n{told}"));
+    }
+    let inside = guest.pod.sh("ip -d -s link; ip route; ip neigh; tc qdisc");
+    story.note(format!("* inside {}\n{inside}", who(&guest.sandbox)));
+    let ways = cluster.world.fabric.drops();
+    story.note(format!("* dropped by the VPC: {ways:?}"));
 }
 
 fn call(cluster: &Cluster, story: &Story, n: usize, sandbox: &Sandbox, verb: &str, patience: Duration) -> Answer {
