@@ -36,6 +36,7 @@ mod unwire;
 mod veth;
 mod way;
 
+use std::net::IpAddr;
 use std::path::Path;
 
 pub use addr::AddrSeen;
@@ -134,6 +135,28 @@ impl Kernel {
             let _ = self.host.act(link::delete(link.ifindex));
         }
         self.forget();
+    }
+
+    /// Deletes the attachment's own link where it bears an address that the plan does not have, with all that is on it. A DEL leaves links to
+    /// the daemon's next sweep, and an ADD of the same sandbox may come before.
+    pub fn clear_former(&mut self, plan: &Plan) -> Result<(), Error> {
+        let Some(pod) = self.pod.as_mut().filter(|_| self.begun.is_none()) else { return Ok(()) };
+        let wanted: Vec<IpAddr> = plan.pod.iter().filter_map(as_addr).map(|addr| addr.net.addr()).collect();
+        for object in &plan.host {
+            let own = match object {
+                Object::Veth(v) => pod.place.link(&v.peer)?.filter(|l| l.is_veth() && l.mac == Some(v.peer_mac)),
+                Object::Slave(s) => {
+                    pod.place.link(&s.name)?.filter(|l| l.is_slave() && l.alias.as_ref() == Some(&s.alias))
+                }
+                _ => None,
+            };
+            let Some(link) = own else { continue };
+            if pod.place.bears_others(link.ifindex, &wanted)? {
+                let deleted = place::absent_is_fine(pod.place.act(link::delete(link.ifindex)));
+                deleted.context(|| format!("delete link {} of an earlier lease", link.name))?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes the kernel match the plan, whatever it found.
@@ -292,11 +315,15 @@ impl Kernel {
     }
 }
 
-fn as_v6(object: &Object) -> Option<&Addr> {
+fn as_addr(object: &Object) -> Option<&Addr> {
     match object {
-        Object::Addr(addr) if addr.net.addr().is_ipv6() => Some(addr),
+        Object::Addr(addr) => Some(addr),
         _ => None,
     }
+}
+
+fn as_v6(object: &Object) -> Option<&Addr> {
+    as_addr(object).filter(|addr| addr.net.addr().is_ipv6())
 }
 
 fn as_veth(object: &Object) -> Option<&Veth> {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -550,6 +551,12 @@ impl Place {
             self.seen.addrs = Some(bodies.iter().filter_map(|body| AddrSeen::parse(body)).collect());
         }
         Ok(self.seen.addrs.as_deref().unwrap_or_default())
+    }
+
+    /// The link has an address of the world that is none of these.
+    pub fn bears_others(&mut self, ifindex: u32, addrs: &[IpAddr]) -> Result<bool, Error> {
+        let is_other = |a: &AddrSeen| a.ifindex == ifindex && a.scope == 0 && !addrs.contains(&a.net.addr());
+        Ok(self.addrs()?.iter().any(is_other))
     }
 
     pub fn routes(&mut self) -> Result<&[RouteSeen], Error> {

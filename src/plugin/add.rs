@@ -43,7 +43,10 @@ pub fn add(pod: PodName, uid: Option<String>, sandbox: Sandbox, conf: &NetConf) 
         log::warn!("add {name}: bandwidth_mode edt is not available, a token bucket holds the pod to its limit");
     }
     log::debug!("add {name}: {lease:?}\n{plan}");
-    kernel.apply(&plan).map_err(|e| Failure::new(Code::Node, e.within(format!("add {name}"))))?;
+    kernel
+        .clear_former(&plan)
+        .and_then(|()| kernel.apply(&plan))
+        .map_err(|e| Failure::new(Code::Node, e.within(format!("add {name}"))))?;
     Ok(reply(sandbox, conf, &lease, &plan))
 }
 

@@ -312,6 +312,22 @@ fn two_interfaces_of_one_pod_are_two_attachments_and_the_first_has_its_routes() 
 }
 
 #[test]
+fn an_attachment_that_is_added_again_before_its_old_link_is_swept_has_only_its_new_address() {
+    let cluster = node(&json!({"min_pool_size": 4, "max_pool_size": 4, "ip_cooldown": "10m"}));
+    let mut web = cluster.add(0, "web");
+    let former = web.ip.clone();
+    cluster.call_for(&web, "DEL").ok();
+    cluster.wire(&mut web);
+    assert_ne!(web.ip, former, "the former address rests");
+    let inside = web.pod.sh("ip -4 -o addr show dev eth0");
+    assert!(inside.contains(&format!("inet {}/32 ", web.ip)) && !inside.contains(&former), "{inside}");
+    assert!(!cluster.node(0).sh("ip neigh").contains(&format!("{former} ")));
+    // By its first address, which would be the former one.
+    assert!(web.pod.ping(OUTSIDE).is_some());
+    cluster.call_for(&web, "CHECK").ok();
+}
+
+#[test]
 fn an_attachment_that_is_added_again_while_its_old_link_is_swept_keeps_its_new_one() {
     let cluster = node(&json!({"ip_cooldown": "0s"}));
     let mut web = cluster.add(0, "web");
