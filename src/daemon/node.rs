@@ -6,6 +6,7 @@ mod del;
 mod effects;
 mod enis;
 mod ipvlan;
+mod leases;
 mod own;
 mod policies;
 mod repair;
@@ -21,6 +22,7 @@ use smol::channel::{Receiver, Sender};
 use smol::future;
 
 use self::ipvlan::Slaves;
+use self::leases::Leases;
 pub use self::ipvlan::take_out;
 pub use self::repair::Compared;
 use self::repair::Wires;
@@ -160,7 +162,7 @@ pub struct Node {
     skew: i64,
     /// What effects bring about at once; heard after them.
     events: VecDeque<Event>,
-    leases: BTreeMap<Attachment, Lease>,
+    leases: Leases,
     /// ENIs whose link is set up, and the slot of every ENI that has or had one.
     enis: BTreeMap<String, EniLease>,
     slots: BTreeMap<String, u32>,
@@ -233,7 +235,7 @@ impl Node {
             unwritten: None,
             skew: 0,
             events: VecDeque::new(),
-            leases: found.leases.into_iter().map(|l| (l.sandbox.attachment.clone(), l)).gather(),
+            leases: found.leases.into_iter().gather(),
             enis: BTreeMap::new(),
             slots: found.slots,
             homes: BTreeMap::new(),
@@ -268,11 +270,6 @@ impl Node {
     /// The configuration in force.
     pub fn layers(&self) -> &Layers {
         self.conf.layers()
-    }
-
-    /// Of all its sandboxes and interfaces. The names of two pods differ sooner than their namespaces, a thousand times.
-    fn leases_of<'a>(&'a self, pod: &'a PodName) -> impl Iterator<Item = &'a Lease> {
-        self.leases.values().filter(|lease| lease.pod.name == pod.name && lease.pod.namespace == pod.namespace)
     }
 
     /// Runs until it is told to end, or dropped. What is under way then is left as it is: the next life finds it again. Those who have been

@@ -63,7 +63,7 @@ impl Node {
                     waiting.refuse(Refusal::NotOurs, reason);
                 }
                 // It had an address when the API server was there, or the watch has told of one of this name: it is ours.
-                Err(_) if self.pods.is_ours(&pod) || self.leases_of(&pod).next().is_some() => self.enqueue(waiting),
+                Err(_) if self.pods.is_ours(&pod) || self.leases.of(&pod).next().is_some() => self.enqueue(waiting),
                 Err(e) => waiting.refuse(Refusal::ApiDown, format!("pod {pod} is not known yet: {e}")),
             }
         }

@@ -80,7 +80,7 @@ impl Node {
                     self.noted("address kept for a pod", held);
                 }
                 self.will_be_wired(&attachment);
-                self.leases.insert(attachment, lease);
+                self.leases.insert(lease);
                 self.direct();
                 self.untold = true;
             }

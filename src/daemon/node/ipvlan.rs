@@ -116,7 +116,7 @@ impl Node {
         for lease in moved {
             let (attachment, lease) = (lease.sandbox.attachment.clone(), Lease { eni: eni.clone(), ..lease });
             self.noted("lease", self.ledger.record(&lease));
-            self.leases.insert(attachment.clone(), lease);
+            self.leases.insert(lease);
             self.guard_anew(&attachment);
             self.repair.look_at(clock::now(), Part::Pod(attachment), Depth::Inside);
         }

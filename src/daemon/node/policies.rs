@@ -178,7 +178,7 @@ impl Node {
         if !self.guarded.is_on() || !has_seats || *pod == nameless() {
             return Ok(None);
         }
-        if let Some(seat) = self.leases_of(pod).find_map(|lease| self.seat_of(lease)) {
+        if let Some(seat) = self.leases.of(pod).find_map(|lease| self.seat_of(lease)) {
             return Ok(Some(seat));
         }
         let mut taken: BTreeSet<u16> = self.leases.values().filter_map(|lease| self.seat_of(lease)).gather();
@@ -203,7 +203,7 @@ impl Node {
 
     /// Tells where the pod is, with all its interfaces.
     pub(super) fn seat(&self, lease: &Lease) {
-        self.place(lease, self.leases_of(&lease.pod).chain([lease]).map(end));
+        self.place(lease, self.leases.of(&lease.pod).chain([lease]).map(end));
     }
 
     fn place(&self, lease: &Lease, ends: impl Iterator<Item = End>) {
@@ -226,7 +226,7 @@ impl Node {
         }
         let seat = self.seat_of(lease);
         self.guarded.seating.remove(&lease.sandbox.attachment);
-        let other = self.leases_of(&lease.pod).next();
+        let other = self.leases.of(&lease.pod).next();
         match other {
             Some(other) => self.seat(other),
             None => {

@@ -158,7 +158,7 @@ impl Node {
         let owner = |link: &LinkSeen| link.alias.as_deref().and_then(ours::attachment);
         let owners: BTreeMap<&str, Attachment> =
             links.iter().filter_map(|l| Some((l.name.as_str(), owner(l)?))).gather();
-        for (attachment, lease) in &self.leases {
+        for (attachment, lease) in self.leases.iter() {
             let veth = ours::host_veth(&lease.pod, &attachment.ifname);
             if owners.get(veth.as_str()).is_some_and(|o| o != attachment && self.leases.contains_key(o)) {
                 // A newer sandbox looks so too, for the moment until it is wired.
