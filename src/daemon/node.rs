@@ -22,8 +22,8 @@ use smol::channel::{Receiver, Sender};
 use smol::future;
 
 use self::ipvlan::Slaves;
-use self::leases::Leases;
 pub use self::ipvlan::take_out;
+use self::leases::Leases;
 pub use self::repair::Compared;
 use self::repair::Wires;
 use super::layers::Layers;

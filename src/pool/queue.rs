@@ -164,8 +164,14 @@ impl State {
     /// One address of each family of the stack, or nothing.
     fn oldest_idle(&self, nic: &Nic) -> Option<IpPair> {
         let oldest = |family: &Family| -> Option<IpAddr> {
-            let idle = self.idle_addresses(nic, *family);
-            idle.min_by_key(|(ip, a)| (a.free_since, *ip)).map(|(ip, _)| ip)
+            let mut first: Option<(Now, IpAddr)> = None;
+            for (ip, a) in self.lendable(nic, *family) {
+                // To find out whether it is idle takes longest.
+                if first.is_none_or(|first| (a.free_since, ip) < first) && self.is_idle(&ip, a) {
+                    first = Some((a.free_since, ip));
+                }
+            }
+            first.map(|(_, ip)| ip)
         };
         self.settings.stack.families().iter().map(oldest).collect()
     }

@@ -244,8 +244,7 @@ impl State {
     // -- leases and rests --
 
     pub fn hold(&mut self, held: Held) {
-        held.ip.iter().for_each(|ip| self.taken.add(ip));
-        self.recount_where(&held.ip);
+        held.ip.iter().for_each(|ip| self.take(ip));
         if let Some(nic) = self.nics.get_mut(&held.eni) {
             nic.lent |= held.whole;
         }
@@ -253,6 +252,22 @@ impl State {
         if let Some(before) = self.leases.insert(held.sandbox.attachment.clone(), held) {
             self.leases_on.remove(&before.eni);
         }
+    }
+
+    /// The address is leased once more. Its ENI is not counted anew for that: what changes is known.
+    fn take(&mut self, ip: IpAddr) {
+        if !self.taken.has(&ip) {
+            let rests = self.resting.contains_key(&ip);
+            for nic in self.nics.values() {
+                let leaves = nic.addresses.get(&ip).map(|address| address.leaving);
+                let counted = nic.supply.get().filter(|(edition, _)| *edition == self.edition);
+                if let (Some(leaves), Some((edition, mut supply))) = (leaves, counted) {
+                    supply.take(Family::of(&ip), rests, leaves);
+                    nic.supply.set(Some((edition, supply)));
+                }
+            }
+        }
+        self.taken.add(ip);
     }
 
     /// Ends a lease: its addresses rest, for anybody or for a pod of its name.
@@ -362,13 +377,17 @@ impl State {
         !address.leaving && !self.taken.has(ip) && !self.resting.contains_key(ip)
     }
 
-    /// Of an ENI that is lent there are none; where every pod has a whole one, there are those that come with it.
     pub fn idle_addresses<'a>(&'a self, nic: &'a Nic, family: Family) -> impl Iterator<Item = (IpAddr, &'a Address)> {
+        self.lendable(nic, family).filter(|(ip, a)| self.is_idle(ip, a))
+    }
+
+    /// The addresses that pods can have of the ENI, idle or not. If it is lent there are none; where every pod has a whole one, there are
+    /// those that come with it.
+    pub fn lendable<'a>(&'a self, nic: &'a Nic, family: Family) -> impl Iterator<Item = (IpAddr, &'a Address)> {
         let own = self.settings.whole.then(|| nic.own(family));
         let there = !nic.lent && (own.is_none() || self.is_untouched(nic));
         let of_family = nic.addresses.iter().filter(move |(ip, _)| there && Family::of(ip) == family);
-        let of_family = of_family.filter(move |(ip, _)| own.is_none_or(|own| own == Some(**ip)));
-        of_family.filter(|(ip, a)| self.is_idle(ip, a)).map(|(ip, a)| (*ip, a))
+        of_family.filter(move |(ip, _)| own.is_none_or(|own| own == Some(**ip))).map(|(ip, a)| (*ip, a))
     }
 
     /// The address is leased or rests.

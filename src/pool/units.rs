@@ -23,6 +23,15 @@ pub(super) struct Supply {
     used: u32,
 }
 
+impl Supply {
+    /// An address is leased that was not. `rests`, `leaves`: what it did until now.
+    pub fn take(&mut self, family: Family, rests: bool, leaves: bool) {
+        self.held += 1;
+        self.used += u32::from(!rests);
+        self.idle[family as usize] -= u32::from(!rests && !leaves);
+    }
+}
+
 impl State {
     /// Something was changed by which addresses are there, idle or leaving: they are counted anew.
     pub fn recount(&mut self) {
