@@ -5,7 +5,7 @@
 //! - dumps name no table, link or priority: older kernels ignore what a dump asks for and send everything, so the
 //!   filtering is ours (`NETLINK_GET_STRICT_CHK` is 4.20);
 //! - no `NLM_F_EXCL` refuses a rule that is there already (4.13 does), so rules are listed before one is added;
-//! - an interface is asked for by `IFLA_IFNAME`, since a netlink socket takes no `SIOCGIFINDEX` before 4.16;
+//! - an interface is asked for by `IFLA_IFNAME` where a netlink socket takes no `SIOCGIFINDEX`, as before 4.16;
 //! - tables above 255 are in `RTA_TABLE` and `FRA_TABLE`, with the old field unspecified.
 
 pub const CREATE: u16 = libc::NLM_F_CREATE as u16;

@@ -544,8 +544,11 @@ impl Place {
     }
 
     /// The index of a link that was made just now.
-    pub fn index_of(&self, name: &str) -> Result<u32, Error> {
-        self.socket.index_of(name).context(|| format!("look for link {name}"))
+    pub fn index_of(&mut self, name: &str) -> Result<u32, Error> {
+        match self.socket.index_of(name).context(|| format!("look for link {name}"))? {
+            Some(ifindex) => Ok(ifindex),
+            None => self.index(name),
+        }
     }
 
     pub fn links(&mut self) -> Result<Vec<LinkSeen>, Error> {

@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use neli::consts::socket::{Msg, NlFamily};
 use neli::socket::NlSocket;
 use neli::utils::Groups;
+use rustix::io::Errno;
 use rustix::net::netdevice;
 
 use super::message::{ACK, Answer, DUMP, HEADER, Message, answers, attr, text, u32_at};
@@ -132,11 +133,15 @@ impl Socket {
     }
 
     /// The index of a link that is there: unlike all else it waits for nobody who changes the network. (For one that is not, the
-    /// kernel looks for a module of its name, which takes long.)
-    pub fn index_of(&self, name: &str) -> Result<u32, Error> {
+    /// kernel looks for a module of its name, which takes long.) `None` by a kernel before 4.16, where a netlink socket takes no ioctl.
+    pub fn index_of(&self, name: &str) -> Result<Option<u32>, Error> {
         // SAFETY: the descriptor is open for as long as the socket lives, which the borrow does not outlive.
         let fd = unsafe { BorrowedFd::borrow_raw(self.nl.as_raw_fd()) };
-        Ok(netdevice::name_to_index(fd, name)?)
+        match netdevice::name_to_index(fd, name) {
+            // `sock_no_ioctl` in net/core/sock.c
+            Err(Errno::OPNOTSUPP) => Ok(None),
+            found => Ok(Some(found?)),
+        }
     }
 
     fn send(&self, bytes: &[u8]) -> Result<(), Error> {

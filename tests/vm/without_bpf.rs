@@ -19,7 +19,12 @@ pub fn run<T: Send>(errno: i32, f: impl FnOnce() -> T + Send) -> T {
 
 /// The same for some of its commands (`BPF_…`) only.
 pub fn run_without<T: Send>(commands: &[u64], errno: i32, f: impl FnOnce() -> T + Send) -> T {
-    let filter = refusal(commands, errno);
+    run_refused((libc::SYS_bpf, 0), commands, errno, f)
+}
+
+/// The same for another system call, where its argument of this number is one of these; whatever it is, if there are none.
+pub fn run_refused<T: Send>(call: (i64, u8), values: &[u64], errno: i32, f: impl FnOnce() -> T + Send) -> T {
+    let filter = refusal(call, values, errno);
     let inside = || {
         apply_filter(&filter).expect("install a seccomp filter");
         f()
@@ -30,12 +35,12 @@ pub fn run_without<T: Send>(commands: &[u64], errno: i32, f: impl FnOnce() -> T 
     }
 }
 
-fn refusal(commands: &[u64], errno: i32) -> BpfProgram {
-    let is = |command: &u64| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *command);
-    let rules = commands.iter().map(|command| is(command).and_then(|is| SeccompRule::new(vec![is])).expect("a rule"));
-    let bpf = BTreeMap::from([(libc::SYS_bpf, rules.collect())]);
+fn refusal((call, argument): (i64, u8), values: &[u64], errno: i32) -> BpfProgram {
+    let is = |value: &u64| SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *value);
+    let rules = values.iter().map(|value| is(value).and_then(|is| SeccompRule::new(vec![is])).expect("a rule"));
+    let calls = BTreeMap::from([(call, rules.collect())]);
     let arch = std::env::consts::ARCH.try_into().expect("seccompiler knows this machine");
-    let filter = SeccompFilter::new(bpf, SeccompAction::Allow, SeccompAction::Errno(errno as u32), arch);
+    let filter = SeccompFilter::new(calls, SeccompAction::Allow, SeccompAction::Errno(errno as u32), arch);
     filter.and_then(TryInto::try_into).expect("a filter of one call")
 }
 
