@@ -191,6 +191,11 @@ impl Client {
     /// Whether the server has this collection: who may not read it is told the same, whether it is there or not. Whoever may speak to the
     /// server may ask that.
     pub fn has(&self, api: &str, plural: &str) -> Result<bool, Error> {
+        Ok(self.kinds(api)?.iter().any(|kind| kind == plural))
+    }
+
+    /// The collections of an API (`apis/GROUP/VERSION`), by their plurals; none, if the server has no such API.
+    pub fn kinds(&self, api: &str) -> Result<Vec<String>, Error> {
         #[derive(Default, Deserialize)]
         #[serde(default)]
         struct Group {
@@ -202,8 +207,8 @@ impl Client {
             name: String,
         }
         match self.get::<Group>(&format!("/{api}")) {
-            Ok(group) => Ok(group.resources.iter().any(|resource| resource.name == plural)),
-            Err(e) if e.is_absent() => Ok(false),
+            Ok(group) => Ok(group.resources.into_iter().map(|resource| resource.name).collect()),
+            Err(e) if e.is_absent() => Ok(Vec::new()),
             Err(e) => Err(e),
         }
     }

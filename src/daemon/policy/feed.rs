@@ -1,8 +1,10 @@
 //! One watch on a thread of its own: which objects of which kind, and how what it tells reaches the loop.
 
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use super::News;
+use super::scout::Scout;
 use crate::cluster::Name;
 use crate::daemon::news::{End, follow, heard};
 use crate::daemon::threads;
@@ -152,14 +154,14 @@ impl Wish {
     }
 
     /// Begins to fulfil it; how to end that.
-    pub fn begin(&self, by: u32, kube: &Client, to: &Sender<News>) -> Vec<Stop> {
+    pub fn begin(&self, by: u32, kube: &Client, scout: &Arc<Scout>, to: &Sender<News>) -> Vec<Stop> {
         match self.kind {
-            Kind::Told(Told::HostEndpoint) => self.glance(by, kube, to),
-            Kind::Told(_) => self.follow(by, kube, to, Thing::Document),
-            Kind::Pods => self.follow(by, kube, to, Thing::Pod),
-            Kind::Namespaces => self.follow(by, kube, to, Thing::Namespace),
-            Kind::Accounts => self.follow(by, kube, to, Thing::Account),
-            Kind::Nodes => self.follow(by, kube, to, Thing::Node),
+            Kind::Told(Told::HostEndpoint) => self.glance(by, kube, scout, to),
+            Kind::Told(_) => self.follow(by, kube, scout, to, Thing::Document),
+            Kind::Pods => self.follow(by, kube, scout, to, Thing::Pod),
+            Kind::Namespaces => self.follow(by, kube, scout, to, Thing::Namespace),
+            Kind::Accounts => self.follow(by, kube, scout, to, Thing::Account),
+            Kind::Nodes => self.follow(by, kube, scout, to, Thing::Node),
         }
     }
 
@@ -167,22 +169,23 @@ impl Wish {
         &self,
         by: u32,
         kube: &Client,
+        scout: &Arc<Scout>,
         to: &Sender<News>,
         keep: fn(T) -> Thing,
     ) -> Vec<Stop> {
         let watch = |place: &Collection| kube.watch_at::<T>(place.api, place.plural, self.select()).keeping(keep);
         let watches: Vec<_> = self.kind.places().iter().map(watch).collect();
         let stops = watches.iter().map(|watch| watch.stopper()).collect();
-        attend(self.kind, by, watches, kube.clone(), to.clone());
+        attend(self.kind, by, watches, kube.clone(), Arc::clone(scout), to.clone());
         stops
     }
 
     /// Of those nothing is used, and there may be one for each node of the cluster: that there are any is all that people are told.
-    fn glance(&self, by: u32, kube: &Client, to: &Sender<News>) -> Vec<Stop> {
+    fn glance(&self, by: u32, kube: &Client, scout: &Arc<Scout>, to: &Sender<News>) -> Vec<Stop> {
         let look = |place: &Collection| kube.glimpse_at(place.api, place.plural, Thing::Document);
         let looks: Vec<_> = self.kind.places().iter().map(look).collect();
         let stops = looks.iter().map(|look| look.stopper()).collect();
-        attend(self.kind, by, looks, kube.clone(), to.clone());
+        attend(self.kind, by, looks, kube.clone(), Arc::clone(scout), to.clone());
         stops
     }
 }
@@ -193,10 +196,14 @@ fn attend(
     by: u32,
     sources: Vec<impl Iterator<Item = Result<Change<Thing>, Error>> + Send + 'static>,
     kube: Client,
+    scout: Arc<Scout>,
     to: Sender<News>,
 ) {
     threads::start(move || {
         for (source, place) in sources.into_iter().zip(kind.places()) {
+            if kind.may_be_absent() && scout.is_lacking(place) {
+                continue;
+            }
             let is_final = |e: &Error| {
                 // Who may not read a kind is not told whether there is one.
                 let is_lacking = || matches!(kube.has(place.api, place.plural), Ok(false));

@@ -5,6 +5,7 @@
 //! counts until then; a pod is admitted once its rules are in the kernel, whatever came meanwhile.
 
 mod feed;
+mod scout;
 mod shelf;
 mod told;
 mod watches;

@@ -1,11 +1,13 @@
 //! Watches by need: each begins when the policies come to need it, and ends when they have not needed it for a while.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use super::News;
 use super::feed::{Kind, Wish, wishes};
+use super::scout::Scout;
 use crate::kube::{Client, Stop};
 use crate::policy::{Need, Told};
 
@@ -15,7 +17,7 @@ const LINGER: Duration = Duration::from_secs(5);
 const ABSENT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(240));
 
 pub struct Watches {
-    kube: Option<Client>,
+    kube: Option<(Client, Arc<Scout>)>,
     news: Sender<News>,
     open: BTreeMap<Wish, Open>,
     /// Kinds that the server does not have.
@@ -48,6 +50,7 @@ struct Absent {
 impl Watches {
     /// Without a client nothing is asked: what there is comes by itself.
     pub fn new(kube: Option<Client>, news: Sender<News>, last: u32) -> Watches {
+        let kube = kube.map(|kube| (kube.clone(), Arc::new(Scout::new(kube))));
         let (open, absent, wanted) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
         Watches { kube, news, open, absent, replaced: Vec::new(), wanted, last, begun: 0 }
     }
@@ -72,7 +75,8 @@ impl Watches {
         self.begun += 1;
         let by = self.last;
         log::debug!("policies need {wish}");
-        let stops = self.kube.as_ref().map(|kube| wish.begin(by, kube, &self.news)).unwrap_or_default();
+        let begin = |(kube, scout): &(Client, Arc<Scout>)| wish.begin(by, kube, scout, &self.news);
+        let stops = self.kube.as_ref().map(begin).unwrap_or_default();
         self.open
             .insert(wish, Open { by, stops, answered: false, trouble: None, is_told: false, unneeded_since: None });
     }
