@@ -222,6 +222,8 @@ fn kinds_that_come_later_are_taken_up() {
     let client = bench.add(0, "client", json!({}));
     let (web, _servers) = bench.serve(0, "web", json!({"app": "web"}));
     assert!(super::reaches(&client.pod, &web.ip));
+    // Nodes, pods, the namespace and its policies are watched, and what is written and asked takes one or two more.
+    assert!(bench.cluster.visits() < 10, "{} connections: for kinds that are not there?", bench.cluster.visits());
     let spec = json!({"selector": "app == 'web'", "types": ["Ingress"], "ingress": [{"action": "Deny"}]});
     bench.cluster.kube.put(json!({
         "apiVersion": "crd.projectcalico.org/v1", "kind": "GlobalNetworkPolicy", "metadata": {"name": "closed"}, "spec": spec,

@@ -174,6 +174,11 @@ impl Cluster {
         status.expect("terwayd ends by itself").code()
     }
 
+    /// How many connections there were to the API server since it is there.
+    pub fn visits(&self) -> u64 {
+        self.api.as_ref().map_or(0, Server::visits)
+    }
+
     /// The API server goes away, connections and all.
     pub fn api_down(&mut self) {
         self.api = None;

@@ -43,6 +43,11 @@ impl Server {
         self.addr
     }
 
+    /// How many connections there were.
+    pub fn visits(&self) -> u64 {
+        self.house.next.load(Ordering::Relaxed)
+    }
+
     fn open(listener: TcpListener, tls: Option<Arc<ServerConfig>>, handler: Arc<Handler>) -> Server {
         let addr = listener.local_addr().expect("a listener has an address");
         let listener = Arc::new(listener);
