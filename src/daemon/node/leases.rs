@@ -1,6 +1,6 @@
 //! The leases of the node, found by attachment and by pod.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Deref;
 
 use crate::pod::{Attachment, PodName};
@@ -10,21 +10,23 @@ use crate::rpc::Lease;
 pub struct Leases {
     leases: BTreeMap<Attachment, Lease>,
     /// A node has a thousand, and each ADD asks for those of its pod.
-    of_pods: BTreeMap<PodName, BTreeSet<Attachment>>,
+    of_pods: BTreeMap<PodName, Vec<Attachment>>,
 }
 
 impl Leases {
     pub fn insert(&mut self, lease: Lease) {
         let attachment = lease.sandbox.attachment.clone();
         self.remove(&attachment);
-        self.of_pods.entry(lease.pod.clone()).or_default().insert(attachment.clone());
+        // Most pods have one, and four places are what a vector takes by itself.
+        let of_pod = self.of_pods.entry(lease.pod.clone()).or_insert_with(|| Vec::with_capacity(1));
+        of_pod.push(attachment.clone());
         self.leases.insert(attachment, lease);
     }
 
     pub fn remove(&mut self, attachment: &Attachment) -> Option<Lease> {
         let lease = self.leases.remove(attachment)?;
         if let Some(others) = self.of_pods.get_mut(&lease.pod) {
-            others.remove(attachment);
+            others.retain(|other| other != attachment);
             if others.is_empty() {
                 self.of_pods.remove(&lease.pod);
             }
