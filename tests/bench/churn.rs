@@ -136,6 +136,7 @@ fn renew(cluster: &Cluster, pods: &mut [Member], round: usize) {
         pod.sandbox.container = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
         let PodName { namespace, name } = &pod.sandbox.pod;
         cluster.kube.put(kube::pod(namespace, name, &node_name(pod.node)));
+        pod.sandbox.uid = cluster.uid(&pod.sandbox.pod);
     }
     thread::sleep(SETTLED);
 }

@@ -203,17 +203,22 @@ impl Cluster {
     pub fn sandbox(&self, n: usize, pod: PodName) -> Member {
         let container = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
         let made = self.node(n).pod(&format!("{}-{}", pod.name, &container[..8]));
-        let known = self.kube.get("Pod", &pod.namespace, &pod.name);
         let sandbox = Sandbox {
             plugin: PLUGIN.into(),
             container,
             netns: made.netns().to_owned(),
             ifname: "eth0".into(),
+            uid: self.uid(&pod),
             pod,
-            uid: known.and_then(|pod| Some(pod["metadata"]["uid"].as_str()?.to_owned())),
             conf: conf(&Value::Null).to_string(),
         };
         Member { node: n, pod: made, sandbox, ip: String::new(), ips: Vec::new(), took: Duration::ZERO }
+    }
+
+    /// Which pod of this name there is, as the kubelet tells the runtime.
+    pub fn uid(&self, pod: &PodName) -> Option<String> {
+        let pod = self.kube.get("Pod", &pod.namespace, &pod.name)?;
+        pod["metadata"]["uid"].as_str().map(String::from)
     }
 
     /// Schedules a pod and adds it, which must succeed.
