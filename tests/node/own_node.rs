@@ -261,6 +261,18 @@ fn the_role_we_ask_for_is_what_we_need() {
         "apiVersion": "crd.projectcalico.org/v1", "kind": "GlobalNetworkPolicy", "metadata": {"name": "all"},
         "spec": {"selector": "all()", "ingress": [{"action": "Allow", "source": source}]},
     }));
+    // A server has the kinds that it says it has: those of which there is an object.
+    for (kind, spec) in [
+        ("NetworkSet", json!({"nets": []})),
+        ("GlobalNetworkSet", json!({"nets": []})),
+        ("HostEndpoint", json!({"node": "elsewhere"})),
+    ] {
+        let namespace = if kind == "NetworkSet" { "default" } else { "" };
+        let meta = json!({"namespace": namespace, "name": "all"});
+        cluster
+            .kube
+            .put(json!({"apiVersion": "crd.projectcalico.org/v1", "kind": kind, "metadata": meta, "spec": spec}));
+    }
     cluster.start_ready(0);
     let early = cluster.sandbox(0, PodName::new("default", "early"));
     cluster.call_for(&early, "ADD");
