@@ -351,7 +351,7 @@ INLINE __u32 idle(__u8 proto)
 INLINE int is_over(const struct track_key *key, const struct track *t, __u32 now)
 {
 	// Another CPU may have noted a later moment than ours.
-	return key->proto != TCP && now > t->last + idle(key->proto);
+	return key->proto != TCP && (__s32)(now - t->last) > (__s32)idle(key->proto);
 }
 
 // What was asked when the flow began, by who opened it.
