@@ -57,11 +57,13 @@ pub fn remove() -> Result<(), Error> {
 fn turn(looks: Looks, wanted: impl Fn(Family) -> Chains + Sync) -> [Result<(), Error>; FAMILIES.len()] {
     let [first, second] = FAMILIES;
     let [aside, here] = looks;
-    let has = |family: Family, shown: &Result<Shown, Error>| {
+    let has = |family: Family, shown: &Result<Shown, Error>| -> Result<(), Error> {
         let (wanted, shown) = (wanted(family), shown.as_ref().map_err(Clone::clone)?);
         // Chains with rules of their own are named by them.
-        let is_there = shown.is_whole(&lengths(&wanted));
-        let text = script(&SOURCES, &Chains::new(), &wanted, Some(shown)).filter(|_| !is_there);
+        if shown.is_whole(&lengths(&wanted)) {
+            return Ok(());
+        }
+        let text = script(&SOURCES, &Chains::new(), &wanted, Some(shown));
         text.map_or(Ok(()), |text| restore(family, &text))
     };
     both(|| has(first, &aside), || has(second, &here)).into()
