@@ -9,7 +9,7 @@ use crate::cluster::Name;
 use crate::daemon::news::{End, follow, heard};
 use crate::daemon::threads;
 use crate::error::Error;
-use crate::kube::{Change, Client, Select, Stop};
+use crate::kube::{Change, Select, Stop};
 use crate::netpol::{self, Collection, Document};
 use crate::object::Object;
 use crate::peer::{Namespace, Node, Pod, ServiceAccount};
@@ -154,38 +154,37 @@ impl Wish {
     }
 
     /// Begins to fulfil it; how to end that.
-    pub fn begin(&self, by: u32, kube: &Client, scout: &Arc<Scout>, to: &Sender<News>) -> Vec<Stop> {
+    pub fn begin(&self, by: u32, scout: &Arc<Scout>, to: &Sender<News>) -> Vec<Stop> {
         match self.kind {
-            Kind::Told(Told::HostEndpoint) => self.glance(by, kube, scout, to),
-            Kind::Told(_) => self.follow(by, kube, scout, to, Thing::Document),
-            Kind::Pods => self.follow(by, kube, scout, to, Thing::Pod),
-            Kind::Namespaces => self.follow(by, kube, scout, to, Thing::Namespace),
-            Kind::Accounts => self.follow(by, kube, scout, to, Thing::Account),
-            Kind::Nodes => self.follow(by, kube, scout, to, Thing::Node),
+            Kind::Told(Told::HostEndpoint) => self.glance(by, scout, to),
+            Kind::Told(_) => self.follow(by, scout, to, Thing::Document),
+            Kind::Pods => self.follow(by, scout, to, Thing::Pod),
+            Kind::Namespaces => self.follow(by, scout, to, Thing::Namespace),
+            Kind::Accounts => self.follow(by, scout, to, Thing::Account),
+            Kind::Nodes => self.follow(by, scout, to, Thing::Node),
         }
     }
 
     fn follow<T: Object + 'static>(
         &self,
         by: u32,
-        kube: &Client,
         scout: &Arc<Scout>,
         to: &Sender<News>,
         keep: fn(T) -> Thing,
     ) -> Vec<Stop> {
-        let watch = |place: &Collection| kube.watch_at::<T>(place.api, place.plural, self.select()).keeping(keep);
+        let watch = |place: &Collection| scout.kube.watch_at::<T>(place.api, place.plural, self.select()).keeping(keep);
         let watches: Vec<_> = self.kind.places().iter().map(watch).collect();
         let stops = watches.iter().map(|watch| watch.stopper()).collect();
-        attend(self.kind, by, watches, kube.clone(), Arc::clone(scout), to.clone());
+        attend(self.kind, by, watches, Arc::clone(scout), to.clone());
         stops
     }
 
     /// Of those nothing is used, and there may be one for each node of the cluster: that there are any is all that people are told.
-    fn glance(&self, by: u32, kube: &Client, scout: &Arc<Scout>, to: &Sender<News>) -> Vec<Stop> {
-        let look = |place: &Collection| kube.glimpse_at(place.api, place.plural, Thing::Document);
+    fn glance(&self, by: u32, scout: &Arc<Scout>, to: &Sender<News>) -> Vec<Stop> {
+        let look = |place: &Collection| scout.kube.glimpse_at(place.api, place.plural, Thing::Document);
         let looks: Vec<_> = self.kind.places().iter().map(look).collect();
         let stops = looks.iter().map(|look| look.stopper()).collect();
-        attend(self.kind, by, looks, kube.clone(), Arc::clone(scout), to.clone());
+        attend(self.kind, by, looks, Arc::clone(scout), to.clone());
         stops
     }
 }
@@ -195,7 +194,6 @@ fn attend(
     kind: Kind,
     by: u32,
     sources: Vec<impl Iterator<Item = Result<Change<Thing>, Error>> + Send + 'static>,
-    kube: Client,
     scout: Arc<Scout>,
     to: Sender<News>,
 ) {
@@ -206,9 +204,9 @@ fn attend(
             }
             let is_final = |e: &Error| {
                 // Who may not read a kind is not told whether there is one.
-                let is_lacking = || matches!(kube.has(place.api, place.plural), Ok(false));
+                let is_lacking = || matches!(scout.kube.has(place.api, place.plural), Ok(false));
                 let is_gone = e.is_absent() || e.is_forbidden() && is_lacking();
-                let is_final = kind.may_be_absent() && is_gone && kube.has_started();
+                let is_final = kind.may_be_absent() && is_gone && scout.kube.has_started();
                 if !is_final {
                     let right = if e.is_forbidden() { "; grant what cni-conf/rbac.yaml lists" } else { "" };
                     let why = format!("{e}{right}");

@@ -12,7 +12,7 @@ use crate::netpol::Collection;
 const FRESH: Duration = Duration::from_secs(1);
 
 pub struct Scout {
-    kube: Client,
+    pub kube: Client,
     known: Mutex<Known>,
 }
 
@@ -36,17 +36,19 @@ impl Scout {
         if known.silent.is_some_and(is_fresh) {
             return false;
         }
-        if !known.kinds.get(place.api).is_some_and(|(at, _)| is_fresh(*at)) {
-            match self.kube.kinds(place.api) {
-                Ok(kinds) if kinds.iter().any(|kind| kind == place.plural) || self.kube.has_started() => {
-                    known.kinds.insert(place.api, (Instant::now(), kinds));
-                }
-                _ => {
-                    known.silent = Some(Instant::now());
-                    return false;
-                }
-            }
+        known.kinds.retain(|_, (at, _)| is_fresh(*at));
+        if !known.kinds.contains_key(place.api) {
+            let Some(kinds) = self.kinds(place.api) else {
+                known.silent = Some(Instant::now());
+                return false;
+            };
+            known.kinds.insert(place.api, (Instant::now(), kinds));
         }
-        known.kinds.get(place.api).is_some_and(|(_, kinds)| !kinds.iter().any(|kind| kind == place.plural))
+        !known.kinds[place.api].1.iter().any(|kind| kind == place.plural)
+    }
+
+    /// What the server has of the API, if it is one that knows: a server that had come up before it was asked.
+    fn kinds(&self, api: &str) -> Option<Vec<String>> {
+        self.kube.has_started().then(|| self.kube.kinds(api).ok()).flatten()
     }
 }

@@ -17,7 +17,7 @@ const LINGER: Duration = Duration::from_secs(5);
 const ABSENT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(240));
 
 pub struct Watches {
-    kube: Option<(Client, Arc<Scout>)>,
+    scout: Option<Arc<Scout>>,
     news: Sender<News>,
     open: BTreeMap<Wish, Open>,
     /// Kinds that the server does not have.
@@ -50,9 +50,9 @@ struct Absent {
 impl Watches {
     /// Without a client nothing is asked: what there is comes by itself.
     pub fn new(kube: Option<Client>, news: Sender<News>, last: u32) -> Watches {
-        let kube = kube.map(|kube| (kube.clone(), Arc::new(Scout::new(kube))));
+        let scout = kube.map(|kube| Arc::new(Scout::new(kube)));
         let (open, absent, wanted) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
-        Watches { kube, news, open, absent, replaced: Vec::new(), wanted, last, begun: 0 }
+        Watches { scout, news, open, absent, replaced: Vec::new(), wanted, last, begun: 0 }
     }
 
     /// From now on these are needed.
@@ -75,8 +75,7 @@ impl Watches {
         self.begun += 1;
         let by = self.last;
         log::debug!("policies need {wish}");
-        let begin = |(kube, scout): &(Client, Arc<Scout>)| wish.begin(by, kube, scout, &self.news);
-        let stops = self.kube.as_ref().map(begin).unwrap_or_default();
+        let stops = self.scout.as_ref().map(|scout| wish.begin(by, scout, &self.news)).unwrap_or_default();
         self.open
             .insert(wish, Open { by, stops, answered: false, trouble: None, is_told: false, unneeded_since: None });
     }
