@@ -119,7 +119,6 @@ fn requests() -> Vec<(&'static str, Message, usize, &'static Set)> {
         ("neigh::remove", neigh::remove(addr, 1), 12, &NEIGH),
         ("route::replace", route::replace(&gateway, 1), 12, &ROUTE),
         ("route::remove", route::remove(to, 1003, via, Some(1)), 12, &ROUTE),
-        ("route::remove_groups", route::remove_groups(1), 12, &ROUTE),
         ("route::get", route::get(addr, 1), 12, &ROUTE),
         ("rule::add", rule::add(&wide), 12, &RULE),
         ("rule::remove", rule::remove(&wide), 12, &RULE),

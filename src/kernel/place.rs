@@ -134,14 +134,6 @@ impl Place {
                 owners.push(Some(*object));
             }
         }
-        if sign.is_some() {
-            // Has no owner: where there is no such route, nothing is amiss.
-            let up =
-                objects.iter().filter_map(|object| if let Object::Link(l) = object { Some(&l.name) } else { None });
-            for link in up {
-                messages.push(route::remove_groups(self.index(link)?));
-            }
-        }
         for (outcome, owner) in self.change(messages)?.into_iter().zip(owners) {
             match (outcome, owner) {
                 (Ok(_), _) => {}

@@ -134,14 +134,6 @@ pub fn replace(want: &Route, oif: u32) -> Message {
         .u32(libc::RTA_OIF, oif)
 }
 
-/// Takes away the way to groups of IPv6 that the kernel gives each link which comes up. All of them lead to the same place with the same
-/// metric, and the kernel walks the whole row for each that it adds (`fib6_add_rt2node`), so that a thousandth pod would cost a
-/// node more than the first.
-pub fn remove_groups(oif: u32) -> Message {
-    let groups = IpNet::new_assert(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0).into(), 8);
-    remove(groups, libc::RT_TABLE_LOCAL.into(), None, Some(oif))
-}
-
 /// Asks where packets to this address go that belong to this link.
 pub fn get(to: IpAddr, oif: u32) -> Message {
     let length = if to.is_ipv4() { 32 } else { 128 };

@@ -140,6 +140,17 @@ fn the_first_packet_after_add_is_answered() {
     }
 }
 
+/// The node hears what its pods send to groups only as long as it has a way to these by the link of each.
+#[test]
+fn a_pod_that_forgot_its_gateway_finds_it_anew() {
+    let cluster = node(&json!({"ip_stack": "dual", "min_pool_size": 6}));
+    for n in 0..6 {
+        let member = cluster.add(0, &format!("p{n}"));
+        member.pod.sh("ip -6 neigh del fe80::1 dev eth0 || true; ip -6 -o neigh show to fe80::1 | (! grep PERMANENT)");
+        assert!(member.pod.ping(OUTSIDE_V6).is_some(), "{}", cluster.node(0).sh("ip -6 route show table local"));
+    }
+}
+
 /// An advertisement of a router that is none, with a prefix to take addresses from, to all nodes of the link.
 fn advertise(from: &Member) {
     from.pod.run(|| {
