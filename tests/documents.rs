@@ -13,8 +13,15 @@ use terway::plan::Program;
 
 const REFERENCE: &str = "docs/configuration.md";
 /// What a person finds: everything else speaks to those who change the code.
-const DOCUMENTS: &[&str] =
-    &["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "src/README.md", "tests/README.md"];
+const DOCUMENTS: &[&str] = &[
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "src/README.md",
+    "src/DECISIONS.md",
+    "tests/README.md",
+];
 
 fn root() -> PathBuf {
     env!("CARGO_MANIFEST_DIR").into()
