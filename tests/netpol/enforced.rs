@@ -1,10 +1,11 @@
 //! Policies as packets meet them, by each renderer: what changes, what lives on, and the first packet of a pod.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, SocketAddrV6, TcpStream, UdpSocket};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use terway::pod::PodName;
@@ -12,11 +13,13 @@ use terway::pod::PodName;
 use super::{Bench, DROPPED, PORT, comes_to, only_from, reaches};
 use crate::bpf::cell::Servers;
 use crate::sim::builds::{Build, REFUSAL};
-use crate::sim::cluster::{Member, binary, soon, within};
+use crate::sim::cluster::{Member, SOON, binary, soon, within};
 use crate::sim::traffic::Place;
 
 /// Starts of pods of the test of first packets; `TERWAY_STARTS` says another number.
 const STARTS: u32 = 100;
+/// Where it is told what was lost.
+const WITNESS: u16 = 8081;
 /// Where forbidden datagrams are sent to.
 const SINK: u16 = 9;
 
@@ -169,35 +172,41 @@ fn a_restart_opens_and_closes_nothing(renderer: &str) {
     comes_to(&other.pod, &web.ip, false);
     let echo = web.pod.tcp_echo(&format!("{}:7", web.ip));
     let talk = Talk::to(&near, &web.ip);
-    let (over, opened, closed) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
+    let witness = web.pod.run(|| TcpListener::bind((web.ip.as_str(), WITNESS)).expect("a free port"));
+    let (done, over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (opened, closed) = (AtomicU32::new(0), AtomicU32::new(0));
     thread::scope(|scope| {
-        for (from, wrong, count) in [(&other, true, &opened), (&near, false, &closed)] {
-            let (over, to) = (&over, &web.ip);
-            scope.spawn(move || {
-                while !over.load(Ordering::Relaxed) {
-                    let is_wrong = if wrong { reaches(&from.pod, to) } else { !reaches_at_once(from, to) };
-                    count.fetch_add(is_wrong.into(), Ordering::Relaxed);
+        let _done = Over(&done);
+        scope.spawn(|| testify(&witness, &done));
+        thread::scope(|scope| {
+            let _over = Over(&over);
+            for (from, wrong, count) in [(&other, true, &opened), (&near, false, &closed)] {
+                let (over, to) = (&over, &web.ip);
+                scope.spawn(move || {
+                    while !over.load(Ordering::Relaxed) {
+                        let is_wrong = if wrong { reaches(&from.pod, to) } else { !reaches_at_once(from, to) };
+                        count.fetch_add(is_wrong.into(), Ordering::Relaxed);
+                    }
+                });
+            }
+            for n in 0..6 {
+                match n % 2 {
+                    0 => bench.cluster.kill(0),
+                    _ => bench.cluster.stop(0),
                 }
-            });
-        }
-        for n in 0..6 {
-            match n % 2 {
-                0 => bench.cluster.kill(0),
-                _ => bench.cluster.stop(0),
+                thread::sleep(Duration::from_millis(200));
+                // With the API server away nothing is known, and what there is holds.
+                if n == 4 {
+                    bench.cluster.api_down();
+                }
+                bench.cluster.start_ready(0);
+                thread::sleep(Duration::from_millis(1500));
+                if n == 4 {
+                    bench.cluster.api_up();
+                }
+                soon("it is in force", || bench.shown(0)["state"] == "enforced");
             }
-            thread::sleep(Duration::from_millis(200));
-            // With the API server away nothing is known, and what there is holds.
-            if n == 4 {
-                bench.cluster.api_down();
-            }
-            bench.cluster.start_ready(0);
-            thread::sleep(Duration::from_millis(1500));
-            if n == 4 {
-                bench.cluster.api_up();
-            }
-            soon("it is in force", || bench.shown(0)["state"] == "enforced");
-        }
-        over.store(true, Ordering::Relaxed);
+        });
     });
     assert_eq!((opened.into_inner(), closed.into_inner()), (0, 0), "connections that came about, and that did not");
     assert!(talk.goes_on());
@@ -340,6 +349,7 @@ fn the_first_packet_is_judged(renderer: &str) {
     let addresses: Vec<String> = addresses(&bench);
     assert!(addresses.len() > 10, "{addresses:?}");
     thread::scope(|scope| {
+        let _over = Over(&over);
         scope.spawn(|| {
             flood.pod.run(|| {
                 let socket = UdpSocket::bind("0.0.0.0:0").expect("a free port");
@@ -356,7 +366,6 @@ fn the_first_packet_is_judged(renderer: &str) {
             delivered += gone;
             lost += missed;
         }
-        over.store(true, Ordering::Relaxed);
     });
     assert_eq!((delivered, lost), (0, 0), "forbidden datagrams delivered, allowed ones lost, of {starts} pods");
 }
@@ -441,17 +450,53 @@ fn first_act(bench: &Bench, n: u32, to: [&Member; 2], at: [&UdpSocket; 2]) -> (u
     (forbidden, BURST - arrived)
 }
 
-/// Whether the very first packet of a connection is taken, and answered: the next one would come a second later. A busy machine has until then.
+/// Says of something that it is over, also when the story panics: threads wait for it.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Tells all who connect how many packets had to be sent to them again until they were there.
+fn testify(listener: &TcpListener, done: &AtomicBool) {
+    listener.set_nonblocking(true).expect("a socket can be");
+    while !done.load(Ordering::Relaxed) {
+        match listener.accept() {
+            // Who has gone by now needs no answer.
+            Ok((mut client, _)) => _ = client.write_all(&sent_again(&client).to_be_bytes()),
+            Err(_) => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
+/// Whether a connection comes about of which no packet was lost. How long that takes is the machine's affair: what is lost the kernel
+/// sends again, a second later, and counts.
 fn reaches_at_once(from: &Member, to: &str) -> bool {
-    let to: SocketAddr = format!("{to}:{PORT}").parse().expect("an address");
-    let start = Instant::now();
-    // The answer is read, or connections come faster than the server takes them, and its queue drops one.
-    let answered = from.pod.run(|| {
-        let mut stream = TcpStream::connect_timeout(&to, DROPPED * 10)?;
-        stream.set_read_timeout(Some(DROPPED * 10))?;
-        stream.read_to_end(&mut Vec::new())
+    let to: SocketAddr = format!("{to}:{WITNESS}").parse().expect("an address");
+    // The answer is read to its end, or connections come faster than the server takes them, its queue drops one, and ports run out here.
+    let lost = from.pod.run(|| {
+        let mut stream = TcpStream::connect_timeout(&to, SOON)?;
+        stream.set_read_timeout(Some(SOON))?;
+        let mut theirs = Vec::new();
+        stream.read_to_end(&mut theirs)?;
+        let theirs = theirs.try_into().map_err(|_| ErrorKind::UnexpectedEof)?;
+        Ok::<_, std::io::Error>(sent_again(&stream) + u32::from_be_bytes(theirs))
     });
-    answered.is_ok_and(|length| length > 0) && start.elapsed() < Duration::from_millis(950)
+    lost.is_ok_and(|lost| lost == 0)
+}
+
+/// How many of its packets the kernel has had to send again, the first one included.
+fn sent_again(stream: &TcpStream) -> u32 {
+    // SAFETY: `tcp_info` is plain numbers, for which zero is a value.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    let (fd, to) = (stream.as_raw_fd(), (&raw mut info).cast());
+    // SAFETY: the kernel writes at most `len` bytes into `info`, and how many into `len`; both are ours and outlive the call.
+    let failed = unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, to, &raw mut len) };
+    assert_eq!(failed, 0, "TCP_INFO: {}", std::io::Error::last_os_error());
+    info.tcpi_total_retrans
 }
 
 /// A connection to an echo server that is kept open.
