@@ -55,14 +55,17 @@ fn come_to(cluster: &Cluster, member: &Member, want: [Option<&str>; 2]) {
     cluster.call_for(member, "CHECK").ok();
 }
 
-/// Floods the one from the other with half as much again as the limit. A machine that is busy is late, and gives less for a
-/// while; what it never does is to give more than the limit.
+/// Floods the one from the other with half as much again as the limit. No second brings more than the limit, and a good one nearly all of
+/// it: where the sender comes later than bucket and queue can bridge, that much is lost, and one good second must do.
 fn keeps_to(from: &Member, to: &Member, limit: u64) {
-    let seconds = flood(&from.pod, &to.pod, &to.ip, limit * 3 / 2, 2);
-    for bits in &seconds {
-        assert!(bits * 100 <= limit * 105, "limit {limit}: {seconds:?}");
-        assert!(bits * 10 >= limit * 6, "limit {limit}: {seconds:?}");
-    }
+    let mut seen = Vec::new();
+    let is_kept = (0..3).any(|_| {
+        let seconds = flood(&from.pod, &to.pod, &to.ip, limit * 3 / 2, 2);
+        assert!(seconds.iter().all(|bits| bits * 100 <= limit * 105), "limit {limit}: {seconds:?}");
+        seen.extend(seconds);
+        seen.iter().any(|bits| bits * 10 >= limit * 9)
+    });
+    assert!(is_kept, "limit {limit}: {seen:?}");
 }
 
 #[test]
@@ -194,13 +197,20 @@ fn a_limit_that_somebody_takes_away_comes_back_and_check_says_what_nobody_hears(
     assert!(cluster.node(0).sh(&format!("tc qdisc show dev {veth}")).contains("tbf 1: root"));
 }
 
-/// What two floods at once bring in sum.
-fn between(one: impl FnOnce() -> Vec<u64> + Send, other: impl FnOnce() -> Vec<u64> + Send) -> u64 {
-    let seen = thread::scope(|scope| {
-        let (one, other) = (scope.spawn(one), scope.spawn(other));
-        [one, other].map(|flood| flood.join().expect("a flood ends"))
+/// Two floods at once bring in sum what one limit lets through in their two seconds. Not so where the machine is late with either, or has one
+/// begin after the other: then they are begun anew.
+fn between(limit: u64, one: impl Fn() -> Vec<u64> + Sync, other: impl Fn() -> Vec<u64> + Sync) {
+    let mut seen = Vec::new();
+    let is_kept = (0..3).any(|_| {
+        let both = thread::scope(|scope| {
+            let (one, other) = (scope.spawn(&one), scope.spawn(&other));
+            [one, other].map(|flood| flood.join().expect("a flood ends"))
+        });
+        let bits: u64 = both.iter().flatten().sum();
+        seen.push(bits);
+        bits * 100 <= 2 * limit * 105 && bits * 10 >= 2 * limit * 8
     });
-    seen.iter().flatten().sum()
+    assert!(is_kept, "limit {limit} for two seconds: {seen:?}");
 }
 
 /// What arrives by the ENI and what comes through the node have one limit between them, and so has what leaves.
@@ -215,13 +225,12 @@ fn a_pod_with_an_eni_of_its_own_has_one_limit_for_both_links() {
     let (outside, node, addr) = (cluster.world.fabric.outside(), cluster.node(0), cluster.node(0).addr.to_string());
     soon("it speaks", || web.pod.ping(OUTSIDE).is_some() && node.ping(&web.ip).is_some());
     let offered = limit * 3 / 2;
-    let received =
-        between(|| flood(outside, &web.pod, &web.ip, offered, 2), || flood(&node.node, &web.pod, &web.ip, offered, 2));
-    let sent =
-        between(|| flood(&web.pod, outside, OUTSIDE, offered, 2), || flood(&web.pod, &node.node, &addr, offered, 2));
-    for bits in [received, sent] {
-        assert!(bits * 100 <= 2 * limit * 105 && bits * 10 >= 2 * limit * 6, "{received} {sent}");
-    }
+    between(
+        limit,
+        || flood(outside, &web.pod, &web.ip, offered, 2),
+        || flood(&node.node, &web.pod, &web.ip, offered, 2),
+    );
+    between(limit, || flood(&web.pod, outside, OUTSIDE, offered, 2), || flood(&web.pod, &node.node, &addr, offered, 2));
 
     let waits =
         || web.pod.sh("tc qdisc | grep -o 'tbf 7e4: dev [^ ]* root refcnt 2 rate [^ ]*' | cut -d' ' -f4,9 || true");
