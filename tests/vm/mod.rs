@@ -5,6 +5,7 @@ pub mod without_bpf;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Mutex;
 
 use crate::sim::cluster::{Cluster, soon};
 use crate::sim::fabric::OUTSIDE;
@@ -17,9 +18,29 @@ const SECONDS: &str = "420";
 
 /// Another kernel than this machine's (`boot.sh` says what each has and has not).
 enum Guest {
-    /// User Mode Linux, and which CPU it takes.
-    Uml(u32),
+    Uml,
     Cloud,
+}
+
+/// How many guests of User Mode Linux each CPU carries at the moment.
+static CARRIED: Mutex<[u32; 2]> = Mutex::new([0; 2]);
+
+/// The CPU that such a guest takes, out of two: the one that carries fewer.
+struct Slot(usize);
+
+impl Slot {
+    fn take() -> Slot {
+        let mut carried = CARRIED.lock().expect("no one panics with it");
+        let slot = usize::from(carried[1] < carried[0]);
+        carried[slot] += 1;
+        Slot(slot)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        CARRIED.lock().expect("no one panics with it")[self.0] -= 1;
+    }
 }
 
 /// Runs this very binary in a guest: the tests with one of these in their paths, which must succeed, among them the ones that are named,
@@ -29,10 +50,13 @@ fn guest(guest: Guest, tests: &[&str], named: &[&str], skipped: &[(&str, usize)]
     let binary = std::env::current_exe().expect("we run from a file");
     let mut command = Command::new(script);
     let (kernel, slot) = match guest {
-        Guest::Uml(slot) => ("uml", slot),
-        Guest::Cloud => ("cloud", 0),
+        Guest::Uml => ("uml", Some(Slot::take())),
+        Guest::Cloud => ("cloud", None),
     };
-    command.arg(kernel).env("VM_SLOT", slot.to_string()).env("VM_SECONDS", SECONDS).arg(binary).args(tests);
+    if let Some(Slot(slot)) = &slot {
+        command.env("VM_SLOT", slot.to_string());
+    }
+    command.arg(kernel).env("VM_SECONDS", SECONDS).arg(binary).args(tests);
     let output = command.args(["--show-output", "--color=never"]).output().expect("start boot.sh");
     let said = String::from_utf8_lossy(&output.stdout).replace("\r\n", "\n");
     println!("{said}{}", String::from_utf8_lossy(&output.stderr));
@@ -51,7 +75,7 @@ fn guest(guest: Guest, tests: &[&str], named: &[&str], skipped: &[(&str, usize)]
 #[test]
 fn user_mode_linux_takes_every_noun_and_marks_by_skbedit_where_ebpf_is_denied() {
     let marker = "vm::without_bpf::skbedit_is_chosen_where_the_kernel_has_it_and_rules_where_not";
-    let said = guest(Guest::Uml(0), &["kernel::", marker], &["kernel::rules_come_and_go", marker], &[]);
+    let said = guest(Guest::Uml, &["kernel::", marker], &["kernel::rules_come_and_go", marker], &[]);
     assert!(said.contains("here it must be Skbedit"));
 }
 
@@ -63,7 +87,7 @@ const MARKERS: [&str; 3] = [
 
 #[test]
 fn user_mode_linux_carries_traffic_by_all_three_markers() {
-    guest(Guest::Uml(1), &["datapath::"], &MARKERS, &[]);
+    guest(Guest::Uml, &["datapath::"], &MARKERS, &[]);
 }
 
 /// The data path of IPvlan in the simulated VPC, which is as strict there as here.
@@ -73,7 +97,7 @@ fn user_mode_linux_carries_pods_that_are_ipvlan_slaves() {
     let strict = "fabric::a_packet_from_an_address_of_somebody_else_is_dropped";
     let cases = "policy::cases::packets_go_by_ebpf_on_slaves_as_is_specified";
     guest(
-        Guest::Uml(1),
+        Guest::Uml,
         &["ipvlan::", "--skip=node::", "fabric::a_packet", "fabric::a_frame", "fabric::ipv6", cases],
         &[named, strict, cases],
         &[],
@@ -84,13 +108,13 @@ fn user_mode_linux_carries_pods_that_are_ipvlan_slaves() {
 #[test]
 fn user_mode_linux_runs_a_node_whose_pods_are_slaves() {
     let named = "node::ipvlan::pods_are_slaves_where_the_network_configuration_says_so";
-    guest(Guest::Uml(0), &["node::ipvlan::"], &[named], &[]);
+    guest(Guest::Uml, &["node::ipvlan::"], &[named], &[]);
 }
 
 #[test]
 fn user_mode_linux_leads_sockets_to_services() {
     let changes = "bpf::sockets::a_change_under_load_never_leads_anywhere_else";
-    guest(Guest::Uml(0), &["bpf::"], &[changes], &[("needs INET_DIAG_DESTROY", 1), ("needs perf events", 1)]);
+    guest(Guest::Uml, &["bpf::"], &[changes], &[("needs INET_DIAG_DESTROY", 1), ("needs perf events", 1)]);
 }
 
 /// Not all that the other guest runs: each command that a test starts takes a tenth of a second there.
@@ -120,5 +144,5 @@ fn a_node_without_ebpf_wires_pods_that_reach_each_other() {
 #[test]
 #[ignore = "figures, no test"]
 fn round_trips_of_a_slave() {
-    guest(Guest::Uml(0), &["ipvlan::round_trips", "--ignored"], &["ipvlan::round_trips"], &[]);
+    guest(Guest::Uml, &["ipvlan::round_trips", "--ignored"], &["ipvlan::round_trips"], &[]);
 }
