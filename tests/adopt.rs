@@ -31,8 +31,8 @@ fn leases(cluster: &Cluster) -> Vec<Value> {
 }
 
 fn reaches(a: &Member, b: &Member) {
-    assert!(a.pod.ping(&b.ip).is_some(), "no ping from pod to pod");
-    assert!(a.pod.ping(OUTSIDE).is_some(), "no ping to the outside");
+    assert!(a.pod.reaches(&b.ip), "no ping from pod to pod");
+    assert!(a.pod.reaches(OUTSIDE), "no ping to the outside");
 }
 
 /// Two sweeps take place.

@@ -226,7 +226,7 @@ impl Guest<'_> {
 
 /// Ping, TCP and UDP.
 fn reaches(from: &impl Place, what: &str, to: &impl Place, ip: IpAddr) {
-    assert!(from.ping(&ip.to_string()).is_some(), "no ping {what} ({ip})");
+    assert!(from.reaches(&ip.to_string()), "no ping {what} ({ip})");
     let at = SocketAddr::new(ip, 7000).to_string();
     let _echo = (to.tcp_echo(&at), to.udp_echo(&at));
     from.tcp(&at).unwrap_or_else(|e| panic!("no TCP {what} ({ip}): {e}"));

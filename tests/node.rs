@@ -33,7 +33,7 @@ use seccompiler::{
 use serde_json::{Value, json};
 
 use crate::sim::cluster::{Cluster, soon};
-use crate::sim::traffic::{LOST, Pinger, Place};
+use crate::sim::traffic::{Pinger, Place, STRAGGLERS};
 use crate::sim::world;
 
 /// A node of 20 pods on two ENIs, its daemon serving; `over` is laid over its configuration.
@@ -81,7 +81,7 @@ fn pings_during(place: &(impl Place + Sync), to: &str, story: impl FnOnce()) -> 
                 let (mut pinger, mut lost, mut sent) = (Pinger::new(to, None), 0, 0);
                 while !done.load(Ordering::Relaxed) {
                     sent += 1;
-                    lost += u32::from(pinger.ping(LOST).is_none());
+                    lost += u32::from(pinger.ping(STRAGGLERS).is_none());
                     thread::sleep(Duration::from_millis(5));
                 }
                 (lost, sent)

@@ -768,7 +768,7 @@ pub const OPEN: [Allowed; 4] = [(TCP, Some(7000)), (UDP, Some(7000)), (ICMP, Som
 
 /// A pod that is guarded so is reached where it is open, and nowhere else.
 pub fn guarded(from: &impl Place, what: &str, to: &impl Place, ip: IpAddr) {
-    assert!(from.ping(&ip.to_string()).is_some(), "no ping {what} ({ip})");
+    assert!(from.reaches(&ip.to_string()), "no ping {what} ({ip})");
     for (port, is_open) in [(7000, true), (7001, false)] {
         let at = std::net::SocketAddr::new(ip, port).to_string();
         let _echo = (to.tcp_echo(&at), to.udp_echo(&at));

@@ -76,7 +76,7 @@ fn marking(cluster: &Cluster, member: &Member) -> String {
 
 /// Ping, TCP and UDP.
 pub(super) fn reaches(from: &impl Place, what: &str, to: &impl Place, ip: &str) {
-    assert!(from.ping(ip).is_some(), "no ping {what} ({ip})");
+    assert!(from.reaches(ip), "no ping {what} ({ip})");
     // A port is free only once every child that a test beside us has just forked has let go of its copies.
     static PORT: AtomicU16 = AtomicU16::new(7000);
     let ip: IpAddr = ip.parse().expect("an address");

@@ -61,10 +61,10 @@ fn talks(cluster: &Cluster, member: &Member) {
     within(Duration::from_secs(3), || member.pod.ping(OUTSIDE).is_some());
     let node = cluster.node(0);
     let (ip, addr) = (&member.ip, node.addr.to_string());
-    assert!(member.pod.ping(OUTSIDE).is_some(), "{} does not reach the outside", member.sandbox.pod);
-    assert!(cluster.world.fabric.outside().ping(ip).is_some(), "the outside does not reach {}", member.sandbox.pod);
-    assert!(node.ping(ip).is_some(), "the node does not reach {}", member.sandbox.pod);
-    assert!(member.pod.ping(&addr).is_some(), "{} does not reach its node", member.sandbox.pod);
+    assert!(member.pod.reaches(OUTSIDE), "{} does not reach the outside", member.sandbox.pod);
+    assert!(cluster.world.fabric.outside().reaches(ip), "the outside does not reach {}", member.sandbox.pod);
+    assert!(node.reaches(ip), "the node does not reach {}", member.sandbox.pod);
+    assert!(member.pod.reaches(&addr), "{} does not reach its node", member.sandbox.pod);
 }
 
 #[test]
@@ -144,6 +144,7 @@ fn a_pod_keeps_its_eni_while_the_daemon_dies_and_starts_again() {
     let mut cluster = exclusive_node();
     let a = cluster.add(0, "a");
     let lease = lease_of(&cluster, &a);
+    talks(&cluster, &a);
     let (lost, sent) = pings_during(&a.pod, OUTSIDE, || {
         for _ in 0..2 {
             cluster.kill(0);

@@ -61,9 +61,9 @@ fn talks(cluster: &Cluster, member: &Member) {
     let (ip, addr) = (&member.ip, node.addr.to_string());
     let name = &member.sandbox.pod;
     soon("it reaches the outside", || member.pod.ping(OUTSIDE).is_some());
-    assert!(cluster.world.fabric.outside().ping(ip).is_some(), "the outside does not reach {name}");
-    assert!(node.ping(ip).is_some(), "the node does not reach {name}");
-    assert!(member.pod.ping(&addr).is_some(), "{name} does not reach its node");
+    assert!(cluster.world.fabric.outside().reaches(ip), "the outside does not reach {name}");
+    assert!(node.reaches(ip), "the node does not reach {name}");
+    assert!(member.pod.reaches(&addr), "{name} does not reach its node");
 }
 
 /// Every one with every other.
@@ -171,6 +171,7 @@ fn slaves_live_on_while_the_daemon_dies_and_starts_again_and_when_it_has_lost_it
     let lease = lease_of(&cluster, &a);
     let pin = "stat -c %i /sys/fs/bpf/terway/eni1/near";
     let pinned = cluster.node(0).sh(pin);
+    talks(&cluster, &a);
     let (lost, sent) = pings_during(&a.pod, OUTSIDE, || {
         for _ in 0..2 {
             cluster.kill(0);

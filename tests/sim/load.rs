@@ -6,12 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::traffic::Place;
+use super::traffic::{Place, STRAGGLERS};
 
 /// Between two datagrams: 2,000 a second, which one CPU of two sends beside everything else.
 const PACE: Duration = Duration::from_micros(500);
-/// A datagram that has not come back this long after the end is lost.
-const STRAGGLERS: Duration = Duration::from_secs(3);
 /// What is under way may wait in a buffer while the CPUs do other things.
 const BUFFER: usize = 8 << 20;
 

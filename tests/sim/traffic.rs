@@ -13,8 +13,10 @@ use rustix::net::{AddressFamily, SocketType, ipproto};
 
 use super::ns::{Ns, Process, sh};
 
-/// How long one packet may take before it counts as lost.
+/// How long one packet may take before it counts as lost, where it is sent again, or is to be lost.
 pub const LOST: Duration = Duration::from_millis(500);
+/// The same where it must arrive: a busy machine has until then, and ARP, which asks again after a second.
+pub const STRAGGLERS: Duration = Duration::from_secs(3);
 
 /// Somewhere a thread can be: a namespace, a node, a pod.
 pub trait Place {
@@ -50,7 +52,12 @@ pub trait Place {
         self.run(|| Pinger::new(to, None).ping(LOST))
     }
 
-    /// The same from this source address, which must be one of the place's.
+    /// Whether the one ping that is sent comes back, however late.
+    fn reaches(&self, to: &str) -> bool {
+        self.run(|| Pinger::new(to, None).ping(STRAGGLERS)).is_some()
+    }
+
+    /// The round trip of one ping from this source address, which must be one of the place's.
     fn ping_from(&self, from: &str, to: &str) -> Option<Duration> {
         self.run(|| Pinger::new(to, Some(from)).ping(LOST))
     }
@@ -138,7 +145,7 @@ impl Pinger {
         Pinger { socket: UdpSocket::from(raw), to, ident: fastrand::u16(..), sequence: 0 }
     }
 
-    /// One echo request, and the time until its reply.
+    /// One echo request, and the time until its reply. One that is there counts, though this thread may be late to look.
     pub fn ping(&mut self, patience: Duration) -> Option<Duration> {
         self.sequence += 1;
         let start = Instant::now();
@@ -146,7 +153,7 @@ impl Pinger {
         self.socket.send_to(&self.request(), SocketAddr::new(self.to, 0)).ok()?;
         let mut buffer = [0; 2048];
         loop {
-            let left = patience.checked_sub(start.elapsed()).filter(|left| !left.is_zero())?;
+            let left = patience.saturating_sub(start.elapsed()).max(Duration::from_micros(1));
             self.socket.set_read_timeout(Some(left)).expect("a timeout above zero");
             let (len, from) = self.socket.recv_from(&mut buffer).ok()?;
             if from.ip() == self.to && self.is_reply(&buffer[..len]) {
