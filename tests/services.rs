@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::bpf::cell::{Servers, Threads};
-use crate::sim::cluster::{Cluster, Member, node_name, soon};
+use crate::sim::cluster::{Cluster, Member, node_name, soon, within};
 use crate::sim::fabric::OUTSIDE;
 use crate::sim::kube::Kube;
 use crate::sim::traffic::Place;
@@ -73,22 +73,16 @@ impl Bench {
         ask(&self.threads, from, to)
     }
 
-    /// All who answer there, in so many tries.
-    fn all(&self, from: &impl Place, to: &str) -> BTreeSet<SocketAddr> {
-        (0..24).map(|_| self.ask(from, to).unwrap_or_else(|e| panic!("{to}: {e}"))).collect()
+    /// All who answer there, in so many tries, none of which may fail.
+    fn all(&self, from: &impl Place, to: &str) -> Result<BTreeSet<SocketAddr>, ErrorKind> {
+        (0..24).map(|_| self.ask(from, to)).collect()
     }
 
-    /// Waits until those who answer there are these.
+    /// Waits until those who answer there are these, all of them and nobody else; then it stays so.
     fn leads(&self, from: &impl Place, to: &str, want: &[SocketAddr]) {
-        let want: BTreeSet<SocketAddr> = want.iter().copied().collect();
-        let mut seen = Vec::new();
-        let mut holds = || {
-            let one = self.ask(from, to);
-            seen.push(one);
-            one.is_ok_and(|one| want.contains(&one))
-                && (0..24).all(|_| self.ask(from, to).is_ok_and(|s| want.contains(&s)))
-        };
-        assert!(crate::sim::cluster::within(4 * PATIENCE, &mut holds), "{to} leads to {:?}", seen.last());
+        let want = Ok(want.iter().copied().collect());
+        let is_so = || self.all(from, to) == want;
+        assert!(within(4 * PATIENCE, is_so), "{to} leads to {:?}, not to {want:?}", self.all(from, to));
         assert_eq!(self.all(from, to), want, "{to}");
     }
 
@@ -349,7 +343,7 @@ fn a_client_keeps_its_endpoint_for_as_long_as_the_service_says() {
     bench.service("web", "172.21.0.80", json!({"sessionAffinity": "ClientIP"}));
     bench.endpoints("web", &[(a, json!({})), (b, json!({}))]);
     soon("it is served", || bench.ask(&client.pod, "172.21.0.80:80").is_ok());
-    let kept = bench.all(&client.pod, "172.21.0.80:80");
+    let kept = bench.all(&client.pod, "172.21.0.80:80").expect("it answers");
     assert_eq!(kept.len(), 1, "a client that is sent here and there");
     // Its endpoint goes: it is led to the other, and stays there.
     let kept = kept.into_iter().next().unwrap();
@@ -358,7 +352,7 @@ fn a_client_keeps_its_endpoint_for_as_long_as_the_service_says() {
     bench.leads(&client.pod, "172.21.0.80:80", &[rest]);
     bench.endpoints("web", &[(a, json!({})), (b, json!({}))]);
     std::thread::sleep(Duration::from_millis(200));
-    assert_eq!(bench.all(&client.pod, "172.21.0.80:80"), BTreeSet::from([rest]));
+    assert_eq!(bench.all(&client.pod, "172.21.0.80:80"), Ok(BTreeSet::from([rest])));
     // A second later it may go anywhere.
     bench.service("web", "172.21.0.80", json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": config}));
     soon("the timeout has passed", || {

@@ -306,7 +306,7 @@ fn many_namespaces_are_one_watch_each_and_bytes_follow_the_policies() {
         all
     };
     let of = |n: usize| format!("/api/v1/namespaces/s{n}/pods?watch=true");
-    assert_eq!(watched(), [of(0), of(1), of(2)]);
+    soon("they are watched", || watched() == [of(0), of(1), of(2)]);
     // Another namespace comes to belong to them.
     bench.cluster.kube.amend("Namespace", "", "s7", &json!({"metadata": {"labels": {"team": "x"}}}));
     soon("it is watched", || watched() == [of(0), of(1), of(2), of(7)]);
