@@ -6,16 +6,28 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use terway::pod::PodName;
 
-use super::{events_about, idle_node, node, nothing, pings_during, shown};
+use super::{at_once, events_about, idle_node, node, nothing, pings_during, shown};
 use crate::sim::cloud::{Kind, When};
-use crate::sim::cluster::{CONFLIST, DAEMON, SOON, node_name, soon};
+use crate::sim::cluster::{CONFLIST, Cluster, DAEMON, Member, SOON, node_name, soon};
 use crate::sim::kube;
 use crate::sim::traffic::Place;
 
 const LARGE: &str = "ecs.sim.large";
 const CONFIG: &str = "/etc/eni/eni.json";
 const OWN_CONFLIST: &str = "/etc/eni/10-terway.conflist";
+
+/// Waits until the daemon has heard all that is known of its pods. Its watch tells one thing after the other: this pod asks for another
+/// bandwidth, last of all.
+fn all_is_heard(cluster: &Cluster, witness: &Member) {
+    let rate = fastrand::u32(100_000..10_000_000);
+    let annotations = json!({"k8s.aliyun.com/ingress-bandwidth": rate.to_string()});
+    let PodName { namespace, name } = &witness.sandbox.pod;
+    cluster.kube.amend("Pod", namespace, name, &json!({"metadata": {"annotations": annotations}}));
+    let asks = |lease: &Value| lease["pod"]["name"] == *name && lease["bandwidth"]["ingress"]["rate"] == rate;
+    soon("the daemon has heard of it", || shown(cluster, "/leases").as_array().expect("a list").iter().any(asks));
+}
 
 #[test]
 fn a_killed_daemon_is_not_missed_and_its_successor_knows_every_lease() {
@@ -81,7 +93,7 @@ fn sigterm_ends_the_daemon_cleanly_and_leaves_the_pods_their_network() {
     let (lost, sent) = pings_during(&web.pod, &other.ip, || {
         let start = Instant::now();
         cluster.stop(0);
-        assert!(start.elapsed() < Duration::from_secs(1), "it took {:?} to end", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(4), "it took {:?} to end", start.elapsed());
         thread::sleep(Duration::from_millis(200));
     });
     assert!(sent > 20 && lost == 0, "{lost} of {sent} pings were lost");
@@ -124,9 +136,7 @@ fn the_conflist_appears_whole_and_only_once_the_daemon_serves() {
     soon("the start is tried again", || cluster.log(0).contains("start: "));
     assert_eq!(cluster.node(0).read_file(CONFLIST), None);
     let web = cluster.schedule(0, "web");
-    let start = Instant::now();
-    let msg = cluster.refused(&web, 11);
-    assert!(start.elapsed() < Duration::from_secs(1), "refused after {:?}", start.elapsed());
+    let msg = at_once(|| cluster.refused(&web, 11));
     assert!(msg.starts_with("add default/web: "), "{msg}");
     cluster.call_for(&web, "DEL").ok();
 
@@ -184,9 +194,9 @@ fn keys_that_nobody_knows_are_warned_of_and_wrong_values_end_the_daemon() {
 #[test]
 fn a_pod_that_the_watch_knows_costs_no_request_and_another_exactly_one() {
     let cluster = node(&nothing());
-    soon("the watch is open", || cluster.kube.is_watched("pods"));
+    let witness = cluster.add(0, "witness");
     let known = cluster.schedule(0, "known");
-    thread::sleep(Duration::from_millis(300));
+    all_is_heard(&cluster, &witness);
     cluster.kube.clear_journal();
     cluster.call_for(&known, "ADD").ok();
     assert_eq!(cluster.kube.count("get", "pods"), 0);
@@ -196,13 +206,13 @@ fn a_pod_that_the_watch_knows_costs_no_request_and_another_exactly_one() {
     fixed.sandbox.uid = Some("6f1ed002ab5595859014ebf0951522d9".into());
     let mirrored = json!({"metadata": {"annotations": {"kubernetes.io/config.hash": fixed.sandbox.uid}}});
     cluster.kube.amend("Pod", "default", "fixed", &mirrored);
-    thread::sleep(Duration::from_millis(300));
+    all_is_heard(&cluster, &witness);
     cluster.call_for(&fixed, "ADD").ok();
     assert_eq!(cluster.kube.count("get", "pods"), 0);
 
     // Scheduled to this node according to the runtime, while the API server's watch tells nothing of it.
     cluster.kube.put(kube::pod("default", "unknown", "another-node"));
-    let unknown = cluster.sandbox(0, terway::pod::PodName::new("default", "unknown"));
+    let unknown = cluster.sandbox(0, PodName::new("default", "unknown"));
     cluster.call_for(&unknown, "ADD").ok();
     cluster.call_for(&unknown, "ADD").ok();
     assert_eq!(cluster.kube.count("get", "pods"), 1, "{:?}", cluster.kube.journal());
@@ -213,10 +223,8 @@ fn a_pod_that_the_watch_knows_costs_no_request_and_another_exactly_one() {
 fn a_pod_that_is_gone_without_del_gives_its_address_back_after_the_grace_time() {
     let mut cluster = node(&json!({"orphan_release_after": "2s"}));
     let (stays, goes) = (cluster.add(0, "stays"), cluster.add(0, "goes"));
-    cluster.kube.delete("Pod", "default", "goes");
     let start = Instant::now();
-    thread::sleep(Duration::from_millis(1500));
-    assert_eq!(shown(&cluster, "/pool/leased"), 2);
+    cluster.kube.delete("Pod", "default", "goes");
     soon("its address rests", || shown(&cluster, "/pool/leased") == 1);
     assert!(start.elapsed() >= Duration::from_secs(2), "after {:?}", start.elapsed());
     assert_eq!(cluster.ledger(0, "resting"), [format!("{}.json", goes.ip)]);
@@ -232,10 +240,11 @@ fn a_pod_that_is_gone_without_del_gives_its_address_back_after_the_grace_time() 
 #[test]
 fn pods_that_are_not_ours_are_refused() {
     let cluster = node(&nothing());
+    let witness = cluster.add(0, "witness");
     let amend = |name: &str, patch: Value| {
         let member = cluster.schedule(0, name);
         cluster.kube.amend("Pod", "default", name, &patch);
-        thread::sleep(Duration::from_millis(200));
+        all_is_heard(&cluster, &witness);
         cluster.refused(&member, 105)
     };
     let host = amend("on-host", json!({"spec": {"hostNetwork": true}}));
@@ -244,18 +253,18 @@ fn pods_that_are_not_ours_are_refused() {
     assert_eq!(ignored, "add default/ignored: pod default/ignored is on the host network or labelled to be ignored");
     let over = amend("over", json!({"status": {"phase": "Succeeded"}}));
     assert_eq!(over, "add default/over: pod default/over is over");
-    let absent = cluster.sandbox(0, terway::pod::PodName::new("default", "absent"));
+    let absent = cluster.sandbox(0, PodName::new("default", "absent"));
     let msg = cluster.refused(&absent, 105);
     assert_eq!(msg, "add default/absent: the API server knows no pod default/absent on node node-1");
-    assert_eq!(shown(&cluster, "/leases"), json!([]));
+    assert_eq!(shown(&cluster, "/pool/leased"), 1, "the witness has one");
 }
 
 #[test]
 fn without_api_server_pods_that_are_known_get_their_network() {
     let mut cluster = node(&nothing());
+    let witness = cluster.add(0, "witness");
     let mut known = cluster.schedule(0, "known");
-    soon("the watch is open", || cluster.kube.is_watched("pods"));
-    thread::sleep(Duration::from_millis(300));
+    all_is_heard(&cluster, &witness);
     cluster.api_down();
     cluster.wire(&mut known);
     let unknown = cluster.schedule(0, "unknown");

@@ -89,11 +89,11 @@ fn a_full_node_says_so_and_serves_again_after_a_pod_has_gone() {
     assert_eq!(msg, "add default/late: all addresses that this node can hold are taken: 3 in use, 0 cooling down");
     let gone = pods.remove(0);
     let ip = gone.ip.clone();
-    cluster.del(gone);
     let start = Instant::now();
+    cluster.del(gone);
     cluster.wire(&mut late);
     assert_eq!(late.ip, ip);
-    assert!(start.elapsed() > Duration::from_millis(1500), "{ip} rested only {:?}", start.elapsed());
+    assert!(start.elapsed() >= Duration::from_secs(2), "{ip} rested only {:?}", start.elapsed());
 }
 
 #[test]
@@ -147,10 +147,10 @@ fn an_eni_that_has_long_been_idle_is_given_back() {
     cluster.start_ready(0);
     let web = cluster.add(0, "web");
     let eni = secondary(&cluster).remove(0);
-    cluster.del(web);
     let start = Instant::now();
+    cluster.del(web);
     soon("the ENI is deleted", || cluster.world.cloud.eni(&eni).is_none());
-    assert!(start.elapsed() > Duration::from_secs(9), "after {:?}", start.elapsed());
+    assert!(start.elapsed() >= Duration::from_secs(10), "after {:?}", start.elapsed());
     let rules = cluster.node(0).sh("ip rule; ip route show table all");
     assert!(!rules.contains("2048:") && !rules.contains("blackhole") && !rules.contains("eth1"), "{rules}");
     cluster.add(0, "web-2");
@@ -163,8 +163,8 @@ fn an_address_rests_also_over_a_restart_and_the_one_free_longest_is_next() {
     cluster.start_ready(0);
     let (a, b, c) = (cluster.add(0, "a"), cluster.add(0, "b"), cluster.add(0, "c"));
     let (first, second) = (b.ip.clone(), a.ip.clone());
-    cluster.del(b);
     let start = Instant::now();
+    cluster.del(b);
     thread::sleep(Duration::from_millis(1200));
     cluster.del(a);
     cluster.kill(0);

@@ -6,14 +6,15 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{deaf, idle_node, is_bare, node, nothing, pings_during, shown};
-use crate::sim::cluster::{Cluster, Member, conf, soon};
+use crate::sim::cloud::Delays;
+use crate::sim::cluster::{Cluster, Member, SOON, conf, soon, within};
 use crate::sim::fabric::{OUTSIDE, OUTSIDE_V6};
 use crate::sim::traffic::Place;
 
-/// Whether the pod reaches its node. The kernel activates a new link when it finds time for it, and drops packets before.
+/// Whether the pod comes to reach its node. The kernel activates a new link when it finds time for it, and drops packets before.
 fn speaks(cluster: &Cluster, member: &Member) -> bool {
     let node = cluster.node(0).addr.to_string();
-    member.pod.ping(&node).is_some()
+    within(SOON, || member.pod.ping(&node).is_some())
 }
 
 #[test]
@@ -51,6 +52,8 @@ fn an_add_over_what_a_killed_one_left_succeeds_and_one_del_clears_it() {
 fn an_add_that_was_killed_while_it_waited_is_not_served_after_its_del() {
     let mut cluster = idle_node("ecs.sim.large", &json!({"min_pool_size": 0, "max_pool_size": 0}));
     cluster.start_ready(0);
+    // Time to look while the ADD still waits.
+    cluster.world.cloud.set_delays(Delays { attach: Duration::from_secs(4), ..Delays::default() });
     let member = cluster.schedule(0, "web");
     let plugin = cluster.node(0).run(|| member.sandbox.begin("ADD"));
     soon("an ENI is made for the ADD", || cluster.world.cloud.calls("AttachNetworkInterface") == 1);
