@@ -273,8 +273,9 @@ impl Node {
     }
 
     /// Runs until it is told to end, or dropped. What is under way then is left as it is: the next life finds it again. Those who have been
-    /// waiting are heard first.
+    /// waiting are heard first, once it is known who was deleted meanwhile: one of them may be the same pod, and shall have its address.
     pub async fn run(mut self, waiting: Vec<Input>, inputs: Receiver<Input>) {
+        self.absorb_tombstones();
         for input in waiting {
             self.take(input);
             // What it brought about is on its way before anything else is done.

@@ -1,8 +1,11 @@
 //! Pods that shall have their address again: of StatefulSets, of kinds that the operator names, and those that ask for it.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::{idle_node, node, shown};
+use crate::sim::cloud::{Kind, When};
 use crate::sim::cluster::{Cluster, Member, node_name, soon};
 use crate::sim::fabric::{OUTSIDE, OUTSIDE_V6};
 use crate::sim::kube;
@@ -60,6 +63,24 @@ fn a_pod_of_a_stateful_set_comes_back_with_its_address_and_others_do_not() {
     let ip = before.ip.clone();
     cluster.del(before);
     assert_ne!(add(&cluster, "plain", &of("ReplicaSet")).ip, ip);
+}
+
+/// The runtime goes on while no daemon is there: it deletes one sandbox, and asks for the next before a start has ended.
+#[test]
+fn one_whose_del_met_no_daemon_has_its_address_again_at_the_first_add() {
+    let mut cluster = node(&json!({}));
+    let before = add(&cluster, "web-0", &of("StatefulSet"));
+    let ip = before.ip.clone();
+    cluster.kill(0);
+    cluster.del(before);
+    assert_eq!(cluster.ledger(0, "tombstones").len(), 1);
+    cluster.world.cloud.trouble("DescribeInstanceTypes", When::Next(1), Kind::Late(Duration::from_millis(900)));
+    let mut after = schedule(&cluster, "web-0", &of("StatefulSet"));
+    cluster.start(0);
+    soon("somebody listens", || cluster.call_for(&after, "ADD").code == Some(0));
+    cluster.wire(&mut after);
+    assert_eq!(after.ip, ip);
+    assert!(cluster.ledger(0, "tombstones").is_empty());
 }
 
 /// A node that holds three addresses, one of which is kept for `web-0`, and two pods that have the others.

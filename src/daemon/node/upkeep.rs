@@ -43,7 +43,7 @@ impl Node {
         }
     }
 
-    fn absorb_tombstones(&mut self) {
+    pub(super) fn absorb_tombstones(&mut self) {
         let stones = self.ledger.tombstones().unwrap_or_else(|e| {
             log::warn!("tombstones: {e}");
             Vec::new()
