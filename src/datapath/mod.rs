@@ -136,6 +136,16 @@ pub fn routes(lease: &Lease) -> Plan {
     plan
 }
 
+/// What leads a pod whose ENI has another link than before, to be made; and what led it to that one, to be undone.
+pub fn moved(before: &Lease, lease: &Lease) -> (Plan, Plan) {
+    let but = |lease: &Lease, other: &Lease| {
+        let (mut rules, others) = (routes(lease), routes(other));
+        rules.host.retain(|object| matches!(object, Object::Rule(_)) && !others.host.contains(object));
+        rules
+    };
+    (but(lease, before), but(before, lease))
+}
+
 /// What an ENI needs that carries pods.
 #[derive(Debug, Clone)]
 pub struct EniSetup<'a> {
@@ -263,12 +273,26 @@ fn default_route(via: IpAddr, link: &str, table: Option<u32>) -> Object {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rpc::{example_lease, example_slave, example_whole};
+    use crate::rpc::{Marker, example_lease, example_slave, example_whole};
 
     fn added(lease: &Lease) -> Vec<String> {
         let lines = |lease: &Lease| pod(&Setup::new(lease, 1500)).to_string();
         let (before, after) = (lines(lease), lines(&Lease { seat: Some(31), ..lease.clone() }));
         after.lines().filter(|line| !before.lines().any(|old| old == *line)).map(String::from).collect()
+    }
+
+    #[test]
+    fn a_pod_that_its_address_leads_to_its_eni_follows_it_to_another_link() {
+        let rule = |table: u32| format!("ip rule add priority 2048 from 192.168.32.5/32 lookup {table}\n");
+        for (marker, wanted) in
+            [(Marker::Bpf, Default::default()), (Marker::Rule, (rule(1007), rule(example_lease().eni.table)))]
+        {
+            let before = Lease { marker, ..example_lease() };
+            let mut lease = before.clone();
+            lease.eni.table = 1007;
+            let (make, undo) = moved(&before, &lease);
+            assert_eq!((make.to_string(), undo.to_string()), wanted, "{marker:?}");
+        }
     }
 
     fn hooks(inside: bool, link: &str) -> [String; 2] {

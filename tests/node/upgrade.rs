@@ -363,6 +363,48 @@ fn pods_on_ipvlan_and_with_an_eni_of_their_own_run_on_untouched() {
     assert!(cluster.ledger(0, "resting").contains(&format!("{ip}.json")));
 }
 
+/// What leads such a pod to its ENI is a rule of its own, which names the table of a link.
+#[test]
+fn pods_taken_over_follow_their_eni_to_another_link() {
+    // Nothing compares all pods for minutes.
+    let mut old = Inherited::with(&json!({}), Generation::Second);
+    old.cluster.start_ready(0);
+    let wired = |old: &Inherited| old.cluster.show(0)["wired"][&old.eni.id]["table"].as_u64();
+    let rules = |table: u64, old: &Inherited| {
+        BTreeSet::from([&old.a, &old.b].map(|member| format!("2048:\tfrom {} lookup {table}", member.ip)))
+    };
+    let are_led = |old: &Inherited| {
+        let table = wired(old).filter(|_| old.old_wiring().len() == 2);
+        table.is_some_and(|table| old.old_wiring().into_iter().collect::<BTreeSet<_>>() == rules(table, old))
+    };
+    let first = u64::from(old.eni.table);
+    soon("the ENI serves", || wired(&old) == Some(first) && are_led(&old));
+    old.cluster.world.fabric.unplug(&old.eni.id);
+    soon("it is missed", || wired(&old).is_none());
+    old.cluster.world.replug(0, &old.eni.id);
+    soon("its pods are led to its new link", || wired(&old).is_some_and(|table| table != first) && are_led(&old));
+    for member in [&old.a, &old.b] {
+        soon("the outside answers", || member.pod.ping(OUTSIDE).is_some());
+        old.cluster.call_for(member, "CHECK").ok();
+    }
+
+    // A life that died before it had led them there.
+    let table = wired(&old).expect("it serves");
+    old.cluster.kill(0);
+    for member in [&old.a, &old.b] {
+        let rule = format!("priority 2048 from {} lookup", member.ip);
+        old.cluster.node(0).sh(&format!("ip rule add {rule} 1999; ip rule del {rule} {table}"));
+    }
+    old.cluster.node(0).sh(&format!("sed -i 's/\"table\":{table}/\"table\":1999/' /run/terway/leases/*.json"));
+    old.cluster.start_ready(0);
+    soon("they are led all the same", || are_led(&old));
+    assert!(old.a.pod.ping(OUTSIDE).is_some() && old.b.pod.ping(OUTSIDE).is_some());
+    let Inherited { cluster, a, .. } = old;
+    let ip = a.ip.clone();
+    cluster.del(a);
+    assert!(!cluster.node(0).sh("ip rule").contains(&format!("from {ip} ")));
+}
+
 #[test]
 fn rules_of_old_pods_that_are_gone_go_and_those_of_others_stay() {
     let mut old = Inherited::new(Generation::First);

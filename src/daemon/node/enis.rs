@@ -4,14 +4,15 @@ use super::Node;
 use crate::config::Mode;
 use crate::daemon::clock;
 use crate::daemon::eni::{self, Job};
+use crate::datapath::{self, Setup};
 use crate::error::{Context, Error};
 use crate::ip::Mac;
 use crate::kernel;
 use crate::ours;
 use crate::plan::{Rule, RuleAction};
 use crate::pool::{Event, Link};
-use crate::repair::Part;
-use crate::rpc::EniLease;
+use crate::repair::{Depth, Part};
+use crate::rpc::{EniLease, Lease};
 
 impl Node {
     pub(super) fn prepare(&mut self, job: Job) {
@@ -27,6 +28,7 @@ impl Node {
                 let ready = Link { ifindex: lease.table - ours::PODS_TABLE, slot };
                 self.enis.insert(job.eni.clone(), lease);
                 self.guard_eni(&job.eni, &link, clock::now());
+                self.move_pods(&job.eni);
                 self.direct();
                 self.events.push_back(Event::Prepared { eni: job.eni, result: Ok(ready) });
             }
@@ -57,6 +59,8 @@ impl Node {
                 self.enis.insert(eni.clone(), lease);
                 self.eni_is_up(&eni);
                 self.set_up_slaves(&eni);
+                self.move_pods(&eni);
+                self.direct();
                 Ok(link)
             }
             Err(e) => {
@@ -65,6 +69,33 @@ impl Node {
             }
         };
         self.feed(Event::Prepared { eni, result });
+    }
+
+    /// The ENI was set up, and its link may be another one than before: its pods are led to that, and those that are slaves shall be of that.
+    fn move_pods(&mut self, id: &str) {
+        let Some(eni) = self.enis.get(id).cloned() else { return };
+        let is_moved = |lease: &&Lease| lease.eni.id == id && lease.eni != eni && !lease.is_whole();
+        let moved: Vec<Lease> = self.leases.values().filter(is_moved).cloned().collect();
+        for before in moved {
+            self.move_pod(&before, Lease { eni: eni.clone(), ..before.clone() });
+        }
+    }
+
+    /// A pod that nobody guards yet is led anew as well. What leads elsewhere goes before the lease that tells of it.
+    fn move_pod(&mut self, before: &Lease, lease: Lease) {
+        let (attachment, is_slave) = (lease.sandbox.attachment.clone(), lease.is_slave());
+        let (make, undo) = datapath::moved(before, &lease);
+        for led in [self.kernel.apply(&make), self.kernel.undo(&undo)] {
+            self.noted("a pod whose ENI has another link", led.context(|| lease.pod.to_string()));
+        }
+        self.noted("lease", self.ledger.record(&lease));
+        let is_other = datapath::pod(&Setup::new(before, 0)) != datapath::pod(&Setup::new(&lease, 0));
+        self.leases.insert(lease);
+        if is_other {
+            self.guard_anew(&attachment);
+            let depth = if is_slave { Depth::Inside } else { Depth::Outside };
+            self.repair.look_at(clock::now(), Part::Pod(attachment), depth);
+        }
     }
 
     pub(super) fn dismantle(&mut self, eni: &str, mac: Mac) {

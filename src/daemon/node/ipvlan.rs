@@ -13,7 +13,6 @@ use crate::ours;
 use crate::plan::Plan;
 use crate::pod::Attachment;
 use crate::pool::{Held, Notice};
-use crate::repair::{Depth, Part};
 use crate::rpc::{EniLease, Lease, Reply, Slave, Wish};
 
 /// The event that users of the old Terway know.
@@ -104,23 +103,13 @@ impl Node {
         Ok(())
     }
 
-    /// The ENI was set up a moment ago. Its link may be another one than before: then so are the slaves that its pods shall have.
+    /// The ENI was set up a moment ago, and is to have slaves or has them.
     pub(super) fn set_up_slaves(&mut self, id: &str) {
         let Some(eni) = self.enis.get(id).cloned() else { return };
         if self.slaves.has(id) || self.slaves.wanted && self.world.ipvlan().is_ok() {
             let ready = self.set_up_parent(&eni);
             self.noted("IPvlan", ready);
         }
-        let is_slave = |lease: &&Lease| lease.eni.id == id && lease.eni != eni && lease.is_slave();
-        let moved: Vec<Lease> = self.leases.values().filter(is_slave).cloned().collect();
-        for lease in moved {
-            let (attachment, lease) = (lease.sandbox.attachment.clone(), Lease { eni: eni.clone(), ..lease });
-            self.noted("lease", self.ledger.record(&lease));
-            self.leases.insert(lease);
-            self.guard_anew(&attachment);
-            self.repair.look_at(clock::now(), Part::Pod(attachment), Depth::Inside);
-        }
-        self.direct();
     }
 
     /// Tells the programs who is where.
