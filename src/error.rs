@@ -64,6 +64,12 @@ impl Error {
         self.cause == Cause::Absent
     }
 
+    /// It says nothing of the thing: who asks again may be answered.
+    pub fn is_for_now(&self) -> bool {
+        const SHORT: [i32; 6] = [libc::ENOMEM, libc::ENOBUFS, libc::EMFILE, libc::ENFILE, libc::EAGAIN, libc::EINTR];
+        self.cause == Cause::Timeout || self.errno().is_some_and(|errno| SHORT.contains(&errno))
+    }
+
     /// Puts one more context around the error.
     pub fn within(mut self, doing: impl Into<String>) -> Error {
         self.doing.insert(0, doing.into());
@@ -183,6 +189,21 @@ mod tests {
         let e = e.context(|| "create link cali3fa1").context(|| "add default/web-0").unwrap_err();
         assert_eq!(e.to_string(), "add default/web-0: create link cali3fa1: file exists");
         assert_eq!(e.errno(), Some(libc::EEXIST));
+    }
+
+    #[test]
+    fn a_shortage_of_the_moment_says_nothing_of_what_was_asked_for() {
+        for (errno, for_now) in [
+            (libc::EMFILE, true),
+            (libc::ENFILE, true),
+            (libc::ENOBUFS, true),
+            (libc::EISDIR, false),
+            (libc::EIO, false),
+        ] {
+            assert_eq!(Error::from(std::io::Error::from_raw_os_error(errno)).is_for_now(), for_now, "{errno}");
+        }
+        assert!(Error::new(Cause::Timeout).within("list what keeps changing").is_for_now());
+        assert!(!Error::new(Cause::Absent).is_for_now() && !Error::malformed("half a record").is_for_now());
     }
 
     #[test]

@@ -4,11 +4,10 @@
 //! synced to a disk: the folder is a tmpfs, and a machine that loses it has lost its sandboxes too.
 
 use std::fs;
-use std::io::{self, ErrorKind, Write};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -263,12 +262,10 @@ impl Ledger {
                 }
                 continue;
             }
-            let text = match fs::read(&path) {
-                Err(e) if is_for_now(&e) => return Err(e).context(|| format!("read {}", path.display())),
-                text => text.map_err(Error::from),
-            };
+            let text = fs::read(&path).map_err(Error::from);
             match text.and_then(|text| Ok(serde_json::from_slice(&text)?)) {
                 Ok(value) => found.push(value),
+                Err(e) if e.is_for_now() => return Err(e).context(|| format!("read {}", path.display())),
                 Err(e) => self.put_aside(&path, &e),
             }
         }
@@ -287,12 +284,6 @@ impl Ledger {
     fn path(&self, folder: &str, name: &str) -> PathBuf {
         self.root.join(folder).join(format!("{name}.json"))
     }
-}
-
-/// Whether it says nothing of the file.
-fn is_for_now(e: &io::Error) -> bool {
-    let short = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::INTR, Errno::AGAIN];
-    Errno::from_io_error(e).is_some_and(|errno| short.contains(&errno))
 }
 
 /// A plugin that writes a tombstone puts its process id before `.new`. Nobody but we write the other files, whose names may end in
@@ -412,14 +403,6 @@ mod tests {
         assert_eq!(read.leases.len(), 1);
         assert!(root.join("unreadable/half.json").exists() && !root.join("leases/other.new").exists());
         fs::remove_dir_all(root).unwrap();
-    }
-
-    #[test]
-    fn a_shortage_of_the_moment_says_nothing_of_a_record() {
-        for (errno, for_now) in [(Errno::MFILE, true), (Errno::NFILE, true), (Errno::ISDIR, false), (Errno::IO, false)]
-        {
-            assert_eq!(is_for_now(&errno.into()), for_now, "{errno}");
-        }
     }
 
     #[test]

@@ -35,6 +35,9 @@ const LATE: Duration = Duration::from_millis(10);
 const REMEMBERED: Duration = Duration::from_secs(5);
 const MOST_REMEMBERED: usize = 256;
 
+/// What could not be looked at is looked at again after this long, and after twice as long each time that it cannot, up to the other.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
 /// What a plan is for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
@@ -107,6 +110,8 @@ pub struct Repair {
     taken: VecDeque<(Now, Trace)>,
     /// The first damage that was not looked at, and the last.
     stir: Option<(Now, Now)>,
+    /// So many looks in a row have left something out.
+    failures: u32,
     paces: BTreeMap<Part, Pace>,
 }
 
@@ -313,6 +318,20 @@ impl Repair {
         }
         self.stir = None;
         self.hurt.extract_if(.., |_, hurt| hurt.due <= now).map(|(part, hurt)| (part, hurt.depth)).collect()
+    }
+
+    /// Of what was taken, this could not be looked at: it is as hurt as it was.
+    pub fn put_back(&mut self, now: Now, missed: Vec<(Part, Depth)>) {
+        if missed.is_empty() {
+            self.failures = 0;
+            return;
+        }
+        let due = now + AGAIN.0.saturating_mul(1 << self.failures.min(20)).min(AGAIN.1);
+        self.failures = self.failures.saturating_add(1);
+        for (part, depth) in missed {
+            let hurt = self.hurt.entry(part).or_insert(Hurt { due, depth });
+            hurt.depth = hurt.depth.max(depth);
+        }
     }
 
     /// The part was damaged and is repaired. Whether somebody keeps undoing it, the first time that this is so.
@@ -606,6 +625,33 @@ mod tests {
             repair.hear(T(now), &route(1003, "0.0.0.0/0"));
         }
         assert_eq!(repair.due(), Some(T(224)));
+    }
+
+    #[test]
+    fn damage_that_could_not_be_looked_at_is_not_forgotten() {
+        let mut repair = guarded();
+        repair.hear(T(100), &route(1000, "192.168.32.5/32"));
+        let missed = repair.take_due(T(110));
+        assert_eq!(missed, [(pod(), Depth::Outside)]);
+        repair.put_back(T(110), missed);
+        assert_eq!((repair.take_due(T(209)), repair.due()), (vec![], Some(T(210))));
+        // What is heard meanwhile is part of it.
+        repair.hear(T(150), &Happening::Link(LinkNow { running: false, ..veth() }));
+        let missed = repair.take_due(T(210));
+        assert_eq!(missed, [(pod(), Depth::Inside)]);
+        repair.put_back(T(210), missed.clone());
+        assert_eq!(repair.due(), Some(T(410)));
+        (0..100).for_each(|_| repair.put_back(T(300), missed.clone()));
+        assert_eq!(repair.take_due(T(410)), missed);
+        repair.put_back(T(410), missed.clone());
+        assert_eq!((repair.due(), repair.take_due(T(10_410))), (Some(T(10_410)), missed.clone()));
+        // All could be looked at.
+        repair.put_back(T(10_410), Vec::new());
+        repair.put_back(T(20_000), missed);
+        assert_eq!(repair.due(), Some(T(20_100)));
+        // It is over before that.
+        repair.leave(&pod());
+        assert_eq!(repair.due(), None);
     }
 
     #[test]

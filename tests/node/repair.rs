@@ -4,6 +4,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::json;
 
 use super::{deaf, events_about, idle_node, nothing, pings_during, shown};
@@ -381,6 +382,40 @@ fn pods_that_come_and_go_are_no_damage() {
     // Nor does an ADD have its pod looked at, unless this machine keeps the daemon from hearing of it in time.
     let looked = looks() - before;
     assert!(looked <= 3, "{looked} looks for 12 pods");
+}
+
+/// The daemon can open nothing for a while, not even a kernel parameter. Pods are compared minutes later only.
+#[test]
+fn what_could_not_be_looked_at_when_it_was_damaged_is_repaired_all_the_same() {
+    let mut site = Site::new(&nothing());
+    let pid = site.cluster.daemon(0).pid();
+    let before = site.state();
+    let limit = |files| {
+        let pid = Pid::from_raw(pid as i32);
+        prlimit(pid, Resource::Nofile, files).expect("we may")
+    };
+    let files = || {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").flatten();
+        open.filter_map(|file| file.file_name().to_str()?.parse().ok()).collect::<Vec<u64>>()
+    };
+    // poll(2) takes no more than this either.
+    let room = files().len() as u64 + 8;
+    let own = limit(Rlimit { current: Some(room), ..getrlimit(Resource::Nofile) });
+    // Whoever connects takes one, for five seconds.
+    let mut guests = Vec::new();
+    soon("it can open nothing", || {
+        guests.push(site.cluster.dial(0));
+        files().into_iter().filter(|file| *file < room).count() as u64 == room
+    });
+    site.cluster.node(0).sh("ip rule del priority 512; ip route flush table 1000");
+    soon("it is hurt, and cannot be repaired", || {
+        guests.push(site.cluster.dial(0));
+        site.cluster.log(0).matches("cannot be put right: read sysctl").count() >= 3
+    });
+    limit(own);
+    drop(guests);
+    assert!(within(BOUND, || site.state() == before), "was {before}\nis {}", site.state());
+    site.works("once it can be looked at");
 }
 
 #[test]

@@ -330,16 +330,14 @@ impl Node {
         }
         let (start, count) = (clock::now(), due.len());
         self.kernel.look_again();
-        let links = match self.links_if_asked(&due) {
+        let links = match self.links_for(&due) {
             Ok(links) => links,
-            Err(e) => return log::error!("repair: {e}"),
+            Err(e) => {
+                log::error!("repair: {e}");
+                return self.repair.put_back(start, due);
+            }
         };
-        if count > MANY
-            && let Err(e) = self.kernel.look_at_links()
-        {
-            return log::error!("repair: {e}");
-        }
-        let mut repaired = Vec::new();
+        let (mut repaired, mut missed) = (Vec::new(), Vec::new());
         for (part, depth) in due {
             match self.repair_part(&part, depth, &links) {
                 Ok(found) if found.is_empty() => {}
@@ -349,16 +347,25 @@ impl Node {
                 }
                 // The link or the namespace went away meanwhile, with a pod most often.
                 Err(e) if e.is_absent() => log::debug!("repair of {part:?}: {e}"),
-                Err(e) => self.cannot_repair(&part, &e),
+                Err(e) => {
+                    self.cannot_repair(&part, &e);
+                    missed.extend(e.is_for_now().then_some((part, depth)));
+                }
             }
         }
+        self.repair.put_back(clock::now(), missed);
         log::debug!("{count} plans looked at in {:?}, {} were hurt", clock::now() - start, repaired.len());
         self.tell_of_repairs(repaired);
     }
 
-    /// All links, where a part has to find its own among them.
-    fn links_if_asked(&mut self, due: &[(Part, Depth)]) -> Result<Vec<LinkSeen>, Error> {
-        if due.iter().any(|(part, _)| matches!(part, Part::Eni(_))) { self.kernel.links() } else { Ok(Vec::new()) }
+    /// All links, where a part has to find its own among them; many parts are looked at by one list of them.
+    fn links_for(&mut self, due: &[(Part, Depth)]) -> Result<Vec<LinkSeen>, Error> {
+        let is_eni = |(part, _): &(Part, Depth)| matches!(part, Part::Eni(_));
+        let links = if due.iter().any(is_eni) { self.kernel.links()? } else { Vec::new() };
+        if due.len() > MANY {
+            self.kernel.look_at_links()?;
+        }
+        Ok(links)
     }
 
     fn repair_part(&mut self, part: &Part, depth: Depth, links: &[LinkSeen]) -> Result<Vec<Difference>, Error> {
