@@ -32,6 +32,7 @@ use super::legacy::Legacy;
 use super::lobby::Heard;
 use super::meter::Counted;
 use super::pods::{Known, Pods, Presence, Standing};
+use super::policy::Chosen;
 use super::reactor::Timer;
 use super::sticky::Sticky;
 use super::world::World;
@@ -101,6 +102,8 @@ pub enum Input {
     Services(serde_json::Value),
     /// What is to be shown of network policies.
     Policies(serde_json::Value),
+    /// What enforces them, where nothing could when this loop began.
+    Chosen(Box<Chosen>),
     /// The rules of these pods are in the kernel, or why they are not; nothing there knows these seats any more.
     Admitted {
         pods: Vec<Name>,
@@ -343,6 +346,7 @@ impl Node {
             Input::Tell(event) => self.herald.hear(clock::now(), *event),
             Input::Services(shown) => self.services = shown,
             Input::Policies(shown) => self.guarded.shown = shown,
+            Input::Chosen(chosen) => self.enforce_by(*chosen),
             Input::Admitted { pods, seats, result } => self.admitted(&pods, &seats, &result),
             Input::Swept { owners } => self.swept(&owners),
             // Whoever runs the loop ends it.

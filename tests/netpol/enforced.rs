@@ -8,6 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use terway::kernel::bpf::policy;
+use terway::ours::{BPF_ROOT, host_veth};
 use terway::pod::PodName;
 
 use super::{Bench, DROPPED, PORT, comes_to, only_from, reaches};
@@ -39,6 +41,7 @@ by_each_renderer! {
     both_directions_and_families_are_held,
     a_restart_opens_and_closes_nothing,
     without_policies_all_of_ours_goes,
+    who_can_enforce_only_later_finds_every_pod_in_its_place,
     the_first_packet_is_judged,
     nobody_speaks_in_anothers_name,
     what_there_is_no_room_for_changes_nothing_and_lets_no_new_pod_in,
@@ -233,6 +236,60 @@ fn without_policies_all_of_ours_goes(renderer: &str) {
     bench.cluster.configure(0, &json!({"policy_renderer": renderer, "min_pool_size": 4}));
     bench.cluster.start_ready(0);
     comes_to(&other.pod, &web.ip, false);
+}
+
+/// Pods that come then, and those that run already.
+fn who_can_enforce_only_later_finds_every_pod_in_its_place(renderer: &str) {
+    let mut bench = Bench::idle(json!({"policy_renderer": renderer}));
+    bench.policy("web", only_from("db"));
+    let lack = |bench: &Bench, is_back: bool| {
+        let seats = format!("{}/seats", policy::place(BPF_ROOT.as_ref()).display());
+        let what = if renderer == "ebpf" { &seats } else { "/etc/alternatives/iptables-save" };
+        bench.cluster.node(0).sh(&match is_back {
+            false => format!("mkdir -p $(dirname {what}); ! test -e {what} || mv {what} {what}-aside; mkdir {what}"),
+            true => format!("rmdir {what}; ! test -e {what}-aside || mv {what}-aside {what}"),
+        });
+    };
+    let is_told = |bench: &Bench| bench.cluster.log(0).contains("network policies cannot be enforced");
+    let figures = |bench: &Bench| bench.shown(0)["figures"]["drops"]["policy"]["to_pod"].as_u64();
+
+    lack(&bench, false);
+    bench.cluster.start_ready(0);
+    let early = bench.cluster.schedule(0, "early");
+    let said = bench.cluster.refused(&early, 11);
+    assert!(said.contains("network policies cannot be enforced"), "{said}");
+    bench.cluster.call_for(&early, "DEL").ok();
+    lack(&bench, true);
+    soon("they are in force", || bench.shown(0)["state"] == "enforced");
+    let (web, _servers) = bench.serve(0, "web", json!({"app": "web"}));
+    let near = bench.add(0, "near", json!({"app": "db"}));
+    let other = bench.add(0, "other", json!({"app": "other"}));
+    comes_to(&near.pod, &web.ip, true);
+    assert!(!reaches(&other.pod, &web.ip));
+    let leases = bench.cluster.show(0)["leases"].clone();
+    let lease =
+        leases.as_array().into_iter().flatten().find(|lease| lease["pod"]["name"] == "web").expect("it has one");
+    let link = host_veth(&web.sandbox.pod, "eth0");
+    let hooks =
+        bench.cluster.node(0).sh(&format!("tc filter show dev {link} ingress; tc filter show dev {link} egress"));
+    let is_held = ["terway_to_pod", "terway_from_pod"].map(|program| hooks.contains(program));
+    assert_eq!((lease["seat"].is_u64(), is_held), (renderer == "ebpf", [renderer == "ebpf"; 2]), "{lease} {hooks}");
+
+    bench.cluster.stop(0);
+    lack(&bench, false);
+    bench.cluster.start_ready(0);
+    soon("it is told", || is_told(&bench));
+    assert!(reaches(&near.pod, &web.ip) && !reaches(&other.pod, &web.ip), "what runs goes on as it was");
+    lack(&bench, true);
+    soon("they are in force", || bench.shown(0)["state"] == "enforced");
+    assert!(reaches(&near.pod, &web.ip) && !reaches(&other.pod, &web.ip), "and after");
+    // Nothing of it has been taken away meanwhile.
+    soon("drops are counted", || figures(&bench).is_some());
+    let before = figures(&bench);
+    assert!(!reaches(&other.pod, &web.ip));
+    assert!(within(Duration::from_secs(60), || figures(&bench) > before), "drops are counted");
+    let is_repair = |event: &Value| event["reason"] == "NetworkPolicyRepaired";
+    assert!(!bench.cluster.kube.events().iter().any(is_repair), "{:?}", bench.cluster.kube.events());
 }
 
 /// What the forger may not send and whoever he borrows from may; and what the other's policies let in.

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use smol::channel::Sender;
 
-use super::{Node, Presence};
+use super::{Input, Node, Presence};
 use crate::cluster::Name;
 use crate::config::{Mode, PolicyRenderer};
 use crate::daemon::outset::Outset;
-use crate::daemon::policy::{Ear, News, name_of};
+use crate::daemon::policy::{Chosen, Ear, News, Open, name_of};
 use crate::daemon::{bandwidth, clock, renderer, threads};
 use crate::error::Error;
 use crate::gather::Gather;
@@ -103,18 +103,37 @@ impl Node {
             inside,
             sizes: policies.sizes,
         };
-        // Links bear seats for one way and not for the other, so that it is known before anybody is served.
-        let mut chosen = Some(renderer::choose(&ask, outset.scouted()));
-        if let Some(Ok(chosen)) = &chosen {
-            self.guarded.way = Some(chosen.way);
-            self.guarded.leaving.clone_from(&chosen.taken);
-        }
-        let node = self.world.node.iter().chain([ours::POD_GATEWAY_V6.into()]);
-        let node = node.gather();
+        let chosen = renderer::choose(&ask, outset.scouted());
         self.guarded.ear = Some(outset.ear);
+        match chosen {
+            Ok(chosen) => self.enforce_by(chosen),
+            Err(e) => self.enforce_later(ask, e),
+        }
+    }
+
+    /// Links bear seats for one way and not for the other: it is known before any rule is written, and at best before anybody is served.
+    pub(super) fn enforce_by(&mut self, chosen: Chosen) {
+        self.guarded.way = Some(chosen.way);
+        self.guarded.leaving.extend(&chosen.taken);
         self.take_seats();
-        let open = Box::new(move || chosen.take().unwrap_or_else(|| renderer::choose(&ask, tables::scout())));
-        self.guarded.tell(News::Begin { node, open });
+        let mut chosen = Some(chosen);
+        self.begin(Box::new(move || Ok(chosen.take())));
+    }
+
+    /// Nobody can enforce them yet. Whoever can is heard of by this loop first, as the attempts go on in the other one.
+    fn enforce_later(&mut self, ask: renderer::Ask, e: Error) {
+        self.take_seats();
+        let (mut first, inputs) = (Some(e), self.world.inputs.clone());
+        self.begin(Box::new(move || {
+            let chosen = first.take().map_or_else(|| renderer::choose(&ask, tables::scout()), Err)?;
+            let _ = inputs.send_blocking(Input::Chosen(Box::new(chosen)));
+            Ok(None)
+        }));
+    }
+
+    fn begin(&self, open: Open) {
+        let node = self.world.node.iter().chain([ours::POD_GATEWAY_V6.into()]);
+        self.guarded.tell(News::Begin { node: node.gather(), open });
     }
 
     /// Those that have no seat yet are to have one once the rules for it are in the kernel; all are told of.
@@ -278,10 +297,12 @@ impl Node {
         let names: BTreeSet<&Name> = pods.iter().gather();
         let due = self.guarded.holding.extract_if(.., |held| names.contains(&name_of(&held.lease.pod)));
         for Holding { answer, lease, .. } in due.collect::<Vec<_>>() {
-            match result {
-                Ok(()) if self.leases.contains_key(&lease.sandbox.attachment) => self.give(&answer, lease),
-                Ok(()) => turn_away(&answer, &lease, "it was deleted while its ADD waited".into()),
-                Err(why) => turn_away(&answer, &lease, why.clone()),
+            let there = self.leases.get(&lease.sandbox.attachment);
+            match (result, there.map(|lease| lease.seat)) {
+                // It may have been seated only while it waited.
+                (Ok(()), Some(seat)) => self.give(&answer, Lease { seat, ..lease }),
+                (Ok(()), None) => turn_away(&answer, &lease, "it was deleted while its ADD waited".into()),
+                (Err(why), _) => turn_away(&answer, &lease, why.clone()),
             }
         }
     }
@@ -289,6 +310,7 @@ impl Node {
     /// Pods that ran without a seat get the programs on their links, now that there are rules for them; then what another way of enforcing
     /// has left is not needed any more.
     fn police(&mut self, pods: &[Name]) {
+        let Some(way) = self.guarded.way else { return };
         let is_due = |attachment: &Attachment| {
             self.leases.get(attachment).is_some_and(|lease| pods.contains(&name_of(&lease.pod)))
         };
@@ -298,10 +320,9 @@ impl Node {
         if !is_first && seated.is_empty() {
             return;
         }
-        let way = self.guarded.way;
         let given_up = match way {
-            Some(PolicyRenderer::Ebpf) => Vec::new(),
-            _ => self.give_up_seats(|lease| !lease.is_inside()),
+            PolicyRenderer::Ebpf => Vec::new(),
+            PolicyRenderer::Iptables => self.give_up_seats(|lease| !lease.is_inside()),
         };
         let mixed = self.leases.values().any(|lease| lease.seat.is_some());
         threads::start(move || {
@@ -311,7 +332,7 @@ impl Node {
                 }
             }
             if is_first {
-                renderer::leave_others(way, &given_up, mixed);
+                renderer::leave_others(Some(way), &given_up, mixed);
             }
         });
     }

@@ -68,7 +68,7 @@ pub enum News {
         why: String,
         is_forbidden: bool,
     },
-    /// The node knows where it is, and is about to tell of its pods: from now on there may be rules.
+    /// The node knows where it is, and has told of its pods, seated for whoever enforces: from now on there may be rules.
     Begin {
         /// By which the node reaches its own pods.
         node: BTreeSet<IpAddr>,
@@ -107,8 +107,8 @@ pub struct Chosen {
     pub renderer: Box<dyn Renderer>,
 }
 
-/// Finds a renderer, or says why there is none; asked until there is one.
-pub type Open = Box<dyn FnMut() -> Result<Chosen, Error> + Send>;
+/// Finds a renderer, or says why there is none; asked until there is one. None: the node has it, seats its pods for it, and begins anew.
+pub type Open = Box<dyn FnMut() -> Result<Option<Chosen>, Error> + Send>;
 
 /// What the loop is started with.
 pub struct Start {
@@ -154,7 +154,7 @@ struct Loop {
     shelf: Shelf,
     node_name: String,
     inputs: Answer<Input>,
-    /// None: the node is not known to be ready for rules.
+    /// None: the node is not known to be ready for rules, or not any more.
     open: Option<Open>,
     note: PathBuf,
     chosen: Option<Chosen>,
@@ -462,6 +462,11 @@ impl Loop {
         if self.restored && self.held.is_empty() && !is_again {
             return;
         }
+        match self.choose() {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(e) => return self.fail(&e),
+        }
         self.acts += 1;
         let (begun, is_first) = (Instant::now(), !self.restored);
         let (count, compiled) = (self.held.len(), std::mem::take(&mut self.compiling));
@@ -488,14 +493,32 @@ impl Loop {
                 let (compiled, written) = (compiled.as_micros(), begun.elapsed().as_micros());
                 log::debug!("{count} writes of policies: worked out in {compiled} us, written in {written} us");
             }
-            Err(e) => {
-                self.restored = false;
-                self.show = Some(Instant::now());
-                self.retry = Some(Instant::now() + self.pause);
-                self.complain(&e);
-                self.pause = (self.pause * 2).min(RETRY.1);
+            Err(e) => self.fail(&e),
+        }
+    }
+
+    fn fail(&mut self, e: &Error) {
+        self.restored = false;
+        self.show = Some(Instant::now());
+        self.retry = Some(Instant::now() + self.pause);
+        self.complain(e);
+        self.pause = (self.pause * 2).min(RETRY.1);
+    }
+
+    /// Whether there is a renderer to write by.
+    fn choose(&mut self) -> Result<bool, Error> {
+        if self.chosen.is_none()
+            && let Some(open) = &mut self.open
+        {
+            match open()? {
+                Some(chosen) => {
+                    self.tell_choice(&chosen);
+                    self.chosen = Some(chosen);
+                }
+                None => self.open = None,
             }
         }
+        Ok(self.chosen.is_some())
     }
 
     /// Who is not held though all others are waits for it alone.
@@ -515,13 +538,6 @@ impl Loop {
 
     fn write(&mut self) -> Result<(), Error> {
         let held = std::mem::take(&mut self.held);
-        if self.chosen.is_none()
-            && let Some(open) = &mut self.open
-        {
-            let chosen = open()?;
-            self.tell_choice(&chosen);
-            self.chosen = Some(chosen);
-        }
         let Some(Chosen { renderer, .. }) = &mut self.chosen else { return Ok(()) };
         let (rules, pods) = (self.model.rules(), &self.pods);
         match std::mem::replace(&mut self.restored, true) {

@@ -76,13 +76,13 @@ impl Bench {
         let kernel = book.clone();
         let open = move || {
             let renderer = Box::new(Recorder(kernel.clone()));
-            Ok(Chosen {
+            Ok(Some(Chosen {
                 way: PolicyRenderer::Ebpf,
                 why: "a test".into(),
                 taken: BTreeSet::new(),
                 room: Sizes::default(),
                 renderer,
-            })
+            }))
         };
         let node = BTreeSet::from(["192.168.0.1".parse().unwrap()]);
         let note = std::env::temp_dir().join(format!("tw{}-{:?}", std::process::id(), std::thread::current().id()));
@@ -187,6 +187,31 @@ fn all_is_asked_before_the_node_is_ready_and_nothing_is_written() {
     assert_eq!(bench.asked(), ["restore"]);
     assert_eq!(bench.admitted(), ["shop/web"]);
     assert!(bench.allows("shop/web", "10.0.0.9"));
+}
+
+#[test]
+fn who_enforces_after_all_writes_nothing_before_the_node_has_seated_its_pods_for_it() {
+    let (mut bench, begin) = Bench::before();
+    let mut first = Some(Error::refused("no bpffs"));
+    let open = move || first.take().map_or(Ok(None), Err);
+    bench.hear(News::Begin { node: BTreeSet::new(), open: Box::new(open) });
+    bench.own(&[pod("shop", "web", 1, "web")]);
+    bench.place("shop/web", 0);
+    bench.answer_all();
+    assert_eq!(bench.admitted(), ["shop/web: network policies cannot be enforced: no bpffs"]);
+    bench.place("shop/web", 0);
+    bench.admitted();
+    bench.it.retry = Some(bench.now);
+    bench.turn();
+    // The node has it by now.
+    bench.pass(RETRY.1 * 2);
+    bench.place("shop/web", 0);
+    assert_eq!((bench.asked().len(), bench.admitted().len()), (0, 0));
+    assert_eq!(bench.it.lack().unwrap(), "no bpffs");
+    bench.place("shop/web", 1);
+    bench.hear(begin);
+    assert_eq!((bench.asked(), bench.admitted()), (vec!["restore"], vec!["shop/web".into()]));
+    assert_eq!((bench.book.lock().unwrap().pods["shop/web"].seat, bench.it.lack()), (1, None));
 }
 
 fn pod(namespace: &str, name: &str, version: u32, app: &str) -> Value {
