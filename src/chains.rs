@@ -18,11 +18,13 @@ use ipnet::IpNet;
 use crate::ours;
 use crate::rules::{
     Action, Cell, ClassId, DIRECTIONS, Direction, ICMP, ICMPV6, Icmp, Origin, PeerId, Pods, PortList, Rule, RuleSet,
-    Rules, SetId, Tier,
+    Rules, SetId, Tier, Traffic,
 };
 
 /// Ports in a rule; a range counts for two.
 const MULTIPORT: usize = 15;
+/// So many times that in one line: iptables-restore(8) takes some 250 words, and five go into each.
+const EXCEPTIONS: usize = 16;
 /// Up to so many pods are looked through one by one.
 const FEW: usize = 16;
 
@@ -469,7 +471,7 @@ impl Author<'_> {
                 Action::Pass => next.to_string(),
                 Action::Log => LOG.to_owned(),
             };
-            let but = self.but_named(rule, way);
+            let but = self.exceptions(rule, way);
             if but.is_empty() {
                 lines.extend(matches.iter().rev().map(|one| format!("{one} {action}").trim_start().to_owned()));
                 continue;
@@ -498,7 +500,7 @@ impl Author<'_> {
         Then::Go(self.chain("R", lines))
     }
 
-    /// Every way to match a rule, short of names of ports that are excluded. None: there is none.
+    /// Every way to match a rule, short of its exceptions. None: there is none.
     fn matches(&self, rule: &Rule, way: Way) -> Option<Vec<String>> {
         let traffic = &rule.traffic;
         let mut all = rule.peer.map_or(Some(String::new()), |peer| self.peer(peer, way))?;
@@ -512,7 +514,7 @@ impl Author<'_> {
             all += &icmp.map_or(Some(String::new()), |icmp| self.icmp(traffic.protocol, icmp, is_not, way))?;
         }
         let sides = [(&traffic.from, way.turned), (&traffic.to, !way.turned)];
-        for (ports, is_to) in sides {
+        for (ports, is_to) in sides.into_iter().filter(|_| !is_long(traffic)) {
             for chunk in chunks(&ports.none_of) {
                 all += &format!(" -m multiport ! {} {chunk}", option(is_to));
             }
@@ -531,22 +533,26 @@ impl Author<'_> {
         if list.ranges.contains(&(0, u16::MAX)) {
             return vec![String::new()];
         }
-        let numbers = chunks(list).into_iter().map(|chunk| format!(" -m multiport {} {chunk}", option(is_to)));
         let named = list.named.iter().filter_map(|named| self.named(named, is_to, way));
-        numbers.chain(named).collect()
+        numbers(list, is_to).chain(named).collect()
     }
 
     fn named(&self, (peer, port): &(PeerId, u16), is_to: bool, way: Way) -> Option<String> {
         Some(format!("{} -m multiport {} {port}", self.peer(*peer, way)?, option(is_to)))
     }
 
-    /// Names of ports that the rule is not about.
-    fn but_named(&self, rule: &Rule, way: Way) -> Vec<String> {
+    /// Ports that the rule is not about: those that have names, and all where one line has no room for them.
+    fn exceptions(&self, rule: &Rule, way: Way) -> Vec<String> {
         let traffic = &rule.traffic;
         let protocol = traffic.protocol.map(|p| format!("-p {p}")).unwrap_or_default();
         let sides = [(&traffic.from, way.turned), (&traffic.to, !way.turned)];
-        let all = sides.into_iter().flat_map(|(ports, is_to)| ports.none_of.named.iter().map(move |n| (n, is_to)));
-        all.filter_map(|(named, is_to)| Some(format!("{protocol}{}", self.named(named, is_to, way)?))).collect()
+        let none_of = sides.map(|(ports, is_to)| (&ports.none_of, is_to));
+        let named = |(list, is_to): (&PortList, bool)| {
+            list.named.iter().filter_map(|named| self.named(named, is_to, way)).collect::<Vec<_>>()
+        };
+        let numbers = none_of.into_iter().filter(|_| is_long(traffic)).flat_map(|(list, is_to)| numbers(list, is_to));
+        let all = none_of.into_iter().flat_map(named).chain(numbers);
+        all.map(|one| format!("{protocol}{one}")).collect()
     }
 
     /// None: nobody of this family is.
@@ -573,6 +579,15 @@ const LOG: &str = "-m limit --limit 10/second --limit-burst 50 -j LOG --log-leve
 
 fn option(is_to: bool) -> &'static str {
     if is_to { "--dports" } else { "--sports" }
+}
+
+/// Whether one line has no room for all ports that are not meant.
+fn is_long(traffic: &Traffic) -> bool {
+    [&traffic.from, &traffic.to].map(|ports| chunks(&ports.none_of).len()).iter().sum::<usize>() > EXCEPTIONS
+}
+
+fn numbers(list: &PortList, is_to: bool) -> impl Iterator<Item = String> + use<> {
+    chunks(list).into_iter().map(move |chunk| format!(" -m multiport {} {chunk}", option(is_to)))
 }
 
 /// As many ports at a time as one rule takes.

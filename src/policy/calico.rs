@@ -241,8 +241,10 @@ fn number_of(at: &At, faults: &mut Faults) -> Option<u8> {
         Some(name) => protocol(name).or_else(|| name.parse().ok()),
         None => at.value.as_i64().and_then(|number| u8::try_from(number).ok()),
     };
+    // By 0 some understand every protocol.
+    let number = number.filter(|number| *number != 0);
     if number.is_none() {
-        faults.add(at, "TCP, UDP, SCTP, ICMP, ICMPv6, UDPLite or a number from 0 to 255");
+        faults.add(at, "TCP, UDP, SCTP, ICMP, ICMPv6, UDPLite or a number from 1 to 255");
     }
     number
 }
@@ -253,7 +255,8 @@ fn icmp(at: &At, faults: &mut Faults) -> Option<Icmp> {
         faults.add(at, "a type, and a code where that matters");
         return None;
     };
-    let r#type = r#type.number(0, 255, faults)? as u8;
+    // By 255 netfilter understands every type.
+    let r#type = r#type.number(0, 254, faults)? as u8;
     let code = at.field("code").and_then(|code| code.number(0, 255, faults)).map(|code| code as u8);
     Some(Icmp { r#type, code })
 }

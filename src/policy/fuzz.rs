@@ -883,7 +883,9 @@ impl Run {
                 let ports = self.some(2, |run| {
                     run.pick(&[json!(80), json!("80:8080"), json!("web"), json!("dns"), json!(53), json!("0:65535")])
                 });
-                entity[name] = ports.into();
+                // Now and then more than one line of iptables-restore(8) has room for.
+                let many = (0..260).map(|n| json!(2 * n + 1)).collect();
+                entity[name] = if self.rng.u8(..16) == 0 { many } else { ports.into() };
             }
         }
         entity

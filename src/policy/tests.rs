@@ -194,6 +194,19 @@ fn what_is_wrong_with_a_policy_is_named_and_it_denies_what_it_selects() {
                 DENIES,
             ],
         ),
+        (
+            calico(json!({"ingress": [
+                {"action": "Allow", "notProtocol": 0},
+                {"action": "Allow", "protocol": "0"},
+                {"action": "Allow", "protocol": "ICMP", "icmp": {"type": 255}},
+            ]})),
+            vec![
+                "spec.ingress[0].notProtocol is 0; it must be TCP, UDP, SCTP, ICMP, ICMPv6, UDPLite or a number from 1 to 255",
+                "spec.ingress[1].protocol is \"0\"; it must be TCP, UDP, SCTP, ICMP, ICMPv6, UDPLite or a number from 1 to 255",
+                "spec.ingress[2].icmp.type is 255; it must be a number from 0 to 254",
+                DENIES,
+            ],
+        ),
     ] {
         let mut model = model();
         model.hear(kind, Heard::One(document));

@@ -100,6 +100,7 @@ impl Kernel {
     /// Where a line leads, if it matches.
     fn target<'a>(&self, line: &'a str, seen: &Seen) -> Option<(&'a str, &'a str)> {
         let words: Vec<&str> = line.split_whitespace().collect();
+        assert!(words.len() < 128, "more words than iptables-restore(8) takes: {line}");
         let (mut at, mut is_not, mut protocol) = (0, false, None);
         while at < words.len() {
             let next = |n: usize| words[at + n];

@@ -337,6 +337,29 @@ fn a_set_that_is_full_is_named_and_what_was_there_goes_on() {
     assert_eq!(names(&field.node), "");
 }
 
+/// iptables-restore(8) takes no line of more than 255 words, and one that it does not take keeps all others out.
+#[test]
+fn ports_that_a_rule_is_not_about_may_be_many() {
+    let mut field = Field::new();
+    let mut tables = Tables::new(MOST);
+    let mut ruler = Ruler::new();
+    let others: Vec<Value> = (0..800).map(|n| json!(80 + 2 * n)).collect();
+    for kind in ["new", "older"] {
+        let mut world = own_only();
+        let rule = json!({"action": "Allow", "protocol": "UDP", "destination": {"notPorts": others}});
+        let spec = json!({"selector": "pod == 'b'", "types": ["Ingress"], "ingress": [rule]});
+        world.calico.insert("x/most".into(), policy("most", spec));
+        ruler.follow(&world, &field.node, &mut tables);
+        let on = |port, family| Probe { port, ..probe(&field, "x/c", "x/b", family, UDP) };
+        let closed = probe(&field, "y/a", "x/a", 0, UDP);
+        let probes = [on(80, 0), on(81, 0), on(80, 1), on(81, 1), closed];
+        assert_eq!(field.round(&probes, &[false, true, false, true, false]), [""; 0], "{kind} iptables");
+        field.node.run(|| tables.remove()).unwrap();
+        legacy(&field.node);
+        (tables, ruler) = (Tables::new(MOST), Ruler::new());
+    }
+}
+
 #[test]
 fn a_pod_reaches_itself_by_its_service_and_others_only_as_far_as_rules_go() {
     let field = Field::new();
