@@ -2,9 +2,12 @@
 //!
 //! Nothing of it is about a single pod: there is nothing to do for an ADD, and a restart finds it as it is.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use serde_json::{Value, json};
 
-use super::saved::{Shown, lengths, restore, script};
+use super::saved::{Shown, is_passing, lengths, restore, script};
 use super::tables::{Looks, scout};
 use crate::both::both;
 use crate::chains::{Chains, FAMILIES, Family, SOURCES, sources};
@@ -15,10 +18,21 @@ use crate::rules::{Counted, Tally};
 pub struct Guard {
     /// What a moment ago was there, for the first look.
     scouted: Option<Looks>,
-    /// Families in which it is in force.
-    held: Vec<Family>,
-    /// Why it is not in the others.
+    state: State,
+    /// Why it is not in all families.
     lack: String,
+}
+
+/// Who looks at the kernel finds out more.
+#[derive(Clone, Default)]
+struct State(Arc<Mutex<Where>>);
+
+#[derive(Clone, Default)]
+struct Where {
+    /// Families in which it is in force.
+    held: BTreeSet<Family>,
+    /// Those in which something was in the way that passes, such as somebody's lock.
+    late: BTreeSet<Family>,
 }
 
 impl Guard {
@@ -30,8 +44,10 @@ impl Guard {
     /// Has it in force as far as this node can. Where it cannot, pods are served all the same, and the log says why.
     pub fn restore(&mut self) {
         let done = turn(self.scouted.take().unwrap_or_else(|| scout().sources), sources);
-        self.held =
-            FAMILIES.into_iter().zip(&done).filter(|(_, done)| done.is_ok()).map(|(family, _)| family).collect();
+        let of = |is: fn(&Result<(), Error>) -> bool| {
+            FAMILIES.into_iter().zip(&done).filter(|(_, done)| is(done)).map(|(family, _)| family).collect()
+        };
+        *self.state.open() = Where { held: of(Result::is_ok), late: of(|done| done.as_ref().is_err_and(is_passing)) };
         let lack: Vec<String> = done.into_iter().filter_map(|done| Some(done.err()?.to_string())).collect();
         let lack = lack.join("; ");
         if !lack.is_empty() && lack != self.lack {
@@ -40,10 +56,30 @@ impl Guard {
         self.lack = lack;
     }
 
-    /// None: it is in force nowhere.
+    /// Beside that, tries again where something was in the way. None: it is in force nowhere, and will not be.
     pub fn tally(&self) -> Option<Tally> {
-        let held = self.held.clone();
-        (!held.is_empty()).then(|| -> Tally { Box::new(move || tally(&held)) })
+        let (state, Where { held, late }) = (self.state.clone(), self.state.open().clone());
+        (!held.is_empty() || !late.is_empty()).then(|| -> Tally {
+            Box::new(move || {
+                late.into_iter().for_each(|family| state.try_again(family));
+                tally(&held)
+            })
+        })
+    }
+}
+
+impl State {
+    fn open(&self) -> MutexGuard<'_, Where> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn try_again(&self, family: Family) {
+        if ensure(family, &Shown::read(&SOURCES, family), &sources(family)).is_ok() {
+            log::info!("pods are kept from sending in the name of other addresses in {family:?} too");
+            let mut places = self.open();
+            places.late.remove(&family);
+            places.held.insert(family);
+        }
     }
 }
 
@@ -57,20 +93,21 @@ pub fn remove() -> Result<(), Error> {
 fn turn(looks: Looks, wanted: impl Fn(Family) -> Chains + Sync) -> [Result<(), Error>; FAMILIES.len()] {
     let [first, second] = FAMILIES;
     let [aside, here] = looks;
-    let has = |family: Family, shown: &Result<Shown, Error>| -> Result<(), Error> {
-        let (wanted, shown) = (wanted(family), shown.as_ref().map_err(Clone::clone)?);
-        // Chains with rules of their own are named by them.
-        if shown.is_whole(&lengths(&wanted)) {
-            return Ok(());
-        }
-        let text = script(&SOURCES, &Chains::new(), &wanted, Some(shown));
-        text.map_or(Ok(()), |text| restore(family, &text))
-    };
-    both(|| has(first, &aside), || has(second, &here)).into()
+    both(|| ensure(first, &aside, &wanted(first)), || ensure(second, &here, &wanted(second))).into()
+}
+
+fn ensure(family: Family, shown: &Result<Shown, Error>, wanted: &Chains) -> Result<(), Error> {
+    let shown = shown.as_ref().map_err(Clone::clone)?;
+    // Chains with rules of their own are named by them.
+    if shown.is_whole(&lengths(wanted)) {
+        return Ok(());
+    }
+    let text = script(&SOURCES, &Chains::new(), wanted, Some(shown));
+    text.map_or(Ok(()), |text| restore(family, &text))
 }
 
 /// What is dropped, and whether it is in force still.
-fn tally(held: &[Family]) -> Result<Counted, Error> {
+fn tally(held: &BTreeSet<Family>) -> Result<Counted, Error> {
     let (mut dropped, mut damage) = (0, None);
     for family in held {
         let shown = Shown::read(&SOURCES, *family)?;

@@ -136,6 +136,14 @@ pub fn restore(family: Family, text: &str) -> Result<(), Error> {
     .map(|_| ())
 }
 
+/// What names an extension that the kernel has not loaded.
+const REMEDY: &str = "load the module";
+
+/// Whether it may succeed another time, without anybody's doing: not where a program or an extension lacks.
+pub fn is_passing(e: &Error) -> bool {
+    e.errno() != Some(libc::ENOENT) && !e.to_string().contains(REMEDY)
+}
+
 fn run(family: Family, verb: &str, args: &[&str], input: Option<&str>) -> Result<String, Error> {
     let program = format!("{}-{verb}", if family == Family::V4 { "iptables" } else { "ip6tables" });
     let mut command = iptables::tool(&program);
@@ -156,6 +164,6 @@ fn run(family: Family, verb: &str, args: &[&str], input: Option<&str>) -> Result
         [("set", "xt_set"), ("multiport", "xt_multiport"), ("conntrack", "xt_conntrack"), ("rpfilter", of_family)];
     let is_named = |name: &str| said.contains(&format!("`{name}'")) || said.contains(&format!("Extension {name} "));
     let module = modules.iter().find(|(name, _)| is_named(name));
-    let remedy = module.map(|(_, module)| format!(" (load the module {module})")).unwrap_or_default();
+    let remedy = module.map(|(_, module)| format!(" ({REMEDY} {module})")).unwrap_or_default();
     Err(Error::refused(format!("{program}: {}{remedy}", said.trim())))
 }

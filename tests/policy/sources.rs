@@ -180,6 +180,26 @@ fn nameless(to: SocketAddr) -> Vec<u8> {
     packet
 }
 
+#[test]
+fn what_was_in_the_way_for_a_while_is_done_later() {
+    let field = field();
+    super::tables::legacy(&field.node);
+    let mut guard = Guard::default();
+    let lock = field.node.run(|| std::fs::File::create("/run/xtables.lock")).unwrap();
+    lock.lock().unwrap();
+    field.node.run(|| guard.restore());
+    assert_eq!(arrives(&field, "x/b", 0, &["10.0.0.4"]), ["10.0.0.4"], "somebody else has the lock");
+    drop(lock);
+    let look = || counted(&guard, &field.node);
+    assert_eq!(look(), (0, None));
+    for (family, borrowed) in ["10.0.0.4", "fd00::4"].into_iter().enumerate() {
+        assert_eq!(arrives(&field, "x/b", family, &[borrowed]), [""; 0]);
+    }
+    assert_eq!(look(), (2, None));
+    field.node.sh("ip6tables -t mangle -F TERWAY-S-DROP");
+    assert!(look().1.is_some(), "and whoever takes it is noticed");
+}
+
 /// Where the kernel lacks what it takes in one family, the other is held all the same.
 #[test]
 fn without_rpfilter_pods_are_served_as_they_were() {
