@@ -399,10 +399,11 @@ INLINE int judge_flow(const struct seat *s, __u32 epoch, const struct way *way, 
 		      struct said *said)
 {
 	struct query q;
-	__u32 now = bpf_ktime_get_ns() >> 30, flags = 0, known = 0, stale = 0, opener = dir;
+	__u32 now = bpf_ktime_get_ns() >> 30, last = now, flags = 0, known = 0, stale = 0, opener = dir;
 	struct track *t = bpf_map_lookup_elem(&tracks, key);
 	if (t) {
 		flags = ONCE(t->flags);
+		last = ONCE(t->last);
 		stale = ONCE(t->epoch) != epoch;
 		known = ONCE(t->tag) == track_tag(key) && !is_over(key, t, now);
 		opener = flags & TRACK_FROM_POD;
@@ -442,8 +443,10 @@ INLINE int judge_flow(const struct seat *s, __u32 epoch, const struct way *way, 
 		else if (!known)
 			count(COUNT_NEW, dir);
 	} else if (renew || (known && (flags & TRACK_FROM_POD) == (__u32)dir)) {
-		// A flow that was allowed stays, denied: its answers shall not open it anew from the other side.
-		write_track(key, epoch, now, (flags & TRACK_FROM_POD) | TRACK_DENIED);
+		// A flow that was allowed stays, denied: its answers shall not open it anew from the other side, nor keep it.
+		if (!about && opener == (__u32)dir)
+			last = now;
+		write_track(key, epoch, last, (flags & TRACK_FROM_POD) | TRACK_DENIED);
 		why = DROP_FLOW;
 	}
 	return why;

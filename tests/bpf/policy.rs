@@ -266,6 +266,8 @@ fn a_flow_without_an_end_is_over_after_a_while() {
     age(idle - 2);
     bench.drop(ask, Why::Flow);
     age(idle - 2);
+    // Nor where rules have changed meanwhile.
+    bench.say(None, Some(&[]));
     bench.drop(answer, Why::Flow);
     age(idle - 2);
     bench.pass(answer);
