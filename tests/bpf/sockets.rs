@@ -87,7 +87,8 @@ fn nobody_behind_a_service_is_told_at_once() {
                 let unconnected = send(&datagrams(own), to).unwrap_err().raw_os_error();
                 let told = if chosen.variant == "sock_retval" { libc::ECONNREFUSED } else { libc::EPERM };
                 assert_eq!(unconnected, Some(told), "{to}");
-                assert!(begin.elapsed() < Duration::from_millis(200), "{to}: {:?}", begin.elapsed());
+                // Who waits for an answer waits for five seconds.
+                assert!(begin.elapsed() < Duration::from_secs(1), "{to}: {:?}", begin.elapsed());
             });
         }
         assert_eq!(cell.services.counts().unwrap()[Count::Refused as usize], 9);

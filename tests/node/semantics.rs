@@ -7,14 +7,13 @@ use serde_json::{Value, json};
 
 use super::{deaf, idle_node, is_bare, node, nothing, pings_during, shown};
 use crate::sim::cloud::Delays;
-use crate::sim::cluster::{Cluster, Member, SOON, conf, soon, within};
+use crate::sim::cluster::{Cluster, Member, conf, soon};
 use crate::sim::fabric::{OUTSIDE, OUTSIDE_V6};
 use crate::sim::traffic::Place;
 
-/// Whether the pod comes to reach its node. The kernel activates a new link when it finds time for it, and drops packets before.
+/// Whether the first packet that the pod sends reaches its node.
 fn speaks(cluster: &Cluster, member: &Member) -> bool {
-    let node = cluster.node(0).addr.to_string();
-    within(SOON, || member.pod.ping(&node).is_some())
+    member.pod.reaches(&cluster.node(0).addr.to_string())
 }
 
 #[test]

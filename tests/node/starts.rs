@@ -1,7 +1,6 @@
 //! How soon a daemon that starts serves, and what it goes by.
 
 use std::net::Ipv4Addr;
-use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -86,7 +85,7 @@ fn an_add_that_comes_during_a_start_waits_for_its_end_and_is_told_at_once_that_i
     cluster.world.cloud.trouble("DescribeInstanceTypes", When::Next(1), Kind::Late(Duration::from_millis(900)));
     let mut web = cluster.schedule(0, "web");
     cluster.start(0);
-    thread::sleep(Duration::from_millis(300));
+    soon("the start waits for the cloud", || cluster.world.cloud.calls("DescribeInstanceTypes") == 1);
     let answer = cluster.call_for(&web, "ADD");
     assert_eq!(answer.code, Some(0), "{answer:?}");
     cluster.wire(&mut web);
