@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::bpf::cell::{Servers, Threads};
 use crate::sim::cluster::{Cluster, Member, node_name, soon, within};
 use crate::sim::fabric::OUTSIDE;
-use crate::sim::kube::Kube;
+use crate::sim::kube::{Kube, merge, services};
 use crate::sim::traffic::Place;
 use crate::sim::world;
 
@@ -52,15 +52,12 @@ impl Bench {
     }
 
     /// Puts a Service `default/NAME` there, of port 80 at this address, and with these fields of its spec.
-    fn service(&self, name: &str, addr: &str, over: Value) {
-        let mut spec = json!({"clusterIP": addr, "clusterIPs": [addr], "ports": [{"name": "http", "port": 80}]});
-        over.as_object().unwrap().iter().for_each(|(key, value)| spec[key] = value.clone());
-        let status = spec["status"].take();
-        self.cluster.kube.put(json!({
-            "apiVersion": "v1", "kind": "Service",
-            "metadata": {"namespace": "default", "name": name, "uid": name, "creationTimestamp": "2026-01-01T00:00:00Z"},
-            "spec": spec, "status": status,
-        }));
+    fn service(&self, name: &str, addr: &str, mut over: Value) {
+        let mut service = services::service(name, addr, 80);
+        let status = over["status"].take();
+        let metadata = json!({"uid": name, "creationTimestamp": "2026-01-01T00:00:00Z"});
+        merge(&mut service, &json!({"metadata": metadata, "spec": over, "status": status}));
+        self.cluster.kube.put(service);
     }
 
     /// The endpoints of a Service, all of its port `http`; each is laid over a plain one of the first node.
@@ -97,19 +94,14 @@ fn put_endpoints(kube: &Kube, service: &str, endpoints: &[(SocketAddr, Value)]) 
     let port = endpoints.first().map_or(80, |(addr, _)| addr.port());
     assert!(endpoints.iter().all(|(addr, _)| addr.port() == port), "one slice, one port");
     let one = |(addr, over): &(SocketAddr, Value)| {
-        let mut endpoint = json!({"addresses": [addr.ip()], "nodeName": node_name(0)});
-        over.as_object().into_iter().flatten().for_each(|(key, value)| endpoint[key] = value.clone());
+        let mut endpoint = services::endpoint(addr.ip(), &node_name(0));
+        merge(&mut endpoint, over);
         endpoint
     };
-    kube.put(json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-        "metadata": {
-            "namespace": "default", "name": format!("{service}-1"), "labels": {"kubernetes.io/service-name": service},
-        },
-        "addressType": "IPv4",
-        "ports": [{"name": "http", "port": port, "protocol": "TCP"}, {"name": "dns", "port": port, "protocol": "UDP"}],
-        "endpoints": endpoints.iter().map(one).collect::<Vec<_>>(),
-    }));
+    let mut slice = services::slice(service, port, endpoints.iter().map(one));
+    let ports = slice["ports"].as_array_mut().unwrap();
+    ports.push(json!({"name": "dns", "port": port, "protocol": "UDP"}));
+    kube.put(slice);
 }
 
 fn ask(threads: &Threads, from: &impl Place, to: &str) -> Result<SocketAddr, ErrorKind> {

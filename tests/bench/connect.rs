@@ -7,11 +7,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::sim::cgroup::Threads;
 use super::sim::cluster::{Cluster, Member};
-use super::sim::kube::Kube;
+use super::sim::kube::{Kube, services};
 use super::sim::traffic::Place;
 use super::table::{Goal, Row, Table, Times, micros};
 
@@ -179,42 +179,13 @@ fn is_spoken_to(i: usize) -> bool {
     i.is_multiple_of(SERVICES / SPOKEN_TO) || i == SERVICES - 1
 }
 
-fn publish(kube: &Kube, way: &Way, services: std::ops::Range<usize>) {
-    for i in services {
-        kube.put(slice(i, &endpoints(i, way.backend)));
-        kube.put(service(i));
+fn publish(kube: &Kube, way: &Way, numbers: std::ops::Range<usize>) {
+    for i in numbers {
+        let (name, ends) = (format!("s{i}"), endpoints(i, way.backend));
+        let behind = ends.iter().map(|end| services::endpoint(end.ip(), "node-x"));
+        kube.put(services::slice(&name, ends[0].port(), behind));
+        kube.put(services::service(&name, &vip(i).ip().to_string(), PORT));
     }
-}
-
-fn service(i: usize) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "default", "name": format!("s{i}")},
-        "spec": {
-            "type": "ClusterIP", "clusterIP": vip(i).ip(), "clusterIPs": [vip(i).ip()], "ipFamilies": ["IPv4"],
-            "selector": {"app": format!("s{i}")}, "sessionAffinity": "None", "internalTrafficPolicy": "Cluster",
-            "ports": [{"name": "http", "port": PORT, "targetPort": 8080, "protocol": "TCP"}],
-        },
-        "status": {"loadBalancer": {}},
-    })
-}
-
-fn slice(i: usize, endpoints: &[SocketAddr]) -> Value {
-    let endpoint = |addr: &SocketAddr| {
-        json!({
-            "addresses": [addr.ip()], "nodeName": "node-x", "zone": "cn-hangzhou-h",
-            "conditions": {"ready": true, "serving": true, "terminating": false},
-            "targetRef": {"kind": "Pod", "namespace": "default", "name": format!("p-{}", addr.ip()), "uid": format!("uid-{}", addr.ip())},
-        })
-    };
-    json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-        "metadata": {
-            "namespace": "default", "name": format!("s{i}-abcde"),
-            "labels": {"kubernetes.io/service-name": format!("s{i}"), "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io"},
-        },
-        "endpoints": endpoints.iter().map(endpoint).collect::<Vec<_>>(),
-        "ports": [{"name": "http", "port": endpoints[0].port(), "protocol": "TCP"}],
-    })
 }
 
 /// What kube-proxy would make of the Services, and the command that loads it from `/run/layout`.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::idle::memory;
 use super::sim::cgroup::Threads;
 use super::sim::cluster::{Cluster, Member, node_name};
-use super::sim::kube::Kube;
+use super::sim::kube::{Kube, merge, services};
 use super::sim::traffic::Place;
 use super::table::{Row, Table};
 
@@ -56,47 +56,40 @@ pub fn measure(cluster: &mut Cluster, n: usize, table: &mut Table) {
     cluster.stop(n);
 }
 
+/// With all that objects of a cluster have besides: it goes over the wire, and the figures of memory say what it leaves.
 fn populate(kube: &Kube, n: u32) {
-    let addr = Ipv4Addr::from(0xac15_0000 + 256 + n).to_string();
     let name = format!("service-{n}");
-    kube.put(json!({
-        "apiVersion": "v1", "kind": "Service",
+    let mut service = services::service(&name, &Ipv4Addr::from(0xac15_0000 + 256 + n).to_string(), 80);
+    let more = json!({
         "metadata": {
-            "namespace": "default", "name": name, "uid": format!("0f3a4c5e-0000-4000-8000-{n:012}"),
-            "creationTimestamp": "2026-01-01T00:00:00Z", "labels": {"app": name},
+            "uid": format!("0f3a4c5e-0000-4000-8000-{n:012}"), "creationTimestamp": "2026-01-01T00:00:00Z",
+            "labels": {"app": name},
             "annotations": {"meta.helm.sh/release-name": name, "meta.helm.sh/release-namespace": "default"},
         },
-        "spec": {
-            "type": "ClusterIP", "clusterIP": addr, "clusterIPs": [addr], "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
-            "internalTrafficPolicy": "Cluster", "sessionAffinity": "None", "selector": {"app": name},
-            "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}],
-        },
+        "spec": {"ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack", "selector": {"app": name}},
         "status": {"loadBalancer": {}},
-    }));
+    });
+    merge(&mut service, &more);
+    kube.put(service);
     let endpoints: Vec<Ipv4Addr> = (0..EACH).map(|e| Ipv4Addr::from(0x0a00_0000 + n * EACH + e)).collect();
     endpoints_of(kube, &name, &endpoints);
 }
 
 fn endpoints_of(kube: &Kube, service: &str, addresses: &[Ipv4Addr]) {
     let endpoint = |addr: &Ipv4Addr| {
-        json!({
-            "addresses": [addr], "conditions": {"ready": true, "serving": true, "terminating": false},
-            "nodeName": node_name((u32::from(*addr) % 100) as usize), "zone": "cn-hangzhou-h",
-            "targetRef": {"kind": "Pod", "namespace": "default", "name": format!("pod-{addr}"), "uid": "0f3a4c5e"},
-        })
+        let mut endpoint = services::endpoint((*addr).into(), &node_name((u32::from(*addr) % 100) as usize));
+        endpoint["zone"] = json!("cn-hangzhou-h");
+        endpoint["targetRef"] =
+            json!({"kind": "Pod", "namespace": "default", "name": format!("pod-{addr}"), "uid": "0f3a4c5e"});
+        endpoint
     };
-    kube.put(json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-        "metadata": {
-            "namespace": "default", "name": format!("{service}-abcde"), "generateName": format!("{service}-"),
-            "labels": {
-                "kubernetes.io/service-name": service,
-                "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
-            },
-        },
-        "addressType": "IPv4", "ports": [{"name": "http", "port": PORT, "protocol": "TCP"}],
-        "endpoints": addresses.iter().map(endpoint).collect::<Vec<_>>(),
-    }));
+    let mut slice = services::slice(service, PORT, addresses.iter().map(endpoint));
+    let metadata = json!({
+        "name": format!("{service}-abcde"), "generateName": format!("{service}-"),
+        "labels": {"endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io"},
+    });
+    merge(&mut slice["metadata"], &metadata);
+    kube.put(slice);
 }
 
 fn wait(cluster: &Cluster, n: usize, holds: impl Fn(&Value) -> bool) {

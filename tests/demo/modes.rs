@@ -291,8 +291,7 @@ impl Scene {
     fn lead(&mut self) {
         let step = self.screen.step("a Service and its two endpoints");
         self.servers = ["web-1", "web-2"].map(|name| services::serve(self.pod(name))).into();
-        let spec = json!({"ports": [services::port(None)]});
-        services::publish(&self.cluster.kube, "web", SERVICE, spec, &self.servers);
+        services::publish(&self.cluster.kube, "web", SERVICE, None, &self.servers);
         let service = format!("{SERVICE}:80");
         let all = |name: &str| self.led(name, &service).servers == self.servers;
         let good = within(SOON, || all("client") && all("web-2"));

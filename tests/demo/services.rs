@@ -5,12 +5,12 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::screen::{Cell, Screen, Table, micros};
 use crate::sim::cgroup::Threads;
 use crate::sim::cluster::{Cluster, Member, SOON, node_name, within};
-use crate::sim::kube::Kube;
+use crate::sim::kube::{Kube, services};
 use crate::sim::traffic::Place;
 use crate::sim::world::{self, World};
 
@@ -35,8 +35,8 @@ pub fn show(screen: Screen) -> Vec<String> {
     cluster.start_ready(0);
     let [client, one, other] = ["client", "web-1", "web-2"].map(|name| cluster.add(0, name));
     let servers: BTreeSet<SocketAddr> = [&one, &other].map(serve).into();
-    publish(&cluster.kube, "web", SERVED, json!({"type": "NodePort", "ports": [port(Some(NODE_PORT))]}), &servers);
-    publish(&cluster.kube, "nobody", EMPTY, json!({"ports": [port(None)]}), &BTreeSet::new());
+    publish(&cluster.kube, "web", SERVED, Some(NODE_PORT), &servers);
+    publish(&cluster.kube, "nobody", EMPTY, None, &BTreeSet::new());
     let (service, empty) = (format!("{SERVED}:80"), format!("{EMPTY}:80"));
     let of_pod = |to: &str| client.pod.run(|| led(&threads, to));
     let led_at_all = within(SOON, || of_pod(&service).is_ok() && of_pod(&empty) == Err(ErrorKind::ConnectionRefused));
@@ -128,18 +128,13 @@ pub fn serve(pod: &Member) -> SocketAddr {
     address
 }
 
-pub fn port(node_port: Option<u16>) -> Value {
-    json!({"name": "http", "port": 80, "targetPort": TARGET, "protocol": "TCP", "nodePort": node_port})
-}
-
-pub fn publish(kube: &Kube, name: &str, address: &str, mut spec: Value, servers: &BTreeSet<SocketAddr>) {
-    (spec["clusterIP"], spec["clusterIPs"]) = (json!(address), json!([address]));
-    let endpoint = |server: &SocketAddr| json!({"addresses": [server.ip()], "nodeName": node_name(0)});
-    kube.put(json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-        "metadata": {"namespace": "default", "name": format!("{name}-1"), "labels": {"kubernetes.io/service-name": name}},
-        "ports": [{"name": "http", "port": TARGET, "protocol": "TCP"}],
-        "endpoints": servers.iter().map(endpoint).collect::<Vec<_>>(),
-    }));
-    kube.put(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "default", "name": name}, "spec": spec}));
+pub fn publish(kube: &Kube, name: &str, address: &str, node_port: Option<u16>, servers: &BTreeSet<SocketAddr>) {
+    let endpoints = servers.iter().map(|server| services::endpoint(server.ip(), &node_name(0)));
+    kube.put(services::slice(name, TARGET, endpoints));
+    let mut service = services::service(name, address, 80);
+    if let Some(port) = node_port {
+        service["spec"]["type"] = json!("NodePort");
+        service["spec"]["ports"][0]["nodePort"] = json!(port);
+    }
+    kube.put(service);
 }

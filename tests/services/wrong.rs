@@ -1,6 +1,6 @@
 //! What others do wrong: objects that cannot be, addresses that are somebody's, lists that break off, maps and kernels that take no more.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::thread;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::bpf::cell::Threads;
 use crate::cli::cli;
 use crate::sim::builds::{Build, REFUSAL};
 use crate::sim::cluster::{binary, soon};
-use crate::sim::kube::Trouble;
+use crate::sim::kube::{Trouble, services};
 use crate::sim::traffic::Place;
 
 /// The events about this object.
@@ -140,19 +140,11 @@ fn a_service_of_five_thousand_endpoints_is_led_to_all_of_them() {
     let servers = serve(&[&one]);
     bench.service("web", "172.21.0.80", json!({}));
     bench.endpoints("web", &[(servers[0].1, json!({}))]);
-    for slice in 0..50u32 {
-        let endpoints: Vec<Value> = (0..100u32)
-            .map(|n| json!({"addresses": [std::net::Ipv4Addr::from(0x0a00_0000 + slice * 256 + n)], "nodeName": "n9"}))
-            .collect();
-        bench.cluster.kube.put(json!({
-            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-            "metadata": {
-                "namespace": "default", "name": format!("web-more-{slice}"),
-                "labels": {"kubernetes.io/service-name": "web"},
-            },
-            "ports": [{"name": "http", "port": 8080}],
-            "endpoints": endpoints,
-        }));
+    for n in 0..50u32 {
+        let addrs = (0..100).map(|last| Ipv4Addr::from(0x0a00_0000 + n * 256 + last));
+        let mut slice = services::slice("web", 8080, addrs.map(|addr| services::endpoint(addr.into(), "n9")));
+        slice["metadata"]["name"] = json!(format!("web-more-{n}"));
+        bench.cluster.kube.put(slice);
     }
     soon("all are there", || bench.cluster.show(0)["services"]["backends"] == 5001);
     (0..50).for_each(|n| _ = bench.cluster.kube.delete("EndpointSlice", "default", &format!("web-more-{n}")));

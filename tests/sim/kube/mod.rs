@@ -2,6 +2,7 @@
 
 mod check;
 mod select;
+pub mod services;
 mod store;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -20,7 +21,8 @@ use serde_json::{Value, json};
 
 use super::http::{Chunks, Fault, Request, Response, Server};
 use select::Selector;
-use store::{Key, Store, merge, plural, strategic};
+pub use store::merge;
+use store::{Key, Store, plural, strategic};
 
 /// Kinds that an API server has once somebody has defined them: here the first object does.
 const DEFINED_LATER: [&str; 3] =
