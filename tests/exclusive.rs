@@ -1,43 +1,39 @@
 //! A pod with an ENI of its own: the plan on the wire, in a VPC that drops what is forged; and the way of the card, there and back.
 
-use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
 use std::path::Path;
 use std::thread;
 
-use terway::datapath::{self, EniSetup, NodeSetup, Setup};
-use terway::ip::{IpPair, Mac, NetPair, Stack};
-use terway::kernel::{self, Kernel, unwire};
+use terway::datapath::{self, Setup};
+use terway::ip::IpPair;
+use terway::kernel::{self, unwire};
 use terway::ours;
 use terway::plan::Plan;
-use terway::pod::{Attachment, PodName, Sandbox};
-use terway::rate::{Both, Limit, Limits, Rate};
+use terway::pod::Attachment;
+use terway::rate::{Limits, Rate};
 use terway::rpc::{Answers, EniLease, Lease, Marker, Shaper, Whole, Wiring};
 use terway::verdict::Why;
 
 use crate::bpf::policy::{OPEN, guard, guarded};
 use crate::sim::cluster::soon;
-use crate::sim::fabric::{Card, Drops, Fabric, OUTSIDE, OUTSIDE_V6};
+use crate::sim::fabric::{OUTSIDE, OUTSIDE_V6};
 use crate::sim::flood::flood;
-use crate::sim::node::{Node, Pod};
-use crate::sim::traffic::{Place, TcpEcho};
+use crate::sim::node::Node;
+use crate::sim::traffic::{Place, reaches, seen_as};
+use crate::sim::vpc::{GATEWAY, Guest, MTU, NODE, NODE_V6, REMOTE, REMOTE_V6, Vpc, addr, at, services};
 
-const MTU: u32 = 1500;
-const NODE: &str = "192.168.0.10";
-const NODE_V6: &str = "fd00:0:0:1::10";
-const REMOTE: &str = "192.168.0.11";
-const REMOTE_V6: &str = "fd00:0:0:1::11";
-const GATEWAY: &str = "192.168.63.253";
-const GATEWAY_V6: &str = "fd00:0:0:2:ffff:ffff:ffff:fffd";
-const SERVICES: &str = "172.21.0.0/20";
-const SERVICES_V6: &str = "fd21::/112";
-
-/// Two nodes; the first has ENIs for pods, the second stands for everything that is elsewhere.
 struct World {
-    node: Node,
-    remote: Node,
-    fabric: Fabric,
+    vpc: Vpc,
     marker: Marker,
     answers: Answers,
+}
+
+impl Deref for World {
+    type Target = Vpc;
+
+    fn deref(&self) -> &Vpc {
+        &self.vpc
+    }
 }
 
 impl World {
@@ -46,104 +42,30 @@ impl World {
     }
 
     fn with(marker: Marker, answers: Answers) -> World {
-        let fabric = Fabric::new(&["192.168.0.0/16".parse().unwrap(), "fd00::/56".parse().unwrap()]);
-        let world = World { node: Node::new("node"), remote: Node::new("remote"), fabric, marker, answers };
-        world.boot(&world.node, "eni-n", "00:16:3e:00:00:0a", [NODE, NODE_V6]);
-        world.boot(&world.remote, "eni-r", "00:16:3e:00:00:0b", [REMOTE, REMOTE_V6]);
-        let setup = NodeSetup { stack: Stack::Dual, ..NodeSetup::default() };
-        world.kernel(|kernel| kernel.apply(&datapath::node(&setup)).unwrap());
-        world.kernel(|kernel| kernel.apply(&datapath::masquerade(&node_ips())).unwrap());
-        world.kernel(|kernel| kernel.apply(&datapath::answers(Stack::Dual)).unwrap());
-        world
-    }
-
-    fn boot(&self, node: &Node, id: &str, mac: &str, [v4, v6]: [&str; 2]) {
-        let gateway: std::net::Ipv6Addr = "fd00:0:0:1:ffff:ffff:ffff:fffd".parse().unwrap();
-        let card = Card { gateway_v6: Some(gateway), ..Card::new(id, mac, &[v4, v6]) };
-        self.fabric.plug(&card, node.ns().name());
-        node.sh("sysctl -qw net.ipv6.conf.eth0.accept_ra=0 net.ipv6.conf.eth0.accept_dad=0");
-        node.dhcp(format!("{v4}/19").parse().unwrap(), "192.168.31.253".parse().unwrap());
-        node.sh(&format!("ip addr add {v6}/128 dev eth0 nodad; ip route add {gateway}/128 dev eth0"));
-        node.sh(&format!("ip route add default via {gateway} dev eth0"));
-    }
-
-    fn kernel<T: Send>(&self, f: impl FnOnce(&mut Kernel) -> T + Send) -> T {
-        self.node.run(|| f(&mut Kernel::host().unwrap()))
-    }
-
-    /// Hot-plugs another ENI, with one address of each family.
-    fn plug(&self, n: u8) -> EniLease {
-        let mac = Mac([0, 0x16, 0x3e, 0, 1, n]);
-        let addrs = [format!("192.168.32.{n}"), format!("fd00:0:0:2::{n:x}")];
-        let card = Card::new(&format!("eni-{n}"), &mac.to_string(), &[&addrs[0], &addrs[1]]);
-        self.fabric.plug(&Card { gateway_v6: Some(GATEWAY_V6.parse().unwrap()), ..card }, self.node.ns().name());
-        let link = self.kernel(|kernel| kernel.link_by_mac(mac).unwrap().unwrap());
-        EniLease {
-            id: format!("eni-{n}"),
-            mac,
-            vswitch: "vsw-pod".into(),
-            cidr: NetPair {
-                v6: Some("fd00:0:0:2::/64".parse().unwrap()),
-                ..NetPair::v4("192.168.32.0/19".parse().unwrap())
-            },
-            gateway: IpPair { v6: Some(GATEWAY_V6.parse().unwrap()), ..IpPair::v4(GATEWAY.parse().unwrap()) },
-            slot: n.into(),
-            table: ours::eni_table(link.ifindex),
-        }
+        World { vpc: Vpc::new(Node::new("node")), marker, answers }
     }
 
     /// A pod that will have a new ENI to itself.
     fn guest(&self, name: &str, n: u8) -> Guest<'_> {
-        let eni = self.plug(n);
-        let home = self.node.ifname(&eni.mac.to_string()).unwrap();
-        let services = NetPair { v6: Some(SERVICES_V6.parse().unwrap()), ..NetPair::v4(SERVICES.parse().unwrap()) };
-        let (answers, shaper) = (self.answers, Shaper::Ifb);
-        let wiring = Wiring::Whole(Whole { home, services, answers, shaper, host_stack: Vec::new(), alone: false });
-        self.pod(name, n, eni, wiring)
+        let eni = self.plug(n, &[n]);
+        let (home, services, answers) = (self.link(&eni), services(), self.answers);
+        let (shaper, host_stack) = (Shaper::Ifb, Vec::new());
+        self.pod(name, n, &eni, Wiring::Whole(Whole { home, services, answers, shaper, host_stack, alone: false }))
     }
 
     /// A pod that shares a new ENI with nobody yet.
     fn shared(&self, name: &str, n: u8) -> Guest<'_> {
-        let eni = self.plug(n);
-        let link = self.node.ifname(&eni.mac.to_string()).unwrap();
-        let node = IpPair::v4(NODE.parse().unwrap());
-        let plan = datapath::eni(&EniSetup { eni: &eni, link: &link, mtu: MTU, node: &node });
-        self.kernel(|kernel| kernel.apply(&plan).unwrap());
-        let guest = self.pod(name, n, eni, Wiring::Shared);
+        let eni = self.plug(n, &[n]);
+        self.ready(&eni, &IpPair::v4(NODE.parse().unwrap()));
+        let guest = self.pod(name, n, &eni, Wiring::Shared);
         guest.apply();
         guest
     }
 
-    fn pod(&self, name: &str, n: u8, eni: EniLease, wiring: Wiring) -> Guest<'_> {
-        let pod = self.node.pod(name);
-        let attachment = Attachment { container: format!("c-{name}"), ifname: "eth0".into() };
-        let ip = IpPair {
-            v6: Some(format!("fd00:0:0:2::{n:x}").parse().unwrap()),
-            ..IpPair::v4(format!("192.168.32.{n}").parse().unwrap())
-        };
-        let lease = Lease {
-            pod: PodName::new("default", name),
-            sandbox: Sandbox { attachment, netns: pod.netns().into() },
-            ip,
-            eni,
-            node: node_ips(),
-            marker: self.marker,
-            sticky: false,
-            heritage: None,
-            bandwidth: Default::default(),
-            wiring,
-            routes: Vec::new(),
-            seat: None,
-        };
-        Guest { world: self, plan: datapath::pod(&Setup::new(&lease, MTU)), lease, pod }
-    }
-
-    /// What kube-proxy would write for a Service and its one endpoint, or for a port of the node.
-    fn leads(&self, at: &str, to: &str) {
-        let (iptables, rule) = dnat(at, to);
-        for chain in ["PREROUTING", "OUTPUT"] {
-            self.node.sh(&format!("{iptables} -w -t nat -A {chain} {rule}"));
-        }
+    fn pod(&self, name: &str, n: u8, eni: &EniLease, wiring: Wiring) -> Guest<'_> {
+        let mut guest = self.vpc.pod(name, eni, n, wiring);
+        guest.amend(|lease| lease.marker = self.marker);
+        guest
     }
 
     fn links(&self) -> String {
@@ -151,58 +73,14 @@ impl World {
     }
 }
 
-fn dnat(at: &str, to: &str) -> (&'static str, String) {
-    let (at, to): (SocketAddr, SocketAddr) = (at.parse().unwrap(), to.parse().unwrap());
-    let iptables = if at.is_ipv4() { "iptables" } else { "ip6tables" };
-    let protocols =
-        ["tcp", "udp"].map(|p| format!("-d {} -p {p} --dport {} -j DNAT --to-destination {to}", at.ip(), at.port()));
-    (iptables, protocols.join(&format!("; {iptables} -w -t nat -A PREROUTING ")))
-}
-
-fn node_ips() -> IpPair {
-    IpPair { v6: Some(NODE_V6.parse().unwrap()), ..IpPair::v4(NODE.parse().unwrap()) }
-}
-
-struct Guest<'a> {
-    world: &'a World,
-    lease: Lease,
-    plan: Plan,
-    pod: Pod,
-}
-
 impl Guest<'_> {
-    fn kernel<T: Send>(&self, f: impl FnOnce(&mut Kernel) -> T + Send) -> T {
-        self.world.node.run(|| {
-            let mut kernel = Kernel::host().unwrap();
-            kernel.enter(self.pod.netns()).unwrap();
-            f(&mut kernel)
-        })
-    }
-
-    fn apply(&self) {
-        self.kernel(|kernel| kernel.apply(&self.plan)).unwrap();
-        assert_eq!(self.check(), "clean");
-    }
-
-    fn check(&self) -> String {
-        self.kernel(|kernel| kernel.check(&self.plan)).unwrap().map_or("clean".into(), |d| d.to_string())
-    }
-
-    fn undo(&self) {
-        self.kernel(|kernel| kernel.undo(&self.plan)).unwrap();
-    }
-
     fn unwire(&self, netns: Option<&Path>) {
         let veth = ours::host_veth(&self.lease.pod, "eth0");
-        self.world.node.run(|| unwire(netns, Some(&veth), &self.lease.sandbox.attachment)).unwrap();
+        self.vpc.node.run(|| unwire(netns, Some(&veth), &self.lease.sandbox.attachment)).unwrap();
     }
 
     fn ip(&self) -> String {
         self.lease.ip.v4.unwrap().to_string()
-    }
-
-    fn ips(&self) -> Vec<IpAddr> {
-        self.lease.ip.iter().collect()
     }
 
     fn mac(&self) -> String {
@@ -211,39 +89,16 @@ impl Guest<'_> {
 
     /// The ENI is on the node again as it was: under its name, down and bare.
     fn is_home_as(&self, name: &str) {
-        assert_eq!(self.world.node.ifname(&self.mac()).as_deref(), Some(name));
-        let seen = self.world.node.sh(&format!("ip -d addr show {name}; tc qdisc show dev {name}"));
+        assert_eq!(self.vpc.node.ifname(&self.mac()).as_deref(), Some(name));
+        let seen = self.vpc.node.sh(&format!("ip -d addr show {name}; tc qdisc show dev {name}"));
         assert!(!seen.contains("inet") && !seen.contains("alias") && !seen.contains(",UP"), "{seen}");
         assert!(!seen.contains("clsact"), "{seen}");
     }
-
-    /// An echo server for TCP and UDP in this pod.
-    fn serves(&self, port: u16) -> (TcpEcho, crate::sim::traffic::UdpEcho) {
-        let at = format!("[::]:{port}");
-        (self.pod.tcp_echo(&at), self.pod.udp_echo(&at))
-    }
 }
 
-/// Ping, TCP and UDP.
-fn reaches(from: &impl Place, what: &str, to: &impl Place, ip: IpAddr) {
-    assert!(from.reaches(&ip.to_string()), "no ping {what} ({ip})");
-    let at = SocketAddr::new(ip, 7000).to_string();
-    let _echo = (to.tcp_echo(&at), to.udp_echo(&at));
-    from.tcp(&at).unwrap_or_else(|e| panic!("no TCP {what} ({ip}): {e}"));
-    assert_eq!(from.udp(&at, 3).len(), 3, "UDP {what} ({ip})");
-}
-
-/// Connects, and tells as whom the server saw it.
-fn seen_as(from: &impl Place, at: &str, server: &TcpEcho) -> String {
-    let before = server.peers().len();
-    from.tcp(at).unwrap_or_else(|e| panic!("no TCP to {at}: {e}"));
-    let peers: Vec<IpAddr> = server.peers()[before..].iter().map(|peer| peer.ip().to_canonical()).collect();
-    assert_eq!(peers.len(), 1, "{at}: {peers:?}");
-    peers[0].to_string()
-}
-
-fn addr(text: &str) -> IpAddr {
-    text.parse().unwrap()
+fn whole(lease: &mut Lease) -> &mut Whole {
+    let Wiring::Whole(whole) = &mut lease.wiring else { unreachable!("it is made so") };
+    whole
 }
 
 fn everybody(world: &World) {
@@ -254,11 +109,11 @@ fn everybody(world: &World) {
         (x.ips()[0], y.ips()[0], s.ips()[0], NODE, REMOTE, OUTSIDE),
         (x.ips()[1], y.ips()[1], s.ips()[1], NODE_V6, REMOTE_V6, OUTSIDE_V6),
     ] {
-        reaches(&x.pod, "to the outside", world.fabric.outside(), addr(outside));
+        reaches(&x.pod, "to the outside", world.fabric.outside(), outside);
         reaches(world.fabric.outside(), "from the outside", &x.pod, x_ip);
-        reaches(&x.pod, "to another node", &world.remote, addr(remote));
+        reaches(&x.pod, "to another node", &world.remote, remote);
         reaches(&world.remote, "from another node", &x.pod, x_ip);
-        reaches(&x.pod, "to its node", &world.node, addr(node));
+        reaches(&x.pod, "to its node", &world.node, node);
         reaches(&world.node, "from its node", &x.pod, x_ip);
         reaches(&x.pod, "to a pod with an ENI of its own", &y.pod, y_ip);
         // The ENI of the other one is set up for IPv4 alone.
@@ -268,7 +123,7 @@ fn everybody(world: &World) {
         reaches(&s.pod, "from a pod of a shared ENI", &x.pod, x_ip);
         reaches(&x.pod, "to itself", &x.pod, x_ip);
     }
-    assert_eq!(world.fabric.drops(), Drops::default());
+    world.is_calm();
 }
 
 #[test]
@@ -293,7 +148,6 @@ fn services_lead_to_every_kind_of_backend_and_back() {
         (0, ["172.21.0.10", "172.21.0.11", "172.21.0.12"], REMOTE, NODE),
         (1, ["fd21::10", "fd21::11", "fd21::12"], REMOTE_V6, NODE_V6),
     ] {
-        let at = |ip: IpAddr, port| SocketAddr::new(ip, port).to_string();
         let services = [(service_s, s.ips()[n]), (service_y, y.ips()[n]), (service_r, addr(remote_ip))];
         for (service, backend) in services {
             world.leads(&at(addr(service), 80), &at(backend, 8080));
@@ -308,7 +162,7 @@ fn services_lead_to_every_kind_of_backend_and_back() {
         }
         assert_eq!(seen_as(&s.pod, &of_y, &at_y.0), s.ips()[n].to_string(), "from a pod of a shared ENI");
     }
-    assert_eq!(world.fabric.drops(), Drops::default());
+    world.is_calm();
 }
 
 fn node_port(world: &World) -> Guest<'_> {
@@ -336,7 +190,7 @@ fn what_comes_in_by_the_nodes_port_is_answered_by_it_and_the_client_is_seen() {
     // The same client by the ENI, while it is known by the node's port.
     assert_eq!(seen_as(outside, &format!("{}:8080", x.ip()), &at_x.0), OUTSIDE);
     assert_eq!(outside.udp(&format!("{}:8080", x.ip()), 5).len(), 5);
-    assert_eq!(world.fabric.drops(), Drops::default());
+    world.is_calm();
 }
 
 #[test]
@@ -388,9 +242,7 @@ fn a_veth_made_ahead_of_the_lease_becomes_the_second_link() {
 fn without_a_second_link_the_pod_has_the_vpc_and_no_node() {
     let world = World::new();
     let mut x = world.guest("x", 5);
-    let Wiring::Whole(whole) = &mut x.lease.wiring else { unreachable!("it is made so") };
-    whole.alone = true;
-    x.plan = datapath::pod(&Setup::new(&x.lease, MTU));
+    x.amend(|lease| whole(lease).alone = true);
     let veth = datapath::veth(&x.lease.pod, &x.lease.sandbox.attachment, MTU);
     x.kernel(|kernel| {
         kernel.begin(&veth);
@@ -398,7 +250,7 @@ fn without_a_second_link_the_pod_has_the_vpc_and_no_node() {
     });
     assert_eq!(x.check(), "clean");
     assert!(!world.links().contains("cali"));
-    reaches(&x.pod, "to the outside", world.fabric.outside(), addr(OUTSIDE));
+    reaches(&x.pod, "to the outside", world.fabric.outside(), OUTSIDE);
     reaches(world.fabric.outside(), "from the outside", &x.pod, x.ips()[0]);
     x.unwire(Some(x.pod.netns()));
     x.is_home_as("eth1");
@@ -444,7 +296,7 @@ fn an_eni_whose_name_was_given_away_comes_home_under_the_next_one() {
     let world = World::new();
     let x = world.guest("x", 5);
     x.apply();
-    let other = world.plug(6);
+    let other = world.plug(6, &[6]);
     assert_eq!(world.node.ifname(&other.mac.to_string()).as_deref(), Some("eth1"));
     x.undo();
     x.is_home_as("eth2");
@@ -526,7 +378,7 @@ fn a_pods_own_interface_is_never_pushed_aside() {
     let world = World::new();
     let x = world.guest("x", 5);
     x.pod.sh("ip link add eth0 type veth peer name other");
-    let refused = x.kernel(|kernel| kernel.apply(&x.plan)).unwrap_err().to_string();
+    let refused = x.try_apply().unwrap_err().to_string();
     assert_eq!(refused, format!("interface eth0 exists already in {}", x.pod.netns().display()));
     x.is_home_as("eth1");
     x.unwire(Some(x.pod.netns()));
@@ -564,12 +416,8 @@ fn one_bandwidth_holds_for_the_eni_and_the_second_link_together() {
     let world = World::new();
     let mut x = world.guest("x", 5);
     let limit = 8_000_000;
-    let set = |x: &mut Guest, limits: Limits| {
-        x.lease.bandwidth = Both::<Limit>::default().ask(limits);
-        x.plan = datapath::pod(&Setup::new(&x.lease, MTU));
-    };
     let rate = Rate::from_bits(limit);
-    set(&mut x, Limits { ingress: rate, egress: rate });
+    x.limit(Limits { ingress: rate, egress: rate });
     x.apply();
     reaches(&world.remote, "from another node", &x.pod, x.ips()[1]);
     reaches(&world.node, "from its node", &x.pod, x.ips()[0]);
@@ -592,7 +440,7 @@ fn one_bandwidth_holds_for_the_eni_and_the_second_link_together() {
     for (limits, links) in
         [(Limits { ingress: Rate::from_bits(2_000_000), egress: None }, "1\n"), (Limits::default(), "0\n")]
     {
-        set(&mut x, limits);
+        x.limit(limits);
         let (make, undo) = datapath::shape(&Setup::new(&x.lease, MTU));
         x.kernel(|kernel| kernel.undo(&undo).and_then(|()| kernel.apply(&make))).unwrap();
         assert_eq!(x.check(), "clean");
@@ -605,15 +453,14 @@ fn one_bandwidth_holds_for_the_eni_and_the_second_link_together() {
         );
     }
     assert!(!x.pod.sh("tc filter show dev eth0 ingress; tc filter show dev eth0 egress; tc qdisc").contains("mirred"));
-    reaches(&x.pod, "to another node", &world.remote, addr(REMOTE));
+    reaches(&x.pod, "to another node", &world.remote, REMOTE);
 
     // An ENI comes home without what led its packets astray.
-    set(&mut x, Limits { ingress: rate, egress: rate });
+    x.limit(Limits { ingress: rate, egress: rate });
     x.apply();
-    let Wiring::Whole(whole) = &x.lease.wiring else { unreachable!() };
     x.undo();
-    x.is_home_as(&whole.home);
-    assert_eq!(world.fabric.drops(), Drops::default());
+    x.is_home_as("eth1");
+    world.is_calm();
 }
 
 #[test]
@@ -621,12 +468,8 @@ fn without_ifb_each_link_has_a_bucket_of_its_own() {
     let world = World::new();
     let mut x = world.guest("x", 5);
     let limit = 8_000_000;
-    if let Wiring::Whole(whole) = &mut x.lease.wiring {
-        whole.shaper = Shaper::Links;
-    }
-    x.lease.bandwidth =
-        Both::<Limit>::default().ask(Limits { ingress: Rate::from_bits(limit), egress: Rate::from_bits(limit) });
-    x.plan = datapath::pod(&Setup::new(&x.lease, MTU));
+    x.amend(|lease| whole(lease).shaper = Shaper::Links);
+    x.limit(Limits { ingress: Rate::from_bits(limit), egress: Rate::from_bits(limit) });
     x.apply();
     let ip = x.ip();
     for seconds in [
@@ -646,12 +489,10 @@ fn policies_hold_on_both_links_of_a_pod() {
     own.lease.seat = Some(3);
     // What leads elsewhere comes behind.
     let rate = Rate::from_bits(100_000_000);
-    own.lease.bandwidth = Both::<Limit>::default().ask(Limits { ingress: rate, egress: rate });
-    own.plan = datapath::pod(&Setup::new(&own.lease, MTU));
+    own.limit(Limits { ingress: rate, egress: rate });
     own.apply();
     let (mut veth, free) = (world.shared("veth", 2), world.shared("free", 5));
-    veth.lease.seat = Some(4);
-    veth.plan = datapath::pod(&Setup::new(&veth.lease, MTU));
+    veth.amend(|lease| lease.seat = Some(4));
     assert!(veth.check().contains("filter priority 2048"), "{}", veth.check());
     // A pod that runs already gets them, too.
     veth.apply();
@@ -661,8 +502,8 @@ fn policies_hold_on_both_links_of_a_pod() {
             guarded(&world.node, "from its node", &guest.pod, guest.ips()[n]);
             guarded(&free.pod, "from a pod", &guest.pod, guest.ips()[n]);
             reaches(&guest.pod, "to a pod", &free.pod, free.ips()[n]);
-            reaches(&guest.pod, "to the outside", world.fabric.outside(), [OUTSIDE, OUTSIDE_V6][n].parse().unwrap());
-            reaches(&guest.pod, "to its node", &world.node, [NODE, NODE_V6][n].parse().unwrap());
+            reaches(&guest.pod, "to the outside", world.fabric.outside(), [OUTSIDE, OUTSIDE_V6][n]);
+            reaches(&guest.pod, "to its node", &world.node, [NODE, NODE_V6][n]);
         }
         guarded(&own.pod, "between them", &veth.pod, veth.ips()[n]);
         guarded(&veth.pod, "between them, back", &own.pod, own.ips()[n]);
@@ -682,25 +523,19 @@ fn policies_hold_on_both_links_of_a_pod() {
         assert!(guest.check().contains(&format!("filter priority 2048 dev {link} {side}")), "{}", guest.check());
         guest.apply();
     }
-    veth.lease.seat = Some(3);
-    let other = Guest {
-        world: &world,
-        plan: datapath::pod(&Setup::new(&veth.lease, MTU)),
-        lease: veth.lease.clone(),
-        pod: veth.pod,
-    };
-    assert!(other.check().contains("class 0x4, not terway_to_pod"), "{}", other.check());
-    other.apply();
+    veth.amend(|lease| lease.seat = Some(3));
+    assert!(veth.check().contains("class 0x4, not terway_to_pod"), "{}", veth.check());
+    veth.apply();
     // Without a seat, nothing of it is left.
-    let lease = Lease { seat: None, ..other.lease.clone() };
+    let lease = Lease { seat: None, ..veth.lease.clone() };
     let (_, undo) = datapath::policed(&Setup::new(&lease, MTU));
-    other.kernel(|kernel| kernel.undo(&undo)).unwrap();
+    veth.kernel(|kernel| kernel.undo(&undo)).unwrap();
     let filters =
         world.node.sh(&format!("tc filter show dev {veth_link} ingress; tc filter show dev {veth_link} egress"));
     assert!(!filters.contains("terway_"), "{filters}");
     // Somebody's older qdisc would take a filter for the other side and have it look at what arrives.
     world.node.sh(&format!("tc qdisc del dev {veth_link} clsact; tc qdisc add dev {veth_link} ingress"));
-    let refused = other.kernel(|kernel| kernel.apply(&other.plan)).unwrap_err().to_string();
+    let refused = veth.try_apply().unwrap_err().to_string();
     assert!(refused.ends_with(&format!("tc qdisc del dev {veth_link} ingress")), "{refused}");
     own.undo();
     // Its own name is taken by now.
@@ -720,9 +555,8 @@ fn figures() {
     let mut times = [Vec::new(), Vec::new()];
     for n in 0..PODS {
         let seat = (n % 2 == 1).then_some(u16::from(n) + 1);
-        let mut guest = world.pod(&format!("p{n}"), n + 10, first.lease.eni.clone(), Wiring::Shared);
-        guest.lease.seat = seat;
-        guest.plan = datapath::pod(&Setup::new(&guest.lease, MTU));
+        let mut guest = world.pod(&format!("p{n}"), n + 10, &first.lease.eni, Wiring::Shared);
+        guest.amend(|lease| lease.seat = seat);
         guest.kernel(|kernel| {
             let start = std::time::Instant::now();
             kernel.apply(&guest.plan).unwrap();

@@ -1,46 +1,34 @@
 //! Pods that are IPvlan slaves of a shared ENI: the plans on the wire, in a VPC that drops what is forged. Needs a kernel with ipvlan.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
+use std::ops::Deref;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use terway::datapath::{self, EniSetup, NodeSetup, Setup};
-use terway::error::Error;
-use terway::ip::{IpPair, Mac, NetPair, Stack};
+use terway::datapath::{self, EniSetup, Setup};
 use terway::kernel::bpf::hooks::Directory;
 use terway::kernel::{self, Kernel, unwire};
 use terway::ours;
 use terway::plan::{Hook, Object, Plan, Program, Side};
-use terway::pod::{Attachment, PodName, Sandbox};
+use terway::pod::{Attachment, PodName};
 use terway::rate::{Both, Limit, Limits, Rate};
-use terway::rpc::{EniLease, Lease, Marker, Shaper, Slave, Wiring};
+use terway::rpc::{EniLease, Lease, Shaper, Slave, Wiring};
 use terway::verdict::Why;
 
 use crate::bpf::policy::{OPEN, guard, guarded};
-use crate::sim::fabric::{Card, Drops, Fabric, OUTSIDE, OUTSIDE_V6};
+use crate::sim::fabric::{OUTSIDE, OUTSIDE_V6};
 use crate::sim::flood::{error, flood};
-use crate::sim::node::{Node, Pod};
+use crate::sim::node::Node;
 use crate::sim::skip;
-use crate::sim::traffic::{Place, TcpEcho, UdpEcho};
+use crate::sim::traffic::{Place, reaches, seen_as};
+use crate::sim::vpc::{Guest, MTU, NODE, NODE_V6, REMOTE, REMOTE_V6, Vpc, addr, at, node_ips, services};
 
-const MTU: u32 = 1500;
-const NODE: &str = "192.168.0.10";
-const NODE_V6: &str = "fd00:0:0:1::10";
-const REMOTE: &str = "192.168.0.11";
-const REMOTE_V6: &str = "fd00:0:0:1::11";
-const GATEWAY: &str = "192.168.63.253";
-const GATEWAY_V6: &str = "fd00:0:0:2:ffff:ffff:ffff:fffd";
-const SERVICES: &str = "172.21.0.0/20";
-const SERVICES_V6: &str = "fd21::/112";
 /// A DNS server on each node, as node-local DNS is.
 const LOCAL_DNS: &str = "169.254.20.10";
 const LOCAL_DNS_V6: &str = "fd53::10";
 
-/// Two nodes; the first has ENIs with slaves, the second stands for everything that is elsewhere.
 struct World {
-    node: Node,
-    remote: Node,
-    fabric: Fabric,
+    vpc: Vpc,
     /// Everybody who was given an address on the node.
     leases: Mutex<Vec<Lease>>,
     parents: Mutex<Vec<u32>>,
@@ -53,81 +41,33 @@ fn world() -> Option<World> {
         skip::because("needs ipvlan");
         return None;
     }
-    let fabric = Fabric::new(&["192.168.0.0/16".parse().unwrap(), "fd00::/56".parse().unwrap()]);
-    let world =
-        World { node, remote: Node::new("remote"), fabric, leases: Mutex::default(), parents: Mutex::default() };
-    world.boot(&world.node, "eni-n", "00:16:3e:00:00:0a", [NODE, NODE_V6]);
-    world.boot(&world.remote, "eni-r", "00:16:3e:00:00:0b", [REMOTE, REMOTE_V6]);
-    let setup = NodeSetup { stack: Stack::Dual, ..NodeSetup::default() };
-    world.kernel(|kernel| kernel.apply(&datapath::node(&setup)).unwrap());
-    world.kernel(|kernel| kernel.apply(&datapath::masquerade(&node_ips())).unwrap());
-    world.kernel(|kernel| kernel.apply(&datapath::answers(Stack::Dual)).unwrap());
-    Some(world)
+    Some(World { vpc: Vpc::new(node), leases: Mutex::default(), parents: Mutex::default() })
+}
+
+impl Deref for World {
+    type Target = Vpc;
+
+    fn deref(&self) -> &Vpc {
+        &self.vpc
+    }
 }
 
 impl World {
-    fn boot(&self, node: &Node, id: &str, mac: &str, [v4, v6]: [&str; 2]) {
-        let gateway: std::net::Ipv6Addr = "fd00:0:0:1:ffff:ffff:ffff:fffd".parse().unwrap();
-        let card = Card { gateway_v6: Some(gateway), ..Card::new(id, mac, &[v4, v6]) };
-        self.fabric.plug(&card, node.ns().name());
-        node.sh("sysctl -qw net.ipv6.conf.eth0.accept_ra=0 net.ipv6.conf.eth0.accept_dad=0");
-        node.dhcp(format!("{v4}/19").parse().unwrap(), "192.168.31.253".parse().unwrap());
-        node.sh(&format!("ip addr add {v6}/128 dev eth0 nodad; ip route add {gateway}/128 dev eth0"));
-        node.sh(&format!("ip route add default via {gateway} dev eth0"));
-    }
-
-    fn kernel<T: Send>(&self, f: impl FnOnce(&mut Kernel) -> T + Send) -> T {
-        self.node.run(|| f(&mut Kernel::host().unwrap()))
-    }
-
     /// Hot-plugs an ENI with these addresses (by their last part), and makes it ready for slaves.
-    fn eni(&self, slot: u32, last: &[u8]) -> EniLease {
-        let (eni, ifindex) = self.plug(slot, last);
+    fn eni(&self, slot: u8, last: &[u8]) -> EniLease {
+        let eni = self.plug(slot, last);
         self.kernel(|kernel| kernel.apply(&self.eni_plan(&eni)).unwrap());
-        self.parents.lock().unwrap().push(ifindex);
+        self.parents.lock().unwrap().push(ours::eni_ifindex(eni.table));
         self.direct();
         eni
     }
 
-    /// The same for veths alone.
-    fn eni_of_veths(&self, slot: u32, last: &[u8]) -> EniLease {
-        let (eni, _) = self.plug(slot, last);
-        let link = self.node.ifname(&eni.mac.to_string()).unwrap();
-        let plan = datapath::eni(&EniSetup { eni: &eni, link: &link, mtu: MTU, node: &node_ips() });
-        self.kernel(|kernel| kernel.apply(&plan).unwrap());
-        eni
-    }
-
-    fn plug(&self, slot: u32, last: &[u8]) -> (EniLease, u32) {
-        let mac = Mac([0, 0x16, 0x3e, 0, 1, slot as u8]);
-        let addrs: Vec<String> = last.iter().flat_map(|n| ips(*n)).map(|ip| ip.to_string()).collect();
-        let addrs: Vec<&str> = addrs.iter().map(String::as_str).collect();
-        let card = Card::new(&format!("eni-{slot}"), &mac.to_string(), &addrs);
-        self.fabric.plug(&Card { gateway_v6: Some(GATEWAY_V6.parse().unwrap()), ..card }, self.node.ns().name());
-        let link = self.kernel(|kernel| kernel.link_by_mac(mac).unwrap().unwrap());
-        let eni = EniLease {
-            id: format!("eni-{slot}"),
-            mac,
-            vswitch: "vsw-pod".into(),
-            cidr: NetPair {
-                v6: Some("fd00:0:0:2::/64".parse().unwrap()),
-                ..NetPair::v4("192.168.32.0/19".parse().unwrap())
-            },
-            gateway: IpPair { v6: Some(GATEWAY_V6.parse().unwrap()), ..IpPair::v4(GATEWAY.parse().unwrap()) },
-            slot,
-            table: ours::eni_table(link.ifindex),
-        };
-        (eni, link.ifindex)
-    }
-
     fn eni_plan(&self, eni: &EniLease) -> Plan {
-        let link = self.node.ifname(&eni.mac.to_string()).unwrap();
-        datapath::parent(&EniSetup { eni, link: &link, mtu: MTU, node: &node_ips() })
+        datapath::parent(&EniSetup { eni, link: &self.link(eni), mtu: MTU, node: &node_ips() })
     }
 
     fn direct(&self) {
-        let services = NetPair { v6: Some(SERVICES_V6.parse().unwrap()), ..NetPair::v4(SERVICES.parse().unwrap()) };
-        let mut near = datapath::near(self.leases.lock().unwrap().iter(), &node_ips(), &services);
+        let mut near = datapath::near(self.leases.lock().unwrap().iter(), &node_ips(), &services());
         self.kernel(|kernel| {
             for parent in &*self.parents.lock().unwrap() {
                 let slave = kernel.link(&ours::host_slave(*parent)).unwrap().unwrap();
@@ -151,125 +91,16 @@ impl World {
     }
 
     fn pod(&self, name: &str, eni: &EniLease, last: u8, wiring: Wiring) -> Guest<'_> {
-        let pod = self.node.pod(name);
-        let attachment = Attachment { container: format!("c-{name}"), ifname: "eth0".into() };
-        let lease = Lease {
-            pod: PodName::new("default", name),
-            sandbox: Sandbox { attachment, netns: pod.netns().into() },
-            ip: ips(last).into_iter().collect(),
-            eni: eni.clone(),
-            node: node_ips(),
-            marker: Marker::Bpf,
-            sticky: false,
-            heritage: None,
-            bandwidth: Default::default(),
-            wiring,
-            routes: Vec::new(),
-            seat: None,
-        };
-        self.leases.lock().unwrap().push(lease.clone());
+        let guest = self.vpc.pod(name, eni, last, wiring);
+        self.leases.lock().unwrap().push(guest.lease.clone());
         self.direct();
-        Guest { world: self, plan: datapath::pod(&Setup::new(&lease, MTU)), lease, pod }
+        guest
     }
-
-    /// What kube-proxy would write for a Service and its one endpoint, or for a port of the node.
-    fn leads(&self, at: &str, to: &str) {
-        let (at, to): (SocketAddr, SocketAddr) = (at.parse().unwrap(), to.parse().unwrap());
-        let iptables = if at.is_ipv4() { "iptables" } else { "ip6tables" };
-        for (chain, protocol) in [("PREROUTING", "tcp"), ("PREROUTING", "udp"), ("OUTPUT", "tcp"), ("OUTPUT", "udp")] {
-            let what = format!("-d {} -p {protocol} --dport {}", at.ip(), at.port());
-            self.node.sh(&format!("{iptables} -w -t nat -A {chain} {what} -j DNAT --to-destination {to}"));
-        }
-    }
-
-    fn is_calm(&self) {
-        assert_eq!(self.fabric.drops(), Drops::default());
-    }
-}
-
-fn node_ips() -> IpPair {
-    IpPair { v6: Some(NODE_V6.parse().unwrap()), ..IpPair::v4(NODE.parse().unwrap()) }
-}
-
-/// The addresses of a pod.
-fn ips(last: u8) -> [IpAddr; 2] {
-    [addr(&format!("192.168.32.{last}")), addr(&format!("fd00:0:0:2::{last:x}"))]
-}
-
-fn addr(text: &str) -> IpAddr {
-    text.parse().unwrap()
-}
-
-fn at(ip: IpAddr, port: u16) -> String {
-    SocketAddr::new(ip, port).to_string()
-}
-
-struct Guest<'a> {
-    world: &'a World,
-    lease: Lease,
-    plan: Plan,
-    pod: Pod,
-}
-
-impl Guest<'_> {
-    fn kernel<T: Send>(&self, f: impl FnOnce(&mut Kernel) -> T + Send) -> T {
-        self.world.node.run(|| {
-            let mut kernel = Kernel::host().unwrap();
-            kernel.enter(self.pod.netns()).unwrap();
-            f(&mut kernel)
-        })
-    }
-
-    fn try_apply(&self) -> Result<(), Error> {
-        self.kernel(|kernel| kernel.apply(&self.plan))
-    }
-
-    fn apply(&self) {
-        self.try_apply().unwrap();
-        assert_eq!(self.check(), "clean");
-    }
-
-    fn check(&self) -> String {
-        self.kernel(|kernel| kernel.check(&self.plan)).unwrap().map_or("clean".into(), |d| d.to_string())
-    }
-
-    fn ips(&self) -> Vec<IpAddr> {
-        self.lease.ip.iter().collect()
-    }
-
-    /// An echo server for TCP and UDP in this pod.
-    fn serves(&self, port: u16) -> (TcpEcho, UdpEcho) {
-        let at = format!("[::]:{port}");
-        (self.pod.tcp_echo(&at), self.pod.udp_echo(&at))
-    }
-
-    fn limit(&mut self, limits: Limits) {
-        self.lease.bandwidth = Both::<Limit>::default().ask(limits);
-        self.plan = datapath::pod(&Setup::new(&self.lease, MTU));
-    }
-}
-
-/// Ping, TCP and UDP.
-fn reaches(from: &impl Place, what: &str, to: &impl Place, ip: IpAddr) {
-    assert!(from.reaches(&ip.to_string()), "no ping {what} ({ip})");
-    let at = at(ip, 7000);
-    let _echo = (to.tcp_echo(&at), to.udp_echo(&at));
-    from.tcp(&at).unwrap_or_else(|e| panic!("no TCP {what} ({ip}): {e}"));
-    assert_eq!(from.udp(&at, 3).len(), 3, "UDP {what} ({ip})");
-}
-
-/// Connects, and tells as whom the server saw it.
-fn seen_as(from: &impl Place, at: &str, server: &TcpEcho) -> String {
-    let before = server.peers().len();
-    from.tcp(at).unwrap_or_else(|e| panic!("no TCP to {at}: {e}"));
-    let peers: Vec<IpAddr> = server.peers()[before..].iter().map(|peer| peer.ip().to_canonical()).collect();
-    assert_eq!(peers.len(), 1, "{at}: {peers:?}");
-    peers[0].to_string()
 }
 
 /// Packets that the ENI's link has sent to the VPC.
 fn sent(world: &World, eni: &EniLease) -> u64 {
-    let link = world.node.ifname(&eni.mac.to_string()).unwrap();
+    let link = world.link(eni);
     let text = world.node.sh(&format!("cat /sys/class/net/{link}/statistics/tx_packets"));
     text.trim().parse().unwrap()
 }
@@ -282,11 +113,11 @@ fn a_slave_reaches_everybody_and_is_reached_with_its_own_address() {
     // Pods with a veth live on beside them.
     let (v, w) = (world.veth("v", &one, 7), world.veth("w", &two, 9));
     for (n, [node, remote, outside]) in [[NODE, REMOTE, OUTSIDE], [NODE_V6, REMOTE_V6, OUTSIDE_V6]].iter().enumerate() {
-        reaches(&a.pod, "to the outside", world.fabric.outside(), addr(outside));
+        reaches(&a.pod, "to the outside", world.fabric.outside(), outside);
         reaches(world.fabric.outside(), "from the outside", &a.pod, a.ips()[n]);
-        reaches(&a.pod, "to another node", &world.remote, addr(remote));
+        reaches(&a.pod, "to another node", &world.remote, remote);
         reaches(&world.remote, "from another node", &a.pod, a.ips()[n]);
-        reaches(&a.pod, "to its node", &world.node, addr(node));
+        reaches(&a.pod, "to its node", &world.node, node);
         reaches(&world.node, "from its node", &a.pod, a.ips()[n]);
         reaches(&a.pod, "to itself", &a.pod, a.ips()[n]);
         for (from, to, what) in [
@@ -299,12 +130,12 @@ fn a_slave_reaches_everybody_and_is_reached_with_its_own_address() {
             (&w, &a, "from a veth, other ENI"),
         ] {
             reaches(&from.pod, what, &to.pod, to.ips()[n]);
-            let server = to.pod.tcp_echo(&at(to.ips()[n], 7001));
-            let (own, to) = (from.ips()[n].to_string(), at(to.ips()[n], 7001));
+            let server = to.pod.tcp_echo(&at(to.ips()[n], 8080));
+            let (own, to) = (from.ips()[n].to_string(), at(to.ips()[n], 8080));
             assert_eq!(seen_as(&from.pod, &to, &server), own, "{what}");
         }
-        let server = a.pod.tcp_echo(&at(a.ips()[n], 7002));
-        assert_eq!(seen_as(&world.node, &at(a.ips()[n], 7002), &server), *node);
+        let server = a.pod.tcp_echo(&at(a.ips()[n], 8081));
+        assert_eq!(seen_as(&world.node, &at(a.ips()[n], 8081), &server), *node);
     }
     world.is_calm();
 }
@@ -315,7 +146,7 @@ fn a_veth_beside_slaves_finds_its_gateway_again_and_again() {
     let Some(world) = world() else { return };
     let one = world.eni(1, &[5, 7]);
     let (a, v) = (world.slave("a", &one, 5), world.veth("v", &one, 7));
-    let link = world.node.ifname(&one.mac.to_string()).unwrap();
+    let link = world.link(&one);
     for outside in [OUTSIDE, OUTSIDE_V6] {
         for _ in 0..3 {
             world.node.sh(&format!("ip neigh flush dev {link}; ip -6 neigh flush dev {link}"));
@@ -375,7 +206,7 @@ fn services_and_what_the_operator_leaves_to_the_node_go_through_it() {
             from.tcp(&service).unwrap_or_else(|e| panic!("{what} to {service}: {e}"));
         }
         world.node.tcp(&service).unwrap_or_else(|e| panic!("the node to {service}: {e}"));
-        reaches(&a.pod, "to a server of the node alone", &world.node, addr(dns));
+        reaches(&a.pod, "to a server of the node alone", &world.node, dns);
     }
     world.is_calm();
 }
@@ -478,7 +309,7 @@ fn a_check_finds_what_was_spoilt_and_another_apply_mends_it() {
     a.apply();
     let plan = world.eni_plan(&one);
     let seen = || world.kernel(|kernel| kernel.check(&plan)).unwrap().map_or("clean".into(), |d| d.to_string());
-    let link = world.node.ifname(&one.mac.to_string()).unwrap();
+    let link = world.link(&one);
     for (damage, found) in [
         (format!("ip link del ipvl_{parent}"), format!("link ipvl_{parent}: absent")),
         (format!("ip link set ipvl_{parent} arp on"), format!("arp of ipvl_{parent}: on, not off")),
@@ -510,10 +341,10 @@ fn nothing_is_left_of_a_slave_and_of_an_eni_that_had_some() {
     let links = a.pod.sh("ip -o link");
     a.apply();
     assert_eq!(a.pod.sh("ip -o link"), links);
-    a.kernel(|kernel| kernel.undo(&a.plan)).unwrap();
+    a.undo();
     assert_eq!(show(&|line| world.node.sh(line)), before);
     assert!(!a.pod.sh("ip -o link").contains("eth0"));
-    a.kernel(|kernel| kernel.undo(&a.plan)).unwrap();
+    a.undo();
     // What DEL does without daemon and lease, also of a slave that nobody has signed yet.
     let attachment = &a.lease.sandbox.attachment;
     for alias in ["terway c-a/eth0 default/a", ""] {
@@ -631,7 +462,9 @@ fn round_trips() {
     const TRIPS: usize = 60;
     let Some(world) = world() else { return };
     let slave = world.slave("a", &world.eni(1, &[1]), 1);
-    let veth = world.veth("b", &world.eni_of_veths(2, &[2]), 2);
+    let two = world.plug(2, &[2]);
+    world.ready(&two, &node_ips());
+    let veth = world.veth("b", &two, 2);
     let open = |place: &dyn Fn() -> UdpSocket| {
         let (near, far) = (place(), world.remote.run(|| UdpSocket::bind((REMOTE, 0)).unwrap()));
         near.connect(far.local_addr().unwrap()).unwrap();
@@ -692,7 +525,7 @@ fn policies_hold_on_slaves() {
             guarded(&v.pod, "from a veth", &guest.pod, guest.ips()[n]);
             reaches(&guest.pod, "to a slave", &c.pod, c.ips()[n]);
             reaches(&guest.pod, "to a veth", &v.pod, v.ips()[n]);
-            reaches(&guest.pod, "to the outside", world.fabric.outside(), addr(outside));
+            reaches(&guest.pod, "to the outside", world.fabric.outside(), outside);
         }
         guarded(&a.pod, "between them", &b.pod, b.ips()[n]);
     }

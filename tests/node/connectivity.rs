@@ -1,7 +1,6 @@
 //! Who reaches whom: pods, nodes, the world beyond the VPC, and Services as kube-proxy makes them.
 
-use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::net::IpAddr;
 
 use serde_json::json;
 use terway::ours::host_veth;
@@ -9,7 +8,7 @@ use terway::ours::host_veth;
 use super::wait_for_enis;
 use crate::sim::cluster::{Cluster, Member};
 use crate::sim::fabric::{Drops, OUTSIDE};
-use crate::sim::traffic::{Place, TcpEcho};
+use crate::sim::traffic::{Place, reaches, seen_as};
 use crate::sim::world::{self, World};
 
 /// Two nodes; `a` and `c` on one ENI of the first, `b` on its other one, `d` on the second node.
@@ -74,19 +73,6 @@ fn marking(cluster: &Cluster, member: &Member) -> String {
     marks.split(' ').skip_while(|word| *word != "id").nth(1).expect("tc tells the id").to_owned()
 }
 
-/// Ping, TCP and UDP.
-pub(super) fn reaches(from: &impl Place, what: &str, to: &impl Place, ip: &str) {
-    assert!(from.reaches(ip), "no ping {what} ({ip})");
-    // A port is free only once every child that a test beside us has just forked has let go of its copies.
-    static PORT: AtomicU16 = AtomicU16::new(7000);
-    let ip: IpAddr = ip.parse().expect("an address");
-    let [tcp, udp] = [(); 2].map(|()| SocketAddr::new(ip, PORT.fetch_add(1, Ordering::Relaxed)).to_string());
-    let _echo = to.tcp_echo(&tcp);
-    from.tcp(&tcp).unwrap_or_else(|e| panic!("no TCP {what} ({ip}): {e}"));
-    let _echo = to.udp_echo(&udp);
-    assert_eq!(from.udp(&udp, 3).len(), 3, "UDP {what} ({ip})");
-}
-
 #[test]
 fn everybody_reaches_everybody_and_no_packet_is_taken_for_a_forged_one() {
     let town = Town::new();
@@ -99,9 +85,9 @@ fn everybody_reaches_everybody_and_no_packet_is_taken_for_a_forged_one() {
     reaches(&d.pod, "from the other node to the second ENI", &b.pod, &b.ip);
     reaches(&a.pod, "to itself", &a.pod, &a.ip);
     for member in [a, b] {
-        reaches(&member.pod, "to its own node", &one.node, &town.node(0));
+        reaches(&member.pod, "to its own node", &one.node, town.node(0));
         reaches(&one.node, "from its own node", &member.pod, &member.ip);
-        reaches(&member.pod, "to the other node", &two.node, &town.node(1));
+        reaches(&member.pod, "to the other node", &two.node, town.node(1));
         reaches(&two.node, "from the other node", &member.pod, &member.ip);
     }
     reaches(&a.pod, "to the outside", cluster.world.fabric.outside(), OUTSIDE);
@@ -136,15 +122,6 @@ fn services(town: &Town, n: usize) {
     for line in lines {
         town.cluster.node(n).sh(&format!("iptables -w -t nat {line}"));
     }
-}
-
-/// Connects to the Service, and tells as whom the backend saw it.
-pub(super) fn seen_as(from: &impl Place, service: &str, backend: &TcpEcho) -> String {
-    let before = backend.peers().len();
-    from.tcp(service).unwrap_or_else(|e| panic!("no TCP to {service}: {e}"));
-    let peers: Vec<IpAddr> = backend.peers()[before..].iter().map(|peer| peer.ip()).collect();
-    assert_eq!(peers.len(), 1, "{service}: {peers:?}");
-    peers[0].to_string()
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::wait_for_enis;
 use crate::sim::cluster::{Cluster, Member, soon};
 use crate::sim::cni::Sandbox;
 use crate::sim::fabric::{Drops, OUTSIDE};
-use crate::sim::traffic::{Place, TcpEcho};
+use crate::sim::traffic::{self, Place, TcpEcho};
 use crate::sim::world;
 use crate::vm::without_bpf;
 
@@ -55,10 +55,9 @@ fn eni_of(cluster: &Cluster, member: &Member) -> String {
 
 /// Asks by TCP and UDP; who the pod has seen by TCP.
 fn seen_as(from: &impl Place, at: &str, echo: &TcpEcho) -> String {
-    let before = echo.peers().len();
-    from.tcp(at).unwrap_or_else(|e| panic!("no TCP to {at}: {e}"));
+    let seen = traffic::seen_as(from, at, echo);
     assert_eq!(from.udp(at, 3).len(), 3, "UDP to {at}");
-    echo.peers()[before].ip().to_string()
+    seen
 }
 
 /// A conflist of ours with portmap behind, as an operator writes it.

@@ -6,12 +6,12 @@ use std::time::Duration;
 use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
 use serde_json::{Value, json};
 
-use super::connectivity::{Town, reaches, seen_as};
+use super::connectivity::Town;
 use super::{events_about, is_bare, node, shown};
 use crate::sim::cluster::{Cluster, Member, soon};
 use crate::sim::fabric::{Drops, OUTSIDE, OUTSIDE_V6};
 use crate::sim::ns::sh;
-use crate::sim::traffic::{LOST, Pinger, Place};
+use crate::sim::traffic::{LOST, Pinger, Place, reaches, seen_as};
 use crate::sim::world::{self, World};
 
 /// A town of two nodes; each has an IPv6 address of its own if `speaking`.

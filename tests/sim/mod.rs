@@ -26,4 +26,5 @@ pub mod old;
 pub mod skip;
 pub mod sweep;
 pub mod traffic;
+pub mod vpc;
 pub mod world;

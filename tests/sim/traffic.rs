@@ -1,10 +1,11 @@
 //! Traffic for tests: ping, TCP and UDP from inside a namespace, every wait bounded.
 
+use std::fmt::Display;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -109,6 +110,29 @@ impl Place for Ns {
     fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
         Ns::run(self, f)
     }
+}
+
+/// Ping, TCP and UDP.
+pub fn reaches(from: &impl Place, what: &str, to: &impl Place, ip: impl Display) {
+    let ip = ip.to_string();
+    assert!(from.reaches(&ip), "no ping {what} ({ip})");
+    // A port is free only once every child that a test beside us has just forked has let go of its copies.
+    static PORT: AtomicU16 = AtomicU16::new(7000);
+    let ip: IpAddr = ip.parse().expect("an address");
+    let [tcp, udp] = [(); 2].map(|()| SocketAddr::new(ip, PORT.fetch_add(1, Ordering::Relaxed)).to_string());
+    let _echo = to.tcp_echo(&tcp);
+    from.tcp(&tcp).unwrap_or_else(|e| panic!("no TCP {what} ({ip}): {e}"));
+    let _echo = to.udp_echo(&udp);
+    assert_eq!(from.udp(&udp, 3).len(), 3, "UDP {what} ({ip})");
+}
+
+/// Connects, and tells as whom the server saw it.
+pub fn seen_as(from: &impl Place, at: &str, server: &TcpEcho) -> String {
+    let before = server.peers().len();
+    from.tcp(at).unwrap_or_else(|e| panic!("no TCP to {at}: {e}"));
+    let peers: Vec<IpAddr> = server.peers()[before..].iter().map(|peer| peer.ip().to_canonical()).collect();
+    assert_eq!(peers.len(), 1, "{at}: {peers:?}");
+    peers[0].to_string()
 }
 
 fn sorted(mut times: Vec<Duration>) -> Vec<Duration> {
