@@ -13,6 +13,7 @@ use crate::sim::cluster::{Cluster, Member, node_name};
 use crate::sim::cni::{Answer, Sandbox};
 use crate::sim::fabric::OUTSIDE;
 use crate::sim::kube;
+use crate::sim::ns::LOOK;
 use crate::sim::traffic::Place;
 
 /// Pods that each kubelet brings to life before it is done, and at most at once.
@@ -309,16 +310,15 @@ fn reach(cluster: &Cluster, story: &Story, guest: &Member) {
 fn tell(cluster: &Cluster, story: &Story, guest: &Member) {
     let link = ours::host_veth(&guest.sandbox.pod, &guest.sandbox.ifname);
     let commands = [
-        format!("ip -d -s link show dev {link}"),
-        format!("tc -s qdisc show dev {link}; tc -s filter show dev {link} ingress"),
-        "ip rule; ip -4 route show table all; ip -4 neigh".to_string(),
+        LOOK.to_string(),
+        format!("ip -s link show dev {link}; tc -s qdisc show dev {link}; tc -s filter show dev {link} ingress"),
         "iptables-save -c".to_string(),
     ];
     for command in commands {
         let told = cluster.node(guest.node).sh(&format!("{command} 2>&1 || true"));
         story.note(format!("* $ {command}\n{told}"));
     }
-    let inside = guest.pod.sh("ip -d -s link; ip route; ip neigh; tc qdisc");
+    let inside = guest.pod.sh(&format!("{LOOK}; ip -s link; tc qdisc"));
     story.note(format!("* inside {}\n{inside}", who(&guest.sandbox)));
     let ways = cluster.world.fabric.drops();
     story.note(format!("* dropped by the VPC: {ways:?}"));

@@ -10,6 +10,9 @@ use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+/// What a network namespace has, as far as it tells where packets go.
+pub const LOOK: &str = "ip -d addr; ip rule; ip route show table all; ip neigh";
+
 /// A named network namespace with its loopback up. Step into it with `ip netns exec NAME` while the test waits.
 pub struct Ns {
     name: String,
@@ -74,8 +77,7 @@ impl Drop for Ns {
     fn drop(&mut self) {
         if thread::panicking() {
             eprintln!("namespace {} as the test left it:", self.name);
-            let look = "ip -d addr; ip rule; ip route show table all";
-            let seen = Command::new("ip").args(["netns", "exec", &self.name, "sh", "-c", look]).output();
+            let seen = Command::new("ip").args(["netns", "exec", &self.name, "sh", "-c", LOOK]).output();
             eprintln!("{}", seen.map_or_else(|e| e.to_string(), |o| String::from_utf8_lossy(&o.stdout).into_owned()));
         }
         let deleted = Command::new("ip").args(["netns", "del", &self.name]).status();
