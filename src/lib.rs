@@ -30,6 +30,7 @@ pub mod pod;
 pub mod rate;
 pub mod rpc;
 pub mod rules;
+mod sent;
 pub mod tags;
 pub mod uri;
 pub mod verdict;
