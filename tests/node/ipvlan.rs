@@ -242,6 +242,20 @@ fn what_others_break_about_slaves_is_put_right() {
     soon("the pod has a link again", || node.ping(&a.ip).is_some());
     mingle(&[&a, &b]);
     checks(&cluster, &a);
+
+    // The ENI itself, and all slaves with it; it comes back by another index.
+    let id = eni_of(&cluster, &a).as_str().unwrap().to_owned();
+    let wired = || cluster.show(0)["wired"][&id]["table"].clone();
+    cluster.world.fabric.unplug(&id);
+    soon("the ENI is missed", || wired().is_null());
+    cluster.world.replug(0, &id);
+    soon("it is there again", || wired().as_u64().is_some_and(|now| now != table));
+    assert!([&a, &b].iter().all(|member| lease_of(&cluster, member)["eni"]["table"] == wired()));
+    mingle(&[&a, &b]);
+    for member in [&a, &b] {
+        talks(&cluster, member);
+        checks(&cluster, member);
+    }
 }
 
 /// A plugin that is killed at any moment leaves nothing that DEL does not take away, and the pod's next ADD succeeds.
