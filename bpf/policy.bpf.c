@@ -444,7 +444,7 @@ INLINE int judge_flow(const struct seat *s, __u32 epoch, const struct way *way, 
 			count(COUNT_NEW, dir);
 	} else if (renew || (known && (flags & TRACK_FROM_POD) == (__u32)dir)) {
 		// A flow that was allowed stays, denied: its answers shall not open it anew from the other side, nor keep it.
-		if (!about && opener == (__u32)dir)
+		if (opener == (__u32)dir)
 			last = now;
 		write_track(key, epoch, last, (flags & TRACK_FROM_POD) | TRACK_DENIED);
 		why = DROP_FLOW;
