@@ -6,28 +6,31 @@ use std::path::Path;
 use super::{Folder, releases};
 use crate::sim::ns::sh;
 
-/// What the scripts call, by busybox's names, beside the two that write down how they were called.
+/// What the scripts call, by busybox's names, beside those that write down how they were called.
 const TOOLS: &str = "sh mkdir ln readlink rm cat";
+/// What those say who are asked for a property of a unit.
+const ANSWER: &str = "if [ \"$1\" = show ]; then cat /state; fi\n";
+const TRY_RESTART: &str = "systemctl --no-block try-restart terwayd.service";
 
 struct Root(Folder);
 
 impl Root {
-    /// A machine on which one of Alibaba's udev rules configures ENIs.
+    /// A machine on which one of Alibaba's udev rules configures ENIs, and networkd runs.
     fn new(name: &str) -> Root {
         let root = Root(Folder::new(name));
-        for folder in
-            ["bin", "run/systemd/system", "run/udev", "usr/lib/udev/rules.d", "etc/udev/rules.d", "var/lib/rpm", "dev"]
-        {
+        let folders = "bin sbin run/systemd/system run/systemd/netif run/udev usr/lib/udev/rules.d etc/udev/rules.d var/lib/rpm dev";
+        for folder in folders.split(' ') {
             fs::create_dir_all(root.path(folder)).unwrap();
         }
         fs::copy("/usr/bin/busybox", root.path("bin/busybox")).unwrap();
         for tool in TOOLS.split(' ') {
             std::os::unix::fs::symlink("busybox", root.path("bin").join(tool)).unwrap();
         }
-        for witness in ["systemctl", "udevadm"] {
-            root.write(&format!("bin/{witness}"), &format!("#!/bin/sh\necho {witness} \"$@\" >>/calls\n"));
-            sh(&format!("chmod 755 {}", root.path("bin").join(witness).display()));
+        for witness in ["bin/systemctl", "bin/udevadm", "bin/networkctl", "sbin/modprobe"] {
+            root.write(witness, &format!("#!/bin/sh\necho ${{0##*/}} \"$@\" >>/calls\n{ANSWER}"));
+            sh(&format!("chmod 755 {}", root.path(witness).display()));
         }
+        root.daemon_is("inactive");
         for file in ["usr/lib/udev/rules.d/61-eni.rules", "run/udev/control"] {
             root.write(file, "");
         }
@@ -47,11 +50,16 @@ impl Root {
         sh(&format!("rpm --root {} --nodeps {words} 2>&1", self.0.0.display()));
     }
 
-    /// How systemctl and udevadm were called since the last time.
+    /// What systemd says of the daemon from now on.
+    fn daemon_is(&self, state: &str) {
+        self.write("state", &format!("ActiveState={state}\n"));
+    }
+
+    /// How they were called since the last time, questions aside.
     fn calls(&self) -> Vec<String> {
         let text = fs::read_to_string(self.path("calls")).unwrap_or_default();
         self.write("calls", "");
-        text.lines().map(String::from).collect()
+        text.lines().filter(|line| !line.contains(" show ")).map(String::from).collect()
     }
 
     fn has(&self, path: &str) -> bool {
@@ -75,20 +83,29 @@ fn the_rpm_comes_is_upgraded_and_goes() {
     // Neither enabled nor started: try-restart does nothing where nothing runs.
     assert_eq!(
         root.calls(),
-        ["udevadm control --reload", "systemctl daemon-reload", "systemctl --no-block try-restart terwayd.service"]
+        [
+            "modprobe ip_tables",
+            "modprobe ip6_tables",
+            "modprobe nf_conntrack",
+            "networkctl reload",
+            "udevadm control --reload",
+            "systemctl daemon-reload",
+            TRY_RESTART
+        ]
     );
     root.rpm("-V --nofiledigest terway");
 
     let own = "{\"version\": \"1\", \"kubeconfig\": \"/root/kubeconfig\"}";
     root.write("etc/eni/eni.json", own);
     root.write("etc/cni/net.d/10-terway.conflist", "{}");
+    root.daemon_is("active");
     root.rpm(&format!("-U {}", absolute(&second.rpm)));
     assert_eq!(fs::read_to_string(root.path("etc/eni/eni.json")).unwrap(), own, "what was edited stays");
     assert!(root.has("etc/cni/net.d/10-terway.conflist"), "pods start while it is upgraded");
     assert!(root.has("etc/udev/rules.d/61-eni.rules"));
     let calls = root.calls();
     assert!(!calls.iter().any(|call| call.contains("stop") || call.contains("disable")), "{calls:?}");
-    assert_eq!(calls.last().unwrap(), "systemctl --no-block try-restart terwayd.service");
+    assert_eq!(calls.last().unwrap(), TRY_RESTART);
 
     root.write("var/lib/terway/old-terway.json", "{}");
     root.rpm("-e terway");
@@ -110,4 +127,19 @@ fn masks_of_an_administrator_are_theirs() {
     root.rpm(&format!("-i {}", rpm.display()));
     root.rpm("-e terway");
     assert!(root.has("etc/udev/rules.d/61-eni.rules"));
+}
+
+/// Of systemd 219 and 239 neither restart nor try-restart does anything to a unit that is starting.
+#[test]
+fn an_upgrade_ends_a_daemon_that_has_not_come_up_and_starts_it_anew() {
+    let root = Root::new("starting");
+    let [first, second] = releases().each_ref().map(|release| fs::canonicalize(&release.rpm).unwrap());
+    root.rpm(&format!("-i {}", first.display()));
+    root.calls();
+    root.daemon_is("activating");
+    root.rpm(&format!("-U {}", second.display()));
+    let calls = root.calls();
+    let anew = ["systemctl stop terwayd.service", "systemctl --no-block start terwayd.service"];
+    assert!(calls.windows(2).any(|two| two == anew) && !calls.iter().any(|call| call == TRY_RESTART), "{calls:?}");
+    root.rpm("-e terway");
 }

@@ -10,6 +10,7 @@ use terway::pod::PodName;
 use super::releases;
 use crate::bpf::cell::Servers;
 use crate::netpol::{PORT, comes_to, only_from, policy, reaches, space};
+use crate::sim::cloud::{Kind, When};
 use crate::sim::cluster::{CONFLIST, Cluster, conf, node_name, soon};
 use crate::sim::cni::{self, Answer, Sandbox};
 use crate::sim::kube;
@@ -136,6 +137,7 @@ fn the_deb_is_installed_runs_is_upgraded_and_goes() {
     nothing_was_refused(&node);
     restarts_lose_nothing(&node, &web, &asker);
     a_stuck_daemon_is_replaced(&node);
+    an_upgrade_reaches_a_daemon_that_does_not_serve_yet(&node);
 
     // Namespaces that runtimes remove are not held by the daemon's view of the files.
     node.call(&asker.sandbox, "DEL").ok();
@@ -263,4 +265,22 @@ fn a_stuck_daemon_is_replaced(node: &Installed) {
     // A machine that tests share may be slow.
     node.machine
         .sh("rm -r /run/systemd/system/terwayd.service.d && systemctl daemon-reload && systemctl restart terwayd");
+}
+
+/// What keeps it from serving may be what the new release mends. One that was stopped stays so.
+fn an_upgrade_reaches_a_daemon_that_does_not_serve_yet(node: &Installed) {
+    // Without its will it asks before it serves.
+    node.machine.sh("systemctl stop terwayd && rm -f /run/terway/legacy.json");
+    node.install(1);
+    assert_eq!(node.machine.property("terwayd", "ActiveState"), "inactive");
+    let cloud = &node.cluster.world.cloud;
+    cloud.trouble("metadata", When::Always, Kind::Refuse { status: 503, code: "unavailable".into() });
+    node.machine.sh("systemctl --no-block start terwayd");
+    let says = || node.machine.property("terwayd", "StatusText");
+    soon("it says what it waits for", || says().starts_with("does not serve yet"));
+    let first = node.pid();
+    node.install(2);
+    soon("the other release runs", || ![first.as_str(), "0"].contains(&node.pid().as_str()));
+    cloud.calm();
+    node.wait_for_other_than(&first);
 }
