@@ -259,3 +259,18 @@ fn the_daemonset_has_of_the_node_all_that_the_daemon_keeps_there() {
     );
     assert!(manifest.contains("serviceAccountName: terway\n") && manifest.contains("namespace: kube-system"));
 }
+
+/// Without kube-proxy, nobody leads the Service's address at which terwayd would ask for the Services that it is to lead.
+#[test]
+fn the_daemonset_says_where_to_name_the_api_server_itself() {
+    let manifest = fs::read_to_string("cni-conf/daemonset.yaml").unwrap();
+    let (before, _) = manifest.split_once("\n        resources:").unwrap();
+    let (_, environment) = before.rsplit_once("\n        env:\n").unwrap();
+    for variable in ["KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"] {
+        assert!(environment.contains(&format!("\n        #- name: {variable}\n        #  value: \"")), "{environment}");
+    }
+    let taken_in = manifest.replace("        #- name", "        - name").replace("        #  value", "          value");
+    for event in Parser::new_from_str(&taken_in) {
+        event.unwrap_or_else(|e| panic!("with both: {e}"));
+    }
+}
