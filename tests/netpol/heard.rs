@@ -100,6 +100,8 @@ fn without_policies_nothing_is_asked_for_and_nothing_enforced() {
         let client = bench.cluster.add(0, "client");
         assert!(super::reaches(&client.pod, &web.ip));
         assert_eq!((asked(&bench), bench.shown(0)), (vec![], "disabled".into()));
+        let metrics = crate::node::watched::told(&bench.cluster, "GET /metrics HTTP/1.1").1;
+        assert!(!metrics.contains("\nterway_policies_enforced "), "nobody is alarmed: {metrics}");
         assert!(bench.cluster.show(0)["leases"].as_array().unwrap().iter().all(|lease| lease["seat"].is_null()));
         let refused = bench.cluster.node(0).sh("/opt/terway/terway-cli policy show default/web 2>&1 || true");
         assert!(refused.contains("not enforced here: disable_network_policy"), "{refused}");

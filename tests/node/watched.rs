@@ -107,6 +107,19 @@ fn damage_that_was_put_right_is_counted(cluster: &Cluster) {
     exposition::read(&later()).unwrap_or_else(|why| panic!("{why}"));
 }
 
+/// What tells that pods suffer.
+const ALARMING: [&str; 5] =
+    ["terway_ready", "terway_pool_trouble", "terway_pool_waiting", "terway_pool_lost", "terway_policies_enforced"];
+
+#[test]
+fn whatever_pods_suffer_by_has_an_alert() {
+    let alerts = std::fs::read_to_string("packaging/monitoring/alerts.yaml").unwrap();
+    let asked: Vec<&str> = alerts.lines().filter_map(|line| line.trim_start().strip_prefix("expr: ")).collect();
+    for metric in ALARMING {
+        assert!(asked.iter().any(|expr| expr.split(' ').next() == Some(metric)), "{metric}: {asked:?}");
+    }
+}
+
 /// How Prometheus's own checker ends when it is given this, and what it says.
 fn promtool(args: &[&str], input: &str) -> (Option<i32>, String) {
     let made = Command::new("tests/promtool.sh").output().expect("start tests/promtool.sh");
