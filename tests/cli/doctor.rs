@@ -33,6 +33,9 @@ fn a_node_that_is_well_has_no_problem_and_each_that_it_gets_is_found() {
     soon("it is well", || cli(&cluster, "doctor").code == 0);
     let well = cli(&cluster, "doctor");
     assert!(well.out.contains("ok       cloud\n") && well.out.contains("ok       api-server\n"), "{well:?}");
+    // Behind kube-proxy they are for iptables, on any kernel.
+    assert_eq!(cluster.show(0)["policies"]["renderer"], "iptables");
+    assert!(!well.out.contains("policies"), "{well:?}");
 
     let on_node = [
         ("ip link set eth0 mtu 1400", "ip link set eth0 mtu 1500", "path-mtu", "at most 1400", "`mtu` 1400"),

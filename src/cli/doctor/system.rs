@@ -4,7 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::super::finding::Finding;
-use super::super::status::text;
 use super::{Complaint, Patient};
 use crate::error::Error;
 use crate::kernel;
@@ -77,13 +76,6 @@ pub fn kernel(patient: &mut Patient) -> Found {
     let (shaper, why) = patient.kernel.shaper();
     if shaper != Shaper::Ifb {
         note(format!("bandwidth: {why}"), "modprobe ifb, and /usr/lib/modules-load.d/terway.conf for the next boot");
-    }
-    let policies = &patient.known.shown["policies"];
-    if policies["renderer"].as_str() == Some("iptables") {
-        note(
-            format!("policies are kept by iptables: {}", text(policies, "because")),
-            "a kernel from 4.19 on has them in eBPF",
-        );
     }
     for lack in super::super::status::list(&patient.known.shown["services"]["lacks"]) {
         note(format!("Services: {}", lack.as_str().unwrap_or_default()), "");
