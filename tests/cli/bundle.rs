@@ -20,6 +20,7 @@ fn a_bundle_has_all_that_helps_and_no_secret() {
     node.write_file("/etc/cni/net.d/20-x.conf", "client-key-data: UExBTlRFRDAwMDU=");
     let pem = "-----BEGIN PRIVATE KEY-----\nPLANTED0006\n-----END PRIVATE KEY-----";
     node.write_file("/var/lib/terway/x", pem);
+    node.sh("sysctl -qw net.ipv4.tcp_fastopen_key=0badcafe-0badcafe-0badcafe-0badcafe");
     // Where nobody expects them.
     let log = format!("signed with PLANTED0002/+x= for PLANTED0003\nAuthorization: Bearer PLANTED0008\njwt {JWT}\n");
     node.sh(&format!("cat >>/var/log/terwayd.log <<'END'\n{log}END\nchmod 600 /var/log/terwayd.log"));
@@ -28,7 +29,7 @@ fn a_bundle_has_all_that_helps_and_no_secret() {
     assert_eq!((said.code, said.json()["archive"].as_str()), (0, Some("/run/b.tar.gz")), "{said:?}");
     assert_eq!(node.sh("stat -c %a /run/b.tar.gz"), "600\n");
     let all = node.sh("tar -xzOf /run/b.tar.gz");
-    for secret in ["PLANTED", "UExBTlRFRDAwMDU", "eyJhbGci"] {
+    for secret in ["PLANTED", "UExBTlRFRDAwMDU", "eyJhbGci", "0badcafe"] {
         let line = all.lines().find(|line| line.contains(secret));
         assert_eq!(line, None, "a secret is in it");
     }
@@ -45,7 +46,8 @@ fn a_bundle_has_all_that_helps_and_no_secret() {
         assert!(list.lines().any(|line| line.ends_with(file)), "{file}: {list}");
     }
     let plan = format!("pod: ip addr replace {}/32 dev eth0", web.ip);
-    for words in ["512:\tfrom all lookup 1000", "\"service_cidr\"", "does not answer", &plan] {
+    for words in ["512:\tfrom all lookup 1000", "\"service_cidr\"", "does not answer", "net.ipv4.ip_forward = 1", &plan]
+    {
         assert!(all.contains(words), "{words}");
     }
     let folder = list.split('/').next().expect("a folder");

@@ -50,7 +50,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("iptables", "iptables-save; ip6tables-save"),
     ("ipsets", "ipset list -t"),
     ("sockets", "ss -s; ss -lntup"),
-    ("sysctl", "sysctl -a 2>/dev/null | grep ^net"),
+    // tcp_fastopen_key has one or two, with which cookies are made in this node's name.
+    ("sysctl", "sysctl -a 2>/dev/null | grep ^net | grep -v _key"),
     ("modules", "lsmod"),
     ("kernel-log", "dmesg | tail -n 2000"),
     ("terwayd-log", "journalctl -u terwayd -n 20000 --no-pager; tail -n 20000 /var/log/terwayd.log"),
