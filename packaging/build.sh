@@ -32,7 +32,11 @@ cp systemd/*.service "$stage/usr/lib/systemd/system/"
 cp cni-conf/10-terway.conflist "$stage/etc/eni/"
 mkdir -p "$stage/usr/share/doc/terway"
 cp -R docs "$stage/usr/share/doc/terway/"
-cp README.md CHANGELOG.md SECURITY.md cni-conf/*.yaml cni-conf/*.json packaging/monitoring/* "$stage/usr/share/doc/terway/"
+for document in README.md CHANGELOG.md SECURITY.md; do
+    # What they link to lies beside them there, or is for those who have the sources.
+    sed -E 's#\]\(cni-conf/#](#g; s#\[([^]]*)\]\((src/|tests/|bpf/|CONTRIBUTING)[^)]*\)#\1#g' "$document" >"$stage/usr/share/doc/terway/$document"
+done
+cp cni-conf/*.yaml cni-conf/*.json packaging/monitoring/* "$stage/usr/share/doc/terway/"
 cp LICENSE "$stage/usr/share/doc/terway/copyright"
 
 # Man pages out of what the programs say of themselves.

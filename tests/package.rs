@@ -213,7 +213,9 @@ fn the_manifests_and_templates_that_come_along_are_read_by_what_they_are_for() {
     sh(&format!("dpkg-deb -x {} {}", releases()[0].deb.display(), folder.0.display()));
     let root = folder.0.display();
     let pages = sh(&format!("zcat {root}/usr/share/man/man8/*.gz"));
-    for word in ["CNI plugin that gives pods addresses", "log\\-level", "TERWAYD_OPTIONS", "show"] {
+    let known =
+        ["CNI plugin that gives pods addresses", "log\\-level", "TERWAYD_OPTIONS", "show", "docs/configuration.md"];
+    for word in known {
         assert!(pages.contains(word), "no {word} in the man pages");
     }
     let complete = |words: &str, at: usize| {
@@ -229,6 +231,19 @@ fn the_manifests_and_templates_that_come_along_are_read_by_what_they_are_for() {
     assert_eq!(complete("terway-cli sh", 1), "show");
     assert_eq!(complete("terwayd --log-level de", 2), "debug");
     assert_eq!(complete("terwayd --daemon", 1), "--daemon-mode");
+}
+
+#[test]
+fn the_documents_that_come_along_lead_to_what_comes_along() {
+    let folder = Folder::new("documents");
+    sh(&format!("dpkg-deb -x {} {}", releases()[0].deb.display(), folder.0.display()));
+    let found = sh(&format!("find {}/usr/share/doc/terway -name '*.md'", folder.0.display()));
+    let documents: Vec<&Path> = found.lines().map(Path::new).collect();
+    assert!(documents.len() > 5, "{documents:?}");
+    let wrong: Vec<String> = documents.iter().flat_map(|document| crate::documents::dead_links(document)).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let read_me = fs::read_to_string(folder.0.join("usr/share/doc/terway/README.md")).unwrap();
+    assert!(read_me.contains("[the configuration](docs/configuration.md)") && !read_me.contains("](src/"));
 }
 
 #[test]
