@@ -108,6 +108,11 @@ pub const POLICY_COMMENT: &str = "terway network policy";
 pub const SOURCE_PREFIX: &str = "TERWAY-S";
 pub const SOURCE_COMMENT: &str = "terway source addresses";
 
+/// What rules bear as a comment that let pods' packets through where felix, which did, has gone and the node lets nothing through by itself.
+pub const PASS_COMMENT: &str = "terway lets pods through";
+/// Which state of the old Terway's files nothing of felix is left of in netfilter. It goes with a reboot, as that does.
+pub const FELIX_NOTE: &str = "/run/terway/felix-gone";
+
 /// How the names of the host's ends of pods' veths begin.
 pub const VETH: &str = "cali";
 

@@ -4,7 +4,7 @@ use super::addr::AddrSeen;
 use super::message::answers;
 use super::neigh::NeighSeen;
 use super::tc::{FilterSeen, QdiscSeen};
-use super::{LinkSeen, RouteSeen, bpf, events, ipset, rule, tables};
+use super::{LinkSeen, RouteSeen, bpf, events, felix, ipset, rule, tables};
 use crate::ours;
 use crate::verdict::Event;
 
@@ -33,6 +33,7 @@ pub fn body(bytes: &[u8]) {
 /// What iptables-save(8) prints, and the alias of a link.
 pub fn text(text: &str) {
     drop(tables::removal(text));
+    drop(felix::removal(text));
     drop(ours::attachment(text));
 }
 

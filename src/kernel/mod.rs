@@ -9,6 +9,7 @@ mod card;
 #[cfg(fuzzing)]
 pub mod doors;
 mod events;
+pub mod felix;
 pub mod filters;
 pub mod guard;
 mod ipset;

@@ -25,7 +25,12 @@ pub struct Shown {
 
 /// All that is in the table, as `-c` shows it.
 pub fn read(family: Family) -> Result<String, Error> {
-    run(family, "save", &["-c", "-t", TABLE], None)
+    run(program(family), "save", &["-c", "-t", TABLE], None)
+}
+
+/// The tool of a family, as the node has it.
+pub fn program(family: Family) -> &'static str {
+    if family == Family::V4 { "iptables" } else { "ip6tables" }
 }
 
 impl Shown {
@@ -125,12 +130,17 @@ fn jumps(of: &Purpose, before: &Chains, after: &Chains, shown: Option<&Shown>) -
 }
 
 pub fn restore(family: Family, text: &str) -> Result<(), Error> {
-    let waiting = run(family, "restore", &["--noflush", "-w", "5"], Some(text));
+    restore_by(program(family), text)
+}
+
+/// The same by the tool of this name: a family's, or one of its two kinds.
+pub fn restore_by(tool: &str, text: &str) -> Result<(), Error> {
+    let waiting = run(tool, "restore", &["--noflush", "-w", "5"], Some(text));
     // Older ones know no lock.
     let is_unknown =
         |e: &Error| ["invalid option", "unrecognized option"].iter().any(|said| e.to_string().contains(said));
     match waiting {
-        Err(e) if is_unknown(&e) => run(family, "restore", &["--noflush"], Some(text)),
+        Err(e) if is_unknown(&e) => run(tool, "restore", &["--noflush"], Some(text)),
         done => done,
     }
     .map(|_| ())
@@ -144,8 +154,8 @@ pub fn is_passing(e: &Error) -> bool {
     e.errno() != Some(libc::ENOENT) && !e.to_string().contains(REMEDY)
 }
 
-fn run(family: Family, verb: &str, args: &[&str], input: Option<&str>) -> Result<String, Error> {
-    let program = format!("{}-{verb}", if family == Family::V4 { "iptables" } else { "ip6tables" });
+pub(super) fn run(tool: &str, verb: &str, args: &[&str], input: Option<&str>) -> Result<String, Error> {
+    let program = format!("{tool}-{verb}");
     let mut command = iptables::tool(&program);
     let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
     let command = command.args(args).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -159,7 +169,7 @@ fn run(family: Family, verb: &str, args: &[&str], input: Option<&str>) -> Result
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let of_family = if family == Family::V4 { "ipt_rpfilter" } else { "ip6t_rpfilter" };
+    let of_family = if tool.starts_with("ip6") { "ip6t_rpfilter" } else { "ipt_rpfilter" };
     let modules =
         [("set", "xt_set"), ("multiport", "xt_multiport"), ("conntrack", "xt_conntrack"), ("rpfilter", of_family)];
     let is_named = |name: &str| said.contains(&format!("`{name}'")) || said.contains(&format!("Extension {name} "));

@@ -153,3 +153,27 @@ fn what_can_be_put_right_without_harm_is_and_once_more_there_is_nothing_to_do() 
     assert!(rules.contains("512:") && rules.ends_with("\n1\n") && !rules.contains("1999"), "{rules}");
     assert_eq!(fixable(&cli(&cluster, "doctor --fix --json")), 0, "once more there is nothing to do");
 }
+
+#[test]
+fn what_felix_has_left_is_found_and_taken_away_once_terwayd_serves() {
+    let mut cluster = node(&nothing());
+    let web = cluster.add(0, "web");
+    is_silent(&cluster, "leftovers");
+    cluster.old_felix(0, &[], "");
+    let words = "felix is gone and has left its chains";
+    finds(&cluster, "leftovers", words, "iptables-save | grep cali");
+    assert_eq!(web.pod.ping(&cluster.node(0).addr.to_string()), None);
+
+    cluster.kill(0);
+    let silent = cli(&cluster, "doctor --fix --json");
+    assert_eq!(
+        found(&silent, "leftovers")[0]["fixable"],
+        Value::Null,
+        "nobody else may hold pods to policies: {silent:?}"
+    );
+    cluster.start_ready(0);
+    let said = cli(&cluster, "doctor --fix --json");
+    assert_eq!(found(&said, "leftovers")[0]["fixed"], true, "{said:?}");
+    is_silent(&cluster, "leftovers");
+    assert!(web.pod.ping(&cluster.node(0).addr.to_string()).is_some());
+}

@@ -1,6 +1,7 @@
 //! A node that the old Terway ran: its pods keep their addresses, and do not lose a packet.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -156,6 +157,82 @@ fn pods_of_the_old_terway_are_taken_over_and_lose_no_packet() {
 #[test]
 fn so_are_those_of_its_first_generation_whose_containers_nobody_knows() {
     takes_over(Generation::First);
+}
+
+/// What is felix's in netfilter, in both kinds of iptables, and its sets.
+fn felix(cluster: &Cluster) -> String {
+    let saved = "iptables-nft-save; ip6tables-nft-save; iptables-legacy-save; ip6tables-legacy-save";
+    cluster.node(0).sh(&format!("({saved}) 2>&1 | grep -e cali- -e cali: || true; ipset list -n | grep ^cali || true"))
+}
+
+/// Felix has ended with the old Terway: nobody tells what it has left of pods that come.
+#[test]
+fn pods_that_come_after_felix_are_not_cut_off_and_those_before_it_keep_their_way() {
+    for (kind, policy, renderer) in
+        [("-nft", "ACCEPT", "iptables"), ("-legacy", "DROP", "iptables"), ("-nft", "ACCEPT", "ebpf")]
+    {
+        let over = json!({"orphan_release_after": "1s", "policy_renderer": renderer});
+        let mut old = Inherited::with(&over, Generation::Second);
+        old.cluster.old_felix(0, &[&old.a, &old.b], kind);
+        let foreign = [
+            "-A FORWARD -i cali+ -m comment --comment \"calico: not by felix\"",
+            "-A FORWARD -o cali+ -m set --match-set cali40s:foreign src",
+            "-A FORWARD -m comment --comment \"-j cali-FORWARD\"",
+        ];
+        let node = old.cluster.node(0);
+        node.sh("ipset create cali40s:foreign hash:net");
+        node.sh(&format!("iptables{kind} -P FORWARD {policy}"));
+        foreign.iter().for_each(|rule| drop(node.sh(&format!("iptables{kind} {rule}"))));
+        let ends = [&old.a.ip, &old.b.ip];
+        assert!(old.a.pod.ping(ends[1]).is_some() && old.b.pod.ping(OUTSIDE).is_some(), "the old node works");
+
+        under_load(&old.a, &old.b, &mut old.cluster, |cluster| cluster.start_ready(0));
+        let c = old.cluster.add(0, "c");
+        let (node, ends) = (old.cluster.node(0), [&old.a.ip, &old.b.ip]);
+        assert!(ends.iter().all(|ip| c.pod.ping(ip).is_some()) && old.b.pod.ping(&c.ip).is_some(), "{kind}");
+        assert!(c.pod.ping(OUTSIDE).is_some() && c.pod.ping(&node.addr.to_string()).is_some(), "{kind}");
+        assert!(node.ping(&c.ip).is_some() && old.a.pod.ping(ends[1]).is_some() && old.a.pod.ping(OUTSIDE).is_some());
+        let left = felix(&old.cluster);
+        let lines: Vec<&str> = left.lines().collect();
+        assert!(lines == [foreign[2], "cali40s:foreign"], "{kind}: {left}");
+        let saved = node.sh(&format!("iptables{kind}-save"));
+        assert!(foreign.iter().all(|rule| saved.contains(rule)), "{kind}: {saved}");
+        assert_eq!(saved.matches("terway lets pods through").count(), if policy == "DROP" { 2 } else { 0 });
+
+        // It is not looked for again.
+        old.cluster.kill(0);
+        old.cluster.start_ready(0);
+        old.cluster.add(0, "d");
+        assert_eq!(old.cluster.log(0).matches("that felix had left in netfilter are removed").count(), 1);
+    }
+}
+
+#[test]
+fn felix_that_runs_is_left_alone_until_it_ends() {
+    let mut old = Inherited::new(Generation::Second);
+    old.cluster.old_felix(0, &[&old.a, &old.b], "");
+    old.cluster.node(0).sh("ln -s /bin/sleep /run/calico-felix");
+    let elsewhere = old.a.pod.spawn(Command::new("/run/calico-felix").arg("600"));
+    let running = old.cluster.node(0).spawn(Command::new("/run/calico-felix").arg("600"));
+    let before = felix(&old.cluster);
+    old.cluster.start_ready(0);
+    soon("it is seen", || old.cluster.log(0).contains("felix runs on this node"));
+    assert_eq!(felix(&old.cluster), before);
+    drop(running);
+    soon("what it has left is gone", || felix(&old.cluster).is_empty());
+    let c = old.cluster.add(0, "c");
+    assert!(c.pod.ping(&old.a.ip).is_some() && c.pod.ping(OUTSIDE).is_some());
+    drop(elsewhere);
+}
+
+#[test]
+fn where_nobody_asks_for_policies_what_felix_has_left_goes_too() {
+    let mut old = Inherited::with(&json!({"disable_network_policy": "true"}), Generation::Second);
+    old.cluster.old_felix(0, &[&old.a, &old.b], "");
+    old.cluster.start_ready(0);
+    soon("it is gone", || felix(&old.cluster).is_empty());
+    let c = old.cluster.add(0, "c");
+    assert!(c.pod.ping(&old.a.ip).is_some() && c.pod.ping(OUTSIDE).is_some());
 }
 
 /// Traffic of IPv6 from pod to pod and from a pod to the outside.

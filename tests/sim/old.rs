@@ -36,6 +36,42 @@ pub struct Record {
     pub pod: Value,
 }
 
+/// As it writes it; every link that it has no pod for ends at a DROP.
+const FELIX: &str = r#"*raw
+:cali-PREROUTING - [0:0]
+-A PREROUTING -m comment --comment "cali:6gwbT8clXdHdC1b1" -j cali-PREROUTING
+COMMIT
+*mangle
+:cali-POSTROUTING - [0:0]
+-A POSTROUTING -m comment --comment "cali:O3lYWMrLQYEMJtB5" -j cali-POSTROUTING
+COMMIT
+*nat
+:cali-POSTROUTING - [0:0]
+:cali-nat-outgoing - [0:0]
+-A POSTROUTING -m comment --comment "cali:O3lYWMrLQYEMJtB5" -j cali-POSTROUTING
+-A cali-POSTROUTING -j cali-nat-outgoing
+COMMIT
+*filter
+:cali-FORWARD - [0:0]
+:cali-INPUT - [0:0]
+:cali-from-wl-dispatch - [0:0]
+:cali-to-wl-dispatch - [0:0]
+:cali-wl-to-host - [0:0]
+:pods
+-A FORWARD -m comment --comment "cali:wUHhoiAYhphO9Mso" -j cali-FORWARD
+-A FORWARD -m comment --comment "cali:S93hcgKJrXEqnTfs" -m comment --comment "Policy explicitly accepted packet." -m mark --mark 0x10000/0x10000 -j ACCEPT
+-A INPUT -m comment --comment "cali:Cz_u1IQiXIMmKD4c" -j cali-INPUT
+-A cali-FORWARD -i cali+ -j cali-from-wl-dispatch
+-A cali-FORWARD -o cali+ -j cali-to-wl-dispatch
+-A cali-INPUT -i cali+ -g cali-wl-to-host
+-A cali-wl-to-host -j cali-from-wl-dispatch
+-A cali-wl-to-host -j ACCEPT
+-A pods
+-A cali-from-wl-dispatch -m comment --comment "Unknown interface" -j DROP
+-A cali-to-wl-dispatch -m comment --comment "Unknown interface" -j DROP
+COMMIT
+"#;
+
 impl Cluster {
     pub fn old_eni(&self, n: usize, addresses: usize) -> OldEni {
         let (cloud, node) = (&self.world.cloud, self.node(n));
@@ -136,6 +172,28 @@ impl Cluster {
             std::fs::create_dir_all(OLD_STORE).expect("create the folder");
             std::fs::write(Path::new(OLD_STORE).join(name), bytes).expect("write the database");
         });
+    }
+
+    /// What felix has in netfilter for these pods, by this kind of iptables, short of what no packet comes by: it stays when felix ends.
+    pub fn old_felix(&self, n: usize, members: &[&Member], kind: &str) {
+        for (family, of, addresses) in [("iptables", 4, "inet"), ("ip6tables", 6, "inet6")] {
+            let set = format!("cali{of}0s:denied");
+            let mut chains = String::new();
+            let mut rules = format!("-A cali-to-wl-dispatch -m set --match-set {set} src -j DROP\n");
+            for member in members {
+                let veth = host_veth(&member.sandbox.pod, "eth0");
+                for (side, ways, way) in [("-i", "from", "fw"), ("-o", "to", "tw")] {
+                    chains += &format!(":cali-{way}-{veth} - [0:0]\n");
+                    rules += &format!("-A cali-{ways}-wl-dispatch {side} {veth} -g cali-{way}-{veth}\n");
+                    rules += &format!("-A cali-{way}-{veth} -j MARK --set-xmark 0x10000/0x10000\n");
+                }
+            }
+            let text = FELIX.replace(":pods\n", &chains).replace("-A pods\n", &rules);
+            self.node(n).write_file("/run/felix", &text);
+            self.node(n).sh(&format!(
+                "ipset -exist create {set} hash:net family {addresses}; {family}{kind}-restore --noflush </run/felix"
+            ));
+        }
     }
 
     /// The lock that the old Terway holds on its database while it runs.

@@ -14,7 +14,7 @@ use super::finding::Finding;
 use super::known::{self, Known};
 use crate::config::Config;
 use crate::error::Error;
-use crate::kernel::{AddrSeen, Kernel, LinkSeen, RouteSeen};
+use crate::kernel::{AddrSeen, Kernel, LinkSeen, RouteSeen, felix};
 use crate::plan::{Plan, Rule};
 
 /// Look at daemon, kernel, kernel parameters, routes, other managers of networks, MTU, metadata, cloud, API server, clock and max-pods,
@@ -22,7 +22,7 @@ use crate::plan::{Plan, Rule};
 #[derive(FromArgs)]
 #[argh(subcommand, name = "doctor")]
 pub struct Doctor {
-    /// put right what can be put right without harm: what node and ENIs are to have in the kernel, and rules and routes that were left
+    /// put right what can be put right without harm: what node and ENIs are to have in the kernel; rules, routes and chains that were left
     #[argh(switch)]
     fix: bool,
     /// configuration whose credentials ask cloud and API server (/etc/eni/eni.json)
@@ -56,6 +56,7 @@ pub enum Fix {
     Make(Plan),
     Forget(Rule),
     Unroute(RouteSeen),
+    ClearFelix,
 }
 
 type Check = fn(&mut Patient) -> Result<Vec<Complaint>, Error>;
@@ -161,6 +162,14 @@ impl Fix {
                 }
                 patient.kernel.delete_route(route)?;
                 Ok(format!("ip route del {} table {}", route.to, route.table))
+            }
+            Fix::ClearFelix => {
+                // It may have come back meanwhile.
+                if felix::runs() {
+                    return Err(Error::refused("felix runs by now"));
+                }
+                let removed = felix::remove()?.unwrap_or_default();
+                Ok(format!("{removed} chains and rules removed"))
             }
         }
     }

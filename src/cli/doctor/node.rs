@@ -7,7 +7,7 @@ use super::super::finding::{Finding, Weight};
 use super::super::status;
 use super::{Complaint, Fix, Patient};
 use crate::error::Error;
-use crate::kernel::{Difference, LinkSeen, RouteSeen};
+use crate::kernel::{Difference, LinkSeen, RouteSeen, felix};
 use crate::ours;
 use crate::plan::{Object, Plan, Rule, RuleAction};
 
@@ -54,7 +54,7 @@ fn missing(whose: &str, object: &Object, difference: &Difference, plan: &Plan) -
     Complaint { finding, fix: Some(Fix::Make(plan.clone())) }
 }
 
-/// Rules for ENIs that are not here, and routes to pods that nobody leases an address to.
+/// Rules for ENIs that are not here, routes to pods that nobody leases an address to, and what felix has left.
 pub fn leftovers(patient: &mut Patient) -> Found {
     let rules = patient.kernel.rules()?;
     let old = |rule: &&Rule| is_stale(rule, &patient.links);
@@ -63,7 +63,18 @@ pub fn leftovers(patient: &mut Patient) -> Found {
         let routes = patient.kernel.routes(ours::PODS_TABLE)?;
         complaints.extend(routes.into_iter().filter(|route| is_nobodys(route, patient)).map(unrouted));
     }
+    if felix::is_there() && !felix::runs() {
+        complaints.push(left_by_felix(patient.known.silence.is_none()));
+    }
     Ok(complaints)
+}
+
+/// While no daemon serves it may be all that holds pods to their policies.
+fn left_by_felix(is_served: bool) -> Complaint {
+    let what =
+        "felix is gone and has left its chains (cali-…) in netfilter: what pods send that came after it is dropped";
+    let remedy = "see that felix is not to come back to this node (Calico, the old Terway); `iptables-save | grep cali` shows them";
+    Complaint { finding: Finding::problem(what, remedy), fix: is_served.then_some(Fix::ClearFelix) }
 }
 
 /// It is of an ENI whose link is gone: by the table, which is of a link, or by the link's name. Others may have rules at our priorities:

@@ -7,6 +7,7 @@ use smol::channel::Sender;
 use super::{Input, Node, Presence};
 use crate::cluster::Name;
 use crate::config::{Mode, PolicyRenderer};
+use crate::daemon::old::felix;
 use crate::daemon::outset::Outset;
 use crate::daemon::policy::{Chosen, Ear, News, Open, name_of};
 use crate::daemon::{bandwidth, clock, renderer, threads};
@@ -39,8 +40,7 @@ pub(super) struct Guarded {
     way: Option<PolicyRenderer>,
     /// Seats that pods are to have which run without one.
     seating: BTreeMap<Attachment, u16>,
-    /// Nothing is left of another way.
-    alone: bool,
+    others: Others,
     /// Whether pods can be held whose packets pass no netfilter of the node, and when that was tried.
     inside: Option<(Now, Result<(), String>)>,
     /// Seats of pods that are gone, which the kernel may know still.
@@ -48,6 +48,17 @@ pub(super) struct Guarded {
     holding: Vec<Holding>,
     /// What is shown of policies.
     pub shown: serde_json::Value,
+}
+
+/// What is left of another way to enforce policies.
+#[derive(Default)]
+enum Others {
+    /// Nothing is in force by our way yet.
+    #[default]
+    There,
+    /// It is being taken away, and cuts off whoever comes: these pods, whose rules are in force, wait for that.
+    Going(Vec<Name>),
+    Gone,
 }
 
 /// A pod's addresses by one of its interfaces, and that one's end on the node where link-local addresses are seen there.
@@ -91,7 +102,10 @@ impl Node {
             self.guarded.shown = "disabled".into();
             outset.end();
             let seated = self.give_up_seats(|_| true);
-            threads::start(move || renderer::leave_others(None, &seated, false));
+            threads::start(move || {
+                renderer::leave_others(None, &seated, false);
+                felix::leave().unwrap_or_else(|e| log::error!("{e}; new pods are cut off"));
+            });
             return;
         }
         // It has been, unless the attempts to start did not know of policies yet.
@@ -293,7 +307,22 @@ impl Node {
         self.guarded.leaving.retain(|seat| !seats.contains(seat));
         if result.is_ok() {
             self.police(pods);
+            if let Others::Going(waiting) = &mut self.guarded.others {
+                return waiting.extend_from_slice(pods);
+            }
         }
+        self.let_in(pods, result);
+    }
+
+    /// What another way had is gone; or it is not, and who comes next has it tried again.
+    pub(super) fn others_gone(&mut self, result: &Result<(), String>) {
+        let now = if result.is_ok() { Others::Gone } else { Others::There };
+        if let Others::Going(waiting) = std::mem::replace(&mut self.guarded.others, now) {
+            self.let_in(&waiting, result);
+        }
+    }
+
+    fn let_in(&mut self, pods: &[Name], result: &Result<(), String>) {
         let names: BTreeSet<&Name> = pods.iter().gather();
         let due = self.guarded.holding.extract_if(.., |held| names.contains(&name_of(&held.lease.pod)));
         for Holding { answer, lease, .. } in due.collect::<Vec<_>>() {
@@ -316,10 +345,16 @@ impl Node {
         };
         let due: Vec<(Attachment, u16)> = self.guarded.seating.extract_if(.., |at, _| is_due(at)).collect();
         let seated: Vec<Lease> = due.iter().filter_map(|(at, seat)| self.reseat(at, Some(*seat))).collect();
-        let is_first = !std::mem::replace(&mut self.guarded.alone, true);
+        let is_first = matches!(self.guarded.others, Others::There);
         if !is_first && seated.is_empty() {
             return;
         }
+        // Felix alone drops what it does not know.
+        let is_waited_for = is_first && felix::may_be_left();
+        if is_first {
+            self.guarded.others = if is_waited_for { Others::Going(Vec::new()) } else { Others::Gone };
+        }
+        let inputs = self.world.inputs.clone();
         let given_up = match way {
             PolicyRenderer::Ebpf => Vec::new(),
             PolicyRenderer::Iptables => self.give_up_seats(|lease| !lease.is_inside()),
@@ -333,6 +368,9 @@ impl Node {
             }
             if is_first {
                 renderer::leave_others(Some(way), &given_up, mixed);
+            }
+            if is_waited_for {
+                let _ = inputs.send_blocking(Input::OthersGone(felix::leave().map_err(|e| e.to_string())));
             }
         });
     }

@@ -41,6 +41,13 @@ pub fn are_there(folder: &Path) -> bool {
     [RELATION, PODS].iter().any(|(name, _)| folder.join(name).exists())
 }
 
+/// When they were written last, by which it is told that the old Terway has run again. None: it has left nothing here.
+pub fn state(folder: &Path) -> Option<String> {
+    let written = |(name, _)| fs::metadata(folder.join(name)).and_then(|file| file.modified()).ok();
+    let written = [RELATION, PODS].map(written);
+    written.iter().any(Option::is_some).then(|| format!("{written:?}"))
+}
+
 const RUNS: &str = "the old Terway still runs on this node and holds its database; stop it first \
                     (kubectl -n kube-system delete daemonset terway-eniip, or whatever it is called), its pods run on";
 

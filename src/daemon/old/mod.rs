@@ -4,6 +4,7 @@
 //! our route, neighbour and rule; and only then go the rules and the route that the old Terway had for it. Each step may be
 //! said again: a start that was cut off is gone on with by the next.
 
+pub mod felix;
 mod files;
 mod records;
 

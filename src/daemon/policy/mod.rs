@@ -162,6 +162,8 @@ struct Loop {
     restored: bool,
     /// It did once: what is lost since goes back, whatever more there is to know.
     has_held: bool,
+    /// The node's loop has been told that rules are in force.
+    has_told: bool,
     pods: Pods,
     /// Pods that wait to be admitted, and seats that wait to be free.
     waiting: BTreeSet<Name>,
@@ -210,6 +212,7 @@ impl Loop {
             chosen: None,
             restored: false,
             has_held: false,
+            has_told: false,
             pods: Pods::new(),
             waiting: BTreeSet::new(),
             leaving: BTreeSet::new(),
@@ -419,7 +422,7 @@ impl Loop {
                 self.waiting.insert(name);
             }
         }
-        if is_complete && (!self.waiting.is_empty() || !self.leaving.is_empty()) {
+        if is_complete && (!self.has_told || !self.waiting.is_empty() || !self.leaving.is_empty()) {
             self.admit();
         }
     }
@@ -559,7 +562,9 @@ impl Loop {
         let is_due = |name: &Name| result.is_err() || is_held(name) && !barred.contains(namespace_of(name));
         let pods: Vec<Name> = self.waiting.extract_if(.., |name| is_due(name)).collect();
         let seats = if result.is_ok() { std::mem::take(&mut self.leaving) } else { BTreeSet::new() };
-        if !pods.is_empty() || !seats.is_empty() {
+        // What another way has left goes then, whether or not anybody waits.
+        let is_first = result.is_ok() && !std::mem::replace(&mut self.has_told, true);
+        if is_first || !pods.is_empty() || !seats.is_empty() {
             let _ = self.inputs.send_blocking(Input::Admitted { pods, seats, result });
         }
     }
