@@ -271,9 +271,11 @@ fn attempt(start: &Start, manner: Manner, legacy: Option<Legacy>, early: &mut Ea
 }
 
 /// Pods that share their ENI would lose it to others where every pod has one to itself. The other way round nobody is harmed: a pod
-/// that has a whole ENI keeps it.
+/// that has a whole ENI keeps it. One that runs on as the old Terway has wired it is in nobody's way: where an address of an ENI is taken, the
+/// whole of it is lent to nobody.
 fn fit(mode: Mode, config: &Config, leases: &[Lease]) -> Result<(), Error> {
-    let shared: Vec<String> = leases.iter().filter(|l| !l.is_whole()).map(|l| l.pod.to_string()).collect();
+    let shared = leases.iter().filter(|l| !l.is_whole() && l.untouched().is_none());
+    let shared: Vec<String> = shared.map(|l| l.pod.to_string()).collect();
     if mode == Mode::Whole && !shared.is_empty() {
         return Err(Error::refused(format!(
             "exclusive eni mode changed: this node is to give each pod an ENI to itself ({mode}), and {} of its pods share theirs ({}); \

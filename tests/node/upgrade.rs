@@ -381,6 +381,20 @@ fn without_a_readable_database_running_pods_keep_their_addresses() {
     }
 }
 
+/// A pod that the old Terway has given an ENI of its own, without a second link to the node.
+fn old_exclusive(cluster: &Cluster, name: &str, own: &OldEni) -> Member {
+    let mut member = cluster.schedule(0, name);
+    member.ip = own.ips[0].to_string();
+    let (ip, netns) = (&member.ip, member.sandbox.netns.file_name().unwrap().to_str().unwrap());
+    cluster.node(0).sh(&format!("ip link set {} down; ip link set {} netns {netns} name eth0", own.link, own.link));
+    member.pod.sh(&format!("ip link set eth0 up; ip addr add {ip}/32 dev eth0"));
+    let gateway = cluster.world.cloud.eni(&own.id).expect("it is there").gateway;
+    member.pod.sh(&format!("ip route add default via {gateway} dev eth0 onlink"));
+    // The far end of a simulated card hears up to a second later that it is up.
+    soon("the card talks", || member.pod.ping(OUTSIDE).is_some());
+    member
+}
+
 /// What is not on policy routing runs on as it is; here a veth plays the link that IPvlan pods are reached by, and an ENI is
 /// a pod's own.
 #[test]
@@ -401,16 +415,7 @@ fn pods_on_ipvlan_and_with_an_eni_of_their_own_run_on_untouched() {
         member
     };
     let own = cluster.old_eni(0, 1);
-    let exclusive = {
-        let mut member = cluster.schedule(0, "exclusive");
-        member.ip = own.ips[0].to_string();
-        let (ip, netns) = (&member.ip, member.sandbox.netns.file_name().unwrap().to_str().unwrap());
-        cluster.node(0).sh(&format!("ip link set {} down; ip link set {} netns {netns} name eth0", own.link, own.link));
-        member.pod.sh(&format!("ip link set eth0 up; ip addr add {ip}/32 dev eth0"));
-        let gateway = cluster.world.cloud.eni(&own.id).expect("it is there").gateway;
-        member.pod.sh(&format!("ip route add default via {gateway} dev eth0 onlink"));
-        member
-    };
+    let exclusive = old_exclusive(cluster, "exclusive", &own);
     let members = [&old.a, &old.b, &on_ipvlan];
     let mut records: Vec<Record> =
         members.into_iter().map(|member| Record::of(member, shared, Generation::Second)).collect();
@@ -480,6 +485,29 @@ fn pods_taken_over_follow_their_eni_to_another_link() {
     let ip = a.ip.clone();
     cluster.del(a);
     assert!(!cluster.node(0).sh("ip rule").contains(&format!("from {ip} ")));
+}
+
+/// A node of the old Terway on which each pod has an ENI to itself goes on as one.
+#[test]
+fn where_each_pod_has_an_eni_those_of_the_old_terway_run_on_beside_new_ones() {
+    let mut cluster = idle_node("ecs.sim.2xlarge", &json!({"daemon_mode": "ENIOnly", "min_pool_size": 0}));
+    let own = cluster.old_eni(0, 1);
+    let exclusive = old_exclusive(&cluster, "exclusive", &own);
+    cluster.old_store(0, &[Record::exclusive(&exclusive, &own)], 8);
+    let mut news: Vec<Member> = Vec::new();
+    for life in 1..=2 {
+        cluster.start_ready(0);
+        assert_eq!(shown(&cluster, "/pool/leased"), life, "life {life}");
+        news.push(cluster.add(0, &format!("new-{life}")));
+        assert!(news.iter().all(|new| new.ip != exclusive.ip));
+        soon("all of them talk", || news.iter().chain([&exclusive]).all(|pod| pod.pod.ping(OUTSIDE).is_some()));
+        cluster.kill(0);
+    }
+    cluster.start_ready(0);
+    assert!(events_about(&cluster, "exclusive").iter().any(|(_, words)| words.contains("it has an ENI of its own")));
+    let ip = exclusive.ip.clone();
+    cluster.del(exclusive);
+    assert!(cluster.ledger(0, "resting").contains(&format!("{ip}.json")));
 }
 
 #[test]
