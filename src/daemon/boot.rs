@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use serde_json::Value;
 use smol::channel::{Sender, bounded};
 
 use super::alone::Place;
@@ -44,6 +45,8 @@ const IMPATIENT: kube::Limits =
 /// What is written for the kubelet unless the operator has a conflist of their own.
 const CONFLIST: &str = include_str!("../../cni-conf/10-terway.conflist");
 const OWN_CONFLIST: &str = "/etc/eni/10-terway.conflist";
+/// What the old Terway's first generation has written beside it.
+const OLD_CONF: &str = "10-terway.conf";
 
 /// What is known before anybody is asked: a fault in it ends the daemon with a clear word.
 #[derive(Clone)]
@@ -396,7 +399,35 @@ pub fn announce(path: &Path) -> Result<String, Error> {
         Err(e) => return Err(e).context(|| format!("read {OWN_CONFLIST}")),
     };
     write_conflist(path, &text).context(|| format!("write {}", path.display()))?;
+    if let Err(e) = put_old_aside(path) {
+        log::warn!("put {OLD_CONF} aside: {e}; runtimes take it before {}", path.display());
+    }
     Ok(text)
+}
+
+/// Runtimes take the first of the folder by name.
+fn put_old_aside(path: &Path) -> Result<(), Error> {
+    let old = path.with_file_name(OLD_CONF);
+    if *old >= *path {
+        return Ok(());
+    }
+    let text = match fs::read(&old) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        text => text?,
+    };
+    let is_theirs = |conf: &Value| conf["type"] == "terway" && conf["plugins"].is_null();
+    if !serde_json::from_slice(&text).is_ok_and(|conf: Value| is_theirs(&conf)) {
+        return Ok(());
+    }
+    let names = (0..).map(|n| old.with_extension(if n == 0 { "conf.old".into() } else { format!("conf.old-{n}") }));
+    let aside = names.into_iter().find(|name| !name.exists()).expect("there is no end of names");
+    fs::rename(&old, &aside)?;
+    log::info!(
+        "{} is the old Terway's, and runtimes would take it before ours: it is {} now",
+        old.display(),
+        aside.display()
+    );
+    Ok(())
 }
 
 fn write_conflist(path: &Path, text: &str) -> Result<(), Error> {

@@ -13,6 +13,7 @@ use crate::sim::fabric::{OUTSIDE, OUTSIDE_V6};
 use crate::sim::load::{self, Tally};
 use crate::sim::old::{Generation, OldEni, Record};
 use crate::sim::traffic::Place;
+use crate::sim::world::Ecs;
 
 const STORE: &str = "/var/lib/cni/terway";
 
@@ -233,6 +234,29 @@ fn where_nobody_asks_for_policies_what_felix_has_left_goes_too() {
     soon("it is gone", || felix(&old.cluster).is_empty());
     let c = old.cluster.add(0, "c");
     assert!(c.pod.ping(&old.a.ip).is_some() && c.pod.ping(OUTSIDE).is_some());
+}
+
+/// Its first generation has a configuration of one plugin, which runtimes take before a list of the same name.
+#[test]
+fn the_runtime_goes_by_our_network_configuration_and_the_old_one_is_kept() {
+    let mut old = Inherited::new(Generation::First);
+    let folder = "/etc/cni/net.d";
+    let theirs = r#"{"cniVersion": "0.3.1", "name": "terway", "type": "terway", "eniip_virtual_type": "Veth"}"#;
+    let node = old.cluster.node(0);
+    node.write_file(&format!("{folder}/10-terway.conf"), theirs);
+    node.write_file(&format!("{folder}/10-terway.conf.old"), "somebody's");
+    old.cluster.start_ready(0);
+    let node = old.cluster.node(0);
+    let files = |node: &Ecs| node.sh(&format!("ls {folder}"));
+    assert_eq!(files(node), "10-terway.conf.old\n10-terway.conf.old-1\n10-terway.conflist\n");
+    let kept = ["", "-1"].map(|n| node.read_file(&format!("{folder}/10-terway.conf.old{n}")).expect("it is there"));
+    assert_eq!(kept, ["somebody's", theirs]);
+    // One of another plugin is somebody's wish.
+    old.cluster.kill(0);
+    let other = r#"{"cniVersion": "0.3.1", "name": "terway", "type": "bridge"}"#;
+    old.cluster.node(0).write_file(&format!("{folder}/10-terway.conf"), other);
+    old.cluster.start_ready(0);
+    assert_eq!(old.cluster.node(0).read_file(&format!("{folder}/10-terway.conf")).as_deref(), Some(other));
 }
 
 /// Traffic of IPv6 from pod to pod and from a pod to the outside.
