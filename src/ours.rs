@@ -1,7 +1,7 @@
 //! Every name, table, priority, mark and path we own, and how each is recognised after a restart by someone who remembers nothing.
 
 use std::fmt::Write;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -240,9 +240,19 @@ pub fn unnamed_attachment(host_veth: &str, ifname: &str) -> Attachment {
     Attachment { container: format!("{UNNAMED}{host_veth}"), ifname: ifname.into() }
 }
 
-/// The host link of such an attachment.
+/// The same for a pod that shares its host link with others: its address tells it from them.
+pub fn addressed_attachment(ip: IpAddr, ifname: &str) -> Attachment {
+    Attachment { container: format!("{UNNAMED}{}", ip.to_string().replace(':', "-")), ifname: ifname.into() }
+}
+
+/// Whether the attachment is of either kind.
+pub fn is_unnamed(attachment: &Attachment) -> bool {
+    attachment.container.starts_with(UNNAMED)
+}
+
+/// The host link of such an attachment, where it has one to itself.
 pub fn unnamed_link(attachment: &Attachment) -> Option<&str> {
-    attachment.container.strip_prefix(UNNAMED)
+    attachment.container.strip_prefix(UNNAMED).filter(|name| name.starts_with(VETH))
 }
 
 /// The attachment that an `ifalias` of ours names.
@@ -345,8 +355,12 @@ mod tests {
     fn an_unnamed_attachment_leads_back_to_its_link() {
         let a = unnamed_attachment("calic95a4947e07", "eth0");
         assert_eq!(unnamed_link(&a), Some("calic95a4947e07"));
-        assert_eq!(attachment(&alias(&a, &PodName::new("default", "web-0"))), Some(a));
-        assert_eq!(unnamed_link(&Attachment { container: "0123abc".into(), ifname: "eth0".into() }), None);
+        assert_eq!(attachment(&alias(&a, &PodName::new("default", "web-0"))), Some(a.clone()));
+        let named = Attachment { container: "0123abc".into(), ifname: "eth0".into() };
+        let addressed = addressed_attachment("fd00::5".parse().unwrap(), "eth0");
+        assert_eq!(addressed.file_name(), "~fd00--5@eth0");
+        assert_eq!([&a, &addressed, &named].map(is_unnamed), [true, true, false]);
+        assert_eq!([&addressed, &named].map(unnamed_link), [None, None]);
     }
 
     #[test]

@@ -180,7 +180,8 @@ pub fn slaves() -> Vec<SlaveSeen> {
     found.into_values().collect()
 }
 
-fn addresses(pod: &mut Pod, ifindex: u32) -> IpPair {
+/// The addresses of a link that others may speak to.
+pub(super) fn addresses(pod: &mut Pod, ifindex: u32) -> IpPair {
     let addrs = pod.place.addrs().unwrap_or_default().iter();
     let global = addrs.filter(|a| a.ifindex == ifindex && a.scope == 0).map(|a| a.net.addr());
     global.collect()

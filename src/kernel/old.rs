@@ -4,17 +4,20 @@
 //! address at priority 512 and one "from" it at 2048, which before its version 1.3 names the veth as well.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
+use super::card::sandboxes;
+use super::ipvlan::addresses;
 use super::link;
+use super::netns::Netns;
 use super::place::absent_is_fine;
 use super::route::{self, MAIN, RouteSeen};
 use super::rule::{parse_with_to, remove_with_to};
-use super::{Kernel, LinkSeen};
+use super::{Kernel, LinkSeen, Pod};
 use crate::error::{Context, Error, Errors};
-use crate::ip::host_net;
+use crate::ip::{IpPair, Mac, host_net};
 use crate::ours;
 use crate::plan::{Plan, Rule, RuleAction};
 
@@ -54,6 +57,28 @@ impl OldPod<'_> {
             && route.via.is_none()
             && route.source.is_none()
     }
+}
+
+/// A link in the namespace of a pod that bears no alias of ours, and what it has.
+#[derive(Debug, Clone)]
+pub struct Stranger {
+    pub netns: PathBuf,
+    pub mac: Mac,
+    pub ip: IpPair,
+}
+
+/// Those in the namespaces that runtimes keep.
+pub fn strangers() -> Vec<Stranger> {
+    let mut found = Vec::new();
+    for netns in sandboxes() {
+        // One that is going, or is none, has nothing for us.
+        let Ok(mut pod) = Netns::open(&netns).and_then(Pod::enter) else { continue };
+        for link in pod.place.links().unwrap_or_default().into_iter().filter(|link| link.alias.is_none()) {
+            let ip = addresses(&mut pod, link.ifindex);
+            found.extend(link.mac.map(|mac| Stranger { netns: netns.clone(), mac, ip }));
+        }
+    }
+    found
 }
 
 impl Kernel {

@@ -419,25 +419,27 @@ fn old_exclusive(cluster: &Cluster, name: &str, own: &OldEni) -> Member {
     member
 }
 
-/// What is not on policy routing runs on as it is; here a veth plays the link that IPvlan pods are reached by, and an ENI is
-/// a pod's own.
+/// A pod that the node reaches as those on IPvlan: here a veth plays the node's slave of the ENI.
+fn old_on_ipvlan(cluster: &Cluster, name: &str, ip: &str) -> Member {
+    let mut member = cluster.schedule(0, name);
+    member.ip = ip.to_string();
+    let (node, netns) = (cluster.node(0), member.sandbox.netns.file_name().unwrap().to_str().unwrap());
+    node.sh(&format!(
+        "ip link add ipvl_3 type veth peer name eth0 netns {netns}; ip link set ipvl_3 up; ip route add {ip} dev ipvl_3 scope link"
+    ));
+    member.pod.sh(&format!(
+        "ip link set eth0 up; ip addr add {ip}/32 dev eth0; ip route add {} dev eth0 scope link",
+        node.addr
+    ));
+    member
+}
+
+/// What is not on policy routing runs on as it is.
 #[test]
 fn pods_on_ipvlan_and_with_an_eni_of_their_own_run_on_untouched() {
     let mut old = Inherited::new(Generation::Second);
     let (cluster, shared) = (&old.cluster, &old.eni);
-    let on_ipvlan = {
-        let mut member = cluster.schedule(0, "on-ipvlan");
-        member.ip = shared.ips[3].to_string();
-        let (ip, netns) = (&member.ip, member.sandbox.netns.file_name().unwrap().to_str().unwrap());
-        cluster.node(0).sh(&format!(
-            "ip link add ipvl_3 type veth peer name eth0 netns {netns}; ip link set ipvl_3 up; ip route add {ip} dev ipvl_3 scope link"
-        ));
-        let node = cluster.node(0).addr;
-        member
-            .pod
-            .sh(&format!("ip link set eth0 up; ip addr add {ip}/32 dev eth0; ip route add {node} dev eth0 scope link"));
-        member
-    };
+    let on_ipvlan = old_on_ipvlan(cluster, "on-ipvlan", &shared.ips[3].to_string());
     let own = cluster.old_eni(0, 1);
     let exclusive = old_exclusive(cluster, "exclusive", &own);
     let members = [&old.a, &old.b, &on_ipvlan];
@@ -532,6 +534,71 @@ fn where_each_pod_has_an_eni_those_of_the_old_terway_run_on_beside_new_ones() {
     let ip = exclusive.ip.clone();
     cluster.del(exclusive);
     assert!(cluster.ledger(0, "resting").contains(&format!("{ip}.json")));
+}
+
+/// Gives out all that is left of an ENI with ten addresses; nobody gets one of these.
+fn fill(cluster: &Cluster, taken: &[&Member]) -> Vec<Member> {
+    let room = 10 - taken.len();
+    let news: Vec<Member> = (0..room).map(|n| cluster.add(0, &format!("new-{n}"))).collect();
+    let all: BTreeSet<&String> = news.iter().chain(taken.iter().copied()).map(|member| &member.ip).collect();
+    assert_eq!(all.len(), 10, "{all:?}");
+    news
+}
+
+#[test]
+fn pods_on_ipvlan_and_with_an_eni_keep_their_addresses_though_the_ledger_is_lost() {
+    let mut old = Inherited::new(Generation::Second);
+    let on_ipvlan = old_on_ipvlan(&old.cluster, "on-ipvlan", &old.eni.ips[3].to_string());
+    let own = old.cluster.old_eni(0, 1);
+    let exclusive = old_exclusive(&old.cluster, "exclusive", &own);
+    let members = [&old.a, &old.b, &on_ipvlan];
+    let mut records: Vec<Record> = members.map(|member| Record::of(member, &old.eni, Generation::Second)).into();
+    records.push(Record::exclusive(&exclusive, &own));
+    old.cluster.old_store(0, &records, 8);
+    old.cluster.start_ready(0);
+    assert_eq!(shown(&old.cluster, "/pool/leased"), 4);
+    old.cluster.kill(0);
+    old.cluster.node(0).sh("rm -r /run/terway");
+    old.cluster.start_ready(0);
+    let names = |cluster: &Cluster| -> BTreeSet<String> {
+        let leases = cluster.show(0)["leases"].as_array().expect("a list").clone();
+        leases.iter().map(|l| l["pod"]["name"].as_str().expect("a name").to_owned()).collect()
+    };
+    assert_eq!(names(&old.cluster), ["a", "b", "exclusive", "on-ipvlan"].map(String::from).into());
+    let news = fill(&old.cluster, &[&old.a, &old.b, &on_ipvlan]);
+    assert!(news[0].pod.ping(&old.a.ip).is_some() && old.cluster.node(0).ping(&on_ipvlan.ip).is_some());
+    assert!(exclusive.pod.ping(OUTSIDE).is_some());
+    let cluster = &old.cluster;
+    let ips = [&on_ipvlan, &exclusive].map(|member| format!("{}.json", member.ip));
+    for member in [on_ipvlan, exclusive] {
+        cluster.del(member);
+    }
+    assert!(ips.iter().all(|ip| cluster.ledger(0, "resting").contains(ip)));
+}
+
+#[test]
+fn so_they_do_without_a_database_until_they_go() {
+    let mut old = Inherited::new(Generation::Second);
+    let on_ipvlan = old_on_ipvlan(&old.cluster, "on-ipvlan", &old.eni.ips[3].to_string());
+    let own = old.cluster.old_eni(0, 1);
+    let exclusive = old_exclusive(&old.cluster, "exclusive", &own);
+    old.cluster.node(0).sh(&format!("rm {STORE}/*"));
+    old.cluster.start_ready(0);
+    assert_eq!(shown(&old.cluster, "/pool/leased"), 4);
+    let _news = fill(&old.cluster, &[&old.a, &old.b, &on_ipvlan]);
+    thread::sleep(Duration::from_millis(2500)); // two sweeps
+    assert_eq!(shown(&old.cluster, "/pool/leased"), 11);
+    assert!(old.cluster.node(0).ping(&on_ipvlan.ip).is_some() && exclusive.pod.ping(OUTSIDE).is_some());
+    let cluster = &old.cluster;
+    let rests = |ip: &str| cluster.ledger(0, "resting").contains(&format!("{ip}.json"));
+    // By a DEL, which finds it by its namespace.
+    let ip = on_ipvlan.ip.clone();
+    cluster.del(on_ipvlan);
+    assert!(rests(&ip) && !cluster.node(0).sh("ip route").contains(&ip));
+    // And without one, once its namespace is gone.
+    exclusive.pod.remove();
+    soon("its address rests", || rests(&exclusive.ip));
+    assert_eq!(shown(cluster, "/pool/leased"), 9);
 }
 
 #[test]

@@ -77,7 +77,7 @@ impl Node {
     /// One that cannot be released does not keep the others.
     pub(super) fn collect(&mut self, valid: &BTreeSet<Attachment>) -> Reply {
         // The runtime's name for one that we have no name for may be among them.
-        let is_stale = |a: &&Attachment| !valid.contains(a) && ours::unnamed_link(a).is_none();
+        let is_stale = |a: &&Attachment| !valid.contains(a) && !ours::is_unnamed(a);
         let stale: Vec<Attachment> = self.leases.keys().filter(is_stale).cloned().collect();
         let mut reply = Reply::None {};
         for attachment in &stale {

@@ -12,10 +12,10 @@ use crate::daemon::clock;
 use crate::error::Error;
 use crate::gather::Gather;
 use crate::kernel::netns::Netns;
-use crate::kernel::{Kernel, LinkSeen};
+use crate::kernel::{Kernel, LinkSeen, MAIN, OldPod, RouteSeen};
 use crate::ours;
 use crate::plan::{Rule, RuleAction};
-use crate::pod::{Attachment, PodName};
+use crate::pod::{Attachment, PodName, nameless};
 use crate::pool::Now;
 use crate::rpc::{Lease, Reply};
 
@@ -87,7 +87,7 @@ impl Node {
 
     /// A DEL may not find its way to a lease without a container: the address is freed once nothing is left of the pod.
     fn give_up_the_unnamed(&mut self) {
-        let unnamed = self.leases.values().filter(|l| ours::unnamed_link(&l.sandbox.attachment).is_some());
+        let unnamed = self.leases.values().filter(|l| ours::is_unnamed(&l.sandbox.attachment));
         for lease in unnamed.cloned().collect::<Vec<_>>() {
             if self.has_gone(&lease) {
                 log::info!(
@@ -103,22 +103,47 @@ impl Node {
     /// earlier sandbox of the pod means another namespace.
     pub(super) fn unnamed(&mut self, pod: &PodName, ifname: &str, netns: Option<&Path>) -> Option<Lease> {
         let attachment = ours::unnamed_attachment(&ours::host_veth(pod, ifname), ifname);
-        let lease = self.leases.get(&attachment).cloned()?;
+        let Some(lease) = self.leases.get(&attachment).cloned() else { return self.nameless_in(netns?, ifname) };
         let named = netns == Some(&lease.sandbox.netns);
         let meant = named || netns.is_some_and(|netns| is_behind(&attachment, netns)) || self.has_gone(&lease);
         meant.then_some(lease)
     }
 
-    /// Neither the link nor the namespace of the pod is there any more.
+    /// The lease of the pod in this namespace, where not even its name is known: it has the address.
+    fn nameless_in(&mut self, netns: &Path, ifname: &str) -> Option<Lease> {
+        let is_one = |lease: &&Lease| lease.pod == nameless() && ours::is_unnamed(&lease.sandbox.attachment);
+        self.leases.values().find(is_one)?;
+        let (_, addrs) = Kernel::host().and_then(|mut kernel| kernel.look_inside(netns, ifname)).ok()??;
+        let has = |lease: &&Lease| lease.ip.iter().any(|ip| addrs.contains(&ip));
+        self.leases.values().filter(is_one).find(has).cloned()
+    }
+
+    /// Neither the link nor the namespace of the pod is there any more; nor, where that is not known, the route to it.
     fn has_gone(&mut self, lease: &Lease) -> bool {
         let attachment = &lease.sandbox.attachment;
-        let Some(name) = ours::unnamed_link(attachment) else { return false };
+        if !ours::is_unnamed(attachment) {
+            return false;
+        }
         let others = |alias: &str| ours::attachment(alias).is_some_and(|other| other != *attachment);
-        let linked = match self.kernel.link(name) {
-            Ok(link) => link.is_some_and(|link| !link.alias.as_deref().is_some_and(others)),
-            Err(_) => true,
+        let linked = match ours::unnamed_link(attachment).map(|name| self.kernel.link(name)) {
+            Some(Ok(link)) => link.is_some_and(|link| !link.alias.as_deref().is_some_and(others)),
+            Some(Err(_)) => true,
+            None => false,
         };
-        !linked && Netns::open(&lease.sandbox.netns).is_err()
+        let is_unplaced = lease.sandbox.netns.as_os_str().is_empty();
+        !linked && if is_unplaced { !self.is_led_to(lease) } else { Netns::open(&lease.sandbox.netns).is_err() }
+    }
+
+    /// The old Terway's route to a pod on IPvlan is there, which goes with a DEL.
+    fn is_led_to(&mut self, lease: &Lease) -> bool {
+        let look = |kernel: &mut Kernel| -> Result<bool, Error> {
+            let slaves = kernel.links()?.into_iter().filter(|link| link.name.starts_with(ours::HOST_SLAVE));
+            let slaves: BTreeSet<Option<u32>> = slaves.map(|link| Some(link.ifindex)).gather();
+            let pods: Vec<OldPod> = lease.ip.iter().map(|ip| OldPod { ip, veth: "", table: None }).collect();
+            let leads = |route: &RouteSeen| slaves.contains(&route.oif) && pods.iter().any(|pod| pod.has_route(route));
+            Ok(kernel.routes(MAIN)?.iter().any(leads))
+        };
+        look(&mut self.kernel).unwrap_or(true)
     }
 
     fn sweep_kernel(&mut self, now: Now) -> Result<(), Error> {

@@ -15,7 +15,7 @@ const RELATION: (&str, &str) = ("ResRelation.db", "relation");
 const PODS: (&str, &str) = ("pod.db", "pods");
 /// Of a thousand pods there are about 2 MB.
 const LARGEST: u64 = 64 << 20;
-/// Says below [`crate::ours::LASTING`] what was read.
+/// Says below [`crate::ours::LASTING`] what was read, and below [`crate::ours::LEDGER`] what leases were made of.
 const MARKER: &str = "old-terway.json";
 
 /// Holds the databases shared: the old Terway, which wants them for itself, cannot start while we serve. Refused while it runs.
@@ -65,21 +65,28 @@ pub struct Found {
     pub marker: Marker,
     /// Something in the files cannot be read: there may be pods that we do not know of.
     pub damaged: bool,
+    /// They were read before, and the leases that were made of them are lost, or of another boot.
+    pub again: bool,
 }
 
-/// Reads the databases, unless they were read before or are not there.
-pub fn read(folder: &Path, lasting: &Path) -> Result<Option<Found>, Error> {
+impl Found {
+    fn nothing() -> Found {
+        Found { pods: Vec::new(), marker: Marker::default(), damaged: false, again: false }
+    }
+}
+
+/// Reads the databases, unless the ledger has what they say or they are not there.
+pub fn read(folder: &Path, lasting: &Path, ledger: &Path) -> Result<Option<Found>, Error> {
     let (relation, pods) = (load(&folder.join(RELATION.0))?, load(&folder.join(PODS.0))?);
     if relation.is_none() && pods.is_none() {
         return Ok(None);
     }
-    let mut found = Found { pods: Vec::new(), marker: Marker::default(), damaged: false };
+    let mut found = Found::nothing();
     let relation = relation.and_then(|bytes| found.entries(RELATION, &bytes));
     let pods = pods.and_then(|bytes| found.entries(PODS, &bytes));
     found.marker = Marker { relation: relation.as_ref().map(|r| r.0), pods: pods.as_ref().map(|p| p.0) };
-    if fs::read(lasting.join(MARKER))
-        .is_ok_and(|text| serde_json::from_slice(&text).is_ok_and(|m: Marker| m == found.marker))
-    {
+    found.again = found.is_marked(lasting);
+    if found.again && found.is_marked(ledger) {
         return Ok(None);
     }
     for (key, value) in relation.into_iter().flat_map(|r| r.1) {
@@ -94,11 +101,11 @@ pub fn read(folder: &Path, lasting: &Path) -> Result<Option<Found>, Error> {
     Ok(Some(found))
 }
 
-/// From now on the files are not read again.
-pub fn mark(lasting: &Path, marker: &Marker) -> Result<(), Error> {
-    let path = lasting.join(MARKER);
+/// From now on the files are not read again for this folder.
+pub fn mark(folder: &Path, marker: &Marker) -> Result<(), Error> {
+    let path = folder.join(MARKER);
     let write = || -> Result<(), Error> {
-        fs::create_dir_all(lasting)?;
+        fs::create_dir_all(folder)?;
         let beside = path.with_extension("new");
         fs::write(&beside, serde_json::to_vec(marker)?)?;
         Ok(fs::rename(&beside, &path)?)
@@ -108,7 +115,7 @@ pub fn mark(lasting: &Path, marker: &Marker) -> Result<(), Error> {
 
 #[cfg(fuzzing)]
 pub fn contents(bytes: &[u8]) {
-    let mut found = Found { pods: Vec::new(), marker: Marker::default(), damaged: false };
+    let mut found = Found::nothing();
     let entries = [RELATION, PODS].into_iter().filter_map(|which| found.entries(which, bytes)).flat_map(|(_, all)| all);
     for (key, value) in entries.collect::<Vec<_>>().into_iter().chain([("a/b".into(), bytes.to_vec())]) {
         found.take(&key, records::relation(&key, &value));
@@ -119,6 +126,11 @@ pub fn contents(bytes: &[u8]) {
 type Entries = (u64, Vec<(String, Vec<u8>)>);
 
 impl Found {
+    fn is_marked(&self, folder: &Path) -> bool {
+        let marked = |text: Vec<u8>| serde_json::from_slice(&text).is_ok_and(|marker: Marker| marker == self.marker);
+        fs::read(folder.join(MARKER)).is_ok_and(marked)
+    }
+
     fn entries(&mut self, (name, bucket): (&str, &str), bytes: &[u8]) -> Option<Entries> {
         let db = match Db::open(bytes) {
             Ok(db) => db,

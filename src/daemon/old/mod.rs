@@ -20,10 +20,10 @@ use super::sticky::Kept;
 use crate::cloud::Client;
 use crate::config::Mode;
 use crate::datapath::{self, Setup};
-use crate::eni::{Eni, VSwitch};
+use crate::eni::{Eni, EniKind, EniState, VSwitch};
 use crate::error::{Error, Errors};
 use crate::ip::{IpPair, Mac, NetPair, Stack, host_net};
-use crate::kernel::{self, Kernel, LinkSeen, Look, MAIN, RouteSeen};
+use crate::kernel::{self, Kernel, LinkSeen, Look, MAIN, RouteSeen, Stranger};
 use crate::ours;
 use crate::plan::Plan;
 use crate::pod::{Attachment, PodName, Sandbox, nameless};
@@ -78,7 +78,8 @@ pub struct Inheritance {
 
 /// Takes over what runs.
 pub fn take_over(ground: Ground) -> Result<Inheritance, Error> {
-    let found = files::read(Path::new(ours::OLD_STORE), Path::new(ours::LASTING))?;
+    let (lasting, book) = (Path::new(ours::LASTING), Path::new(ours::LEDGER));
+    let found = files::read(Path::new(ours::OLD_STORE), lasting, book)?;
     let (kernel, links) = (Kernel::host()?, ground.look.links.clone());
     let routes = ground.look.routes.iter().filter(|route| route.table == MAIN).cloned().collect();
     let mut heir = Heir { ground, kernel, links, routes, enis: BTreeMap::new(), notices: Vec::new(), taken: 0 };
@@ -97,15 +98,16 @@ pub fn take_over(ground: Ground) -> Result<Inheritance, Error> {
     match errors.result() {
         // The next start has another look.
         Err(e) => log::error!("pods of the old Terway: {e}"),
-        Ok(()) => files::mark(Path::new(ours::LASTING), &found.marker)?,
+        Ok(()) => [lasting, book].into_iter().try_for_each(|folder| files::mark(folder, &found.marker))?,
+    }
+    let (taken, left) = (heir.taken, heir.notices.len());
+    // What was kept for pods is written down where it outlives a reboot.
+    if found.again {
+        log::debug!("the old Terway's database was read once more: {taken} of its pods wired, {left} left as they are");
+        return Ok(Inheritance { notices: heir.notices, kept: Vec::new() });
     }
     let damage = if found.damaged { "; parts of its database cannot be read, see above" } else { "" };
-    log::info!(
-        "the old Terway knew {} pods: {} taken over, {} left as they are{damage}",
-        found.pods.len(),
-        heir.taken,
-        heir.notices.len()
-    );
+    log::info!("the old Terway knew {} pods: {taken} taken over, {left} left as they are{damage}", found.pods.len());
     let kept = found.pods.iter().filter_map(|pod| heir.kept(pod)).collect();
     Ok(Inheritance { notices: heir.notices, kept })
 }
@@ -144,7 +146,13 @@ impl Heir<'_> {
             Fate::Nothing => return Ok(()),
             Fate::Leave(why) => return self.leave(pod, why),
             Fate::Begun(lease) if lease.untouched().is_some() => return Ok(()),
-            Fate::Begun(lease) => *lease,
+            Fate::Begun(mut lease) => {
+                // One that was found in the kernel does not know its namespace.
+                if let Some(netns) = pod.netns.clone().filter(|_| lease.sandbox.netns.as_os_str().is_empty()) {
+                    lease.sandbox.netns = netns;
+                }
+                *lease
+            }
             Fate::TakeOver { host_mac, pod_mac, eni } => {
                 self.adopt(pod, Heritage::Adopted { host_mac, pod_mac }, &eni)?
             }
@@ -326,33 +334,61 @@ impl Heir<'_> {
         Some(Kept { pod: pod.name.clone(), eni: eni.id.clone(), ip: pod.ip, until: None })
     }
 
-    /// A veth like theirs over which an address of our ENIs is reached, and no record that explains it: the database is lost,
-    /// or this part of it. The address stays with whoever has it.
+    /// The database is lost, or this part of it: whoever has an address of our ENIs keeps it.
     fn hold_the_unexplained(&mut self) -> Result<(), Error> {
         for link in self.links.clone().iter().filter(|link| is_old_veth(link)) {
-            let over = |r: &&RouteSeen| r.oif == Some(link.ifindex) && leads_to(r, r.to.addr());
-            let mut ip = IpPair::default();
-            for addr in self.routes.iter().filter(over).map(|r| r.to.addr()) {
-                match addr {
-                    IpAddr::V4(v4) => ip.v4 = ip.v4.or(Some(v4)),
-                    IpAddr::V6(v6) if !v6.is_unicast_link_local() => ip.v6 = ip.v6.or(Some(v6)),
-                    IpAddr::V6(_) => {}
+            let ip = self.led_over(link).collect();
+            self.hold(ours::unnamed_attachment(&link.name, IFNAME), ip, PathBuf::new(), &link.name)?;
+        }
+        let slaves = self.links.iter().filter(|link| link.name.starts_with(ours::HOST_SLAVE));
+        let led: Vec<IpAddr> = slaves.flat_map(|link| self.led_over(link)).collect();
+        if led.iter().any(|ip| self.is_unexplained(*ip)) || self.is_eni_lost() {
+            for Stranger { netns, mac, ip } in kernel::strangers() {
+                if let Some(first) = ip.iter().next().filter(|_| self.ground.enis.iter().any(|eni| eni.mac == mac)) {
+                    let place = netns.display().to_string();
+                    self.hold(ours::addressed_attachment(first, IFNAME), ip, netns, &place)?;
                 }
             }
-            let attachment = ours::unnamed_attachment(&link.name, IFNAME);
-            let Some(eni) = self.ground.enis.iter().find(|eni| ip.iter().any(|ip| has(eni, ip))) else { continue };
-            if self.ground.contents.knows(&attachment, &ip) {
-                continue;
-            }
-            log::warn!(
-                "{} has {ip} behind it, and no record says whose it is: nobody else gets the address",
-                link.name
-            );
-            let heritage = Heritage::Untouched { why: "no record names the pod".into() };
-            let sandbox = Sandbox { attachment, netns: PathBuf::new() };
-            self.record(self.inherited(nameless(), sandbox, ip, unwired(eni), heritage))?;
+        }
+        // Where the namespace is not to be found, it is told from the route that the pod lives.
+        for ip in led {
+            let attachment = ours::addressed_attachment(ip, IFNAME);
+            self.hold(attachment, [ip].into_iter().collect(), PathBuf::new(), "an IPvlan link")?;
         }
         Ok(())
+    }
+
+    /// The addresses that the main table leads over this link.
+    fn led_over(&self, link: &LinkSeen) -> impl Iterator<Item = IpAddr> {
+        let over = |r: &&RouteSeen| r.oif == Some(link.ifindex) && leads_to(r, r.to.addr());
+        let near = |ip: &IpAddr| matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        self.routes.iter().filter(over).map(|r| r.to.addr()).filter(move |ip| !near(ip))
+    }
+
+    /// An address of our ENIs that nobody is known to have.
+    fn is_unexplained(&self, ip: IpAddr) -> bool {
+        let is_leased = self.ground.contents.leases.iter().any(|l| l.ip.iter().any(|i| i == ip));
+        !is_leased && self.ground.enis.iter().any(|eni| has(eni, ip))
+    }
+
+    /// An ENI that is attached and has no link on the node is in a pod: in one that no lease tells of.
+    fn is_eni_lost(&self) -> bool {
+        let is_here = |eni: &Eni| self.links.iter().any(|link| link.is_eni(eni.mac));
+        let is_known = |eni: &Eni| self.ground.contents.leases.iter().any(|lease| lease.eni.id == eni.id);
+        let lost = |eni: &&Eni| eni.kind == EniKind::Secondary && eni.state == EniState::InUse && !is_known(eni);
+        self.ground.enis.iter().filter(lost).any(|eni| !is_here(eni))
+    }
+
+    /// A lease without a name for these addresses, unless somebody is known to have them.
+    fn hold(&mut self, attachment: Attachment, ip: IpPair, netns: PathBuf, place: &str) -> Result<(), Error> {
+        let Some(eni) = self.ground.enis.iter().find(|eni| ip.iter().any(|ip| has(eni, ip))) else { return Ok(()) };
+        if self.ground.contents.knows(&attachment, &ip) {
+            return Ok(());
+        }
+        log::warn!("{place} has {ip} behind it, and no record says whose it is: nobody else gets the address");
+        let heritage = Heritage::Untouched { why: "no record names the pod".into() };
+        let sandbox = Sandbox { attachment, netns };
+        self.record(self.inherited(nameless(), sandbox, ip, unwired(eni), heritage))
     }
 }
 
