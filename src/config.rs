@@ -205,13 +205,15 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Something in the configuration that does nothing, which a person should hear of.
+/// Something in the configuration that does nothing, or not what it says, which a person should hear of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Warning {
     /// No key of Terway; a slip of the pen?
     Unknown(String),
     /// A key of Terway that changes nothing here, and why.
     WithoutEffect(String, &'static str),
+    /// More idle addresses are to be kept ready than may be kept: the first is done.
+    IdleBounds { min: u32, max: u64 },
 }
 
 impl fmt::Display for Warning {
@@ -219,6 +221,9 @@ impl fmt::Display for Warning {
         match self {
             Warning::Unknown(key) => write!(f, "configuration: {key} is not a key that Terway knows; it is ignored"),
             Warning::WithoutEffect(key, why) => write!(f, "configuration: {key} has no effect here: {why}"),
+            Warning::IdleBounds { min, max } => {
+                write!(f, "configuration: min_pool_size is {min} and max_pool_size is {max}; {min} are kept")
+            }
         }
     }
 }
@@ -278,6 +283,8 @@ impl Config {
         let mut warnings = warnings(&mut keys);
         let overruled = config.eni_tags.iter().filter(|(key, value)| overrules(key, value));
         warnings.extend(overruled.map(|(key, _)| Warning::WithoutEffect(format!("eni_tags.{key}"), OUR_TAG)));
+        let most = object.get("max_pool_size").and_then(Value::as_u64).filter(|max| *max < config.min_idle.into());
+        warnings.extend(most.map(|max| Warning::IdleBounds { min: config.min_idle, max }));
         Ok((config, warnings))
     }
 
@@ -408,13 +415,11 @@ fn version(keys: &mut Reader) -> Result<(), Wrong> {
 
 const STACKS: &[(&str, Stack)] = &[("ipv4", Stack::V4), ("dual", Stack::Dual), ("ipv6", Stack::V6)];
 
-fn idle_bounds(keys: &mut Reader) -> Result<(u32, u32), Error> {
+/// The lower bound goes first, as with the old Terway: a node's ConfigMap may say it over a file that has the upper one alone.
+fn idle_bounds(keys: &mut Reader) -> Result<(u32, u32), Wrong> {
     let min = keys.number("min_pool_size", 0..=MOST_IDLE)?.unwrap_or(0) as u32;
-    let max = keys.number("max_pool_size", 0..=MOST_IDLE)?.map(|n| n as u32);
-    match max {
-        Some(max) if min > max => Err(contradiction("min_pool_size", min, "max_pool_size", max)),
-        max => Ok((min, max.unwrap_or(DEFAULT_MAX_IDLE.max(min)))),
-    }
+    let max = keys.number("max_pool_size", 0..=MOST_IDLE)?.map_or(DEFAULT_MAX_IDLE, |n| n as u32);
+    Ok((min, max.max(min)))
 }
 
 /// IPv6 is switched off by the kernel on a link with less.
@@ -436,13 +441,11 @@ fn eni_bounds(keys: &mut Reader) -> Result<(u32, Option<u32>), Error> {
     let min = keys.number("min_eni", most.clone())?.unwrap_or(0) as u32;
     let max = keys.number("max_eni", most)?.map(|n| n as u32).filter(|n| *n > 0);
     match max {
-        Some(max) if min > max => Err(contradiction("min_eni", min, "max_eni", max)),
+        Some(max) if min > max => Err(Error::malformed(format!(
+            "min_eni is {min} and max_eni is {max}; min_eni must not be more than max_eni"
+        ))),
         max => Ok((min, max)),
     }
-}
-
-fn contradiction(low: &str, min: u32, high: &str, max: u32) -> Error {
-    Error::malformed(format!("{low} is {min} and {high} is {max}; {low} must not be more than {high}"))
 }
 
 fn access(keys: &mut Reader) -> Result<Option<AccessKey>, Error> {

@@ -98,7 +98,7 @@ const ADDRESSES: &[Key] = &[
 
 const POOL: &[Key] = &[
     key("min_pool_size", Json("0"), All, "idle addresses to keep ready; with an ENI per pod: idle ENIs"),
-    key("max_pool_size", Json("5"), All, "the most that are kept idle; not less than `min_pool_size`"),
+    key("max_pool_size", Json("5"), All, "the most that are kept idle; where it is less than `min_pool_size`, that is"),
     key(
         "ip_warm_up_size",
         Json("0"),

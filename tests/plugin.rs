@@ -928,6 +928,18 @@ fn the_keys_of_the_pool_and_its_clients_are_read() {
 }
 
 #[test]
+fn more_idle_addresses_to_keep_ready_than_may_be_kept_are_kept_and_told_of() {
+    let of = |text: &str| {
+        let (config, warnings) = config(text).unwrap();
+        (config.min_idle, config.max_idle, warnings.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let told = "configuration: min_pool_size is 6 and max_pool_size is 5; 6 are kept";
+    assert_eq!(of(r#"{"min_pool_size": 6, "max_pool_size": 5}"#), (6, 6, vec![told.into()]));
+    assert_eq!(of(r#"{"min_pool_size": 6, "max_pool_size": 6}"#), (6, 6, Vec::new()));
+    assert_eq!(of(r#"{"min_pool_size": 6}"#), (6, 6, Vec::new()));
+}
+
+#[test]
 fn a_wrong_configuration_is_named_with_key_value_and_what_is_allowed() {
     let groups: Vec<String> = (0..11).map(|n| format!("sg-{n}")).collect();
     let groups = json!({"security_groups": groups}).to_string();
@@ -939,7 +951,6 @@ fn a_wrong_configuration_is_named_with_key_value_and_what_is_allowed() {
         (r#"{"version": "2"}"#, r#"version is "2"; it must be "1""#),
         (r#"{"max_pool_size": "5"}"#, r#"max_pool_size is "5"; it must be a whole number from 0 to 10000"#),
         (r#"{"max_pool_size": -1}"#, "max_pool_size is -1"),
-        (r#"{"min_pool_size": 6, "max_pool_size": 5}"#, "min_pool_size is 6 and max_pool_size is 5"),
         (r#"{"min_eni": 3, "max_eni": 2}"#, "min_eni is 3 and max_eni is 2"),
         (r#"{"ip_stack": "ipx"}"#, r#"ip_stack is "ipx"; it must be one of ipv4, dual, ipv6"#),
         (r#"{"vswitch_selection_policy": "least"}"#, r#"is "least"; it must be one of random, ordered, most, listed"#),

@@ -110,6 +110,13 @@ fn a_configmap_patches_the_configuration_of_the_node_that_names_it() {
     cluster.configure(0, &json!({"min_pool_size": 1, "max_pool_size": 9}));
     soon("the file below is taken up", || bounds(&cluster) == (json!(4), json!(9)));
 
+    cluster.kube.put(config_map("gpu", r#"{"min_pool_size": 12}"#));
+    soon("it goes before the file's upper bound", || bounds(&cluster) == (json!(12), json!(12)));
+    let log = cluster.log(0);
+    assert!(log.contains("min_pool_size is 12 and max_pool_size is 9; 12 are kept"), "{log}");
+    cluster.kube.put(config_map("gpu", r#"{"min_pool_size": 4}"#));
+    soon("a change is taken up", || bounds(&cluster) == (json!(4), json!(9)));
+
     cluster.kube.put(config_map("gpu", r#"{"min_pool_size": "lots"}"#));
     soon("the node is told", || complaints(&cluster).iter().any(|words| words.contains("min_pool_size is \"lots\"")));
     assert_eq!(bounds(&cluster), (json!(4), json!(9)));

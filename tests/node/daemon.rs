@@ -114,7 +114,7 @@ fn sighup_takes_up_a_new_configuration_and_refuses_a_broken_one() {
     for (text, reason) in [
         ("{\"version\": ", "not reloaded"),
         ("{\"version\": \"1\", \"min_pool_size\": -3}", "min_pool_size"),
-        ("{\"version\": \"1\", \"min_pool_size\": 9, \"max_pool_size\": 3}", "max_pool_size is 3"),
+        ("{\"version\": \"1\", \"min_eni\": 9, \"max_eni\": 3}", "max_eni is 3"),
     ] {
         cluster.node(0).write_file(CONFIG, text);
         let heard = cluster.log(0).len();
