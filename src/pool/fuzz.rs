@@ -563,9 +563,8 @@ impl Run {
         let kept = self.ledger.cooling.keys().filter(|(_, pair)| self.ledger.reserved.get(pair) == Some(&held.pod));
         let kept: Vec<&IpPair> =
             kept.filter(|(eni, pair)| there(eni, pair) && whole(pair) && free(pair)).map(|(_, p)| p).collect();
-        let wish = held.whole && !self.settings.whole;
-        // Who wants an ENI to itself has no use for an address that others surround by now.
-        let kept: Vec<&IpPair> = kept.into_iter().filter(|pair| !wish || self.stands_alone(pair)).collect();
+        // Who has an ENI to itself has no use for an address that others surround by now.
+        let kept: Vec<&IpPair> = kept.into_iter().filter(|pair| !held.whole || self.stands_alone(pair)).collect();
         let fine = kept.is_empty() || kept.contains(&&held.ip) || self.foul || self.unseen || !self.steady;
         assert!(fine, "{} gets {} though {kept:?} is kept for it", held.pod, held.ip);
     }

@@ -115,13 +115,14 @@ impl State {
         self.settings.stack.families().iter().map(there).collect()
     }
 
-    /// What is kept for the pod that waits. Who wants an ENI to itself has its former one, unless others use anything of it by now.
+    /// What is kept for the pod that waits. Who gets an ENI to itself has its former one, unless others use anything of it by now.
     fn kept_for(&self, w: &Waiting) -> Option<(IpPair, &str)> {
         let (ip, eni) = self.reserved_for(&w.pod)?;
         let nic = &self.nics[eni];
         let others = || nic.addresses.keys().any(|a| !ip.iter().any(|own| own == *a) && self.is_in_use(a));
         let alone = || ip.v4.is_none_or(|v4| v4 == nic.primary) && !others() && !self.leased_from(eni);
-        (!self.is_wish(w) || alone()).then_some((ip, eni))
+        let shares = !w.whole && !self.settings.whole;
+        (shares || alone()).then_some((ip, eni))
     }
 
     /// Written down before the reservation ends: whoever dies in between finds the lease.

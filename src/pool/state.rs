@@ -165,8 +165,9 @@ impl State {
         for (eni, ip, until) in boot.cooling {
             state.rest_again(ip, Rest { eni, until, reserved: None });
         }
-        for Reserved { pod, eni, ip, until } in boot.reserved {
-            state.rest_again(ip, Rest { eni, until, reserved: Some(pod) });
+        for reserved in boot.reserved {
+            let eni = boot.enis.iter().find(|eni| eni.id == reserved.eni);
+            state.reserve_again(reserved, eni);
         }
         state.adopt_all(boot.enis);
         for intent in boot.intents {
@@ -319,6 +320,16 @@ impl State {
             true => self.let_rest(ip, rest),
             false => self.out.push(Effect::Rested { eni: rest.eni, ip }),
         }
+    }
+
+    /// The same of one that was for a pod. Where every pod has an ENI to itself, nobody can have the address of one that was shared.
+    fn reserve_again(&mut self, Reserved { pod, eni, ip, until }: Reserved, home: Option<&Eni>) {
+        let is_own = |eni: &Eni| ip.v4.is_none_or(|v4| v4 == eni.primary);
+        let rest = match home.is_none_or(is_own) || !self.settings.whole {
+            true => Rest { eni, until, reserved: Some(pod) },
+            false => Rest { eni, until: until.min(self.now + self.settings.cooldown), reserved: None },
+        };
+        self.rest_again(ip, rest);
     }
 
     /// The addresses that are kept for a pod of this name, the last that one had: on an ENI that has them, free, and one of

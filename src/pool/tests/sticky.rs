@@ -29,7 +29,15 @@ impl Rig {
     }
 
     fn ask_for(&mut self, n: u64, name: &str, whole: bool) {
-        let deadline = self.now + secs(5);
+        self.ask_waiting(n, name, whole, secs(5));
+    }
+
+    fn ask_within(&mut self, n: u64, name: &str, wait: Duration) {
+        self.ask_waiting(n, name, false, wait);
+    }
+
+    fn ask_waiting(&mut self, n: u64, name: &str, whole: bool, wait: Duration) {
+        let deadline = self.now + wait;
         let (pod, sandbox) = (pod(name), sandbox(&format!("c{n}")));
         self.hear(Event::Allocate { ticket: n, pod, sandbox, whole, deadline });
     }
@@ -185,4 +193,47 @@ fn whoever_dies_between_lease_and_reservation_finds_the_lease() {
     rig.pool = Pool::new(8);
     rig.hear(Event::Boot(Box::new(boot)));
     assert!(rig.ledger.cooling.is_empty() && rig.ledger.leases.len() == 1);
+}
+
+/// A node that is to give each pod an ENI to itself, with what is left of an earlier life in which pods shared: on its one ENI, `web`
+/// and `db` have each had a secondary address, which is kept.
+fn shared_before(own: &[&str]) -> Rig {
+    let limits = Limits { adapters: 3, v4_per_adapter: 3, v6_per_adapter: 0 };
+    Rig::with(Settings { whole: true, limits, max_enis: 2, cooldown: secs(60), ..narrow() }, |cloud, ledger| {
+        put(cloud, eni("eni-a", EniState::InUse, "vsw-1", &IPS));
+        ledger.shares_no_more = true;
+        for (name, ip) in ["web", "db"].into_iter().zip(own) {
+            ledger.cooling.insert(("eni-a".into(), IpPair::v4(v4(ip))), START + secs(300));
+            ledger.reserved.insert(IpPair::v4(v4(ip)), pod(name));
+        }
+    })
+}
+
+fn home(rig: &Rig, ticket: Ticket) -> String {
+    rig.replies[&ticket].1.as_ref().unwrap().eni.clone()
+}
+
+#[test]
+fn where_pods_share_no_more_addresses_of_a_shared_eni_are_kept_for_nobody() {
+    let mut rig = shared_before(&IPS[1..]);
+    rig.ask_within(1, "web", secs(120));
+    rig.ask_within(2, "db", secs(120));
+    rig.run(secs(120));
+    assert_ne!(home(&rig, 1), home(&rig, 2));
+    assert!(!IPS[1..].contains(&rig.ip(1).as_str()) && !IPS[1..].contains(&rig.ip(2).as_str()));
+    assert!(rig.ledger.reserved.is_empty(), "{:?}", rig.ledger.reserved);
+}
+
+#[test]
+fn where_pods_share_no_more_the_address_of_a_whole_eni_is_kept_once_nobody_elses_rests_there() {
+    let mut rig = shared_before(&IPS[..2]);
+    rig.run(secs(1));
+    // Of its ENI another pod's address rests still: it gets another one.
+    rig.ask_within(1, "web", secs(50));
+    rig.run(secs(50));
+    assert_ne!(home(&rig, 1), "eni-a");
+    rig.del(1);
+    rig.run(secs(20));
+    rig.ask_within(2, "web", secs(20));
+    assert_eq!((rig.ip(2).as_str(), home(&rig, 2).as_str()), (IPS[0], "eni-a"));
 }
