@@ -425,7 +425,9 @@ pub enum VlanStrip {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetConf {
     pub name: String,
-    pub mtu: u32,
+    /// What it says of MTUs; else the daemon does.
+    pub mtu: Option<u32>,
+    pub auto_mtu: bool,
     pub virtual_type: VirtualType,
     /// What the pod should reach through the node rather than through the VPC.
     pub host_stack: Vec<IpNet>,
@@ -491,9 +493,14 @@ pub struct Dns {
 /// 576 is what every IPv4 host must accept (RFC 1122, 3.3.2); 9216 is the largest frame that Ethernet gear is built for.
 /// (The VPC itself carries 8500.)
 pub const MTU: std::ops::RangeInclusive<u64> = 576..=9216;
-const DEFAULT_MTU: u64 = 1500;
+pub const DEFAULT_MTU: u32 = 1500;
 
 impl NetConf {
+    /// The MTU of a pod's links, where the daemon says this one for whom the network configuration says none.
+    pub fn link_mtu(&self, usual: Option<u32>) -> u32 {
+        self.mtu.or(usual).unwrap_or(DEFAULT_MTU)
+    }
+
     fn read(keys: &mut Reader) -> Result<NetConf, Failure> {
         let name =
             keys.parsed("name", "a letter or digit, then letters, digits, dots, underscores and hyphens", |t| {
@@ -504,10 +511,10 @@ impl NetConf {
         for ignored in ["type", "veth_prefix", "ip_stack", "cilium_args", "cilium_enable_hubble"] {
             keys.text(ignored)?;
         }
-        keys.flag("auto_mtu")?;
         Ok(NetConf {
             name,
-            mtu: keys.number("mtu", MTU)?.unwrap_or(DEFAULT_MTU) as u32,
+            mtu: keys.number("mtu", MTU)?.map(|mtu| mtu as u32),
+            auto_mtu: keys.flag("auto_mtu")?.unwrap_or(false),
             virtual_type: keys.word("eniip_virtual_type", VIRTUAL_TYPES)?.unwrap_or(VirtualType::Veth),
             host_stack: keys.list("host_stack_cidrs", "a CIDR such as 169.254.20.10/32", cidr)?,
             disable_host_peer: keys.flag("disable_host_peer")?.unwrap_or(false),
@@ -523,14 +530,34 @@ impl NetConf {
 
 /// Whether a network configuration, or a list of them, asks for IPvlan slaves. One that cannot be read asks for nothing.
 pub fn asks_for_ipvlan(text: &str) -> bool {
-    let conf: Value = serde_json::from_str(text).unwrap_or_default();
-    let plugins = conf["plugins"].as_array().map_or(std::slice::from_ref(&conf), Vec::as_slice);
     let asks = |plugin: &Value| {
         let word = plugin["eniip_virtual_type"].as_str().unwrap_or_default();
         let of_word = VIRTUAL_TYPES.iter().find(|(known, _)| known.eq_ignore_ascii_case(word));
-        plugin["type"] == "terway" && of_word.is_some_and(|(_, kind)| *kind == VirtualType::IpVlan)
+        of_word.is_some_and(|(_, kind)| *kind == VirtualType::IpVlan)
     };
-    plugins.iter().any(asks)
+    of_terway(text).iter().any(asks)
+}
+
+/// The MTU that a network configuration, or a list of them, gives pods' links, where it says one that can be.
+pub fn mtu_of(text: &str) -> Option<u32> {
+    let mtu = of_terway(text).iter().find_map(|plugin| plugin["mtu"].as_u64());
+    mtu.filter(|mtu| MTU.contains(mtu)).map(|mtu| mtu as u32)
+}
+
+/// The keys of a network configuration, or of a list of them, that ask for what is not available.
+pub fn asks_in_vain(text: &str) -> Vec<&'static str> {
+    let all = of_terway(text);
+    let says = |key: &str| all.iter().any(|plugin| plugin[key] == true);
+    let auto_mtu = says("auto_mtu") && mtu_of(text).is_none();
+    let keys = [("auto_mtu", auto_mtu), ("enable_network_priority", says("enable_network_priority"))];
+    keys.into_iter().filter(|(_, asks)| *asks).map(|(key, _)| key).collect()
+}
+
+fn of_terway(text: &str) -> Vec<Value> {
+    let conf: Value = serde_json::from_str(text).unwrap_or_default();
+    let mut plugins = conf["plugins"].as_array().cloned().unwrap_or_else(|| vec![conf]);
+    plugins.retain(|plugin| plugin["type"] == "terway");
+    plugins
 }
 
 const VIRTUAL_TYPES: &[(&str, VirtualType)] =

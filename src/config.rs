@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::cni;
 use crate::duration::duration;
 use crate::endpoint::CloudAccess;
 use crate::eni::{EniChoice, VSwitchChoice};
@@ -81,7 +82,8 @@ pub struct Config {
     pub publish: Publish,
     pub services: Services,
     pub policies: Policies,
-    pub mtu: u32,
+    /// Of ENIs, and of pods' links where the network configuration says nothing of them.
+    pub mtu: Option<u32>,
     pub conflist: PathBuf,
     pub cloud: CloudAccess,
 }
@@ -261,7 +263,6 @@ pub const WITHOUT_EFFECT: &[(&str, &str)] = &[
 const MOST_SECURITY_GROUPS: usize = 10;
 const MOST_IDLE: u64 = 10_000;
 const DEFAULT_MAX_IDLE: u32 = 5;
-const DEFAULT_MTU: u64 = 1500;
 /// Of their addresses, or of their endpoints.
 const MOST_SERVICES: u64 = 4_000_000;
 /// Of the rows of a table of network policies.
@@ -354,6 +355,12 @@ impl Config {
         })
     }
 
+    /// The MTU of ENIs, on a node whose network configuration says this one of pods' links.
+    pub fn link_mtu(&self, of_network: Option<u32>) -> u32 {
+        let fits = |mtu: &u32| !self.stack.has(Family::V6) || *mtu >= LEAST_MTU_V6;
+        self.mtu.or(of_network.filter(fits)).unwrap_or(cni::DEFAULT_MTU)
+    }
+
     /// What can only be judged on the node: a Service address that the VPC has too would be reached by neither.
     pub fn validate(&self, node: &NodeFacts) -> Result<(), Error> {
         for service in self.service_cidr.iter() {
@@ -425,13 +432,14 @@ fn idle_bounds(keys: &mut Reader) -> Result<(u32, u32), Wrong> {
 /// IPv6 is switched off by the kernel on a link with less.
 const LEAST_MTU_V6: u32 = 1280;
 
-fn mtu(keys: &mut Reader) -> Result<u32, Error> {
-    let mtu = keys.number("mtu", crate::cni::MTU)?.unwrap_or(DEFAULT_MTU) as u32;
-    match keys.word("ip_stack", STACKS)?.unwrap_or_default() {
-        stack if stack.has(Family::V6) && mtu < LEAST_MTU_V6 => Err(Error::malformed(format!(
+fn mtu(keys: &mut Reader) -> Result<Option<u32>, Error> {
+    let mtu = keys.number("mtu", cni::MTU)?.map(|mtu| mtu as u32);
+    let stack = keys.word("ip_stack", STACKS)?.unwrap_or_default();
+    match mtu.filter(|mtu| stack.has(Family::V6) && *mtu < LEAST_MTU_V6) {
+        Some(mtu) => Err(Error::malformed(format!(
             "mtu is {mtu} and ip_stack is {stack}; IPv6 needs links of {LEAST_MTU_V6} at least: raise mtu, or choose ip_stack ipv4"
         ))),
-        _ => Ok(mtu),
+        None => Ok(mtu),
     }
 }
 

@@ -66,7 +66,12 @@ const ADDRESSES: &[Key] = &[
         "where Services have their addresses: `v4`, or `v4,v6`; must not overlap the VPC. Needed by pods with an ENI of their own and on IPvlan, \
          whose packets to Services are led to the node by it",
     ),
-    key("mtu", Json("1500"), All, "of pods' links and of ENIs; 1280 or more where pods have IPv6"),
+    key(
+        "mtu",
+        Words("that of the network configuration, else `1500`"),
+        All,
+        "of ENIs, and of the links of pods that come from then on where the network configuration says no `mtu`; 1280 or more where pods have IPv6",
+    ),
     key(
         "extra_routes",
         Json("[]"),

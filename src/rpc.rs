@@ -152,6 +152,9 @@ pub struct Lease {
     /// Its number among the node's pods, which filters on its links bear; absent: no policy programs on them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seat: Option<u16>,
+    /// Of its links, where the network configuration says nothing; absent: that of a release which does not know it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
 }
 
 /// What we do about a pod that ran before us.
@@ -340,6 +343,7 @@ pub fn example_lease() -> Lease {
         wiring: Wiring::Shared,
         routes: Vec::new(),
         seat: None,
+        mtu: None,
     }
 }
 

@@ -91,6 +91,7 @@ impl World {
             wiring: Default::default(),
             routes: Vec::new(),
             seat: None,
+            mtu: None,
         };
         Pod { world: self, plan: datapath::pod(&Setup::new(&lease, MTU)), lease, ns }
     }

@@ -273,6 +273,7 @@ fn lease() -> Lease {
         wiring: Default::default(),
         routes: Vec::new(),
         seat: None,
+        mtu: None,
     }
 }
 
@@ -832,6 +833,35 @@ fn a_log_goes_to_stderr_and_only_when_asked_for() {
 }
 
 #[test]
+fn what_the_network_configuration_asks_for_in_vain_is_said() {
+    let node = Node::new();
+    let _daemon = Daemon::new(&node, &[leased()]);
+    let asking = json!({
+        "cniVersion": "1.0.0", "name": "terway", "type": "terway", "auto_mtu": true, "enable_network_priority": true,
+        "bandwidth_mode": "edt", "debug": true,
+    });
+    let done = node.call_with(&env("ADD", POD), asking.to_string().as_bytes());
+    assert_eq!(done.code, 0, "{done:?}");
+    for key in ["auto_mtu", "enable_network_priority", "bandwidth_mode edt"] {
+        assert!(done.stderr.contains(&format!("{key} is not available")), "{key}: {}", done.stderr);
+    }
+}
+
+#[test]
+fn an_mtu_of_the_daemon_is_for_pods_whose_network_configuration_says_none() {
+    let node = Node::new();
+    let lease = Lease { mtu: Some(1400), ..lease() };
+    let _daemon = Daemon::new(&node, &[say(&Reply::Lease(Box::new(lease)))]);
+    let done = node.call("ADD", "1.1.0");
+    assert_eq!((done.code, done.stdout), (0, golden("1.1.0")));
+    assert!(node.sh("ip -o link show cali0d7763386da").contains(" mtu 1400 "));
+    assert!(node.sh("ip -n pod -o link show eth0").contains(" mtu 1400 "));
+    assert_eq!(node.call("CHECK", "1.1.0").code, 0);
+    let said = br#"{"cniVersion": "1.1.0", "name": "terway", "type": "terway", "mtu": 1300}"#;
+    node.call_with(&env("CHECK", POD), said).failed_with(101, "mtu");
+}
+
+#[test]
 fn the_configuration_we_ship_is_one_we_understand() {
     let list: Value = serde_json::from_str(include_str!("../cni-conf/10-terway.conflist")).unwrap();
     assert_eq!(list["plugins"][0]["type"], "terway");
@@ -854,7 +884,7 @@ fn an_empty_configuration_has_the_defaults() {
     let (config, warnings) = config("{}").unwrap();
     assert_eq!(warnings, []);
     assert_eq!((config.min_idle, config.max_idle, config.min_enis, config.max_enis), (0, 5, 0, None));
-    assert_eq!((config.mtu, config.cooldown, config.sync_period), (1500, secs(130), secs(120)));
+    assert_eq!((config.link_mtu(None), config.cooldown, config.sync_period), (1500, secs(130), secs(120)));
     assert_eq!(config.conflist, Path::new("/etc/cni/net.d/10-terway.conflist"));
     assert!(config.access.is_none() && config.service_cidr.is_empty() && config.security_groups.is_empty());
     assert_eq!(config.eni_tag_block.len(), 2);
@@ -1326,7 +1356,7 @@ fn a_network_configuration_that_is_printed_is_read_as_it_was() {
         let request = Request::parse(&env("ADD", "/x"), text.to_string().as_bytes()).unwrap();
         let Call::Add { conf, .. } = request.call else { panic!("{request:?}") };
         let NetConf { host_stack, runtime, virtual_type, .. } = *conf;
-        assert_eq!((conf.mtu, conf.debug, host_stack), (mtu, debug, vec![net.trunc()]));
+        assert_eq!((conf.mtu, conf.debug, host_stack), (Some(mtu), debug, vec![net.trunc()]));
         // Bytes, within the bounds of Kubernetes.
         let bytes = |bits: u64| (bits > 0).then(|| (bits / 8).clamp(125, 125_000_000_000_000));
         assert_eq!(runtime.limits.ingress.map(Rate::bytes), bytes(ingress));

@@ -89,7 +89,7 @@ impl Known {
     /// The MTU of what is not there yet.
     pub fn mtu(&self) -> u32 {
         let shown = self.shown["mtu"].as_u64().and_then(|mtu| u32::try_from(mtu).ok());
-        shown.unwrap_or_else(|| config().map_or(1500, |config| config.mtu))
+        shown.unwrap_or_else(|| config().map_or(1500, |config| config.link_mtu(None)))
     }
 }
 

@@ -108,6 +108,7 @@ fn would_be(known: &Known, word: &str) -> Result<Lease, Failure> {
         wiring: Wiring::Shared,
         routes: Vec::new(),
         seat: None,
+        mtu: None,
     })
 }
 

@@ -26,6 +26,7 @@ pub struct Known<'a> {
     pub node: IpPair,
     pub marker: Marker,
     pub services: NetPair,
+    pub mtu: u32,
 }
 
 /// The slot of every ENI whose rule is in the kernel.
@@ -87,6 +88,7 @@ pub fn leases(kernel: &mut Kernel, look: &Look, known: &Known, contents: &Conten
             wiring,
             routes,
             seat: None,
+            mtu: Some(veth.mtu),
         });
     }
     Ok(found)
@@ -145,6 +147,7 @@ fn slave_leases(kernel: &mut Kernel, look: &Look, known: &Known, contents: &Cont
             wiring: Wiring::Ipvlan(Slave { host_stack: Vec::new(), shaper }),
             routes: Vec::new(),
             seat: None,
+            mtu: Some(known.mtu),
         });
     }
     found
@@ -185,6 +188,7 @@ fn whole_lease(known: &Known, card: &Away, eni: &Eni, (shaper, alone): (Shaper, 
         wiring: Wiring::Whole(whole),
         routes: Vec::new(),
         seat: None,
+        mtu: Some(known.mtu),
     }
 }
 

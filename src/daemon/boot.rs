@@ -35,7 +35,7 @@ use crate::ip::{Family, IpPair, Stack};
 use crate::kernel::{Kernel, LinkSeen, Look};
 use crate::pool::{Boot, Held, Notice, Reserved};
 use crate::rpc::{Lease, Marker};
-use crate::{datapath, kube, object, ours};
+use crate::{cni, datapath, kube, object, ours};
 
 /// A start that fails (the cloud is down, the network is not up yet) is tried again after this long, doubling to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(20));
@@ -80,6 +80,8 @@ struct Gathered {
     reserved: Vec<Reserved>,
     /// What people shall hear of what was found, each with the uid of the pod.
     notices: Vec<(Notice, String)>,
+    /// What the network configuration says of pods' links.
+    network_mtu: Option<u32>,
 }
 
 impl Start {
@@ -221,13 +223,15 @@ fn attempt(start: &Start, manner: Manner, legacy: Option<Legacy>, early: &mut Ea
     let Outside { layers, cloud, terms, vswitches, enis, willed } = outside;
     phases::reached("all is known");
     let (stack, mode) = (layers.config().stack, terms.mode);
+    let network_mtu = network_mtu(layers.config());
     let node = node_address(&look, stack)?;
     let setup = set_up(&mut kernel, &look, (stack, marker), &enis)?;
     let kube = early.kube(start)?;
     kube.pace(layers.config().kube_pace);
     let mut slots = adopt::slots(&look, &enis);
     let services = layers.config().service_cidr;
-    let known = adopt::Known { enis: &enis, vswitches: &vswitches, slots: &slots, stack, node, marker, services };
+    let mtu = layers.config().link_mtu(network_mtu);
+    let known = adopt::Known { enis: &enis, vswitches: &vswitches, slots: &slots, stack, node, marker, services, mtu };
     let adopted = adopt::leases(&mut kernel, &look, &known, &contents)?;
     adopted.iter().try_for_each(|lease| ledger.record(lease))?;
     contents.leases.extend(adopted);
@@ -241,7 +245,7 @@ fn attempt(start: &Start, manner: Manner, legacy: Option<Legacy>, early: &mut Ea
         vswitches: &vswitches,
         stack,
         node,
-        mtu: layers.config().mtu,
+        mtu,
         slots: &mut slots,
         contents: &mut contents,
     })?;
@@ -270,6 +274,7 @@ fn attempt(start: &Start, manner: Manner, legacy: Option<Legacy>, early: &mut Ea
         sticky,
         reserved,
         notices: inherited.notices,
+        network_mtu,
     })
 }
 
@@ -292,6 +297,16 @@ fn fit(mode: Mode, config: &Config, leases: &[Lease]) -> Result<(), Error> {
         log::warn!("service_cidr is not set: pods with an ENI of their own will not reach Services");
     }
     Ok(())
+}
+
+/// What the network configuration says of pods' links. Both can say it: frames that are longer than an ENI takes are lost.
+fn network_mtu(config: &Config) -> Option<u32> {
+    // That it cannot be read is said by who writes it.
+    let network = cni::mtu_of(&network_configuration().ok()?)?;
+    if let Some(own) = config.mtu.filter(|own| *own != network) {
+        log::warn!("mtu is {own} in the configuration, for ENIs, and {network} in the network configuration, for pods");
+    }
+    Some(network)
 }
 
 /// The addresses that the node is known by. ENIs bear that of IPv4 to speak ARP; of IPv6 the node need not have one.
@@ -360,7 +375,8 @@ fn assemble(
         setup: g.setup,
         marker: g.marker,
         tried: Default::default(),
-        mtu: config.mtu,
+        mtu: config.link_mtu(g.network_mtu),
+        network_mtu: g.network_mtu,
         orphan: config.orphan,
         stateful_kinds: config.stateful_kinds.clone(),
         vswitches: g.vswitches.into_iter().map(|v| (v.id.clone(), v)).gather(),
@@ -393,11 +409,10 @@ fn held(lease: &Lease) -> Held {
 
 /// Tells the kubelet that we can serve: the conflist appears whole, and not before. What stands in it.
 pub fn announce(path: &Path) -> Result<String, Error> {
-    let text = match fs::read_to_string(OWN_CONFLIST) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => CONFLIST.to_owned(),
-        Err(e) => return Err(e).context(|| format!("read {OWN_CONFLIST}")),
-    };
+    let text = network_configuration()?;
+    for key in cni::asks_in_vain(&text) {
+        log::warn!("network configuration: {key} is not available, and has no effect");
+    }
     write_conflist(path, &text).context(|| format!("write {}", path.display()))?;
     if let Err(e) = put_old_aside(path) {
         log::warn!("put {OLD_CONF} aside: {e}; runtimes take it before {}", path.display());
@@ -428,6 +443,13 @@ fn put_old_aside(path: &Path) -> Result<(), Error> {
         aside.display()
     );
     Ok(())
+}
+
+fn network_configuration() -> Result<String, Error> {
+    match fs::read_to_string(OWN_CONFLIST) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(CONFLIST.to_owned()),
+        read => read.context(|| format!("read {OWN_CONFLIST}")),
+    }
 }
 
 fn write_conflist(path: &Path, text: &str) -> Result<(), Error> {

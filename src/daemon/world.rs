@@ -46,6 +46,8 @@ pub struct World {
     /// See [`World::answers`], [`World::shaper`] and [`World::ipvlan`].
     pub tried: (OnceCell<Answers>, OnceCell<Shaper>, OnceCell<Result<(), String>>),
     pub mtu: u32,
+    /// What the network configuration says of pods' links.
+    pub network_mtu: Option<u32>,
     /// A lease whose pod has been gone this long is given up though no DEL came.
     pub orphan: Duration,
     /// Kinds whose pods shall have their addresses again.

@@ -22,7 +22,7 @@ pub fn add(pod: PodName, uid: Option<String>, sandbox: Sandbox, conf: &NetConf) 
     // First of all: nothing is leased for a namespace that is not there.
     let mut kernel = open(&sandbox)?;
     del::revive(&sandbox.attachment);
-    let veth = datapath::veth(&pod, &sandbox.attachment, conf.mtu);
+    let veth = datapath::veth(&pod, &sandbox.attachment, conf.link_mtu(None));
     let wants_slave = conf.virtual_type == VirtualType::IpVlan;
     let wish = Wish { slave: wants_slave, alone: conf.disable_host_peer, host_stack: conf.host_stack.clone() };
     let request = Request::Allocate { pod, uid, sandbox: sandbox.clone(), limits: conf.runtime.limits, wish };
@@ -35,12 +35,20 @@ pub fn add(pod: PodName, uid: Option<String>, sandbox: Sandbox, conf: &NetConf) 
     }
     let lease = lease(&mut question, &sandbox, &mut kernel)
         .map_err(|f| Failure { msg: format!("add {name}: {}", f.msg), ..f })?;
-    let plan = datapath::pod(&Setup::new(&lease, conf.mtu));
+    let plan = datapath::pod(&Setup::new(&lease, conf.link_mtu(lease.mtu)));
     if conf.virtual_type == VirtualType::DatapathV2 || wants_slave && lease.wiring == Wiring::Shared {
         log::warn!("add {name}: {:?} is not available, a veth is used", conf.virtual_type);
     }
     if conf.bandwidth_mode != BandwidthMode::Tc {
         log::warn!("add {name}: bandwidth_mode edt is not available, a token bucket holds the pod to its limit");
+    }
+    if conf.auto_mtu && conf.mtu.is_none() {
+        log::warn!(
+            "add {name}: auto_mtu is not available; mtu, here or in the daemon's configuration, is what is gone by"
+        );
+    }
+    if conf.network_priority {
+        log::warn!("add {name}: enable_network_priority is not available, no pod's packets go first");
     }
     log::debug!("add {name}: {lease:?}\n{plan}");
     kernel
@@ -88,5 +96,5 @@ fn reply(sandbox: Sandbox, conf: &NetConf, lease: &Lease, plan: &Plan) -> Reply 
         let length = lease.eni.cidr.v6.map_or(128, |net| net.prefix_len());
         ReplyIp { address: IpNet::new_assert(ip.into(), length), gateway: lease.eni.gateway.v6.map(Into::into) }
     });
-    Reply { mac, mtu: conf.mtu, host_link, sandbox, ips: v4.into_iter().chain(v6).collect() }
+    Reply { mac, mtu: conf.link_mtu(lease.mtu), host_link, sandbox, ips: v4.into_iter().chain(v6).collect() }
 }

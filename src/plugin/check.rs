@@ -21,7 +21,7 @@ pub fn check(
     if let Some(prev) = prev {
         same_addresses(&lease, prev)?;
     }
-    let plan = datapath::pod(&Setup::new(&lease, conf.mtu));
+    let plan = datapath::pod(&Setup::new(&lease, conf.link_mtu(lease.mtu)));
     log::debug!("check {}: {lease:?}\n{plan}", lease.pod);
     let found = |code, what: String| Failure::new(code, format!("check {}: {what}", lease.pod));
     match kernel.check(&plan) {

@@ -11,7 +11,7 @@ use terway::pod::PodName;
 use super::{events_about, idle_node, node, nothing, pings_during, shown};
 use crate::cli::cli;
 use crate::sim::cloud::EniKind;
-use crate::sim::cluster::{Cluster, node_name, soon};
+use crate::sim::cluster::{Cluster, conf, node_name, soon};
 use crate::sim::kube;
 use crate::sim::traffic::Place;
 
@@ -83,6 +83,52 @@ fn what_needs_a_restart_is_said_and_what_is_wrong_changes_nothing() {
     assert_eq!(shown(&cluster, "/pool/min_idle"), 4);
     cluster.configure(0, &json!({"min_pool_size": 6}));
     soon("it is taken up again", || shown(&cluster, "/pool/min_idle") == 6);
+}
+
+fn mtu(place: &impl Place, link: &str) -> String {
+    let shown = place.sh(&format!("ip -o link show {link}"));
+    shown.split(" mtu ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_default().to_owned()
+}
+
+#[test]
+fn one_mtu_is_enough_for_enis_and_pods_whichever_configuration_says_it() {
+    let mut cluster = idle_node(LARGE, &nothing());
+    let network = |over: &Value| json!({"cniVersion": "1.0.0", "name": "terway", "plugins": [conf(over)]}).to_string();
+    let of_network = json!({"mtu": 1400});
+    cluster.node(0).write_file("/etc/eni/10-terway.conflist", &network(&of_network));
+    cluster.start_ready(0);
+    let eni = |cluster: &Cluster| {
+        let of_node = cluster.world.cloud.enis_of("i-1").into_iter().find(|eni| eni.kind == EniKind::Secondary);
+        cluster.node(0).ifname(&of_node.expect("an ENI").mac.to_string()).expect("its link")
+    };
+    let mut web = cluster.schedule(0, "web");
+    web.sandbox.conf = conf(&of_network).to_string();
+    cluster.wire(&mut web);
+    assert_eq!((mtu(&cluster.node(0).node, &eni(&cluster)), mtu(&web.pod, "eth0")), ("1400".into(), "1400".into()));
+
+    // The other way round, and on an ENI that runs.
+    cluster.stop(0);
+    cluster.node(0).write_file(
+        "/etc/eni/10-terway.conflist",
+        &network(&json!({"auto_mtu": true, "enable_network_priority": true})),
+    );
+    cluster.configure(0, &json!({"mtu": 1450}));
+    cluster.start_ready(0);
+    for key in ["auto_mtu", "enable_network_priority"] {
+        assert!(cluster.log(0).contains(&format!("network configuration: {key} is not available")), "{key}");
+    }
+    let other = cluster.add(0, "other");
+    soon("the ENI follows", || mtu(&cluster.node(0).node, &eni(&cluster)) == "1450");
+    assert_eq!(mtu(&other.pod, "eth0"), "1450");
+    for member in [&web, &other] {
+        cluster.call_for(member, "CHECK").ok();
+    }
+    // Said twice and otherwise, it is said.
+    cluster.stop(0);
+    cluster.node(0).write_file("/etc/eni/10-terway.conflist", &network(&of_network));
+    cluster.start_ready(0);
+    let log = cluster.log(0);
+    assert!(log.contains("mtu is 1450 in the configuration, for ENIs, and 1400 in the network configuration"), "{log}");
 }
 
 #[test]

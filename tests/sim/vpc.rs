@@ -109,6 +109,7 @@ impl Vpc {
             wiring,
             routes: Vec::new(),
             seat: None,
+            mtu: None,
         };
         Guest { vpc: self, plan: datapath::pod(&Setup::new(&lease, MTU)), lease, pod }
     }

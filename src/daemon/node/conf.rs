@@ -117,7 +117,7 @@ impl Node {
         if config.kube_pace != self.conf.layers.config().kube_pace {
             self.world.kube.pace(config.kube_pace);
         }
-        self.world.mtu = config.mtu;
+        self.world.mtu = config.link_mtu(self.world.network_mtu);
         self.world.orphan = config.orphan;
         self.world.publish = config.publish;
         self.world.stateful_kinds = config.stateful_kinds.clone();

@@ -137,6 +137,7 @@ impl Node {
             wiring,
             routes: self.conf.layers().config().extra_routes.clone(),
             seat,
+            mtu: Some(self.world.mtu),
         })
     }
 

@@ -273,6 +273,7 @@ impl Heir<'_> {
             wiring: Wiring::Shared,
             routes: Vec::new(),
             seat: None,
+            mtu: None,
         }
     }
 
