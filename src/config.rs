@@ -361,15 +361,27 @@ impl Config {
         self.mtu.or(of_network.filter(fits)).unwrap_or(cni::DEFAULT_MTU)
     }
 
-    /// What can only be judged on the node: a Service address that the VPC has too would be reached by neither.
+    /// Where Services have their addresses, where kubeadm has left this.
+    pub fn service_nets(&self, kubeadms: Option<NetPair>) -> NetPair {
+        if self.service_cidr.is_empty() { kubeadms.unwrap_or_default() } else { self.service_cidr }
+    }
+
+    /// What can only be judged on the node.
     pub fn validate(&self, node: &NodeFacts) -> Result<(), Error> {
-        for service in self.service_cidr.iter() {
-            let vpc = node.vpc_cidrs.iter().map(|net| ("VPC", &node.vpc, *net));
-            let vswitch = node.vswitch_cidr.iter().map(|net| ("vSwitch", &node.vswitch, net));
+        node.has_room_for(&self.service_cidr).context(|| "configuration")
+    }
+}
+
+impl NodeFacts {
+    /// A Service address that the VPC has too would be reached by neither.
+    pub fn has_room_for(&self, services: &NetPair) -> Result<(), Error> {
+        for service in services.iter() {
+            let vpc = self.vpc_cidrs.iter().map(|net| ("VPC", &self.vpc, *net));
+            let vswitch = self.vswitch_cidr.iter().map(|net| ("vSwitch", &self.vswitch, net));
             if let Some((kind, id, net)) = vpc.chain(vswitch).find(|(_, _, net)| overlap(&service, net)) {
                 let text =
                     format!("service_cidr {service} overlaps {net} of {kind} {id}; choose a Service CIDR outside");
-                return Err(Error::refused(text).within("configuration"));
+                return Err(Error::refused(text));
             }
         }
         Ok(())

@@ -61,10 +61,10 @@ const ADDRESSES: &[Key] = &[
     key("ip_stack", Json(r#""ipv4""#), All, "the addresses that every pod has: of one family, or a pair"),
     key(
         "service_cidr",
-        Words("none"),
+        Words("what kubeadm has left in ConfigMap `kube-system/kubeadm-config`, if there is one"),
         All,
         "where Services have their addresses: `v4`, or `v4,v6`; must not overlap the VPC. Needed by pods with an ENI of their own and on IPvlan, \
-         whose packets to Services are led to the node by it",
+         whose packets to Services are led to the node by it; pods that have an ENI of their own keep the way that they came with",
     ),
     key(
         "mtu",

@@ -25,13 +25,13 @@ use super::world::World;
 use super::{adopt, clock, file, news, notify, old, phases, threads};
 use crate::both::both;
 use crate::cloud;
-use crate::config::{Config, Mode};
+use crate::config::{Config, Mode, NodeFacts};
 use crate::datapath::NodeSetup;
 use crate::eni::{Eni, EniKind, VSwitch};
 use crate::error::{Cause, Context, Error};
 use crate::gather::Gather;
 use crate::herald::Herald;
-use crate::ip::{Family, IpPair, Stack};
+use crate::ip::{Family, IpPair, NetPair, Stack};
 use crate::kernel::{Kernel, LinkSeen, Look};
 use crate::pool::{Boot, Held, Notice, Reserved};
 use crate::rpc::{Lease, Marker};
@@ -82,6 +82,8 @@ struct Gathered {
     notices: Vec<(Notice, String)>,
     /// What the network configuration says of pods' links.
     network_mtu: Option<u32>,
+    /// Where Services are as kubeadm has left it.
+    kubeadms_services: Option<NetPair>,
 }
 
 impl Start {
@@ -149,6 +151,15 @@ impl Start {
                 mode
             }
         }
+    }
+
+    /// Where Services are as kubeadm has left it, for a configuration that does not say it; nothing while the API server does not answer.
+    fn kubeadms_services(&self, layers: &Layers, facts: &NodeFacts) -> Option<NetPair> {
+        if !layers.config().service_cidr.is_empty() {
+            return None;
+        }
+        let asked = self.kube(IMPATIENT).and_then(|kube| news::kubeadms_services(&kube, facts));
+        asked.inspect_err(|e| log::warn!("service_cidr is not set, and kubeadm's is not known yet: {e}")).ok()
     }
 
     /// The layers with what Kubernetes has for this node, or had when it was asked last: the watch will tell what it is now.
@@ -229,7 +240,8 @@ fn attempt(start: &Start, manner: Manner, legacy: Option<Legacy>, early: &mut Ea
     let kube = early.kube(start)?;
     kube.pace(layers.config().kube_pace);
     let mut slots = adopt::slots(&look, &enis);
-    let services = layers.config().service_cidr;
+    let kubeadms_services = start.kubeadms_services(&layers, &terms.facts);
+    let services = layers.config().service_nets(kubeadms_services);
     let mtu = layers.config().link_mtu(network_mtu);
     let known = adopt::Known { enis: &enis, vswitches: &vswitches, slots: &slots, stack, node, marker, services, mtu };
     let adopted = adopt::leases(&mut kernel, &look, &known, &contents)?;
@@ -249,7 +261,7 @@ fn attempt(start: &Start, manner: Manner, legacy: Option<Legacy>, early: &mut Ea
         slots: &mut slots,
         contents: &mut contents,
     })?;
-    fit(mode, layers.config(), &contents.leases)?;
+    fit(mode, &contents.leases)?;
     ledger.note_mode(mode).unwrap_or_else(|e| log::warn!("the node's mode is not noted: {e}"));
     let longest = layers.config().reservation;
     let reserved =
@@ -275,13 +287,14 @@ fn attempt(start: &Start, manner: Manner, legacy: Option<Legacy>, early: &mut Ea
         reserved,
         notices: inherited.notices,
         network_mtu,
+        kubeadms_services,
     })
 }
 
 /// Pods that share their ENI would lose it to others where every pod has one to itself. The other way round nobody is harmed: a pod
 /// that has a whole ENI keeps it. One that runs on as the old Terway has wired it is in nobody's way: where an address of an ENI is taken, the
 /// whole of it is lent to nobody.
-fn fit(mode: Mode, config: &Config, leases: &[Lease]) -> Result<(), Error> {
+fn fit(mode: Mode, leases: &[Lease]) -> Result<(), Error> {
     let shared = leases.iter().filter(|l| !l.is_whole() && l.untouched().is_none());
     let shared: Vec<String> = shared.map(|l| l.pod.to_string()).collect();
     if mode == Mode::Whole && !shared.is_empty() {
@@ -292,9 +305,6 @@ fn fit(mode: Mode, config: &Config, leases: &[Lease]) -> Result<(), Error> {
             shared.iter().take(3).cloned().collect::<Vec<_>>().join(", "),
             Mode::Shared
         )));
-    }
-    if mode == Mode::Whole && config.service_cidr.is_empty() {
-        log::warn!("service_cidr is not set: pods with an ENI of their own will not reach Services");
     }
     Ok(())
 }
@@ -377,6 +387,7 @@ fn assemble(
         tried: Default::default(),
         mtu: config.link_mtu(g.network_mtu),
         network_mtu: g.network_mtu,
+        kubeadms_services: g.kubeadms_services,
         orphan: config.orphan,
         stateful_kinds: config.stateful_kinds.clone(),
         vswitches: g.vswitches.into_iter().map(|v| (v.id.clone(), v)).gather(),

@@ -11,9 +11,11 @@ use super::pods::{self, Known};
 use super::policy::{Ear, News};
 use super::threads;
 use crate::cluster::Name;
+use crate::config::NodeFacts;
 use crate::error::{Cause, Error};
 use crate::heard::Heard;
 use crate::herald::Outcome;
+use crate::ip::NetPair;
 use crate::kube::{Change, Client, Select, Stop, Watch};
 use crate::object::{self, About, ConfigMap, Event, EventType, Node, Object, Write};
 use crate::peer::Own;
@@ -92,6 +94,28 @@ pub fn node_config(client: &Client, node: &str) -> Result<Option<NodeConfig>, Er
 pub fn has_whole_enis(client: &Client, node: &str) -> Result<bool, Error> {
     let node = there(client.get::<Node>(&object::path::<Node>("", node)))?;
     Ok(node.is_some_and(|node| node.has_whole_enis()))
+}
+
+/// Where Services have their addresses as kubeadm has left it, for a configuration that does not say it; nothing where it has not, or not
+/// so that it can be gone by. An error is one that may pass.
+pub fn kubeadms_services(client: &Client, facts: &NodeFacts) -> Result<NetPair, Error> {
+    let said = there(client.service_cidr()).map(Option::unwrap_or_default);
+    match said.and_then(|nets| facts.has_room_for(&nets).map(|()| nets)) {
+        Ok(nets) => {
+            let found = if nets.is_empty() {
+                "nothing says where Services are".into()
+            } else {
+                format!("kubeadm has left {nets}")
+            };
+            log::info!("service_cidr is not set, and {found}");
+            Ok(nets)
+        }
+        Err(e) if e.is_forbidden() || matches!(e.cause, Cause::Refused(_)) => {
+            log::warn!("service_cidr is not set, and what kubeadm has left is of no use: {e}");
+            Ok(NetPair::default())
+        }
+        Err(e) => Err(e),
+    }
 }
 
 fn there<T>(found: Result<T, Error>) -> Result<Option<T>, Error> {

@@ -43,6 +43,7 @@ use crate::error::Error;
 use crate::gather::Gather;
 use crate::happening::Happening;
 use crate::herald::{Herald, Outcome as Written};
+use crate::ip::NetPair;
 use crate::kernel::{Kernel, Look};
 use crate::object::{self, ConfigMap};
 use crate::peer::Own;
@@ -98,6 +99,8 @@ pub enum Input {
     },
     /// Something that people shall read with the object that it is about.
     Tell(Box<object::Event>),
+    /// Where Services have their addresses, as kubeadm has left it.
+    ServiceNets(NetPair),
     /// What is to be shown of the Services.
     Services(serde_json::Value),
     /// What is to be shown of network policies.
@@ -346,6 +349,7 @@ impl Node {
             Input::NodeConfig { name, found } => self.node_config_changed(&name, found.as_deref()),
             Input::Count { answer } => drop(answer.try_send(self.count())),
             Input::Tell(event) => self.herald.hear(clock::now(), *event),
+            Input::ServiceNets(nets) => self.learn_services(nets),
             Input::Services(shown) => self.services = shown,
             Input::Policies(shown) => self.guarded.shown = shown,
             Input::Chosen(chosen) => self.enforce_by(*chosen),

@@ -2,6 +2,7 @@
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use smol::channel::Sender;
@@ -18,7 +19,7 @@ use crate::config::{Mode, Publish};
 use crate::datapath::{self, EniSetup, NodeSetup};
 use crate::eni::VSwitch;
 use crate::error::{Context, Error};
-use crate::ip::IpPair;
+use crate::ip::{IpPair, NetPair};
 use crate::kernel::bpf::marks;
 use crate::kernel::{self, Kernel};
 use crate::object::{self, Write};
@@ -29,6 +30,9 @@ use crate::pod::{Attachment, PodName};
 use crate::pool::{Call, CallId};
 use crate::rpc::{Answers, EniLease, Lease, Marker, Shaper};
 use crate::{cloud, kube};
+
+/// What the API server has not answered is asked again after this long, doubling up to the second figure.
+const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 pub struct World {
     pub inputs: Sender<Input>,
@@ -48,6 +52,8 @@ pub struct World {
     pub mtu: u32,
     /// What the network configuration says of pods' links.
     pub network_mtu: Option<u32>,
+    /// Where Services are as kubeadm has left it; nobody has asked where the configuration said it, or nobody has answered yet.
+    pub kubeadms_services: Option<NetPair>,
     /// A lease whose pod has been gone this long is given up though no DEL came.
     pub orphan: Duration,
     /// Kinds whose pods shall have their addresses again.
@@ -102,6 +108,22 @@ impl World {
                 Err(e) => Err(e),
             };
             Input::Fetched { pod, result }
+        });
+    }
+
+    /// Asks what kubeadm has left until the API server says it, or that there is nothing.
+    pub fn ask_kubeadm(&self) {
+        let (kube, facts) = (self.kube.clone(), self.terms.facts.clone());
+        self.start(move || {
+            let mut pause = ASK_AGAIN.0;
+            loop {
+                match news::kubeadms_services(&kube, &facts) {
+                    Ok(nets) => return Input::ServiceNets(nets),
+                    Err(e) => log::debug!("service_cidr is not set: {e}"),
+                }
+                thread::sleep(pause);
+                pause = (pause * 2).min(ASK_AGAIN.1);
+            }
         });
     }
 

@@ -8,10 +8,11 @@ use crate::ip::NetPair;
 use crate::object::{self, ConfigMap};
 
 impl Client {
-    /// The prefixes that Services get their addresses from, for clusters whose configuration does not name them.
+    /// The prefixes that Services get their addresses from, for clusters whose configuration does not name them. What stands there and
+    /// cannot be used is refused.
     pub fn service_cidr(&self) -> Result<NetPair, Error> {
         let config: ConfigMap = self.get(&object::path::<ConfigMap>("kube-system", "kubeadm-config"))?;
-        service_cidr(&config).context(|| "configmap kube-system/kubeadm-config")
+        service_cidr(&config).map_err(Error::refused).context(|| "configmap kube-system/kubeadm-config")
     }
 }
 
@@ -31,8 +32,8 @@ fn service_subnet(config: &Value) -> Result<NetPair, Error> {
     let mut nets = NetPair::default();
     for part in text.split(',').map(str::trim) {
         let twice = match part.parse() {
-            Ok(ipnet::IpNet::V4(net)) => nets.v4.replace(net).is_some(),
-            Ok(ipnet::IpNet::V6(net)) => nets.v6.replace(net).is_some(),
+            Ok(ipnet::IpNet::V4(net)) => nets.v4.replace(net.trunc()).is_some(),
+            Ok(ipnet::IpNet::V6(net)) => nets.v6.replace(net.trunc()).is_some(),
             Err(_) => return Err(Error::malformed(format!("serviceSubnet: {part:?} is not a prefix"))),
         };
         if twice {

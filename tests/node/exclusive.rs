@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use terway::pod::PodName;
 
 use super::{events_about, idle_node, is_bare, node, pings_during, serving, shown};
+use crate::cli::cli;
 use crate::sim::cluster::{Cluster, Member, conf, node_name, soon, within};
 use crate::sim::fabric::{Drops, OUTSIDE};
 use crate::sim::kube;
@@ -404,6 +405,63 @@ fn services_and_node_ports_work_with_the_clients_own_address() {
     assert_eq!(seen(2), Some(node.addr.to_string()));
     assert_eq!(a.pod.udp(&format!("{}:80", service(3)), 3).len(), 3);
     assert_eq!(cluster.world.fabric.drops(), Drops::default());
+}
+
+fn kubeadm_config(services: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"namespace": "kube-system", "name": "kubeadm-config"},
+        "data": {"ClusterConfiguration": format!("networking:\n  serviceSubnet: {services}\n")},
+    })
+}
+
+fn way_to_services(member: &Member) -> String {
+    member.pod.sh(&format!("ip route show {SERVICE_CIDR}"))
+}
+
+fn by_the_node() -> String {
+    format!("{SERVICE_CIDR} via 169.254.1.1 dev veth1")
+}
+
+#[test]
+fn a_pod_whose_node_does_not_know_where_services_are_is_told_so() {
+    let mut cluster = idle_node("ecs.sim.2xlarge", &json!({"service_cidr": "", "ip_cooldown": "0s"}));
+    cluster.start_ready(0);
+    let told = |cluster: &Cluster, name: &str| {
+        let events = events_about(cluster, name).into_iter();
+        events.filter(|(reason, said)| reason == "ConfigError" && said.contains("service_cidr is not set")).count()
+    };
+    let web = asking(&cluster, "web");
+    assert_eq!(way_to_services(&web), "");
+    soon("the pod is told", || told(&cluster, "web") == 1);
+    let doctor = cli(&cluster, "doctor");
+    assert!(
+        doctor.code == 1 && doctor.out.contains("pod default/web has an ENI of its own and no way to Services"),
+        "{doctor:?}"
+    );
+
+    // What kubeadm has left is gone by, but where the VPC has it too.
+    cluster.kube.put(kubeadm_config("192.168.0.0/20"));
+    cluster.stop(0);
+    cluster.start_ready(0);
+    soon("it is said", || cluster.log(0).contains("service_cidr 192.168.0.0/20 overlaps 192.168.0.0/16 of VPC"));
+    cluster.kube.put(kubeadm_config(SERVICE_CIDR));
+    cluster.stop(0);
+    cluster.start_ready(0);
+    let other = asking(&cluster, "other");
+    assert!(way_to_services(&other).starts_with(&by_the_node()), "{}", way_to_services(&other));
+    assert_eq!(told(&cluster, "other"), 0);
+}
+
+#[test]
+fn what_kubeadm_has_left_is_learnt_once_the_api_server_is_there() {
+    let mut cluster = idle_node("ecs.sim.2xlarge", &json!({"service_cidr": "", "ip_cooldown": "0s"}));
+    cluster.kube.put(kubeadm_config(SERVICE_CIDR));
+    cluster.api_down();
+    cluster.start_ready(0);
+    cluster.api_up();
+    soon("it is learnt", || cluster.log(0).contains(&format!("kubeadm has left {SERVICE_CIDR}")));
+    let web = asking(&cluster, "web");
+    assert!(way_to_services(&web).starts_with(&by_the_node()), "{}", way_to_services(&web));
 }
 
 #[test]

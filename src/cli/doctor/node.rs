@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::kernel::{Difference, LinkSeen, RouteSeen, felix};
 use crate::ours;
 use crate::plan::{Object, Plan, Rule, RuleAction};
+use crate::rpc::{Lease, Wiring};
 
 type Found = Result<Vec<Complaint>, Error>;
 
@@ -19,9 +20,25 @@ pub fn daemon(patient: &mut Patient) -> Found {
 }
 
 pub fn configuration(patient: &mut Patient) -> Found {
-    let Err(e) = &patient.config else { return Ok(Vec::new()) };
     let remedy = "mend it: docs/configuration.md has all keys; terwayd goes on by what it read last";
-    Ok(vec![Finding::problem(e.to_string(), remedy).into()])
+    let broken = patient.config.as_ref().err().map(|e| Complaint::from(Finding::problem(e.to_string(), remedy)));
+    Ok(broken.into_iter().chain(without_services(patient)).collect())
+}
+
+/// Pods with an ENI of their own that were not told where Services are when they came, and that nobody leads there at the socket.
+fn without_services(patient: &Patient) -> Option<Complaint> {
+    let is_lost = |lease: &&Lease| match &lease.wiring {
+        Wiring::Whole(whole) => whole.services.is_empty() && !whole.alone && lease.sandbox.attachment.ifname == "eth0",
+        _ => false,
+    };
+    let is_led = patient.known.silence.is_some() || !patient.known.shown["services"].is_null();
+    let mut lost = patient.known.leases.iter().filter(is_lost).filter(|_| !is_led);
+    let (first, more) = (lost.next()?, lost.count());
+    let others = if more > 0 { format!(" (and {more} more)") } else { String::new() };
+    let what =
+        format!("pod {}{others} has an ENI of its own and no way to Services: service_cidr was not known", first.pod);
+    let remedy = "set service_cidr in /etc/eni/eni.json to the cluster's (kube-apiserver --service-cluster-ip-range), and re-create the pod";
+    Some(Finding::problem(what, remedy).into())
 }
 
 /// What node and ENIs are to have in the kernel.

@@ -145,9 +145,13 @@ impl Node {
         let Some(link) = self.kernel.link_by_mac(eni.mac)? else {
             return Err(Error::refused(format!("ENI {} has no link here", eni.id)));
         };
-        let services = self.conf.layers().config().service_cidr;
+        let services = self.service_nets();
         let (answers, shaper) = (self.world.answers(), self.world.shaper());
         let Wish { host_stack, alone, .. } = self.wish(held);
+        // A further interface leads nowhere but out.
+        if !alone && held.sandbox.attachment.ifname == "eth0" {
+            self.tell_of_lost_services(&held.pod);
+        }
         Ok(Whole { home: link.name, services, answers, shaper, host_stack, alone })
     }
 }

@@ -78,7 +78,7 @@ impl Node {
             return Ok(());
         }
         self.world.ipvlan()?;
-        if self.conf.layers().config().service_cidr.is_empty() {
+        if self.service_nets().is_empty() {
             log::warn!("service_cidr is not set: what IPvlan pods send to Services as packets leaves by their ENI");
         }
         self.slaves.wanted = true;
@@ -121,7 +121,7 @@ impl Node {
     }
 
     fn try_to_direct(&mut self) -> Result<(), Error> {
-        let services = self.conf.layers().config().service_cidr;
+        let services = self.service_nets();
         let mut near = datapath::near(self.leases.values(), &self.world.node, &services);
         for eni in self.slaves.parents.iter().filter_map(|id| self.enis.get(id)) {
             let parent = ours::eni_ifindex(eni.table);

@@ -5,6 +5,9 @@ use smol::channel::Sender;
 use super::Node;
 use crate::config::Mode;
 use crate::daemon::{guard, threads};
+use crate::ip::NetPair;
+use crate::pod::PodName;
+use crate::pool::Notice;
 use crate::rpc::{Refusal, Reply};
 
 impl Node {
@@ -18,7 +21,11 @@ impl Node {
     /// Begins to look after Services; or, where that is nobody's wish, sees to it that nothing is left that does. Where the configuration
     /// says neither, slaves of an ENI have them (`ipvlan`): what they send does not pass kube-proxy's rules.
     pub fn begin_services(&mut self, ipvlan: bool) {
-        let wanted = self.layers().config().services.clone();
+        let config = self.layers().config();
+        let wanted = config.services.clone();
+        if config.service_cidr.is_empty() && self.world.kubeadms_services.is_none() {
+            self.world.ask_kubeadm();
+        }
         if !self.has_services(ipvlan) {
             threads::start(move || guard::leave(&wanted));
             return;
@@ -31,6 +38,26 @@ impl Node {
             inputs: self.world.inputs.clone(),
         }));
         self.untold = true;
+    }
+
+    /// Where Services have their addresses: as the configuration says, else as kubeadm does.
+    pub(super) fn service_nets(&self) -> NetPair {
+        self.layers().config().service_nets(self.world.kubeadms_services)
+    }
+
+    pub(super) fn learn_services(&mut self, nets: NetPair) {
+        self.world.kubeadms_services = Some(nets);
+        self.direct();
+    }
+
+    /// A pod that has an ENI of its own sends to Services by the VPC, which knows none of them, unless it is told where they are or they
+    /// are led at the socket.
+    pub(super) fn tell_of_lost_services(&mut self, pod: &PodName) {
+        if self.ear.is_none() && self.service_nets().is_empty() {
+            let message = "service_cidr is not set, and kubeadm has not left it: the pod, which has an ENI of its own, reaches no Service \
+                           and no cluster DNS; set it and re-create the pod";
+            self.tell(Notice { pod: Some(pod.clone()), warning: true, reason: "ConfigError", message: message.into() });
+        }
     }
 
     /// Tells the loop of a change of the node's pods, once it has room for news.
