@@ -84,14 +84,14 @@ const ADDRESSES: &[Key] = &[
         Json(r#""5m""#),
         All,
         "how long the address of a StatefulSet's pod is kept for the next pod of its name on this node; so it is for pods with the annotation \
-         `k8s.aliyun.com/pod-ip-reservation: \"true\"`; `0`: not at all. A pod that has an ENI to itself where others share has that ENI again \
+         `k8s.aliyun.com/pod-ip-reservation: \"true\"` when they come; `0`: not at all. A pod that has an ENI to itself where others share has that ENI again \
          too, unless others have begun to use it",
     ),
     key(
         "custom_stateful_workload_kinds",
         Json("[]"),
         All,
-        "further kinds whose pods are treated like those of a StatefulSet",
+        "further kinds whose pods are treated like those of a StatefulSet, if they come from then on",
     ),
     key(
         "orphan_release_after",
