@@ -9,7 +9,7 @@ use terway::pod::PodName;
 
 use super::{events_about, idle_node, is_bare, node, nothing, shown};
 use crate::sim::cluster::{Cluster, Member, conf, node_name, soon, within};
-use crate::sim::fabric::OUTSIDE;
+use crate::sim::fabric::{OUTSIDE, OUTSIDE_V6};
 use crate::sim::flood::flood;
 use crate::sim::kube;
 use crate::sim::traffic::Place;
@@ -58,9 +58,13 @@ fn come_to(cluster: &Cluster, member: &Member, want: [Option<&str>; 2]) {
 /// Floods the one from the other with half as much again as the limit. No second brings more than the limit, and a good one nearly all of
 /// it: where the sender comes later than bucket and queue can bridge, that much is lost, and one good second must do.
 fn keeps_to(from: &Member, to: &Member, limit: u64) {
+    keeps_to_at(from, to, &to.ip, limit);
+}
+
+fn keeps_to_at(from: &Member, to: &Member, ip: &str, limit: u64) {
     let mut seen = Vec::new();
     let is_kept = (0..3).any(|_| {
-        let seconds = flood(&from.pod, &to.pod, &to.ip, limit * 3 / 2, 2);
+        let seconds = flood(&from.pod, &to.pod, ip, limit * 3 / 2, 2);
         assert!(seconds.iter().all(|bits| bits * 100 <= limit * 105), "limit {limit}: {seconds:?}");
         seen.extend(seconds);
         seen.iter().any(|bits| bits * 10 >= limit * 9)
@@ -211,6 +215,35 @@ fn between(limit: u64, one: impl Fn() -> Vec<u64> + Sync, other: impl Fn() -> Ve
         bits * 100 <= 2 * limit * 105 && bits * 10 >= 2 * limit * 8
     });
     assert!(is_kept, "limit {limit} for two seconds: {seen:?}");
+}
+
+#[test]
+fn a_limit_holds_in_ipv6_as_in_ipv4() {
+    let cluster = node(&json!({"ip_stack": "dual"}));
+    let plain = cluster.add(0, "plain");
+    let web = annotated(&cluster, "web", &json!({K8S_INGRESS: "4M", K8S_EGRESS: "8M"}));
+    for (member, other) in [(&web, &plain), (&plain, &web)] {
+        soon("they speak", || member.pod.ping(&other.ips[1]).is_some());
+    }
+    keeps_to_at(&plain, &web, &web.ips[1], 4_000_000);
+    keeps_to_at(&web, &plain, &plain.ips[1], 8_000_000);
+}
+
+/// Of a card of its own, two families have one limit between them.
+#[test]
+fn a_pod_with_an_eni_of_its_own_has_one_limit_for_both_families() {
+    let over = json!({"daemon_mode": "ENIOnly", "ip_stack": "dual", "min_pool_size": 1, "max_pool_size": 2});
+    let mut cluster = idle_node("ecs.sim.2xlarge", &over);
+    cluster.start_ready(0);
+    let limit = 8_000_000;
+    let web = annotated(&cluster, "web", &json!({K8S_INGRESS: "8M", K8S_EGRESS: "8M"}));
+    let outside = cluster.world.fabric.outside();
+    soon("it speaks", || web.pod.ping(OUTSIDE).is_some() && web.pod.ping(OUTSIDE_V6).is_some());
+    let offered = limit * 3 / 2;
+    let to_web = |ip: &str| flood(outside, &web.pod, ip, offered, 2);
+    let from_web = |ip: &str| flood(&web.pod, outside, ip, offered, 2);
+    between(limit, || to_web(&web.ips[0]), || to_web(&web.ips[1]));
+    between(limit, || from_web(OUTSIDE), || from_web(OUTSIDE_V6));
 }
 
 /// What arrives by the ENI and what comes through the node have one limit between them, and so has what leaves.

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use super::traffic::Place;
 
-/// What fits into a frame with the usual MTU, and the frame: IPv4, UDP and Ethernet have 42 bytes of headers.
-const DATAGRAM: usize = 1472;
+/// The frame with the usual MTU, and what of it are headers: those of Ethernet and UDP, and of IPv4 or IPv6.
 const FRAME: usize = 1514;
+const HEADERS: usize = 14 + 8;
+const HEADERS_OF_IP: [usize; 2] = [20, 40];
 /// Above this, a sender hands so many datagrams to the kernel at once, as applications in a hurry do (UDP_SEGMENT).
 const FAST: u64 = 200_000_000;
 const TRAIN: usize = 44;
@@ -23,20 +24,22 @@ const BUFFER: usize = 32 << 20;
 /// datagram on, counted as the frames that they were on the link.
 pub fn flood(from: &(impl Place + Sync), to: &(impl Place + Sync), ip: &str, offered: u64, seconds: usize) -> Vec<u64> {
     let receiver = to.run(|| UdpSocket::bind((ip, 0)).unwrap_or_else(|e| panic!("bind {ip}: {e}")));
-    let sender = from.run(|| UdpSocket::bind("0.0.0.0:0").expect("bind"));
+    let is_v6 = ip.contains(':');
+    let datagram = FRAME - HEADERS - HEADERS_OF_IP[usize::from(is_v6)];
+    let sender = from.run(|| UdpSocket::bind(if is_v6 { "[::]:0" } else { "0.0.0.0:0" }).expect("bind"));
     sender.connect(receiver.local_addr().expect("it is bound")).expect("it has a route");
     rustix::net::sockopt::set_socket_recv_buffer_size_force(&receiver, BUFFER).expect("root may");
     receiver.set_read_timeout(Some(SILENCE)).expect("a timeout above zero");
     set(&receiver, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1);
     let train = if offered > FAST { TRAIN } else { 1 };
     if train > 1 {
-        set(&sender, libc::SOL_UDP, libc::UDP_SEGMENT, DATAGRAM);
+        set(&sender, libc::SOL_UDP, libc::UDP_SEGMENT, datagram);
         set(&receiver, libc::SOL_UDP, libc::UDP_GRO, 1);
     }
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
-        scope.spawn(|| send(&sender, train, offered, &done));
-        let seen = receive(&receiver, seconds);
+        scope.spawn(|| send(&sender, &vec![7; train * datagram], train, offered, &done));
+        let seen = receive(&receiver, datagram, seconds);
         done.store(true, Ordering::Relaxed);
         seen
     })
@@ -50,8 +53,7 @@ fn set(socket: &UdpSocket, level: libc::c_int, option: libc::c_int, value: usize
     assert_eq!(failed, 0, "socket option {option}: {}", std::io::Error::last_os_error());
 }
 
-fn send(socket: &UdpSocket, train: usize, offered: u64, done: &AtomicBool) {
-    let bytes = vec![7; train * DATAGRAM];
+fn send(socket: &UdpSocket, bytes: &[u8], train: usize, offered: u64, done: &AtomicBool) {
     let each = Duration::from_secs_f64((train * FRAME * 8) as f64 / offered as f64);
     let start = Instant::now();
     for n in 0_u32.. {
@@ -59,7 +61,7 @@ fn send(socket: &UdpSocket, train: usize, offered: u64, done: &AtomicBool) {
             return;
         }
         // A queue that is full takes none.
-        let _ = socket.send(&bytes);
+        let _ = socket.send(bytes);
         let ahead = (each * n).saturating_sub(start.elapsed());
         if ahead > Duration::from_micros(500) {
             thread::sleep(ahead);
@@ -67,14 +69,14 @@ fn send(socket: &UdpSocket, train: usize, offered: u64, done: &AtomicBool) {
     }
 }
 
-fn receive(socket: &UdpSocket, seconds: usize) -> Vec<u64> {
+fn receive(socket: &UdpSocket, datagram: usize, seconds: usize) -> Vec<u64> {
     let mut bits = vec![0; seconds];
     let mut datagrams = vec![0; 1 << 16];
     let mut start = None;
     while let Some((len, at)) = hear(socket, &mut datagrams) {
         let second = at.saturating_sub(*start.get_or_insert(at)).as_secs() as usize;
         let Some(bits) = bits.get_mut(second) else { break };
-        *bits += (len / DATAGRAM * FRAME * 8) as u64;
+        *bits += (len / datagram * FRAME * 8) as u64;
     }
     bits
 }
