@@ -261,6 +261,9 @@ impl State {
             let rests = self.resting.contains_key(&ip);
             for nic in self.nics.values() {
                 let leaves = nic.addresses.get(&ip).map(|address| address.leaving);
+                if self.settings.whole && leaves.is_some() {
+                    nic.supply.set(None);
+                }
                 let counted = nic.supply.get().filter(|(edition, _)| *edition == self.edition);
                 if let (Some(leaves), Some((edition, mut supply))) = (leaves, counted) {
                     supply.take(Family::of(&ip), rests, leaves);

@@ -75,7 +75,16 @@ impl State {
             supply.used += u32::from(self.is_in_use(ip));
         }
         supply.there[Family::V4 as usize] += nic.prefixes.len() as u32;
+        if self.settings.whole {
+            supply.idle =
+                [Family::V4, Family::V6].map(|family| u32::from(supply.used == 0 && self.has_own(nic, family)));
+        }
         supply
+    }
+
+    /// The address that comes with the whole of the ENI is there and idle. Where pods shared before, others are beside it.
+    fn has_own(&self, nic: &Nic, family: Family) -> bool {
+        nic.own(family).is_some_and(|ip| nic.addresses.get(&ip).is_some_and(|address| self.is_idle(&ip, address)))
     }
 
     /// Its addresses that are leased.

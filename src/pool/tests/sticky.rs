@@ -237,3 +237,14 @@ fn where_pods_share_no_more_the_address_of_a_whole_eni_is_kept_once_nobody_elses
     rig.ask_within(2, "web", secs(20));
     assert_eq!((rig.ip(2).as_str(), home(&rig, 2).as_str()), (IPS[0], "eni-a"));
 }
+
+#[test]
+fn an_eni_that_pods_shared_is_one_pods_where_each_has_one() {
+    let mut rig = shared_before(&[]);
+    rig.run(secs(1));
+    rig.ask_within(1, "web", secs(50));
+    rig.ask_within(2, "db", secs(50));
+    rig.run(secs(50));
+    assert_eq!(rig.ip(1), IPS[0]);
+    assert_ne!(home(&rig, 2), "eni-a");
+}
