@@ -1,11 +1,14 @@
 //! A node that the old Terway ran: its pods keep their addresses, and do not lose a packet.
 
 use std::collections::BTreeSet;
+use std::net::UdpSocket;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use terway::ours::host_veth;
 
 use super::{events_about, idle_node, shown};
 use crate::sim::cluster::{Cluster, Member, soon};
@@ -205,6 +208,46 @@ fn pods_that_come_after_felix_are_not_cut_off_and_those_before_it_keep_their_way
         old.cluster.start_ready(0);
         old.cluster.add(0, "d");
         assert_eq!(old.cluster.log(0).matches("that felix had left in netfilter are removed").count(), 1);
+    }
+}
+
+/// Felix's rules hold until ours do.
+#[test]
+fn a_pod_that_felix_held_to_its_policies_is_held_at_every_moment() {
+    for renderer in ["iptables", "ebpf"] {
+        let mut old = Inherited::with(&json!({"policy_renderer": renderer}), Generation::Second);
+        old.cluster.old_felix(0, &[&old.a, &old.b], "");
+        let veth = host_veth(&old.b.sandbox.pod, "eth0");
+        old.cluster.node(0).sh(&format!("iptables -I cali-FORWARD -o {veth} -j DROP"));
+        old.cluster.kube.put(json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "default", "name": "closed"}, "spec": {"podSelector": {}, "policyTypes": ["Ingress"]},
+        }));
+        let at = format!("{}:9999", old.b.ip);
+        let server = old.b.pod.run(|| UdpSocket::bind(&at).expect("a free port"));
+        let client = old.a.pod.run(|| UdpSocket::bind("0.0.0.0:0").expect("a free port"));
+        let (sent, done) = (AtomicUsize::new(0), AtomicBool::new(false));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let begun = Instant::now();
+                while !done.load(Ordering::Relaxed) && begun.elapsed() < Duration::from_secs(60) {
+                    sent.fetch_add(usize::from(client.send_to(b"?", &at).is_ok()), Ordering::Relaxed);
+                    thread::sleep(Duration::from_micros(200));
+                }
+            });
+            old.cluster.start_ready(0);
+            soon("what felix has left is gone", || felix(&old.cluster).is_empty());
+            thread::sleep(Duration::from_millis(100));
+            done.store(true, Ordering::Relaxed);
+        });
+        server.set_nonblocking(true).expect("it is a socket");
+        let sent = sent.into_inner();
+        assert!(
+            sent > 200 && server.recv(&mut [0; 8]).is_err(),
+            "{renderer}: something of {sent} packets came through"
+        );
+        old.cluster.kube.delete("NetworkPolicy", "default", "closed");
+        soon("no policy, no felix", || old.a.pod.ping(&old.b.ip).is_some());
     }
 }
 
