@@ -272,19 +272,7 @@ impl Model {
         );
     }
 
-    /// The addresses that each pod of ours was given, all of them.
-    pub fn hear_given(&mut self, given: BTreeMap<Name, Box<[IpAddr]>>) {
-        let before = std::mem::replace(&mut self.objects.given, given);
-        let names: BTreeSet<Name> = before.keys().chain(self.objects.given.keys()).cloned().collect();
-        for name in names {
-            if before.get(&name) != self.objects.given.get(&name) {
-                self.sort(&name);
-                self.dirty.insert(Key::Pod(name));
-            }
-        }
-    }
-
-    /// The same of one pod; none: it has no addresses of ours any more.
+    /// The addresses that a pod of ours was given; none: it has none of ours any more.
     pub fn give(&mut self, name: &Name, addresses: Option<Box<[IpAddr]>>) {
         if replace(&mut self.objects.given, name, addresses) {
             self.dirty.insert(Key::Pod(name.clone()));

@@ -320,7 +320,7 @@ fn an_address_counts_as_soon_as_it_is_given() {
     model.hear_pods(Heard::One(early));
     model.changes();
     assert!(!to_web(&model, "10.0.0.77", 80));
-    model.hear_given([("shop/early".into(), Box::from(["10.0.0.77".parse().unwrap()]))].into());
+    model.give(&"shop/early".into(), Some(Box::from(["10.0.0.77".parse().unwrap()])));
     model.changes();
     assert!(to_web(&model, "10.0.0.77", 80));
     let why = model.why("10.0.0.77".parse().unwrap(), "10.0.0.1".parse().unwrap(), TCP, Some((1, 80)));
