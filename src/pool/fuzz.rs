@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
 use fastrand::Rng;
+use serde_json::Value;
 
 use super::calls::enis_of;
 use super::world::{Asked, Cloud, Flight, HERE, Ills, Ledger, attachment, places, pod, sandbox, settings};
@@ -616,12 +617,15 @@ impl Run {
         let ours: Vec<&&Eni> = all.iter().filter(|e| !lent(e)).collect();
         let idle = |e: &Eni, f| e.addresses().filter(|ip| Family::of(ip) == f && !self.ledger.holds(*ip)).count();
         let room = |e: &Eni, f| (self.cloud.limits.per_adapter(f) as usize).saturating_sub(count_of(e, f));
-        // One that leaves has nothing to give; in its place there can be a new one, which a node of two families gets without prefixes.
-        let most = |e: &Eni| if e.state == EniState::Detaching { self.per_eni() } else { usize::MAX };
-        let spare: usize = ours.iter().map(|e| self.least(|f| idle(e, f) + room(e, f)).min(most(e))).sum();
         let show = self.pool.show();
-        let suspect: usize =
-            show["enis"].as_array().unwrap().iter().map(|e| e["not_used"].as_array().unwrap().len()).sum();
+        let shown = show["enis"].as_array().unwrap();
+        // One that leaves has nothing to give; in its place there can be a new one, which a node of two families gets without prefixes.
+        let is_going = |s: &&Value| s["state"].as_str().is_some_and(|state| state.starts_with("giving back"));
+        let going: BTreeSet<&str> = shown.iter().filter(is_going).filter_map(|s| s["id"].as_str()).collect();
+        let leaves = |e: &Eni| e.state == EniState::Detaching || going.contains(e.id.as_str());
+        let most = |e: &Eni| if leaves(e) { self.per_eni() } else { usize::MAX };
+        let spare: usize = ours.iter().map(|e| self.least(|f| idle(e, f) + room(e, f)).min(most(e))).sum();
+        let suspect: usize = shown.iter().map(|e| e["not_used"].as_array().unwrap().len()).sum();
         let spare = spare.saturating_sub(suspect);
         let new = self.places().saturating_sub(all.len()) * self.per_eni();
         assert!(

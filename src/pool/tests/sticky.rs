@@ -88,6 +88,28 @@ fn nobody_else_has_that_eni_to_himself_and_who_shares_it_ends_that() {
     assert_eq!(rig.ip(6), "10.0.1.10");
 }
 
+/// What else is on it is nobody's supply, or an ADD would wait for that until its deadline.
+#[test]
+fn addresses_beside_that_of_a_lent_eni_are_not_counted_on() {
+    let limits = Limits { adapters: 3, v4_per_adapter: 3, v6_per_adapter: 0 };
+    let mut rig = Rig::with_eni(Settings { limits, max_enis: 2, min_idle: 0, max_idle: 5, ..settings() }, &IPS);
+    rig.wish(1, "web");
+    rig.add(2, secs(60));
+    rig.run(secs(61));
+    let eni = |rig: &Rig, container: &str| rig.ledger.leases[&attachment(container)].eni.clone();
+    assert_eq!(eni(&rig, "c1"), "eni-a");
+    assert_ne!(eni(&rig, "c2"), "eni-a");
+    // The same where every pod has one, and the ENI is left from a time when pods shared it.
+    let limits = Limits { v4_per_adapter: 1, ..limits };
+    let whole = Settings { whole: true, limits, max_enis: 2, min_idle: 0, max_idle: 5, ..settings() };
+    let mut rig = Rig::with_eni(whole, &IPS);
+    rig.add(1, secs(60));
+    rig.add(2, secs(60));
+    rig.run(secs(61));
+    assert_eq!(eni(&rig, "c1"), "eni-a");
+    assert_ne!(eni(&rig, "c2"), "eni-a");
+}
+
 #[test]
 fn the_next_pod_of_the_name_has_the_address_at_once_and_after_the_rest_too() {
     let mut rig = rig();
