@@ -16,6 +16,8 @@ use crate::rpc::{Refusal, Reply, Request};
 
 /// A start takes less than this, if all goes well: whoever wants an address waits for it, instead of asking again and again.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Kinds that may not be read are a dozen at most; a start that takes hours keeps no more.
+const MOST_TOLD: usize = 64;
 
 /// What has come before the loop could hear it.
 #[derive(Default)]
@@ -36,6 +38,8 @@ pub struct Heard {
     pub pods: Pods,
     /// Our own node object, if it was told of.
     pub own: Option<Option<Box<object::Node>>>,
+    /// What people are to be told; who asked for it will not say it again.
+    pub told: Vec<object::Event>,
 }
 
 impl Lobby {
@@ -72,6 +76,7 @@ impl Lobby {
             Input::Ask { answer, .. } => inside.refuse(&answer),
             Input::Pods(known) => inside.heard.pods.take(known, clock::now()),
             Input::OwnNode(node) => inside.heard.own = Some(node),
+            Input::Tell(event) if inside.heard.told.len() < MOST_TOLD => inside.heard.told.push(*event),
             // A changed file is read by the next attempt to start.
             _ => {}
         }
@@ -131,6 +136,16 @@ mod tests {
             Reply::Refused { why: Refusal::Starting, reason } => reason,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn what_people_are_to_be_told_is_kept() {
+        let lobby = Lobby::default();
+        let about = object::About::node("n1");
+        let event =
+            object::Event::new(about, "n1", object::EventType::Warning, "Why", "x", std::time::SystemTime::now());
+        (0..2 * MOST_TOLD).for_each(|_| lobby.take(Input::Tell(Box::new(event.clone()))));
+        assert_eq!(lobby.leave().1.told.len(), MOST_TOLD);
     }
 
     #[test]

@@ -272,6 +272,7 @@ impl Node {
         if let Some(own) = found.heard.own {
             node.see_own_node(own);
         }
+        found.heard.told.into_iter().for_each(|event| node.herald.hear(clock::now(), event));
         node
     }
 

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{Bench, only_from, policy, space};
 use crate::bpf::cell::Servers;
 use crate::cli::cli;
+use crate::sim::cloud::{Kind, When};
 use crate::sim::cluster::{node_name, soon, within};
 use crate::sim::kube;
 use crate::sim::traffic::Place;
@@ -185,6 +186,25 @@ fn a_right_that_lacks_keeps_pods_out_only_where_there_is_something_to_read() {
         "{said}"
     );
     bench.cluster.call_for(&second, "DEL").ok();
+}
+
+/// The watches begin before there is anybody to write events.
+#[test]
+fn a_right_that_lacks_is_told_by_a_start_that_takes_long_too() {
+    const SAID: &str = "globalnetworkpolicies of Calico may not be read";
+    let mut bench = Bench::idle(json!({}));
+    bench.cluster.kube.deny("list", "globalnetworkpolicies");
+    bench.cluster.kube.put(json!({
+        "apiVersion": "crd.projectcalico.org/v1", "kind": "GlobalNetworkPolicy", "metadata": {"name": "closed"},
+        "spec": {"selector": "all()", "types": ["Ingress"]},
+    }));
+    bench.cluster.world.cloud.trouble_anywhere(When::Always, Kind::unavailable());
+    bench.cluster.start(0);
+    soon("it was refused", || bench.cluster.log(0).contains(SAID));
+    bench.cluster.world.cloud.calm();
+    bench.cluster.wait_ready(0);
+    let is = |event: &Value| event["message"].as_str().is_some_and(|said| said.contains(SAID));
+    soon("an event says so", || bench.cluster.kube.events().iter().any(is));
 }
 
 #[test]
