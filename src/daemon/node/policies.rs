@@ -81,6 +81,11 @@ impl Guarded {
         self.ear.is_some()
     }
 
+    /// The ADD of this attachment waits for the pod's policies.
+    pub fn holds(&self, attachment: &Attachment) -> bool {
+        self.holding.iter().any(|held| held.lease.sandbox.attachment == *attachment)
+    }
+
     pub fn deadlines(&self) -> impl Iterator<Item = Now> {
         self.holding.iter().map(|held| held.deadline)
     }
@@ -329,7 +334,10 @@ impl Node {
             let there = self.leases.get(&lease.sandbox.attachment);
             match (result, there.map(|lease| lease.seat)) {
                 // It may have been seated only while it waited.
-                (Ok(()), Some(seat)) => self.give(&answer, Lease { seat, ..lease }),
+                (Ok(()), Some(seat)) => {
+                    self.will_be_wired(&lease.sandbox.attachment);
+                    self.give(&answer, Lease { seat, ..lease });
+                }
                 (Ok(()), None) => turn_away(&answer, &lease, "it was deleted while its ADD waited".into()),
                 (Err(why), _) => turn_away(&answer, &lease, why.clone()),
             }

@@ -107,7 +107,7 @@ impl Node {
 
     // Who is guarded
 
-    /// A lease was given: its pod will be wired.
+    /// A lease was given, or its ADD is held no longer: its pod will be wired.
     pub(super) fn will_be_wired(&mut self, attachment: &Attachment) {
         if !self.repair.guards(&Part::Pod(attachment.clone())) {
             self.wires.unwired.insert(attachment.clone(), clock::now());
@@ -186,6 +186,7 @@ impl Node {
             };
             match link {
                 Some(link) => self.guard_pod(&attachment, &link, now),
+                None if self.guarded.holds(&attachment) => {}
                 None => self.guard_unlinked(&attachment, now),
             }
         }
