@@ -22,17 +22,16 @@ pub fn del(attachment: &Attachment, netns: Option<&Path>, pod: Option<&PodName>)
         (daemon, _) => daemon,
     };
     let doing = |e: Error| Failure::new(Code::Node, e.within(format!("delete {attachment}")));
+    // What was a namespace may be a plain file by now, left by a mount that is gone.
+    let is_there = |path: &&Path| Netns::open(path).is_ok();
     if let Daemon::Released = daemon {
-        let further = netns.filter(|_| ours::further_table(&attachment.ifname).is_some());
+        let further = netns.filter(|_| ours::further_table(&attachment.ifname).is_some()).filter(is_there);
         return further.map_or(Ok(()), |netns| kernel::unrule(netns, attachment).map_err(doing));
     }
     let host_link = pod.map(|pod| ours::host_veth(pod, &attachment.ifname));
-    let told = netns;
-    // What was a namespace may be a plain file by now, left by a mount that is gone.
-    let netns = netns.filter(|path| Netns::open(path).is_ok());
-    kernel::unwire(netns, host_link.as_deref(), attachment).map_err(doing)?;
+    kernel::unwire(netns.filter(is_there), host_link.as_deref(), attachment).map_err(doing)?;
     let stone =
-        Tombstone { attachment: attachment.clone(), pod: pod.cloned(), netns: told.map(Path::to_owned), at: now() };
+        Tombstone { attachment: attachment.clone(), pod: pod.cloned(), netns: netns.map(Path::to_owned), at: now() };
     if let Daemon::Silent = daemon { bury(&stone).map_err(doing) } else { Ok(()) }
 }
 

@@ -311,6 +311,11 @@ fn two_interfaces_of_one_pod_are_two_attachments_and_the_first_has_its_routes() 
     assert!(!first.pod.sh("ip rule; ip -6 rule").contains("2048"), "{}", first.pod.sh("ip rule; ip -6 rule"));
     cluster.call_for(&first, "CHECK").ok();
     assert!(first.pod.ping(OUTSIDE).is_some());
+    // Of a namespace that is gone a plain file may be left.
+    cluster.wire(&mut second);
+    second.sandbox.netns = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml").into();
+    cluster.call_for(&second, "DEL").ok();
+    soon("its link goes", || !first.pod.sh("ip -o link").contains("net1"));
 }
 
 #[test]
