@@ -131,13 +131,9 @@ impl State {
         self.least(|family| self.idle_of(nic, family))
     }
 
-    /// Its addresses that a pod could have: of a lent one none, whatever else is on it, and where every pod has a whole one, its own.
+    /// Its addresses that a pod could have: of a lent one none, whatever else is on it.
     pub fn idle_of(&self, nic: &Nic, family: Family) -> u32 {
-        match () {
-            () if nic.lent => 0,
-            () if self.settings.whole => self.idle_addresses(nic, family).count() as u32,
-            () => self.supply(nic).idle[family as usize],
-        }
+        if nic.lent { 0 } else { self.supply(nic).idle[family as usize] }
     }
 
     /// The same with the addresses that have been asked for.
