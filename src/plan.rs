@@ -342,7 +342,11 @@ impl fmt::Display for Iptables {
 impl Iptables {
     /// What makes it.
     pub fn program(&self) -> &'static str {
-        if self.family == Family::V6 { "ip6tables" } else { "iptables" }
+        Iptables::program_of(self.family)
+    }
+
+    pub fn program_of(family: Family) -> &'static str {
+        if family == Family::V6 { "ip6tables" } else { "iptables" }
     }
 }
 

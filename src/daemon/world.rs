@@ -12,6 +12,7 @@ use super::calls::{self, Place};
 use super::eni::{self, Job};
 use super::news;
 use super::node::{self, Compared, Input};
+use super::old::felix;
 use super::tally::tally;
 use super::terms::Terms;
 use super::threads;
@@ -164,6 +165,24 @@ impl World {
             }
             if let Err(e) = Kernel::host().and_then(|mut kernel| kernel.apply(&datapath::masquerade(&node))) {
                 log::warn!("pods with an ENI of their own will not reach Services with backends on other nodes: {e}");
+            }
+        });
+    }
+
+    /// Sees to it that the node forwards packets of pods also where it forwards by rule only; who sets that policy may come later, and again.
+    pub fn guard_passage(&self) {
+        let families = self.setup.stack.families();
+        threads::start(move || {
+            // It lets through by itself what its policies do, and what is left of it goes with such rules in its place.
+            let families = if felix::may_be_left() { &[] } else { families };
+            for family in families {
+                // A node without iptables has no such policy.
+                if !kernel::forwards_by_rule_only(*family).unwrap_or_default() {
+                    continue;
+                }
+                if let Err(e) = Kernel::host().and_then(|mut kernel| kernel.apply(&datapath::passage(*family))) {
+                    log::warn!("pods are cut off by the policy DROP of the chain FORWARD: {e}");
+                }
             }
         });
     }

@@ -231,6 +231,17 @@ pub fn answers(stack: Stack) -> Plan {
     Plan { host: stack.families().iter().map(of).collect(), pod: Vec::new() }
 }
 
+/// Lets what pods send and are sent through a FORWARD that drops what nobody lets through.
+pub fn passage(family: Family) -> Plan {
+    let (table, chain) = ("filter", "FORWARD");
+    let of = |side: &str| {
+        let link = format!("{}+", ours::VETH);
+        let rule = [side, &link, "-m", "comment", "--comment", ours::PASS_COMMENT, "-j", "ACCEPT"];
+        Object::Iptables(Iptables { family, table, chain, rule: rule.map(String::from).into() })
+    };
+    Plan { host: ["-i", "-o"].map(of).into(), pod: Vec::new() }
+}
+
 /// What pods with an ENI of their own send through the node to backends elsewhere leaves as the node's, in its families.
 pub fn masquerade(node: &IpPair) -> Plan {
     Plan { host: node.iter().map(|addr| exclusive::masquerade(Family::of(&addr))).collect(), pod: Vec::new() }

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::process::{Command, Stdio};
 
 use crate::error::{Context, Error};
+use crate::ip::Family;
 use crate::plan::Iptables;
 
 /// Whether the rule is there.
@@ -18,6 +19,14 @@ pub fn is_there(rule: &Iptables) -> Result<bool, Error> {
 
 pub fn add(rule: &Iptables) -> Result<(), Error> {
     succeed(rule, run("-A", rule)?)
+}
+
+/// Whether packets that the node forwards are dropped where no rule lets them through. Docker has it so.
+pub fn forwards_by_rule_only(family: Family) -> Result<bool, Error> {
+    let program = Iptables::program_of(family);
+    let output = tool(program).args(["-w", "5", "-S", "FORWARD"]).stdin(Stdio::null()).output();
+    let output = output.context(|| format!("run {program}"))?;
+    Ok(output.stdout.starts_with(b"-P FORWARD DROP"))
 }
 
 /// Removes the rule where it is.

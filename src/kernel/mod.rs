@@ -43,6 +43,7 @@ use std::path::Path;
 pub use addr::AddrSeen;
 pub use card::{Away, away, is_settled};
 pub use events::Watch;
+pub use iptables::forwards_by_rule_only;
 pub use ipvlan::{SlaveSeen, slaves, take_out};
 pub use link::LinkSeen;
 pub use look::{Look, attempt, ipvlan, seat};

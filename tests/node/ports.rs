@@ -72,6 +72,23 @@ fn conflist() -> Value {
     })
 }
 
+/// Docker's, for example; it may set the policy whenever it starts.
+#[test]
+fn a_node_that_forwards_by_rule_only_forwards_what_is_pods() {
+    let mut cluster = Cluster::new(world::config(), 2, "ecs.sim.large");
+    cluster.configure(0, &json!({"orphan_release_after": "1s", "ip_stack": "dual"}));
+    cluster.node(0).sh("iptables -w -P FORWARD DROP");
+    cluster.start_ready(0);
+    let a = cluster.add(0, "a");
+    let node = cluster.node(0);
+    soon("pods are let through", || a.pod.ping(OUTSIDE).is_some());
+    let forward = |tool: &str| node.sh(&format!("{tool} -w -S FORWARD")).matches("cali+").count();
+    assert_eq!((forward("iptables"), forward("ip6tables")), (2, 0));
+    node.sh("iptables -w -F FORWARD; ip6tables -w -P FORWARD DROP");
+    soon("and again", || a.pod.ping(OUTSIDE).is_some() && forward("ip6tables") == 2);
+    assert_eq!(forward("iptables"), 2);
+}
+
 /// What libcni makes of a plugin of the list.
 fn conf(plugin: usize, runtime: &Value, prev: &Value) -> Value {
     let list = conflist();

@@ -36,6 +36,7 @@ impl Node {
             let mended = self.mend();
             self.noted("mend", mended);
             self.world.guard_answers();
+            self.world.guard_passage();
         }
         if self.compare <= now {
             self.compare = now + self.compare_every();
