@@ -290,6 +290,10 @@ impl Node {
         }
         // Told of no earlier: one that is turned away is not to keep others from being admitted.
         self.seat(&lease);
+        // What is known of the pod's former life lets nobody in: it is admitted once more.
+        if let Others::Going(waiting) = &mut self.guarded.others {
+            waiting.retain(|name| *name != name_of(&lease.pod));
+        }
         let deadline = deadline.min(clock::now() + PATIENCE);
         self.guarded.holding.push(Holding { answer, lease, deadline });
     }
