@@ -484,10 +484,13 @@ fn what_was_damaged_while_no_daemon_was_there_is_put_right_at_its_start() {
     soon("all is as it was", || site.state() == before);
     site.works("after the start");
 
-    // The lease is old enough by then: no plugin is at work on the link.
+    // The lease is old enough by then: no plugin is at work on the link. It is made anew as it was, and not as those of new pods.
     site.cluster.kill(0);
     site.cluster.node(0).sh(&format!("ip link del {veth}"));
+    site.cluster.configure(0, &json!({"orphan_release_after": "1s", "mtu": 1400}));
     site.cluster.start_ready(0);
     soon("the pod has its link again", || site.a.pod.ping(OUTSIDE).is_some());
     site.works("after the second start");
+    assert_eq!(site.cluster.node(0).sh(&format!("cat /sys/class/net/{veth}/mtu")).trim(), "1500");
+    assert_eq!(site.cluster.call_for(&site.a, "CHECK").code, Some(0));
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Node, Standing, policies};
+use crate::cni;
 use crate::daemon::{clock, meter, phases};
 use crate::datapath::{self, Setup};
 use crate::error::Error;
@@ -216,7 +217,9 @@ impl Node {
         if !present || self.awaited(attachment) || !netns_of(&lease.sandbox.netns).is_some_and(Path::exists) {
             return;
         }
-        let mtu = self.link_inside(lease).map_or(self.world.mtu, |link| link.mtu);
+        // What its plugin goes by, in this order.
+        let wired_with = self.world.network_mtu.or(lease.mtu).unwrap_or(cni::DEFAULT_MTU);
+        let mtu = self.link_inside(lease).map_or(wired_with, |link| link.mtu);
         self.wires.wait_no_more(attachment);
         self.wires.mtus.insert(attachment.clone(), mtu);
         if let Some(plan) = self.pod_plan(attachment) {
