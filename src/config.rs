@@ -376,15 +376,34 @@ impl NodeFacts {
     /// A Service address that the VPC has too would be reached by neither.
     pub fn has_room_for(&self, services: &NetPair) -> Result<(), Error> {
         for service in services.iter() {
-            let vpc = self.vpc_cidrs.iter().map(|net| ("VPC", &self.vpc, *net));
-            let vswitch = self.vswitch_cidr.iter().map(|net| ("vSwitch", &self.vswitch, net));
-            if let Some((kind, id, net)) = vpc.chain(vswitch).find(|(_, _, net)| overlap(&service, net)) {
-                let text =
-                    format!("service_cidr {service} overlaps {net} of {kind} {id}; choose a Service CIDR outside");
+            if let Some((net, whose)) = self.overlapping(&service) {
+                let text = format!("service_cidr {service} overlaps {net} of {whose}; choose a Service CIDR outside");
                 return Err(Error::refused(text));
             }
         }
         Ok(())
+    }
+
+    /// Those of the prefixes that the VPC does not have too, and of the others what it is that they overlap.
+    pub fn room_among(&self, services: &NetPair) -> (NetPair, Vec<String>) {
+        let (mut free, mut overlaps) = (*services, Vec::new());
+        for service in services.iter() {
+            let Some((net, whose)) = self.overlapping(&service) else { continue };
+            overlaps.push(format!("{service} overlaps {net} of {whose}"));
+            match service {
+                IpNet::V4(_) => free.v4 = None,
+                IpNet::V6(_) => free.v6 = None,
+            }
+        }
+        (free, overlaps)
+    }
+
+    /// What the VPC has of the same addresses, and which part of it.
+    fn overlapping(&self, service: &IpNet) -> Option<(IpNet, String)> {
+        let vpc = self.vpc_cidrs.iter().map(|net| (*net, "VPC", &self.vpc));
+        let vswitch = self.vswitch_cidr.iter().map(|net| (net, "vSwitch", &self.vswitch));
+        let (net, kind, id) = vpc.chain(vswitch).find(|(net, _, _)| overlap(service, net))?;
+        Some((net, format!("{kind} {id}")))
     }
 }
 

@@ -113,7 +113,7 @@ pub enum Refusal {
     TooSlow,
     /// The pod is not one we may serve: unknown to the API server, on the host network, or told to be ignored.
     NotOurs,
-    /// The API server does not answer and the pod is not known yet.
+    /// The API server does not answer, and the pod is not known yet, or where its Services are.
     ApiDown,
     /// The request itself is wrong.
     BadRequest,

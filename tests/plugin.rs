@@ -1097,6 +1097,16 @@ fn a_service_cidr_that_the_vpc_has_too_is_refused() {
     node.vswitch_cidr = NetPair::v4("172.21.15.0/24".parse().unwrap());
     let error = config.validate(&node).unwrap_err().to_string();
     assert!(error.contains("overlaps 172.21.15.0/24 of vSwitch vsw-1"), "{error}");
+
+    // Of what nobody has said of this node, the other family is left.
+    let both = NetPair { v4: config.service_cidr.v4, v6: Some("fd00:21::/112".parse().unwrap()) };
+    let (free, overlaps) = node.room_among(&both);
+    assert_eq!(free, NetPair { v4: None, ..both });
+    assert_eq!(overlaps, ["172.21.0.0/20 overlaps 172.21.15.0/24 of vSwitch vsw-1"]);
+    node.vpc_cidrs.push("fd00::/16".parse().unwrap());
+    let (free, overlaps) = node.room_among(&both);
+    assert!(free.is_empty() && overlaps.len() == 2, "{free} {overlaps:?}");
+    assert_eq!(node.room_among(&NetPair { v6: None, v4: Some("10.0.0.0/20".parse().unwrap()) }).1, [""; 0]);
 }
 
 #[test]

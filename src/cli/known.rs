@@ -12,6 +12,7 @@ use super::face::{Code, Failure};
 use crate::client;
 use crate::config::Config;
 use crate::error::{Cause, Context, Error};
+use crate::ip::NetPair;
 use crate::ours;
 use crate::pod::PodName;
 use crate::rpc::{EniLease, Lease, Reply, Request};
@@ -84,6 +85,11 @@ impl Known {
 
     pub fn lease_at(&self, addr: std::net::IpAddr) -> Option<&Lease> {
         self.leases.iter().find(|lease| lease.ip.iter().any(|ip| ip == addr))
+    }
+
+    /// Where Services have their addresses; without a daemon as far as the configuration says it.
+    pub fn service_nets(&self) -> NetPair {
+        read(&self.shown["service_nets"]).or_else(|_| config().map(|config| config.service_cidr)).unwrap_or_default()
     }
 
     /// The MTU of what is not there yet.

@@ -15,6 +15,7 @@ use super::ledger::{self, Contents, Ledger, Resting};
 use super::legacy::Legacy;
 use super::lobby::{Heard, Lobby};
 use super::machine::Machine;
+use super::news::Kubeadms;
 use super::node::{Found, Input, Node};
 use super::outset::Outset;
 use super::outside::{Manner, Outside};
@@ -31,7 +32,7 @@ use crate::eni::{Eni, EniKind, VSwitch};
 use crate::error::{Cause, Context, Error};
 use crate::gather::Gather;
 use crate::herald::Herald;
-use crate::ip::{Family, IpPair, NetPair, Stack};
+use crate::ip::{Family, IpPair, Stack};
 use crate::kernel::{Kernel, LinkSeen, Look};
 use crate::pool::{Boot, Held, Notice, Reserved};
 use crate::rpc::{Lease, Marker};
@@ -83,7 +84,7 @@ struct Gathered {
     /// What the network configuration says of pods' links.
     network_mtu: Option<u32>,
     /// Where Services are as kubeadm has left it.
-    kubeadms_services: Option<NetPair>,
+    kubeadms_services: Option<Kubeadms>,
 }
 
 impl Start {
@@ -154,7 +155,7 @@ impl Start {
     }
 
     /// Where Services are as kubeadm has left it, for a configuration that does not say it; nothing while the API server does not answer.
-    fn kubeadms_services(&self, layers: &Layers, facts: &NodeFacts) -> Option<NetPair> {
+    fn kubeadms_services(&self, layers: &Layers, facts: &NodeFacts) -> Option<Kubeadms> {
         if !layers.config().service_cidr.is_empty() {
             return None;
         }
@@ -241,7 +242,7 @@ fn attempt(start: &Start, manner: Manner, legacy: Option<Legacy>, early: &mut Ea
     kube.pace(layers.config().kube_pace);
     let mut slots = adopt::slots(&look, &enis);
     let kubeadms_services = start.kubeadms_services(&layers, &terms.facts);
-    let services = layers.config().service_nets(kubeadms_services);
+    let services = layers.config().service_nets(kubeadms_services.as_ref().map(|left| left.nets));
     let mtu = layers.config().link_mtu(network_mtu);
     let known = adopt::Known { enis: &enis, vswitches: &vswitches, slots: &slots, stack, node, marker, services, mtu };
     let adopted = adopt::leases(&mut kernel, &look, &known, &contents)?;
@@ -388,6 +389,7 @@ fn assemble(
         mtu: config.link_mtu(g.network_mtu),
         network_mtu: g.network_mtu,
         kubeadms_services: g.kubeadms_services,
+        asking: None,
         orphan: config.orphan,
         stateful_kinds: config.stateful_kinds.clone(),
         vswitches: g.vswitches.into_iter().map(|v| (v.id.clone(), v)).gather(),

@@ -1,5 +1,6 @@
 //! What comes from the API server and what goes there: watches of this node and of its pods, and what the herald writes.
 
+use std::fmt;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -96,26 +97,65 @@ pub fn has_whole_enis(client: &Client, node: &str) -> Result<bool, Error> {
     Ok(node.is_some_and(|node| node.has_whole_enis()))
 }
 
-/// Where Services have their addresses as kubeadm has left it, for a configuration that does not say it; nothing where it has not, or not
-/// so that it can be gone by. An error is one that may pass.
-pub fn kubeadms_services(client: &Client, facts: &NodeFacts) -> Result<NetPair, Error> {
-    let said = there(client.service_cidr()).map(Option::unwrap_or_default);
-    match said.and_then(|nets| facts.has_room_for(&nets).map(|()| nets)) {
-        Ok(nets) => {
-            let found = if nets.is_empty() {
-                "nothing says where Services are".into()
-            } else {
-                format!("kubeadm has left {nets}")
-            };
-            log::info!("service_cidr is not set, and {found}");
-            Ok(nets)
+/// Where Services have their addresses as kubeadm has left it, where it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kubeadms {
+    /// The prefixes that can be gone by.
+    pub nets: NetPair,
+    /// Why there are none, or not all that it has left.
+    pub lack: Option<Lack>,
+}
+
+/// Why nobody can go by what kubeadm has left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lack {
+    Unsaid,
+    /// It cannot be read, or may not be.
+    Unread(String),
+    /// The VPC has the same addresses: the key would be refused for them.
+    Overlap(String),
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Lack::Unsaid => f.write_str("kubeadm has not left it"),
+            Lack::Unread(why) => write!(f, "what kubeadm has left is of no use: {why}"),
+            Lack::Overlap(what) => write!(f, "kubeadm's {what}"),
         }
-        Err(e) if e.is_forbidden() || matches!(e.cause, Cause::Refused(_)) => {
-            log::warn!("service_cidr is not set, and what kubeadm has left is of no use: {e}");
-            Ok(NetPair::default())
-        }
-        Err(e) => Err(e),
     }
+}
+
+impl Kubeadms {
+    fn lacking(lack: Lack) -> Kubeadms {
+        Kubeadms { nets: NetPair::default(), lack: Some(lack) }
+    }
+
+    fn beside_vpc(nets: &NetPair, facts: &NodeFacts) -> Kubeadms {
+        let (nets, overlaps) = facts.room_among(nets);
+        Kubeadms { nets, lack: (!overlaps.is_empty()).then(|| Lack::Overlap(overlaps.join(", and "))) }
+    }
+}
+
+/// Asks where Services have their addresses, for a configuration that does not say it. An error is one that may pass.
+pub fn kubeadms_services(client: &Client, facts: &NodeFacts) -> Result<Kubeadms, Error> {
+    let found = match there(client.service_cidr()) {
+        Ok(Some(nets)) => Kubeadms::beside_vpc(&nets, facts),
+        Ok(None) => Kubeadms::lacking(Lack::Unsaid),
+        Err(e) if e.is_forbidden() || matches!(e.cause, Cause::Refused(_)) => {
+            Kubeadms::lacking(Lack::Unread(e.to_string()))
+        }
+        Err(e) => return Err(e),
+    };
+    match &found.lack {
+        Some(Lack::Unsaid) => log::info!("service_cidr is not set, and {}", Lack::Unsaid),
+        Some(lack) => log::warn!("service_cidr is not set, and {lack}"),
+        None => {}
+    }
+    if !found.nets.is_empty() {
+        log::info!("service_cidr is not set, and kubeadm has left {}", found.nets);
+    }
+    Ok(found)
 }
 
 fn there<T>(found: Result<T, Error>) -> Result<Option<T>, Error> {

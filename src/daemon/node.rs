@@ -31,6 +31,7 @@ use super::ledger::Ledger;
 use super::legacy::Legacy;
 use super::lobby::Heard;
 use super::meter::Counted;
+use super::news::Kubeadms;
 use super::pods::{Known, Pods, Presence, Standing};
 use super::policy::Chosen;
 use super::reactor::Timer;
@@ -43,7 +44,6 @@ use crate::error::Error;
 use crate::gather::Gather;
 use crate::happening::Happening;
 use crate::herald::{Herald, Outcome as Written};
-use crate::ip::NetPair;
 use crate::kernel::{Kernel, Look};
 use crate::object::{self, ConfigMap};
 use crate::peer::Own;
@@ -100,7 +100,7 @@ pub enum Input {
     /// Something that people shall read with the object that it is about.
     Tell(Box<object::Event>),
     /// Where Services have their addresses, as kubeadm has left it.
-    ServiceNets(NetPair),
+    KubeadmsServices(Kubeadms),
     /// What is to be shown of the Services.
     Services(serde_json::Value),
     /// What is to be shown of network policies.
@@ -350,7 +350,7 @@ impl Node {
             Input::NodeConfig { name, found } => self.node_config_changed(&name, found.as_deref()),
             Input::Count { answer } => drop(answer.try_send(self.count())),
             Input::Tell(event) => self.herald.hear(clock::now(), *event),
-            Input::ServiceNets(nets) => self.learn_services(nets),
+            Input::KubeadmsServices(left) => self.learn_services(left),
             Input::Services(shown) => self.services = shown,
             Input::Policies(shown) => self.guarded.shown = shown,
             Input::Chosen(chosen) => self.enforce_by(*chosen),
@@ -468,6 +468,8 @@ impl Node {
             "daemon_mode": self.world.terms.mode.to_string(),
             "pool": self.pool.show(),
             "services": self.services,
+            "service_nets": self.service_nets(),
+            "service_overlap": self.service_overlap(),
             "policies": self.guarded.shown,
             "leases": self.leases.values().collect::<Vec<_>>(),
             "wired": self.enis,

@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::thread;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use smol::channel::Sender;
@@ -10,7 +10,7 @@ use smol::channel::Sender;
 use super::bandwidth;
 use super::calls::{self, Place};
 use super::eni::{self, Job};
-use super::news;
+use super::news::{self, Kubeadms};
 use super::node::{self, Compared, Input};
 use super::old::felix;
 use super::tally::tally;
@@ -20,7 +20,7 @@ use crate::config::{Mode, Publish};
 use crate::datapath::{self, EniSetup, NodeSetup};
 use crate::eni::VSwitch;
 use crate::error::{Context, Error};
-use crate::ip::{IpPair, NetPair};
+use crate::ip::IpPair;
 use crate::kernel::bpf::marks;
 use crate::kernel::{self, Kernel};
 use crate::object::{self, Write};
@@ -54,7 +54,9 @@ pub struct World {
     /// What the network configuration says of pods' links.
     pub network_mtu: Option<u32>,
     /// Where Services are as kubeadm has left it; nobody has asked where the configuration said it, or nobody has answered yet.
-    pub kubeadms_services: Option<NetPair>,
+    pub kubeadms_services: Option<Kubeadms>,
+    /// Whoever asks for that, again and again, is told by this to ask at once.
+    pub asking: Option<SyncSender<()>>,
     /// A lease whose pod has been gone this long is given up though no DEL came.
     pub orphan: Duration,
     /// Kinds whose pods shall have their addresses again.
@@ -112,18 +114,27 @@ impl World {
         });
     }
 
-    /// Asks what kubeadm has left until the API server says it, or that there is nothing.
-    pub fn ask_kubeadm(&self) {
+    /// Asks what kubeadm has left until the API server says it, or that there is nothing. Who asks already asks again at once.
+    pub fn ask_kubeadm(&mut self) {
+        if let Some(asking) = &self.asking {
+            // Where it is full, that has been said.
+            let _ = asking.try_send(());
+            return;
+        }
+        let (asking, hurry) = sync_channel(1);
+        self.asking = Some(asking.clone());
         let (kube, facts) = (self.kube.clone(), self.terms.facts.clone());
         self.start(move || {
+            // With this end it is open for as long as anybody waits at the other.
+            let _asking = asking;
             let mut pause = ASK_AGAIN.0;
             loop {
                 match news::kubeadms_services(&kube, &facts) {
-                    Ok(nets) => return Input::ServiceNets(nets),
+                    Ok(left) => return Input::KubeadmsServices(left),
                     Err(e) => log::debug!("service_cidr is not set: {e}"),
                 }
-                thread::sleep(pause);
-                pause = (pause * 2).min(ASK_AGAIN.1);
+                let hurried = hurry.recv_timeout(pause).is_ok();
+                pause = if hurried { ASK_AGAIN.0 } else { (pause * 2).min(ASK_AGAIN.1) };
             }
         });
     }

@@ -35,9 +35,18 @@ fn without_services(patient: &Patient) -> Option<Complaint> {
     let mut lost = patient.known.leases.iter().filter(is_lost).filter(|_| !is_led);
     let (first, more) = (lost.next()?, lost.count());
     let others = if more > 0 { format!(" (and {more} more)") } else { String::new() };
-    let what =
-        format!("pod {}{others} has an ENI of its own and no way to Services: service_cidr was not known", first.pod);
-    let remedy = "set service_cidr in /etc/eni/eni.json to the cluster's (kube-apiserver --service-cluster-ip-range), and re-create the pod";
+    let (why, remedy) = match patient.known.shown["service_overlap"].as_str() {
+        Some(overlap) => (
+            format!("kubeadm's {overlap}"),
+            "have them led at the socket: ebpf_services true in /etc/eni/eni.json, and a restart of terwayd; or choose a Service CIDR \
+             outside of the VPC; then re-create the pod",
+        ),
+        None => (
+            "service_cidr was not known".into(),
+            "set service_cidr in /etc/eni/eni.json to the cluster's (kube-apiserver --service-cluster-ip-range), and re-create the pod",
+        ),
+    };
+    let what = format!("pod {}{others} has an ENI of its own and no way to Services: {why}", first.pod);
     Some(Finding::problem(what, remedy).into())
 }
 

@@ -187,11 +187,7 @@ impl<'a> Walk<'a> {
     }
 
     fn is_service(&self) -> bool {
-        let Ok(config) = known::config() else { return false };
-        match self.flow.to {
-            IpAddr::V4(addr) => config.service_cidr.v4.is_some_and(|net| net.contains(&addr)),
-            IpAddr::V6(addr) => config.service_cidr.v6.is_some_and(|net| net.contains(&addr)),
-        }
+        self.known.service_nets().iter().any(|net| net.contains(&self.flow.to))
     }
 
     /// We lead Services, and none has this address: what kube-proxy does about packets for it counts, if it is there.

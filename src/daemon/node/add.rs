@@ -93,6 +93,11 @@ impl Node {
         if waiting.answer.is_closed() {
             return;
         }
+        if self.awaits_services(&waiting) {
+            self.ask_kubeadm();
+            let reason = "the API server has not said yet where Services are, and service_cidr is not set";
+            return waiting.refuse(Refusal::ApiDown, reason.into());
+        }
         self.last_ticket += 1;
         let ticket = self.last_ticket;
         let event = Event::Allocate {

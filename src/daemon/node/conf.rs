@@ -127,6 +127,7 @@ impl Node {
             self.note(fresh.node_config());
         }
         self.conf.layers = fresh;
+        self.ask_kubeadm();
         self.direct();
         self.feed(Event::Settings(Box::new(settings)));
         Ok(())

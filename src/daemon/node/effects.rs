@@ -1,6 +1,7 @@
 //! The pool's effects, carried out in their order: the ledger first, so that whoever dies in between forgets nothing.
 
 use super::Node;
+use super::services::leads_to_services;
 use crate::daemon::clock;
 use crate::daemon::eni::Job;
 use crate::daemon::ledger::Resting;
@@ -147,11 +148,11 @@ impl Node {
         };
         let services = self.service_nets();
         let (answers, shaper) = (self.world.answers(), self.world.shaper());
-        let Wish { host_stack, alone, .. } = self.wish(held);
-        // A further interface leads nowhere but out.
-        if !alone && held.sandbox.attachment.ifname == "eth0" {
+        let wish = self.wish(held);
+        if leads_to_services(&held.sandbox.attachment, &wish) {
             self.tell_of_lost_services(&held.pod);
         }
+        let Wish { host_stack, alone, .. } = wish;
         Ok(Whole { home: link.name, services, answers, shaper, host_stack, alone })
     }
 }

@@ -3,12 +3,19 @@
 use smol::channel::Sender;
 
 use super::Node;
+use super::add::Waiting;
 use crate::config::Mode;
+use crate::daemon::news::{Kubeadms, Lack};
 use crate::daemon::{guard, threads};
 use crate::ip::NetPair;
-use crate::pod::PodName;
+use crate::pod::{Attachment, PodName};
 use crate::pool::Notice;
-use crate::rpc::{Refusal, Reply};
+use crate::rpc::{Refusal, Reply, Wish};
+
+/// A further interface leads nowhere but out, and so does one without a link to the node.
+pub(super) fn leads_to_services(attachment: &Attachment, wish: &Wish) -> bool {
+    attachment.ifname == "eth0" && !wish.alone
+}
 
 impl Node {
     /// Where the configuration does not say, slaves of an ENI have them, and pods with an ENI of their own that are held to policies: those
@@ -23,9 +30,7 @@ impl Node {
     pub fn begin_services(&mut self, ipvlan: bool) {
         let config = self.layers().config();
         let wanted = config.services.clone();
-        if config.service_cidr.is_empty() && self.world.kubeadms_services.is_none() {
-            self.world.ask_kubeadm();
-        }
+        self.ask_kubeadm();
         if !self.has_services(ipvlan) {
             threads::start(move || guard::leave(&wanted));
             return;
@@ -42,22 +47,60 @@ impl Node {
 
     /// Where Services have their addresses: as the configuration says, else as kubeadm does.
     pub(super) fn service_nets(&self) -> NetPair {
-        self.layers().config().service_nets(self.world.kubeadms_services)
+        self.layers().config().service_nets(self.world.kubeadms_services.as_ref().map(|left| left.nets))
     }
 
-    pub(super) fn learn_services(&mut self, nets: NetPair) {
-        self.world.kubeadms_services = Some(nets);
+    /// Has kubeadm's word asked for, where the configuration does not say where Services are and nobody has answered yet.
+    pub(super) fn ask_kubeadm(&mut self) {
+        if self.is_to_learn_services() {
+            self.world.ask_kubeadm();
+        }
+    }
+
+    fn is_to_learn_services(&self) -> bool {
+        self.layers().config().service_cidr.is_empty() && self.world.kubeadms_services.is_none()
+    }
+
+    pub(super) fn learn_services(&mut self, left: Kubeadms) {
+        self.world.kubeadms_services = Some(left);
+        self.world.asking = None;
         self.direct();
+    }
+
+    /// What the VPC has of the addresses that kubeadm has left, where nothing else says where Services are.
+    pub(super) fn service_overlap(&self) -> Option<&str> {
+        match &self.world.kubeadms_services.as_ref()?.lack {
+            Some(Lack::Overlap(what)) if self.service_nets().is_empty() => Some(what),
+            _ => None,
+        }
+    }
+
+    /// A pod with an ENI of its own keeps for life the way to Services that it comes with, or the lack of one: it is not to come before the
+    /// API server has said where they are.
+    pub(super) fn awaits_services(&self, waiting: &Waiting) -> bool {
+        let attachment = &waiting.sandbox.attachment;
+        let is_whole = self.world.terms.mode == Mode::Whole || self.pods.wants_whole(&waiting.pod);
+        let is_new = !self.leases.contains_key(attachment);
+        let is_lost = self.ear.is_none() && self.is_to_learn_services();
+        is_lost && is_whole && is_new && leads_to_services(attachment, &waiting.wish)
     }
 
     /// A pod that has an ENI of its own sends to Services by the VPC, which knows none of them, unless it is told where they are or they
     /// are led at the socket.
     pub(super) fn tell_of_lost_services(&mut self, pod: &PodName) {
-        if self.ear.is_none() && self.service_nets().is_empty() {
-            let message = "service_cidr is not set, and kubeadm has not left it: the pod, which has an ENI of its own, reaches no Service \
-                           and no cluster DNS; set it and re-create the pod";
-            self.tell(Notice { pod: Some(pod.clone()), warning: true, reason: "ConfigError", message: message.into() });
+        if self.ear.is_some() || !self.service_nets().is_empty() {
+            return;
         }
+        let lack = self.world.kubeadms_services.as_ref().and_then(|left| left.lack.clone()).unwrap_or(Lack::Unsaid);
+        let remedy = match lack {
+            Lack::Overlap(_) => "set ebpf_services to true, restart terwayd",
+            Lack::Unsaid | Lack::Unread(_) => "set it",
+        };
+        let message = format!(
+            "service_cidr is not set, and {lack}: the pod, which has an ENI of its own, reaches no Service and no cluster DNS; {remedy} \
+             and re-create the pod"
+        );
+        self.tell(Notice { pod: Some(pod.clone()), warning: true, reason: "ConfigError", message });
     }
 
     /// Tells the loop of a change of the node's pods, once it has room for news.
