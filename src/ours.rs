@@ -112,6 +112,8 @@ pub const SOURCE_COMMENT: &str = "terway source addresses";
 pub const PASS_COMMENT: &str = "terway lets pods through";
 /// Which state of the old Terway's files nothing of felix is left of in netfilter. It goes with a reboot, as that does.
 pub const FELIX_NOTE: &str = "/run/terway/felix-gone";
+/// That Calico's node has run here in this boot: what looks like felix's is Calico's.
+pub const CALICO_NOTE: &str = "/run/terway/calico-node";
 
 /// How the names of the host's ends of pods' veths begin.
 pub const VETH: &str = "cali";

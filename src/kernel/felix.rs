@@ -20,8 +20,7 @@ use crate::chains::FAMILIES;
 use crate::error::{Error, Errors};
 use crate::ours;
 
-/// As itself, and as a part of Calico's node.
-const PROGRAMS: [&str; 2] = ["calico-felix", "calico-node"];
+const PROGRAMS: [(&str, Owner); 2] = [("calico-felix", Owner::OldTerway), ("calico-node", Owner::Calico)];
 /// iptables as the node has it, and its two kinds by name.
 const KINDS: [&str; 3] = ["", "-legacy", "-nft"];
 const CHAINS: &str = "cali-";
@@ -31,20 +30,32 @@ const DIGEST: (&str, usize) = ("cali:", 16);
 /// The nf_tables kind of iptables lets go of a set a moment after its rule is gone.
 const TRIES: u32 = 20;
 const WAIT: Duration = Duration::from_millis(5);
+/// EAGAIN, ENOMEM in two libraries' words, ENOBUFS.
+const SHORTAGES: [&str; 4] =
+    ["Resource temporarily unavailable", "Cannot allocate memory", "Out of memory", "No buffer space"];
 
-/// Whether it runs in the network namespace of the calling thread. One that cannot be looked at is taken for one that does.
-pub fn runs() -> bool {
+/// Whose a felix is that runs: alone it is the old Terway's, Calico has it in its node's program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    OldTerway,
+    Calico,
+}
+
+/// Whose runs in the network namespace of the calling thread, Calico's before the other. One that cannot be looked at is taken for one
+/// that does.
+pub fn runs() -> Option<Owner> {
     let here = namespace(&Path::new("/proc/self/task").join(rustix::thread::gettid().to_string())).ok();
     let is_here = |process: &Path| match namespace(process) {
         Ok(there) => here.is_none_or(|here| here == there),
         // It may have ended just now.
         Err(e) => e.kind() != ErrorKind::NotFound,
     };
-    let is_felix = |process: &Path| {
+    let owner = |process: &Path| {
         let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
-        PROGRAMS.contains(&name.trim_end()) && is_here(process)
+        let (_, owner) = PROGRAMS.into_iter().find(|(program, _)| *program == name.trim_end())?;
+        is_here(process).then_some(owner)
     };
-    fs::read_dir("/proc").into_iter().flatten().flatten().any(|process| is_felix(&process.path()))
+    fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|process| owner(&process.path())).max()
 }
 
 /// That of the network, by device and number.
@@ -57,9 +68,17 @@ pub fn is_there() -> bool {
     tools().any(|tool| run(&tool, "save", &[], None).is_ok_and(|saved| removal(&saved).is_some()))
 }
 
-/// Takes all of it away, a table at a time; how many chains and rules of other chains that were. None: iptables cannot be asked.
-pub fn remove() -> Result<Option<usize>, Error> {
-    let (mut errors, mut sum, mut unseen) = (Errors::default(), None, None);
+/// What was taken away.
+pub struct Removed {
+    /// Chains, and rules of other chains.
+    pub objects: usize,
+    /// Nothing was there that could not be looked at.
+    pub is_all: bool,
+}
+
+/// Takes all of it away, a table at a time. What may be seen another time is an error.
+pub fn remove() -> Result<Removed, Error> {
+    let (mut errors, mut sum, mut absent, mut hidden) = (Errors::default(), None, None, None);
     for tool in tools() {
         match run(&tool, "save", &[], None) {
             Ok(saved) => {
@@ -67,16 +86,25 @@ pub fn remove() -> Result<Option<usize>, Error> {
                 *sum.get_or_insert(0) += removal.as_ref().map_or(0, |removal| removal.objects);
                 errors.note(removal.map_or(Ok(()), |removal| restore_by(&tool, &removal.text)));
             }
+            Err(e) if is_short(&e) => _ = errors.note::<()>(Err(e)),
             // Not every node has all of them.
-            Err(e) => drop(unseen.get_or_insert(e)),
+            Err(e) if e.errno() == Some(libc::ENOENT) => absent = Some(e),
+            Err(e) => hidden = Some(e),
         }
     }
-    if let (None, Some(e)) = (sum, unseen) {
-        log::warn!("what felix may have left in netfilter is not known: {e}");
-    }
     errors.result()?;
+    let unseen = hidden.or(absent.filter(|_| sum.is_none()));
+    if let Some(e) = &unseen {
+        log::warn!("what felix may have left in netfilter is not all known: {e}");
+    }
     remove_sets();
-    Ok(sum)
+    Ok(Removed { objects: sum.unwrap_or_default(), is_all: unseen.is_none() })
+}
+
+/// The moment lacks something, as the kernel says or a program that it told.
+fn is_short(e: &Error) -> bool {
+    let said = e.to_string();
+    e.is_for_now() || SHORTAGES.iter().any(|shortage| said.contains(shortage))
 }
 
 fn tools() -> impl Iterator<Item = String> {
@@ -231,6 +259,20 @@ COMMIT
         let closed = SAVED.replace("FORWARD ACCEPT", "FORWARD DROP");
         assert!(removal(&closed).expect("there is something").text.contains(pass));
         assert!(!removal(&(closed + pass)).expect("there is something").text.contains(pass));
+    }
+
+    #[test]
+    fn what_lacks_for_a_moment_is_told_from_what_is_not_there() {
+        let said = |words: &str| Error::refused(format!("iptables-nft-save: {words}"));
+        for (e, short) in [
+            (Error::os(libc::EAGAIN).within("run iptables-save: install iptables"), true),
+            (said("Could not fetch rule set generation id: Resource temporarily unavailable"), true),
+            (said("iptables: Cannot allocate memory."), true),
+            (said("Failed to initialize nft: Protocol not supported"), false),
+            (Error::os(libc::ENOENT).within("run iptables-nft-save: install iptables"), false),
+        ] {
+            assert_eq!(is_short(&e), short, "{e}");
+        }
     }
 
     #[test]

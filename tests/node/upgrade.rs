@@ -1,6 +1,7 @@
 //! A node that the old Terway ran: its pods keep their addresses, and do not lose a packet.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::net::UdpSocket;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use terway::ours::host_veth;
 
 use super::{events_about, idle_node, shown};
-use crate::sim::cluster::{Cluster, Member, soon};
+use crate::sim::cluster::{Cluster, Member, SOON, soon, within};
 use crate::sim::fabric::{OUTSIDE, OUTSIDE_V6};
 use crate::sim::load::{self, Tally};
 use crate::sim::old::{Generation, OldEni, Record};
@@ -263,20 +264,52 @@ fn felix_that_runs_is_left_alone_until_it_ends() {
     soon("it is seen", || old.cluster.log(0).contains("felix runs on this node"));
     assert_eq!(felix(&old.cluster), before);
     drop(running);
-    soon("what it has left is gone", || felix(&old.cluster).is_empty());
+    goes_in_time(&old.cluster);
     let c = old.cluster.add(0, "c");
     assert!(c.pod.ping(&old.a.ip).is_some() && c.pod.ping(OUTSIDE).is_some());
     drop(elsewhere);
 }
 
+/// Where Calico holds pods to policies, its node's program may be about to start anew whenever it is not there.
+#[test]
+fn what_is_calicos_stays_whether_or_not_its_node_runs_at_the_moment() {
+    let mut old = Inherited::with(&json!({"disable_network_policy": "true"}), Generation::Second);
+    old.cluster.old_felix(0, &[&old.a, &old.b], "");
+    old.cluster.node(0).sh("ln -s /bin/sleep /run/calico-node");
+    let before = felix(&old.cluster);
+    let running = old.cluster.node(0).spawn(Command::new("/run/calico-node").arg("600"));
+    old.cluster.start_ready(0);
+    soon("it is seen", || old.cluster.log(0).contains("Calico's node runs here"));
+    drop(running);
+    // Another life does not see it, and would take away what it has left once it has looked for it long enough.
+    old.cluster.kill(0);
+    old.cluster.start_ready(0);
+    assert!(!within(Duration::from_secs(14), || felix(&old.cluster) != before), "{}", felix(&old.cluster));
+}
+
 #[test]
 fn where_nobody_asks_for_policies_what_felix_has_left_goes_too() {
     let mut old = Inherited::with(&json!({"disable_network_policy": "true"}), Generation::Second);
-    old.cluster.old_felix(0, &[&old.a, &old.b], "");
+    old.cluster.old_felix(0, &[&old.a, &old.b], "-legacy");
+    // Somebody changes netfilter just then, and takes long.
+    let lock = old.cluster.node(0).run(|| {
+        let file = File::create("/run/xtables.lock").expect("create the lock");
+        file.lock().expect("nobody has it");
+        file
+    });
     old.cluster.start_ready(0);
-    soon("it is gone", || felix(&old.cluster).is_empty());
+    let failed = || old.cluster.log(0).contains("new pods are cut off; again in");
+    assert!(within(SOON * 3, failed), "{}", old.cluster.log(0));
+    assert!(!felix(&old.cluster).is_empty());
+    lock.unlock().expect("it is ours");
+    goes_in_time(&old.cluster);
     let c = old.cluster.add(0, "c");
     assert!(c.pod.ping(&old.a.ip).is_some() && c.pod.ping(OUTSIDE).is_some());
+}
+
+/// Once it has not been seen for a while.
+fn goes_in_time(cluster: &Cluster) {
+    assert!(within(SOON * 3, || felix(cluster).is_empty()), "{}\n{}", felix(cluster), cluster.log(0));
 }
 
 /// Its first generation has a configuration of one plugin, which runtimes take before a list of the same name.

@@ -165,11 +165,10 @@ impl Fix {
             }
             Fix::ClearFelix => {
                 // It may have come back meanwhile.
-                if felix::runs() {
+                if felix::runs().is_some() {
                     return Err(Error::refused("felix runs by now"));
                 }
-                let removed = felix::remove()?.unwrap_or_default();
-                Ok(format!("{removed} chains and rules removed"))
+                Ok(format!("{} chains and rules removed", felix::remove()?.objects))
             }
         }
     }

@@ -89,7 +89,7 @@ pub fn leftovers(patient: &mut Patient) -> Found {
         let routes = patient.kernel.routes(ours::PODS_TABLE)?;
         complaints.extend(routes.into_iter().filter(|route| is_nobodys(route, patient)).map(unrouted));
     }
-    if felix::is_there() && !felix::runs() {
+    if felix::is_there() && felix::runs().is_none() {
         complaints.push(left_by_felix(patient.known.silence.is_none()));
     }
     Ok(complaints)

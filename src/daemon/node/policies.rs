@@ -109,7 +109,7 @@ impl Node {
             let seated = self.give_up_seats(|_| true);
             threads::start(move || {
                 renderer::leave_others(None, &seated, false);
-                felix::leave().unwrap_or_else(|e| log::error!("{e}; new pods are cut off"));
+                felix::outlast();
             });
             return;
         }
