@@ -171,7 +171,23 @@ fn what_felix_has_left_is_found_and_taken_away_once_terwayd_serves() {
         Value::Null,
         "nobody else may hold pods to policies: {silent:?}"
     );
-    cluster.start_ready(0);
+
+    // What they are is not known yet.
+    cluster.api_down();
+    cluster.start(0);
+    soon("it serves", || cli(&cluster, "status").code != 3);
+    let unknowing = cli(&cluster, "doctor --fix --json");
+    assert_ne!(cluster.show(0)["policies"]["state"], "enforced");
+    let left = &found(&unknowing, "leftovers")[0];
+    assert_eq!(left["fixable"], Value::Null, "nothing of ours is in force: {unknowing:?}");
+    finds(&cluster, "leftovers", words, "iptables-save | grep cali");
+
+    cluster.api_up();
+    soon("it can be put right", || found(&cli(&cluster, "doctor --json"), "leftovers")[0]["fixable"] == true);
+    // Those of a Calico that lives are its own.
+    cluster.node(0).sh("touch /run/terway/calico-node");
+    assert_eq!(found(&cli(&cluster, "doctor --fix --json"), "leftovers")[0]["fixable"], Value::Null);
+    cluster.node(0).sh("rm /run/terway/calico-node");
     let said = cli(&cluster, "doctor --fix --json");
     assert_eq!(found(&said, "leftovers")[0]["fixed"], true, "{said:?}");
     is_silent(&cluster, "leftovers");

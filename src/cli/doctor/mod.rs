@@ -156,7 +156,7 @@ impl Fix {
             }
             Fix::Unroute(route) => {
                 // A pod may have come meanwhile.
-                let known = Known::look().map_err(|failure| Error::refused(failure.why))?;
+                let known = look_again()?;
                 if known.silence.is_some() || known.lease_at(route.to.addr()).is_some() {
                     return Err(Error::refused("its address is leased by now"));
                 }
@@ -168,8 +168,15 @@ impl Fix {
                 if felix::runs().is_some() {
                     return Err(Error::refused("felix runs by now"));
                 }
+                if !node::is_needless(&look_again()?) {
+                    return Err(Error::refused("network policies are not in force without it by now"));
+                }
                 Ok(format!("{} chains and rules removed", felix::remove()?.objects))
             }
         }
     }
+}
+
+fn look_again() -> Result<Known, Error> {
+    Known::look().map_err(|failure| Error::refused(failure.why))
 }

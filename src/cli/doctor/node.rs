@@ -1,9 +1,11 @@
 //! What is Terway's own on the node: the daemon, its configuration, what it has put into the kernel, what was left there.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use super::super::compare;
 use super::super::finding::{Finding, Weight};
+use super::super::known::Known;
 use super::super::status;
 use super::{Complaint, Fix, Patient};
 use crate::error::Error;
@@ -90,17 +92,24 @@ pub fn leftovers(patient: &mut Patient) -> Found {
         complaints.extend(routes.into_iter().filter(|route| is_nobodys(route, patient)).map(unrouted));
     }
     if felix::is_there() && felix::runs().is_none() {
-        complaints.push(left_by_felix(patient.known.silence.is_none()));
+        complaints.push(left_by_felix(is_needless(&patient.known)));
     }
     Ok(complaints)
 }
 
-/// While no daemon serves it may be all that holds pods to their policies.
-fn left_by_felix(is_served: bool) -> Complaint {
+fn left_by_felix(is_needless: bool) -> Complaint {
     let what =
         "felix is gone and has left its chains (cali-…) in netfilter: what pods send that came after it is dropped";
     let remedy = "see that felix is not to come back to this node (Calico, the old Terway); `iptables-save | grep cali` shows them";
-    Complaint { finding: Finding::problem(what, remedy), fix: is_served.then_some(Fix::ClearFelix) }
+    Complaint { finding: Finding::problem(what, remedy), fix: is_needless.then_some(Fix::ClearFelix) }
+}
+
+/// Whether felix's chains hold nobody to a policy who is not held without them: where ours are in force, or nobody asks for any. A
+/// daemon that serves may not know the policies yet. What is Calico's is never ours to take away.
+pub fn is_needless(known: &Known) -> bool {
+    let shown = &known.shown["policies"];
+    let is_enforced = shown["state"] == "enforced" && !shown["renderer"].is_null();
+    known.silence.is_none() && (shown == "disabled" || is_enforced) && !Path::new(ours::CALICO_NOTE).exists()
 }
 
 /// It is of an ENI whose link is gone: by the table, which is of a link, or by the link's name. Others may have rules at our priorities:
