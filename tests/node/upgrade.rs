@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use terway::ours::host_veth;
 
 use super::{events_about, idle_node, shown};
-use crate::sim::cluster::{Cluster, Member, SOON, soon, within};
+use crate::sim::cluster::{Cluster, Member, SOON, node_name, soon, within};
 use crate::sim::fabric::{OUTSIDE, OUTSIDE_V6};
 use crate::sim::load::{self, Tally};
 use crate::sim::old::{Generation, OldEni, Record};
@@ -310,6 +310,23 @@ fn where_nobody_asks_for_policies_what_felix_has_left_goes_too() {
 /// Once it has not been seen for a while.
 fn goes_in_time(cluster: &Cluster) {
     assert!(within(SOON * 3, || felix(cluster).is_empty()), "{}\n{}", felix(cluster), cluster.log(0));
+}
+
+/// Who they are is lost, and with it what policies they had.
+#[test]
+fn people_hear_of_pods_that_felix_alone_held_to_policies() {
+    let mut old = Inherited::new(Generation::Second);
+    old.cluster.old_felix(0, &[&old.a, &old.b], "");
+    for name in ["ResRelation.db", "pod.db"] {
+        old.cluster.old_file(0, name, &[]);
+    }
+    old.cluster.start_ready(0);
+    soon("what felix has left is gone", || felix(&old.cluster).is_empty());
+    let named = |words: &str| [&old.a, &old.b].iter().all(|member| words.contains(&format!("one with {}", member.ip)));
+    soon("the node is told", || {
+        let mut events = events_about(&old.cluster, &node_name(0)).into_iter();
+        events.any(|(reason, words)| reason == "NetworkPolicyFailed" && words.contains("re-created") && named(&words))
+    });
 }
 
 /// Its first generation has a configuration of one plugin, which runtimes take before a list of the same name.

@@ -18,7 +18,7 @@ use crate::kernel::{self, tables};
 use crate::ours;
 use crate::peer::{self, Own};
 use crate::pod::{Attachment, PodName, nameless};
-use crate::pool::Now;
+use crate::pool::{Notice, Now};
 use crate::rpc::{Lease, Refusal, Reply, Request};
 use crate::rules::Placed;
 
@@ -366,6 +366,9 @@ impl Node {
         if is_first {
             self.guarded.others = if is_waited_for { Others::Going(Vec::new()) } else { Others::Gone };
         }
+        if is_waited_for {
+            self.tell_of_unguarded();
+        }
         let inputs = self.world.inputs.clone();
         let given_up = match way {
             PolicyRenderer::Ebpf => Vec::new(),
@@ -385,6 +388,24 @@ impl Node {
                 let _ = inputs.send_blocking(Input::OthersGone(felix::leave().map_err(|e| e.to_string())));
             }
         });
+    }
+
+    /// Felix knew them, or did not need to.
+    fn tell_of_unguarded(&mut self) {
+        let name = |lease: &Lease| match lease.pod == nameless() {
+            true => format!("one with {}", lease.ip),
+            false => lease.pod.to_string(),
+        };
+        let names: Vec<String> = self.leases.values().filter(|lease| !self.is_guarded(lease)).map(name).collect();
+        if names.is_empty() {
+            return;
+        }
+        let message = format!(
+            "what felix has left in netfilter goes, and these pods, which run on as the old Terway has wired them, are held to no network \
+             policy until they are re-created: {}",
+            names.join(", ")
+        );
+        self.tell(Notice { pod: None, warning: true, reason: "NetworkPolicyFailed", message });
     }
 
     pub(super) fn refuse_unguarded(&mut self, now: Now) {
