@@ -166,34 +166,24 @@ impl World {
         self.start(move || Input::Compared(differing(plans)));
     }
 
-    /// Sees to it that answers of pods to node ports go back as they came; kube-proxy and people change netfilter too.
-    pub fn guard_answers(&self) {
-        let node = self.node;
-        let plan = datapath::answers(self.setup.stack);
+    /// Sees to it that answers of pods to node ports go back as they came, and that packets of pods are forwarded; kube-proxy, Docker and
+    /// people change netfilter too.
+    pub fn guard_netfilter(&self) {
+        let (node, stack) = (self.node, self.setup.stack);
         threads::start(move || {
-            if let Err(e) = Kernel::host().and_then(|mut kernel| kernel.apply(&plan)) {
-                log::warn!("node ports will not answer other nodes for pods of this node: {e}");
-            }
-            if let Err(e) = Kernel::host().and_then(|mut kernel| kernel.apply(&datapath::masquerade(&node))) {
-                log::warn!("pods with an ENI of their own will not reach Services with backends on other nodes: {e}");
-            }
-        });
-    }
-
-    /// Sees to it that the node forwards packets of pods also where it forwards by rule only; who sets that policy may come later, and again.
-    pub fn guard_passage(&self) {
-        let families = self.setup.stack.families();
-        threads::start(move || {
-            // It lets through by itself what its policies do, and what is left of it goes with such rules in its place.
-            let families = if felix::may_be_left() { &[] } else { families };
-            for family in families {
-                // A node without iptables has no such policy.
-                if !kernel::forwards_by_rule_only(*family).unwrap_or_default() {
-                    continue;
+            let apply = |plan: Plan, what: &str| {
+                if let Err(e) = Kernel::host().and_then(|mut kernel| kernel.apply(&plan)) {
+                    log::warn!("{what}: {e}");
                 }
-                if let Err(e) = Kernel::host().and_then(|mut kernel| kernel.apply(&datapath::passage(*family))) {
-                    log::warn!("pods are cut off by the policy DROP of the chain FORWARD: {e}");
-                }
+            };
+            apply(datapath::answers(stack), "node ports will not answer other nodes for pods of this node");
+            let cut = "pods with an ENI of their own will not reach Services with backends on other nodes";
+            apply(datapath::masquerade(&node), cut);
+            // Felix lets through by itself what its policies do, and what is left of it goes with such rules in its place.
+            let families = if felix::may_be_left() { &[] } else { stack.families() };
+            // A node without iptables has no such policy.
+            for family in families.iter().filter(|family| kernel::forwards_by_rule_only(**family).unwrap_or_default()) {
+                apply(datapath::passage(*family), "pods are cut off by the policy DROP of the chain FORWARD");
             }
         });
     }

@@ -35,8 +35,7 @@ impl Node {
             self.mend = now + SWEEP_EVERY.min(self.world.orphan);
             let mended = self.mend();
             self.noted("mend", mended);
-            self.world.guard_answers();
-            self.world.guard_passage();
+            self.world.guard_netfilter();
         }
         if self.compare <= now {
             self.compare = now + self.compare_every();
