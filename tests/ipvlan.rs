@@ -166,10 +166,10 @@ fn between_pods_of_a_node_nothing_leaves_it() {
         let ip = to.ips()[n];
         assert!(a.pod.ping(&ip.to_string()).is_some());
         let before = (sent(&world, &one), sent(&world, &two));
-        assert_eq!(a.pod.pings(&ip.to_string(), 20).len(), 20);
+        assert_eq!(a.pod.pings(&ip.to_string(), 200).len(), 200);
         let after = (sent(&world, &one), sent(&world, &two));
-        // A neighbour may be asked for meanwhile.
-        assert!(after.0 - before.0 < 5 && after.1 - before.1 < 5, "{ip}: {before:?} {after:?}");
+        // The node itself may ask for a neighbour or report its multicast groups meanwhile.
+        assert!(after.0 - before.0 < 50 && after.1 - before.1 < 50, "{ip}: {before:?} {after:?}");
     }
     world.is_calm();
 }
