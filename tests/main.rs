@@ -11,6 +11,7 @@ mod exclusive;
 mod fabric;
 mod fire;
 mod ipvlan;
+mod ipvs;
 mod kernel;
 mod kube;
 mod netpol;

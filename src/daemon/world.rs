@@ -177,6 +177,7 @@ impl World {
                 }
             };
             apply(datapath::answers(stack), "node ports will not answer other nodes for pods of this node");
+            apply(datapath::answers_of_ipvs(stack), "node ports that IPVS leads will not answer for pods of this node");
             let cut = "pods with an ENI of their own will not reach Services with backends on other nodes";
             apply(datapath::masquerade(&node), cut);
             // Felix lets through by itself what its policies do, and what is left of it goes with such rules in its place.

@@ -221,14 +221,29 @@ fn sysctl(path: String, value: &str) -> Object {
 /// Such an answer is routed while it still bears the pod's address and mark, and gets the node's address only on its way
 /// out: by the ENI, where the VPC would take it for forged. With the node's mark it takes the node's own way.
 pub fn answers(stack: Stack) -> Plan {
-    let marked = format!("{:#x}/{:#x}", ours::NODE_MARK, ours::MARK_MASK);
-    let rule = ["-i", "cali+", "-m", "conntrack", "--ctdir", "REPLY", "--ctstate", "DNAT", "-j", "MARK", "--set-xmark"];
-    let rule: Vec<String> = rule.into_iter().map(String::from).chain([marked]).collect();
+    mangle(stack, &[("PREROUTING", "-i cali+ -m conntrack --ctdir REPLY --ctstate DNAT -j MARK --set-xmark {}")])
+}
+
+/// The same where IPVS has led it to the pod, which the state of a connection does not say (`ip_vs_update_conntrack` sets no IPS_DST_NAT).
+/// What IPVS leads has been delivered to the node itself first, and the connection remembers that.
+pub fn answers_of_ipvs(stack: Stack) -> Plan {
+    let rules = [
+        ("INPUT", "! -i cali+ -m conntrack --ctstate NEW -j CONNMARK --set-xmark {}"),
+        ("PREROUTING", "-i cali+ -m conntrack --ctdir REPLY -m connmark --mark {} -j MARK --set-xmark {}"),
+    ];
+    mangle(stack, &rules)
+}
+
+/// Rules by chain, with the node's mark at each `{}`.
+fn mangle(stack: Stack, rules: &[(&'static str, &str)]) -> Plan {
+    let mark = format!("{:#x}/{:#x}", ours::NODE_MARK, ours::MARK_MASK);
     let of = |family: &Family| {
-        let (table, chain) = ("mangle", "PREROUTING");
-        Object::Iptables(Iptables { family: *family, table, chain, rule: rule.clone() })
+        let (family, table) = (*family, "mangle");
+        let rule = |rule: &str| rule.replace("{}", &mark).split(' ').map(String::from).collect();
+        let all = rules.iter().map(move |(chain, text)| (*chain, rule(text)));
+        all.map(move |(chain, rule)| Object::Iptables(Iptables { family, table, chain, rule })).collect::<Vec<_>>()
     };
-    Plan { host: stack.families().iter().map(of).collect(), pod: Vec::new() }
+    Plan { host: stack.families().iter().flat_map(of).collect(), pod: Vec::new() }
 }
 
 /// Lets what pods send and are sent through a FORWARD that drops what nobody lets through.

@@ -357,6 +357,14 @@ mod tests {
         let answers = datapath::answers(Stack::Dual).to_string();
         let rule = "-t mangle -A PREROUTING -i cali+ -m conntrack --ctdir REPLY --ctstate DNAT -j MARK --set-xmark 0x7e0/0x7e0";
         assert_eq!(answers, format!("iptables {rule}\nip6tables {rule}\n"));
+        assert_eq!(
+            datapath::answers_of_ipvs(Stack::V4).to_string().lines().collect::<Vec<_>>(),
+            [
+                "iptables -t mangle -A INPUT ! -i cali+ -m conntrack --ctstate NEW -j CONNMARK --set-xmark 0x7e0/0x7e0",
+                "iptables -t mangle -A PREROUTING -i cali+ -m conntrack --ctdir REPLY -m connmark --mark 0x7e0/0x7e0 \
+                 -j MARK --set-xmark 0x7e0/0x7e0",
+            ]
+        );
     }
 
     #[test]

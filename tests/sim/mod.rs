@@ -16,6 +16,7 @@ pub mod grpc;
 mod guards;
 pub mod http;
 pub mod image;
+pub mod ipvs;
 pub mod kube;
 pub mod load;
 pub mod machine;

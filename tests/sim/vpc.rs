@@ -41,7 +41,9 @@ impl Vpc {
         let setup = NodeSetup { stack: Stack::Dual, ..NodeSetup::default() };
         vpc.kernel(|kernel| kernel.apply(&datapath::node(&setup)).unwrap());
         vpc.kernel(|kernel| kernel.apply(&datapath::masquerade(&node_ips())).unwrap());
-        vpc.kernel(|kernel| kernel.apply(&datapath::answers(Stack::Dual)).unwrap());
+        for answers in [datapath::answers, datapath::answers_of_ipvs] {
+            vpc.kernel(|kernel| kernel.apply(&answers(Stack::Dual)).unwrap());
+        }
         vpc
     }
 

@@ -18,7 +18,7 @@ cache=$root/target/vm
 kernel=$cache/$which
 
 case $which in
-uml) packages="kmod busybox-static" parts=/usr/bin/busybox ;;
+uml) packages="kmod busybox-static ipvsadm" parts="/usr/bin/busybox /usr/sbin/ipvsadm" ;;
 cloud) packages="kmod busybox-static cpio xz-utils qemu-system-x86" parts="/usr/bin/qemu-system-x86_64 /usr/lib/qemu/virtiofsd /usr/bin/busybox" ;;
 *) echo "there is no kernel $which: say uml or cloud" >&2 && exit 2 ;;
 esac

@@ -111,6 +111,12 @@ fn user_mode_linux_runs_a_node_whose_pods_are_slaves() {
     guest(Guest::Uml, &["node::ipvlan::"], &[named], &[]);
 }
 
+/// What kube-proxy leads by IPVS, which this machine's kernel may lack.
+#[test]
+fn user_mode_linux_carries_what_ipvs_leads() {
+    guest(Guest::Uml, &["ipvs::"], &["ipvs::ports_of_the_node_are_answered_by_it"], &[]);
+}
+
 #[test]
 fn user_mode_linux_leads_sockets_to_services() {
     let changes = "bpf::sockets::a_change_under_load_never_leads_anywhere_else";
