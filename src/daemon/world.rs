@@ -20,7 +20,7 @@ use crate::config::{Mode, Publish};
 use crate::datapath::{self, EniSetup, NodeSetup};
 use crate::eni::VSwitch;
 use crate::error::{Context, Error};
-use crate::ip::IpPair;
+use crate::ip::{Family, IpPair};
 use crate::kernel::bpf::marks;
 use crate::kernel::{self, Kernel};
 use crate::object::{self, Write};
@@ -182,8 +182,7 @@ impl World {
             apply(datapath::masquerade(&node), cut);
             // Felix lets through by itself what its policies do, and what is left of it goes with such rules in its place.
             let families = if felix::may_be_left() { &[] } else { stack.families() };
-            // A node without iptables has no such policy.
-            for family in families.iter().filter(|family| kernel::forwards_by_rule_only(**family).unwrap_or_default()) {
+            for family in families.iter().filter(|family| forwards_by_rule_only(**family)) {
                 apply(datapath::passage(*family), "pods are cut off by the policy DROP of the chain FORWARD");
             }
         });
@@ -240,6 +239,16 @@ impl World {
             Mode::Shared => datapath::eni(&setup),
         }
     }
+}
+
+/// A node without iptables has no such policy.
+fn forwards_by_rule_only(family: Family) -> bool {
+    kernel::forwards_by_rule_only(family).unwrap_or_else(|e| {
+        if e.errno() != Some(libc::ENOENT) {
+            log::warn!("whether pods are cut off by a policy DROP of the chain FORWARD is not known: {e}");
+        }
+        false
+    })
 }
 
 fn keep_mark(marker: Marker, slot: u32) {

@@ -89,6 +89,25 @@ fn a_node_that_forwards_by_rule_only_forwards_what_is_pods() {
     assert_eq!(forward("iptables"), 2);
 }
 
+/// As 1.4.21 was released.
+#[test]
+fn an_iptables_that_counts_no_seconds_lets_pods_through_too() {
+    let mut cluster = Cluster::new(world::config(), 2, "ecs.sim.large");
+    let node = cluster.node(0);
+    node.sh("iptables -w -P FORWARD DROP");
+    let old = r#"#!/bin/sh
+[ "$1" != -w ] || [ "$2" != 5 ] || { echo "iptables v1.4.21: Bad argument \`5'" >&2; exit 2; }
+exec /usr/sbin/iptables-nft "$@"
+"#;
+    node.write_file("/run/iptables-1.4.21", old);
+    node.sh("chmod +x /run/iptables-1.4.21; ln -sf /run/iptables-1.4.21 /etc/alternatives/iptables");
+    cluster.start_ready(0);
+    let a = cluster.add(0, "a");
+    soon("pods are let through", || a.pod.ping(OUTSIDE).is_some());
+    let mangle = || cluster.node(0).sh("iptables -w -t mangle -S PREROUTING");
+    soon("node ports answer", || mangle().contains("--ctdir REPLY"));
+}
+
 /// What libcni makes of a plugin of the list.
 fn conf(plugin: usize, runtime: &Value, prev: &Value) -> Value {
     let list = conflist();
