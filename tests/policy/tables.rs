@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use terway::kernel::guard::Guard;
@@ -221,36 +221,35 @@ fn a_changed_policy_cuts_a_connection_that_stands() {
         let listener = pod.run(|| TcpListener::bind(at)).unwrap();
         let mut client = field.place("x/b").run(|| TcpStream::connect(at)).unwrap();
         let (mut served, _) = listener.accept().unwrap();
-        let timeout = Some(Duration::from_millis(150));
-        for stream in [&client, &served] {
-            stream.set_read_timeout(timeout).unwrap();
-        }
         let mut byte = [0];
-        let mut passes = |from: &mut TcpStream, to: &mut TcpStream| {
+        let mut passes = |from: &mut TcpStream, to: &mut TcpStream, patience: Duration| {
+            to.set_read_timeout(Some(patience)).unwrap();
             from.write_all(b"x").unwrap();
             to.read_exact(&mut byte).is_ok()
         };
-        assert!(passes(&mut client, &mut served) && passes(&mut served, &mut client));
+        let (short, long) = (Duration::from_millis(150), Duration::from_secs(60));
+        assert!(passes(&mut client, &mut served, long) && passes(&mut served, &mut client, long));
         // Whoever speaks first after the change.
         ruler.follow(&closed(), &field.node, &mut tables);
-        assert!(!passes(&mut served, &mut client), "the server still speaks");
-        assert!(!passes(&mut client, &mut served), "the client still speaks");
+        assert!(!passes(&mut served, &mut client, short), "the server still speaks");
+        assert!(!passes(&mut client, &mut served, short), "the client still speaks");
         ruler.follow(&own_only(), &field.node, &mut tables);
-        let begun = Instant::now();
-        client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        // What was dropped is sent again, each time after twice as long.
+        client.set_read_timeout(Some(long)).unwrap();
         client.read_exact(&mut byte).unwrap();
-        assert!(begun.elapsed() < Duration::from_secs(5));
     }
 }
 
-/// Numbers that a flood from one end has brought to the other.
+/// How many datagrams a flood has sent from one end, and how many came to the other.
 fn flood(field: &Field, from: &str, to: &str, port: u16, while_it_runs: impl FnOnce()) -> (u64, u64) {
-    let done = AtomicBool::new(false);
+    let (done, over) = (AtomicBool::new(false), AtomicBool::new(false));
     let at = SocketAddr::new(field.addr(field.named(to), 0), port);
     let inward = field.place(to).run(|| UdpSocket::bind(at)).unwrap();
     let source = SocketAddr::new(field.addr(field.named(from), 0), port);
     let out = field.place(from).run(|| UdpSocket::bind(source)).unwrap();
     inward.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    // On a busy machine the receiver may be late by more than the usual two hundred.
+    rustix::net::sockopt::set_socket_recv_buffer_size_force(&inward, 32 << 20).unwrap();
     std::thread::scope(|scope| {
         let sent = scope.spawn(|| {
             let mut sent = 0;
@@ -264,16 +263,20 @@ fn flood(field: &Field, from: &str, to: &str, port: u16, while_it_runs: impl FnO
         let received = scope.spawn(|| {
             let (mut received, mut byte) = (0, [0]);
             loop {
+                // All that there will be has been sent: the next silence is the last.
+                let is_over = over.load(Ordering::Relaxed);
                 match inward.recv(&mut byte) {
                     Ok(_) => received += 1,
-                    Err(_) if done.load(Ordering::Relaxed) => return received,
+                    Err(_) if is_over => return received,
                     Err(_) => {}
                 }
             }
         });
         while_it_runs();
         done.store(true, Ordering::Relaxed);
-        (sent.join().unwrap(), received.join().unwrap())
+        let sent = sent.join().unwrap();
+        over.store(true, Ordering::Relaxed);
+        (sent, received.join().unwrap())
     })
 }
 

@@ -754,15 +754,20 @@ mod tests {
 
     #[test]
     fn dropping_the_server_ends_streams_silences_and_idle_connections() {
-        let server = Server::start(listen(), |r| match r.path() {
-            "/stream" => Response::stream(200, |chunks| {
-                while chunks.alive() {
-                    chunks.sleep(Duration::from_secs(60));
-                }
-                Ok(())
-            }),
-            "/late" => Response::new(200).after(Duration::from_secs(60)),
-            _ => Response::new(200).fault(Fault::Silence),
+        let heard = Arc::new(AtomicU64::new(0));
+        let count = heard.clone();
+        let server = Server::start(listen(), move |r| {
+            count.fetch_add(1, Ordering::Relaxed);
+            match r.path() {
+                "/stream" => Response::stream(200, |chunks| {
+                    while chunks.alive() {
+                        chunks.sleep(Duration::from_secs(60));
+                    }
+                    Ok(())
+                }),
+                "/late" => Response::new(200).after(Duration::from_secs(60)),
+                _ => Response::new(200).fault(Fault::Silence),
+            }
         });
         let addr = server.addr();
         let mut clients: Vec<TcpStream> = ["/stream", "/late", "/silence", ""]
@@ -774,7 +779,12 @@ mod tests {
                 s
             })
             .collect();
-        thread::sleep(Duration::from_millis(50));
+        // A connection that ends before all of its words were read is reset.
+        let start = Instant::now();
+        while (server.visits(), heard.load(Ordering::Relaxed)) != (4, 3) {
+            assert!(start.elapsed() < Duration::from_secs(20), "they are all served");
+            thread::sleep(Duration::from_millis(5));
+        }
         let start = Instant::now();
         drop(server);
         assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
