@@ -11,7 +11,7 @@ use terway::kernel::bpf::pin;
 use super::{Bench, ask, led, put_endpoints, serve};
 use crate::bpf::cell::Threads;
 use crate::sim::builds::Build;
-use crate::sim::cluster::{Cluster, Member, binary, soon};
+use crate::sim::cluster::{Cluster, Member, SOON, binary, soon};
 use crate::sim::traffic::Place;
 
 const KILLS: u32 = 100;
@@ -23,7 +23,7 @@ fn hammered(threads: &Threads, client: &Member, story: impl FnOnce()) -> (u32, O
     let failed = thread::scope(|scope| {
         let hammer = scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
-                if let Err(e) = ask(threads, &client.pod, "172.21.0.80:80") {
+                if let Err(e) = ask(threads, &client.pod, "172.21.0.80:80", SOON) {
                     return Some(format!("request {}: {e}", count.load(Ordering::Relaxed)));
                 }
                 count.fetch_add(1, Ordering::Relaxed);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Bench, ask, led, serve};
+use super::{Bench, PATIENCE, ask, led, serve};
 use crate::bpf::cell::Threads;
 use crate::cli::cli;
 use crate::sim::builds::{Build, REFUSAL};
@@ -70,14 +70,16 @@ fn a_list_that_breaks_off_takes_nothing_away() {
     assert!(said.code == 0 && said.out.contains("of default/web leads to 1 endpoints"), "{said:?}");
     // What was seen is forgotten by the server, and the lists that follow fail, some of them half way.
     let half = br#"{"metadata":{"resourceVersion":"9"},"items":[{"metadata":{"name":"#.to_vec();
+    let lists = || bench.cluster.kube.count("list", "services");
+    let before = lists();
     bench.cluster.kube.fail(4, "list", Trouble::Body(half));
     bench.cluster.kube.fail(4, "list", Trouble::Status(500, "etcd is away"));
     bench.cluster.kube.forget();
     bench.cluster.kube.disconnect();
-    for _ in 0..20 {
+    soon("a list that has failed is asked for again", || {
         assert_eq!(bench.ask(&client.pod, "172.21.0.80:80"), Ok(servers[0].1));
-        thread::sleep(Duration::from_millis(50));
-    }
+        lists() >= before + 2
+    });
     // A daemon that starts without API server leaves everything as it is.
     bench.cluster.api_down();
     bench.cluster.kill(0);
@@ -218,11 +220,11 @@ fn another_cgroup_has_the_programs_and_the_one_before_has_none() {
     let other = Threads::new();
     bench.cluster.configure(0, &json!({"ebpf_services": true, "cgroup_root": other.path()}));
     bench.cluster.start_ready(0);
-    soon("it is led there", || ask(&other, &client.pod, "172.21.0.80:80") == Ok(servers[0].1));
+    soon("it is led there", || ask(&other, &client.pod, "172.21.0.80:80", PATIENCE) == Ok(servers[0].1));
     soon("and here no more", || bench.ask(&client.pod, "172.21.0.80:80").is_err());
     bench.cluster.stop(0);
     // Who does not want it any more is rid of it, wherever it was.
     bench.cluster.configure(0, &json!({"ebpf_services": false, "cgroup_root": bench.threads.path()}));
     bench.cluster.start_ready(0);
-    soon("nobody leads it", || ask(&other, &client.pod, "172.21.0.80:80").is_err());
+    soon("nobody leads it", || ask(&other, &client.pod, "172.21.0.80:80", PATIENCE).is_err());
 }

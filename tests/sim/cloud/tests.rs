@@ -15,6 +15,10 @@ use super::*;
 use crate::sim::http::Request;
 
 const NODE: &str = "i-node";
+/// Within this an answer comes, also on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// What has not come by then does not come.
+const SILENCE: Duration = Duration::from_millis(1500);
 
 /// A cloud with one small node, and a client of its API.
 struct Bench {
@@ -74,7 +78,7 @@ impl Bench {
 
     fn metadata(&self, method: &str, path: &str, header: &str) -> (u16, String) {
         let request = format!("{method} {path} HTTP/1.1\r\nHost: m\r\n{header}Connection: close\r\n\r\n");
-        talk(self.metadata, &request).expect("an answer")
+        talk(self.metadata, &request, PATIENCE).expect("an answer")
     }
 }
 
@@ -97,6 +101,7 @@ struct Caller {
     nonce: Option<String>,
     timestamp: String,
     version: String,
+    patience: Duration,
 }
 
 impl Default for Caller {
@@ -108,6 +113,7 @@ impl Default for Caller {
             nonce: None,
             timestamp: stamp(SystemTime::now()),
             version: "2014-05-26".into(),
+            patience: PATIENCE,
         }
     }
 }
@@ -138,8 +144,8 @@ impl Caller {
         let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, format!("{}&", self.secret).as_bytes());
         let signature = STANDARD.encode(hmac::sign(&key, format!("POST&%2F&{}", quote(&query)).as_bytes()));
         let target = format!("/?{query}&Signature={}", quote(&signature));
-        let (status, body) =
-            talk(api, &format!("POST {target} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"))?;
+        let request = format!("POST {target} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        let (status, body) = talk(api, &request, self.patience)?;
         Some((status, serde_json::from_str(&body).ok()?))
     }
 }
@@ -150,9 +156,9 @@ fn quote(text: &str) -> String {
 }
 
 /// Status and body of the answer; `None` where it does not come or is not whole.
-fn talk(to: SocketAddr, request: &str) -> Option<(u16, String)> {
+fn talk(to: SocketAddr, request: &str, patience: Duration) -> Option<(u16, String)> {
     let mut s = TcpStream::connect(to).unwrap();
-    s.set_read_timeout(Some(Duration::from_millis(1500))).unwrap();
+    s.set_read_timeout(Some(patience)).unwrap();
     s.write_all(request.as_bytes()).unwrap();
     let mut heard = Vec::new();
     let _ = s.read_to_end(&mut heard);
@@ -690,7 +696,7 @@ fn the_primary_eni_stays() {
 
 #[test]
 fn two_changes_of_one_eni_at_a_time_are_a_conflict() {
-    let delays = Delays { change: Duration::from_millis(900), ..Delays::default() };
+    let delays = Delays { change: Duration::from_secs(3), ..Delays::default() };
     let b = Bench::new(Config { delays, ..Config::default() });
     let (one, other) = (b.attached(), b.create());
     let assign = |id: &str| {
@@ -733,7 +739,7 @@ fn a_client_token_stands_for_one_request() {
 
 #[test]
 fn a_client_token_in_work_is_not_worked_on_twice() {
-    let delays = Delays { change: Duration::from_millis(900), ..Delays::default() };
+    let delays = Delays { change: Duration::from_secs(3), ..Delays::default() };
     let b = Bench::new(Config { delays, ..Config::default() });
     let eni = b.attached();
     let assign = || {
@@ -810,9 +816,10 @@ fn every_trouble_does_what_it_says() {
     let b = Bench::new(Config::default());
     let eni = b.attached();
     let assign = |kind: Kind| {
-        b.cloud.trouble("AssignPrivateIpAddresses", When::Next(1), kind);
         let params = [("NetworkInterfaceId", eni.as_str()), ("SecondaryPrivateIpAddressCount", "1")];
-        let answer = Caller::default().call(b.api, "AssignPrivateIpAddresses", &params);
+        let patience = if kind == Kind::Silence { SILENCE } else { PATIENCE };
+        b.cloud.trouble("AssignPrivateIpAddresses", When::Next(1), kind);
+        let answer = Caller { patience, ..Caller::default() }.call(b.api, "AssignPrivateIpAddresses", &params);
         let mut v4 = b.cloud.eni(&eni).unwrap().v4;
         let held = v4.len();
         for address in v4.drain(1..) {
@@ -875,7 +882,8 @@ fn trouble_comes_after_so_many_calls_and_only_where_it_was_ordered() {
 fn in_an_outage_nothing_is_answered() {
     let b = Bench::new(Config::default());
     b.cloud.outage(true);
-    assert_eq!(Caller::default().call(b.api, "DescribeInstances", &[]), None);
+    let caller = Caller { patience: SILENCE, ..Caller::default() };
+    assert_eq!(caller.call(b.api, "DescribeInstances", &[]), None);
     b.cloud.outage(false);
     b.ok("DescribeInstances", &[]);
     assert_eq!((b.cloud.calls("DescribeInstances"), b.cloud.calls_ending("DescribeInstances", "outage")), (2, 1));
