@@ -415,12 +415,33 @@ fn a_long_list_comes_in_pages() {
     for i in 0..25 {
         c.kube.put(pod("default", &format!("p{i:02}"), "n1"));
     }
-    let mut watch: Watch<Pod> = c.client_within(Limits { page: 10, ..limits() }).watch(Select::default());
-    let Change::Reset(all) = watch.next().unwrap().unwrap() else { panic!("not a list") };
-    assert_eq!(all.iter().map(|p| p.meta.name.clone()).collect::<BTreeSet<_>>().len(), 25);
-    assert_eq!((all.len(), c.kube.count("list", "pods")), (25, 3));
+    let client = c.client_within(Limits { page: 10, ..limits() });
+    let mut watch: Watch<Pod> = client.watch(Select::default());
+    // The first comes from the server's cache, in one piece.
+    for pages in [1, 3] {
+        let Change::Reset(all) = watch.next().unwrap().unwrap() else { panic!("not a list") };
+        assert_eq!(all.iter().map(|p| p.meta.name.clone()).collect::<BTreeSet<_>>().len(), 25);
+        assert_eq!((all.len(), c.kube.count("list", "pods")), (25, pages));
+        c.kube.clear_journal();
+        c.kube.fail(1, "watch", Trouble::Status(410, "gone"));
+        assert!(next(&mut watch).starts_with("error"));
+    }
+    assert_eq!(pods(&client).unwrap().len(), 25);
+    assert!(next(&mut watch).starts_with("reset p00 "));
     c.kube.put(pod("default", "q", "n1"));
     assert_eq!(next(&mut watch), "set q");
+}
+
+#[test]
+fn a_list_has_no_bound_that_its_objects_have_not() {
+    let c = Cluster::new();
+    for i in 0..300 {
+        c.kube.put(pod("default", &format!("p{i:03}"), "n1"));
+    }
+    let mut watch: Watch<Pod> = c.client_within(Limits { object_bytes: 1000, ..limits() }).watch(Select::default());
+    let Change::Reset(all) = watch.next().unwrap().unwrap() else { panic!("not a list") };
+    assert_eq!((all.len(), c.kube.count("list", "pods")), (300, 1));
+    assert!(c.kube.bytes() > 50_000);
 }
 
 #[test]
@@ -430,15 +451,18 @@ fn a_list_that_fails_half_way_starts_over() {
         c.kube.put(pod("default", &format!("p{i:02}"), "n1"));
     }
     let client = c.client_within(Limits { page: 10, ..limits() });
+    let mut watch: Watch<Pod> = client.watch(Select::default());
+    assert!(next(&mut watch).starts_with("reset p00 "));
+    c.kube.fail(1, "watch", Trouble::Status(410, "gone"));
+    assert!(next(&mut watch).starts_with("error"));
     c.kube.fail(1, "list", Trouble::None);
     c.kube.fail(1, "list", Trouble::Status(410, "the continue token is too old"));
-    let mut watch: Watch<Pod> = client.watch(Select::default());
     assert_eq!(
         next(&mut watch),
         "error: watch /api/v1/pods: list /api/v1/pods: http status 410: the continue token is too old"
     );
     let Change::Reset(all) = watch.next().unwrap().unwrap() else { panic!("not a list") };
-    assert_eq!((all.len(), c.kube.count("list", "pods")), (25, 2 + 3));
+    assert_eq!((all.len(), c.kube.count("list", "pods")), (25, 1 + 2 + 3));
 }
 
 #[test]
@@ -546,7 +570,7 @@ fn a_list_without_version_is_not_taken() {
 #[test]
 fn huge_objects_are_refused() {
     let c = Cluster::new();
-    let client = c.client_within(Limits { object_bytes: 10_000, page_bytes: 50_000, ..limits() });
+    let client = c.client_within(Limits { object_bytes: 10_000, ..limits() });
     let mut watch: Watch<Pod> = client.watch(Select::default());
     assert_eq!(next(&mut watch), "reset");
     let mut huge = pod("default", "huge", "n1");
@@ -555,7 +579,7 @@ fn huge_objects_are_refused() {
     assert_eq!(next(&mut watch), "error: watch /api/v1/pods: the answer is larger than 10000 bytes");
     let e = client.get::<Pod>(&path::<Pod>("default", "huge")).unwrap_err();
     assert_eq!(e.to_string(), "get /api/v1/namespaces/default/pods/huge: the answer is larger than 10000 bytes");
-    assert_eq!(pods(&client).unwrap_err().to_string(), "list /api/v1/pods: the answer is larger than 50000 bytes");
+    assert_eq!(pods(&client).unwrap_err().to_string(), "list /api/v1/pods: the answer is larger than 10000 bytes");
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! What the API server and a kubeconfig say, for the fuzz targets of `tests/fuzz`.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde::de::{DeserializeOwned, DeserializeSeed};
 
 use super::access::Access;
+use super::allowance::Allowance;
 use super::{page, watch, yaml};
 use crate::cluster::{EndpointSlice, EndpointSliceBeta, Member, Service};
 use crate::netpol::Document;
@@ -31,7 +33,8 @@ pub fn served(bytes: &[u8]) {
 fn kind<T: DeserializeOwned>(bytes: &[u8]) {
     watch::told::<T>(bytes);
     let mut kept = Vec::new();
-    let page = page::Page { kept: &mut kept, keep: |object: T| drop(object) };
+    let allowance = Allowance::new(1 << 20, Duration::from_secs(60));
+    let page = page::Page { kept: &mut kept, keep: |object: T| drop(object), allowance: &allowance };
     drop(page.deserialize(&mut serde_json::Deserializer::from_slice(bytes)));
     drop(serde_json::from_slice::<T>(bytes));
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::page::Page;
 use super::watch::{Change, Stop};
-use super::{Client, Form, Select};
+use super::{Client, Form, Select, Verb};
 use crate::error::{Context, Error};
 use crate::object::{self, Object};
 
@@ -37,9 +37,10 @@ impl<T: Object, K> Glimpse<T, K> {
         let mut kept = Vec::new();
         let mut query = Select::default().query();
         query.add("limit", "1");
-        let page = Page { kept: &mut kept, keep: self.keep };
+        let allowance = self.client.allowance();
+        let page = Page { kept: &mut kept, keep: self.keep, allowance: &allowance };
         let target = format!("{}{}", self.path, query.0);
-        self.client.read(Form::Objects, &target, self.client.limits().object_bytes, page)?;
+        self.client.read(Verb::Get(Form::Objects), &target, &allowance, page)?;
         self.has_looked = true;
         Ok(Change::Reset(kept))
     }

@@ -1,6 +1,7 @@
 //! The Kubernetes API over HTTP: get, list and watch, create, patch.
 
 mod access;
+mod allowance;
 #[cfg(fuzzing)]
 pub mod doors;
 mod glimpse;
@@ -33,6 +34,7 @@ use crate::error::{Cause, Context, Error};
 use crate::object::{self, Object, Write};
 use crate::uri::percent_encode;
 use access::Access;
+use allowance::Allowance;
 use page::Page;
 
 /// How often files are read again: a service account's token and a kubelet's certificate are replaced while we run.
@@ -49,16 +51,16 @@ const MESSAGE_MAX: usize = 1024;
 pub struct Limits {
     /// To connect, TLS included.
     pub connect: Duration,
-    /// For a whole request but a watch.
+    /// For a whole request but a watch; of a list for its head, and for each object.
     pub call: Duration,
     /// How long a watch may be silent. Servers that know bookmarks send one a minute.
     pub silence: Duration,
     /// How long we ask the server to keep a watch open.
     pub watch: Duration,
-    /// Objects on a page of a list.
+    /// Objects on a page of a list. A server that answers from its cache sends all of them at once whatever is asked for, so that there is no
+    /// bound for a whole page.
     pub page: u32,
-    /// Bytes of such a page, and of one object.
-    pub page_bytes: u64,
+    /// Bytes of one object.
     pub object_bytes: u64,
 }
 
@@ -69,7 +71,6 @@ impl Limits {
         silence: Duration::from_secs(150),
         watch: Duration::from_secs(290),
         page: 500,
-        page_bytes: 64 << 20,
         object_bytes: 8 << 20,
     };
 }
@@ -184,7 +185,7 @@ impl Client {
     /// One object, by the path that [`object::path`] makes. [`Cause::Absent`] where there is none.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
         let object: Result<Box<RawValue>, Error> =
-            self.read(Form::Objects, path, self.limits().object_bytes, PhantomData);
+            self.read(Verb::Get(Form::Objects), path, &self.allowance(), PhantomData);
         object.and_then(|object| Ok(page::whole(&object)?)).context(|| format!("get {path}"))
     }
 
@@ -245,9 +246,10 @@ impl Client {
                 Some(version) => query.add("resourceVersion", version),
                 None => {}
             }
-            let (target, max) = (format!("{path}{}", query.0), self.limits().page_bytes);
-            let page = Page { kept: &mut kept, keep };
-            let meta = self.read(select.form(), &target, max, page).context(|| format!("list {path}"))?;
+            let (target, allowance) = (format!("{path}{}", query.0), self.allowance());
+            let page = Page { kept: &mut kept, keep, allowance: &allowance };
+            let verb = Verb::List(select.form());
+            let meta = self.read(verb, &target, &allowance, page).context(|| format!("list {path}"))?;
             next = meta.r#continue;
             if next.is_empty() {
                 return Ok((kept, meta.resource_version));
@@ -327,16 +329,23 @@ impl Client {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One object of JSON at `target`, of at most so many bytes, read as it arrives.
+    fn allowance(&self) -> Allowance {
+        let limits = self.limits();
+        Allowance::new(limits.object_bytes, limits.call)
+    }
+
+    /// One object of JSON at `target`, read as it arrives; that it is allowed more is the seed's to say.
     fn read<S: for<'de> DeserializeSeed<'de, Value = T>, T>(
         &self,
-        form: Form,
+        verb: Verb,
         target: &str,
-        max: u64,
+        allowance: &Allowance,
         seed: S,
     ) -> Result<T, Error> {
-        let body = self.send(Verb::Get(form), target)?.into_body().into_with_config().limit(max).reader();
-        let mut json = serde_json::Deserializer::from_reader(BufReader::with_capacity(16 << 10, body));
+        let body = self.send(verb, target)?.into_body().into_with_config().limit(u64::MAX).reader();
+        allowance.renew();
+        let body = BufReader::with_capacity(16 << 10, allowance.of(body));
+        let mut json = serde_json::Deserializer::from_reader(body);
         let value = seed.deserialize(&mut json).map_err(unreadable)?;
         json.end().map_err(unreadable)?;
         Ok(value)
@@ -415,7 +424,8 @@ fn agent(access: &Access, limits: &Limits) -> Agent {
 #[derive(Clone, Copy)]
 enum Verb<'a> {
     Get(Form),
-    /// A GET whose answer goes on for as long as it likes, if only it is not silent for too long.
+    /// GETs whose answers go on for as long as they like, if only they are not silent for too long.
+    List(Form),
     Watch(Form),
     Create(&'a [u8]),
     Patch(Patch, &'a [u8]),
@@ -424,7 +434,7 @@ enum Verb<'a> {
 impl Verb<'_> {
     fn send(self, agent: &Agent, access: &Access, limits: &Limits, target: &str) -> Result<Response<Body>, Error> {
         let form = match self {
-            Verb::Get(form) | Verb::Watch(form) => form,
+            Verb::Get(form) | Verb::List(form) | Verb::Watch(form) => form,
             _ => Form::Objects,
         };
         let mut request = Request::builder().uri(format!("{}{target}", access.server)).header("Accept", form.mime());
@@ -433,7 +443,10 @@ impl Verb<'_> {
         }
         let answer = match self {
             Verb::Get(_) => request.method("GET").body(()).map(|r| agent.run(r)),
-            Verb::Watch(_) => request.method("GET").body(()).map(|r| agent.run(patient(agent, limits, r))),
+            Verb::List(_) => request.method("GET").body(()).map(|r| agent.run(patient(agent, limits, limits.call, r))),
+            Verb::Watch(_) => {
+                request.method("GET").body(()).map(|r| agent.run(patient(agent, limits, limits.silence, r)))
+            }
             Verb::Create(body) => request.method("POST").header("Content-Type", JSON).body(body).map(|r| agent.run(r)),
             Verb::Patch(patch, body) => {
                 request.method("PATCH").header("Content-Type", patch.mime()).body(body).map(|r| agent.run(r))
@@ -470,12 +483,12 @@ impl Patch {
     }
 }
 
-fn patient(agent: &Agent, limits: &Limits, request: Request<()>) -> Request<()> {
+fn patient(agent: &Agent, limits: &Limits, silence: Duration, request: Request<()>) -> Request<()> {
     agent
         .configure_request(request)
         .timeout_global(None)
         .timeout_recv_response(Some(limits.call))
-        .timeout_per_read(Some(limits.silence))
+        .timeout_per_read(Some(silence))
         .build()
 }
 

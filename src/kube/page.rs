@@ -6,11 +6,13 @@ use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error, IgnoredA
 use serde_json::value::RawValue;
 
 use super::PageMeta;
+use super::allowance::Allowance;
 
-/// Where the objects of a page go, and what is kept of each.
+/// Where the objects of a page go, what is kept of each, and what each may take.
 pub(super) struct Page<'a, T, K> {
     pub kept: &'a mut Vec<K>,
     pub keep: fn(T) -> K,
+    pub allowance: &'a Allowance,
 }
 
 impl<'de, T: DeserializeOwned, K> DeserializeSeed<'de> for Page<'_, T, K> {
@@ -28,13 +30,13 @@ impl<'de, T: DeserializeOwned, K> Visitor<'de> for Page<'_, T, K> {
         f.write_str("a list")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<PageMeta, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<PageMeta, A::Error> {
         let mut meta = PageMeta::default();
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
                 "metadata" => meta = whole(map.next_value::<Box<RawValue>>()?.as_ref()).map_err(A::Error::custom)?,
                 // Those of a table are its rows.
-                "items" | "rows" => map.next_value_seed(Items { kept: &mut *self.kept, keep: self.keep })?,
+                "items" | "rows" => map.next_value_seed(Items(&mut self))?,
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }
@@ -49,12 +51,9 @@ pub fn whole<T: DeserializeOwned>(object: &RawValue) -> Result<T, serde_json::Er
 }
 
 /// The list itself, or `null`, as Go writes an empty one.
-struct Items<'a, T, K> {
-    kept: &'a mut Vec<K>,
-    keep: fn(T) -> K,
-}
+struct Items<'a, 'b, T, K>(&'a mut Page<'b, T, K>);
 
-impl<'de, T: DeserializeOwned, K> DeserializeSeed<'de> for Items<'_, T, K> {
+impl<'de, T: DeserializeOwned, K> DeserializeSeed<'de> for Items<'_, '_, T, K> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
@@ -62,7 +61,7 @@ impl<'de, T: DeserializeOwned, K> DeserializeSeed<'de> for Items<'_, T, K> {
     }
 }
 
-impl<'de, T: DeserializeOwned, K> Visitor<'de> for Items<'_, T, K> {
+impl<'de, T: DeserializeOwned, K> Visitor<'de> for Items<'_, '_, T, K> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -74,8 +73,10 @@ impl<'de, T: DeserializeOwned, K> Visitor<'de> for Items<'_, T, K> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        let Items(page) = self;
         while let Some(object) = seq.next_element::<Box<RawValue>>()? {
-            self.kept.push((self.keep)(whole(&object).map_err(A::Error::custom)?));
+            page.kept.push((page.keep)(whole(&object).map_err(A::Error::custom)?));
+            page.allowance.renew();
         }
         Ok(())
     }
@@ -83,13 +84,16 @@ impl<'de, T: DeserializeOwned, K> Visitor<'de> for Items<'_, T, K> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::object::Pod;
 
     /// The names on a page, and what it says of itself.
     fn read(text: &str) -> Result<(Vec<String>, PageMeta), serde_json::Error> {
         let mut kept = Vec::new();
-        let page = Page { kept: &mut kept, keep: |pod: Pod| pod.meta.name };
+        let allowance = Allowance::new(1000, Duration::from_secs(60));
+        let page = Page { kept: &mut kept, keep: |pod: Pod| pod.meta.name, allowance: &allowance };
         let meta = page.deserialize(&mut serde_json::Deserializer::from_str(text))?;
         Ok((kept, meta))
     }

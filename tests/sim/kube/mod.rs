@@ -720,7 +720,10 @@ impl State {
     }
 
     fn list(&mut self, request: &Request, key: &Key) -> Answer {
-        let limit = request.param("limit").and_then(|l| l.parse().ok()).filter(|l| *l > 0).unwrap_or(usize::MAX);
+        // What may come from the cache comes whole.
+        let is_cached = request.param("resourceVersion").as_deref() == Some("0");
+        let limit = request.param("limit").and_then(|l| l.parse().ok()).filter(|l| *l > 0 && !is_cached);
+        let limit = limit.unwrap_or(usize::MAX);
         let (version, mut items) = match request.param("continue").filter(|c| !c.is_empty()) {
             Some(_) if request.param("resourceVersion").is_some_and(|v| !v.is_empty()) => {
                 return Err((400, "specifying resource version is not allowed when using continue".into()));
