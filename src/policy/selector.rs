@@ -3,6 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+/// A request is written whole into a buffer of 16 KiB, in which each of these bytes may take three.
+const SAID_MAX: usize = 2 << 10;
+
 /// What labels must be like. A label that is not there differs from every value.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Selector {
@@ -130,7 +133,7 @@ impl Selector {
     }
 
     /// As the API server takes it in `labelSelector=`, where it can be said there: what no label can be is an error to it, or is read as
-    /// something else.
+    /// something else. At most [`SAID_MAX`] bytes.
     pub fn for_server(&self) -> Option<String> {
         let can_be_said = |one: &Selector| one.keys().iter().all(|key| is_label(key)) && one.values().all(is_value);
         let term = |one: &Selector| match one {
@@ -149,10 +152,18 @@ impl Selector {
         match self {
             Selector::All => Some(String::new()),
             // What cannot be said is left out: more is then sent than is needed, never less.
-            Selector::And(all) => Some(all.iter().filter_map(term).collect::<Vec<_>>().join(",")),
-            other => term(other),
+            Selector::And(all) => Some(fitting(all.iter().filter_map(term))),
+            other => term(other).filter(|term| term.len() <= SAID_MAX),
         }
     }
+}
+
+/// Those that fit one after the other, joined.
+fn fitting(terms: impl Iterator<Item = String>) -> String {
+    terms.fold(String::new(), |said, term| {
+        let more = if said.is_empty() { term } else { format!("{said},{term}") };
+        if more.len() <= SAID_MAX { more } else { said }
+    })
 }
 
 /// Whether a label can have this key.
@@ -521,6 +532,21 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap().for_server().as_deref(), want, "{text}");
         }
+    }
+
+    #[test]
+    fn the_api_server_is_asked_for_what_fits_a_request() {
+        let values: Vec<String> = (0..300).map(|i| format!("'release-{i:03}'")).collect();
+        let (many, few) = (values.join(", "), values[..2].join(", "));
+        let said = |text: &str| parse(text).unwrap().for_server();
+        assert_eq!(said(&format!("a in {{{many}}}")), None);
+        assert_eq!(said(&format!("a not in {{{many}}} && b == 'x'")).as_deref(), Some("b=x"));
+        assert_eq!(said(&format!("b in {{{many}}} && a == 'x'")).as_deref(), Some("a=x"));
+        let all = format!("a in {{{many}}} && b == 'x' && c in {{{few}}}");
+        assert_eq!(said(&all).as_deref(), Some("b=x,c in (release-000,release-001)"));
+        let all: Vec<String> = (0..300).map(|i| format!("has(key-{i:03})")).collect();
+        let said = said(&all.join(" && ")).unwrap();
+        assert_eq!((said.len(), said.ends_with(",key-255")), (2047, true), "{said}");
     }
 
     /// Prints a random selector with random spaces, parentheses and quotes, and says what it means by itself.
