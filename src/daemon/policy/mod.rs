@@ -280,7 +280,12 @@ impl Loop {
     fn hear(&mut self, news: News, now: Instant) {
         match news {
             News::Heard { by, kind, heard } => {
-                if matches!(heard, Heard::All(_)) && !self.watches.answered(by, kind) {
+                // What one that is over still had to tell would be kept for ever: it has been forgotten.
+                let counts = match heard {
+                    Heard::All(_) => self.watches.answered(by, kind),
+                    Heard::One(_) | Heard::Gone(_) => self.watches.counts(by),
+                };
+                if !counts {
                     return;
                 }
                 self.take(by, kind, heard);

@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::netpol::Document;
 use crate::peer::Namespace;
 use crate::rules::Rules;
+use feed::Wish;
 
 /// What the kernel would hold, and what it was asked.
 #[derive(Default)]
@@ -397,6 +398,30 @@ fn a_watch_ends_some_time_after_nobody_needs_it() {
 }
 
 #[test]
+fn what_an_ended_watch_still_tells_is_not_kept() {
+    let mut bench = Bench::new();
+    bench.own(&[pod("shop", "web", 1, "web")]);
+    bench.answer_all();
+    let policies = "network policies of namespace shop";
+    bench.answer(policies, vec![allow_from("db", json!({"podSelector": {"matchLabels": {"app": "db"}}}))]);
+    let db = "pods of namespace shop with app=db";
+    bench.answer(db, vec![remote("db-0", "db", "10.0.9.9")]);
+    let (Wish { kind, .. }, by) = bench.it.watches.find(db);
+    let late = |app: &str| News::Heard { by, kind, heard: Heard::One(remote("db-1", app, "10.0.9.8")) };
+    bench.hear(late("db"));
+    assert!(bench.allows("shop/web", "10.0.9.8"));
+    // Its thread has sent one more by the time that it is ended.
+    bench.answer(policies, Vec::new());
+    bench.pass(Duration::from_secs(60));
+    let before = bench.it.shelf.count(Kind::Pods);
+    bench.hear(late("db"));
+    assert_eq!(bench.it.shelf.count(Kind::Pods), before);
+    bench.answer(policies, vec![allow_from("any", json!({"podSelector": {"matchLabels": {"app": "db"}}}))]);
+    bench.answer(db, Vec::new());
+    assert!(!bench.allows("shop/web", "10.0.9.8"), "nobody has such a pod any more");
+}
+
+#[test]
 fn kinds_that_the_server_does_not_have_are_empty_and_looked_for_again() {
     let mut bench = Bench::new();
     bench.own(&[pod("shop", "web", 1, "web"), pod("bank", "web", 1, "web")]);
@@ -446,6 +471,23 @@ fn what_a_kind_has_said_holds_until_the_server_says_twice_that_there_is_none() {
         }
         assert!(bench.allows("shop/web", "10.0.9.9"), "is back: {is_back}");
     }
+}
+
+#[test]
+fn a_watch_whose_word_holds_although_it_is_over_is_heard_to_its_end() {
+    let calico = |space: &str| format!("network policies of Calico of namespace {space}");
+    let mut bench = Bench::new();
+    bench.own(&[pod("shop", "web", 1, "web"), pod("bank", "web", 1, "web")]);
+    bench.answer_all();
+    let spec = json!({"selector": "all()", "types": ["Ingress"]});
+    let deny = json!({"metadata": {"namespace": "shop", "name": "deny", "resourceVersion": "5"}, "spec": spec});
+    bench.answer(&calico("shop"), vec![Thing::Document(serde_json::from_value::<Document>(deny).unwrap())]);
+    let (Wish { kind, .. }, shop) = bench.it.watches.find(&calico("shop"));
+    let (_, bank) = bench.it.watches.find(&calico("bank"));
+    bench.hear(News::Absent { by: bank });
+    assert!(!bench.allows("shop/web", "10.0.9.9"));
+    bench.hear(News::Heard { by: shop, kind, heard: Heard::Gone("shop/deny".into()) });
+    assert!(bench.allows("shop/web", "10.0.9.9"));
 }
 
 #[test]

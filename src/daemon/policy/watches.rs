@@ -88,6 +88,14 @@ impl Watches {
         true
     }
 
+    /// Whether what the watch tells is of use: it is open, or what it has told holds until others have answered.
+    pub fn counts(&self, by: u32) -> bool {
+        let holds = |absent: &Absent| absent.left.contains(&by);
+        self.open.values().any(|open| open.by == by)
+            || self.replaced.iter().any(|(_, left)| *left == by)
+            || self.absent.values().any(holds)
+    }
+
     fn found(&mut self, kind: Kind) {
         if let Some(absent) = self.absent.remove(&kind) {
             self.replaced.extend(absent.left.into_iter().map(|by| (kind, by)));
