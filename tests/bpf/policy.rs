@@ -562,6 +562,9 @@ fn other_sizes_or_another_release_mean_other_programs_and_nothing_is_left_behind
     assert_eq!((age, releases().len(), releases() == before), (Age::Old, 1, false));
     let (_, age) = Policy::open(root, &Sizes { tracks: 2048, ..SIZES }).unwrap();
     assert_eq!((age, releases().len(), is_pinned()), (Age::New, 0, [true; 2]));
+    // A life that ends before it has written rules leaves empty maps to the next.
+    let (_, age) = Policy::open(root, &Sizes { tracks: 2048, ..SIZES }).unwrap();
+    assert_eq!((age, releases().len()), (Age::Old, 0));
     remove(root).unwrap();
     assert!(!root.join("terway").exists());
 }

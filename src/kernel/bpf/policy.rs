@@ -164,7 +164,8 @@ impl Policy {
         // Who listened went with the life that it was in.
         policy.map("state").put(&State::LISTENER, &State::default().to_bytes())?;
         policy.seats = policy.read_seats()?;
-        if age == Age::Old {
+        // Maps that no life has come to write would cut off whoever got the programs.
+        if age == Age::Old && policy.state.epoch != 0 {
             policy.pin_programs()?;
         }
         Ok((policy, age))
