@@ -382,6 +382,11 @@ pub trait Renderer: Send {
         None
     }
 
+    /// Whether links are to have other programs than when this was asked last.
+    fn has_renewed(&mut self) -> bool {
+        false
+    }
+
     /// What finds out what it has counted. None: it counts nothing.
     fn tally(&self) -> Option<Tally> {
         None

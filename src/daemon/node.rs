@@ -113,6 +113,8 @@ pub enum Input {
         seats: BTreeSet<u16>,
         result: Result<(), String>,
     },
+    /// The programs that links of pods are to have are others than before.
+    Renewed,
     /// Nothing is left of another way to enforce policies, or why something is.
     OthersGone(Result<(), String>),
     /// The links of these attachments are deleted.
@@ -355,6 +357,7 @@ impl Node {
             Input::Policies(shown) => self.guarded.shown = shown,
             Input::Chosen(chosen) => self.enforce_by(*chosen),
             Input::Admitted { pods, seats, result } => self.admitted(&pods, &seats, &result),
+            Input::Renewed => self.renew(),
             Input::OthersGone(result) => self.others_gone(&result),
             Input::Swept { owners } => self.swept(&owners),
             // Whoever runs the loop ends it.

@@ -96,6 +96,10 @@ impl Renderer for Guarded {
         self.renderer.unheld()
     }
 
+    fn has_renewed(&mut self) -> bool {
+        self.renderer.has_renewed()
+    }
+
     fn tally(&self) -> Option<Tally> {
         together(self.renderer.tally(), self.guard.tally())
     }
@@ -164,6 +168,10 @@ impl Renderer for Mixed {
 
     fn unheld(&self) -> Option<(Vec<Name>, Error)> {
         Some((self.seated.clone(), self.failure.clone()?))
+    }
+
+    fn has_renewed(&mut self) -> bool {
+        self.ebpf.as_mut().is_some_and(Policy::has_renewed)
     }
 
     fn tally(&self) -> Option<Tally> {

@@ -218,6 +218,38 @@ fn a_restart_opens_and_closes_nothing(renderer: &str) {
     comes_to(&other.pod, &web.ip, true);
 }
 
+/// With another size all maps are other ones, which the programs on the links of pods that run do not know.
+#[test]
+fn maps_that_are_made_anew_hold_pods_that_run_once_the_api_server_is_there_and_open_and_close_nothing_before() {
+    let mut bench = bench("ebpf", json!({"policy_flows": 4096}));
+    let (web, _servers) = bench.serve(0, "web", json!({"app": "web"}));
+    let near = bench.add(0, "near", json!({"app": "db"}));
+    let other = bench.add(0, "other", json!({"app": "other"}));
+    bench.policy("web", only_from("db"));
+    comes_to(&other.pod, &web.ip, false);
+    let is_held = |bench: &Bench| {
+        thread::sleep(Duration::from_millis(1500));
+        assert!(!reaches(&other.pod, &web.ip) && reaches(&near.pod, &web.ip), "{}", bench.cluster.log(0));
+    };
+    bench.cluster.stop(0);
+    bench.cluster.api_down();
+    bench.cluster.configure(0, &json!({"policy_renderer": "ebpf", "min_pool_size": 4, "policy_flows": 8192}));
+    // The second finds maps that the first has made and not written.
+    for _ in 0..2 {
+        bench.cluster.start_ready(0);
+        is_held(&bench);
+        bench.cluster.kill(0);
+    }
+    bench.cluster.start_ready(0);
+    is_held(&bench);
+    bench.cluster.api_up();
+    soon("it is in force", || bench.shown(0)["state"] == "enforced");
+    bench.label("other", json!({"app": "db"}));
+    comes_to(&other.pod, &web.ip, true);
+    bench.label("near", json!({"app": "other"}));
+    comes_to(&near.pod, &web.ip, false);
+}
+
 fn without_policies_all_of_ours_goes(renderer: &str) {
     let mut bench = bench(renderer, json!({}));
     let (web, _servers) = bench.serve(0, "web", json!({"app": "web"}));

@@ -174,7 +174,7 @@ impl Node {
     /// A pod may be in its seat although its lease does not say so: then nothing changes for it.
     fn find_seat(&mut self, attachment: &Attachment) {
         let lease = self.leases[attachment].clone();
-        if !self.is_guarded(&lease) || self.guarded.way != Some(PolicyRenderer::Ebpf) && !lease.is_inside() {
+        if !self.is_guarded(&lease) || !self.has_seats(lease.is_inside()) {
             return;
         }
         let found = match lease.is_slave() {
@@ -212,8 +212,7 @@ impl Node {
 
     /// The seat for a new lease of the pod: sandboxes of one pod share it. None: nobody asks for seats.
     pub(super) fn free_seat(&self, pod: &PodName, inside: bool) -> Result<Option<u16>, Error> {
-        let has_seats = inside || self.guarded.way == Some(PolicyRenderer::Ebpf);
-        if !self.guarded.is_on() || !has_seats || *pod == nameless() {
+        if !self.guarded.is_on() || !self.has_seats(inside) || *pod == nameless() {
             return Ok(None);
         }
         if let Some(seat) = self.leases.of(pod).find_map(|lease| self.seat_of(lease)) {
@@ -223,6 +222,11 @@ impl Node {
         taken.extend(&self.guarded.leaving);
         let free = SEATS.into_iter().find(|seat| !taken.contains(seat));
         free.map(Some).ok_or_else(|| Error::refused("every seat for a pod with network policies is taken"))
+    }
+
+    /// Whether it is eBPF that holds pods to policies which are wired so.
+    fn has_seats(&self, inside: bool) -> bool {
+        inside || self.guarded.way == Some(PolicyRenderer::Ebpf)
     }
 
     fn seat_of(&self, lease: &Lease) -> Option<u16> {
@@ -247,8 +251,7 @@ impl Node {
     fn place(&self, lease: &Lease, ends: impl Iterator<Item = End>) {
         if self.is_guarded(lease) {
             // Who has a seat of an earlier life gives it up.
-            let has_seat = lease.is_inside() || self.guarded.way == Some(PolicyRenderer::Ebpf);
-            let seat = self.seat_of(lease).filter(|_| has_seat).unwrap_or_default();
+            let seat = self.seat_of(lease).filter(|_| self.has_seats(lease.is_inside())).unwrap_or_default();
             let (ips, veths): (Vec<IpPair>, Vec<Option<String>>) = ends.unzip();
             let placed = Placed::new(seat, ips.iter().flat_map(IpPair::iter)).by(veths.into_iter().flatten());
             // A link that gets its first queueing discipline loses packets: pods of the old Terway are left alone until a policy is about them.
@@ -376,11 +379,7 @@ impl Node {
         };
         let mixed = self.leases.values().any(|lease| lease.seat.is_some());
         threads::start(move || {
-            for lease in &seated {
-                if let Err(e) = bandwidth::police(lease) {
-                    log::warn!("pod {} is not held to network policies until it is repaired: {e}", lease.pod);
-                }
-            }
+            seated.iter().for_each(hook);
             if is_first {
                 renderer::leave_others(Some(way), &given_up, mixed);
             }
@@ -388,6 +387,15 @@ impl Node {
                 let _ = inputs.send_blocking(Input::OthersGone(felix::leave().map_err(|e| e.to_string())));
             }
         });
+    }
+
+    /// Pods that run get the programs that are pinned now: those on their links may ask maps that nobody writes any more.
+    pub(super) fn renew(&self) {
+        let runs = |lease: &&Lease| {
+            lease.seat.is_some() && self.has_seats(lease.is_inside()) && !self.guarded.holds(&lease.sandbox.attachment)
+        };
+        let seated: Vec<Lease> = self.leases.values().filter(runs).cloned().collect();
+        threads::start(move || seated.iter().for_each(hook));
     }
 
     /// Felix knew them, or did not need to.
@@ -439,6 +447,13 @@ impl Node {
                 let _ = answer.try_send(Reply::Refused { why: Refusal::BadRequest, reason });
             }
         }
+    }
+}
+
+/// Puts the programs onto the links of a pod that runs.
+fn hook(lease: &Lease) {
+    if let Err(e) = bandwidth::police(lease) {
+        log::warn!("pod {} is not held to network policies until it is repaired: {e}", lease.pod);
     }
 }
 

@@ -497,6 +497,9 @@ impl Loop {
                     log::info!("network policies are enforced again");
                 }
                 self.pause = RETRY.0;
+                if self.chosen.as_mut().is_some_and(|chosen| chosen.renderer.has_renewed()) {
+                    let _ = self.inputs.send_blocking(Input::Renewed);
+                }
                 self.note_unheld();
                 let (compiled, written) = (compiled.as_micros(), begun.elapsed().as_micros());
                 log::debug!("{count} writes of policies: worked out in {compiled} us, written in {written} us");

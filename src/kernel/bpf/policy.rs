@@ -42,6 +42,8 @@ pub struct Policy {
     maps: Maps,
     /// Programs that are to be pinned once there are rules for them.
     waiting: bool,
+    /// They were since that was asked last.
+    renewed: bool,
     object: &'static [u8],
     sizes: Sizes,
     state: State,
@@ -149,6 +151,7 @@ impl Policy {
             folder,
             maps,
             waiting,
+            renewed: false,
             object,
             sizes: *sizes,
             state: State::default(),
@@ -193,7 +196,7 @@ impl Policy {
             pin::replace(&self.folder, program.name(), &loaded)?;
         }
         pin::replace(&self.folder, &release, self.map("state"))?;
-        self.waiting = false;
+        (self.waiting, self.renewed) = (false, true);
         // What is on links holds what it needs of another layout.
         self.folder.parent().map_or(Ok(()), |all| remove_but(all, Some(&self.folder)))
     }
@@ -504,6 +507,10 @@ impl Renderer for Policy {
         self.tidy(bank).context(doing)?;
         writes.iter().try_for_each(|write| self.write(bank, write, after, pods)).context(doing)?;
         self.turn().context(doing)
+    }
+
+    fn has_renewed(&mut self) -> bool {
+        std::mem::take(&mut self.renewed)
     }
 
     fn tally(&self) -> Option<Tally> {
