@@ -16,6 +16,8 @@ use crate::error::{Context, Error};
 /// How much of the verifier's log an error holds: its end, where the reason stands. The message of an event has 1,024 bytes in all.
 const LOG_SHOWN: usize = 640;
 const LOG_SIZE: usize = 1 << 20;
+/// How often a program is loaded whose verification was left off.
+const TRIES: u32 = 5;
 
 /// The bytes of an object where aya may read them: aligned like the structures of ELF.
 #[repr(C, align(8))]
@@ -114,9 +116,20 @@ impl Linked {
         let words = function.instructions.iter().map(|i| unsafe { (&raw const *i).cast::<u64>().read_unaligned() });
         let instructions: Vec<u64> = words.collect();
         let load = Load { name, kind, hook, license: &program.license, instructions: &instructions };
-        let fd = sys::load_program(&load, &mut []).map_err(|e| explain(&load, e)).context(doing)?;
+        let fd = insist(&load).map_err(|e| explain(&load, e)).context(doing)?;
         Ok(Program { name: name.into(), hook, fd })
     }
+}
+
+/// The verifier leaves off where a signal waits for the thread.
+fn insist(load: &Load) -> Result<OwnedFd, Error> {
+    for _ in 1..TRIES {
+        match sys::load_program(load, &mut []) {
+            Err(e) if e.errno() == Some(libc::EAGAIN) => {}
+            loaded => return loaded,
+        }
+    }
+    sys::load_program(load, &mut [])
 }
 
 /// Loads it once more, to hear why not.
