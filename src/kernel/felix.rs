@@ -28,7 +28,7 @@ const SETS: [&str; 4] = ["cali40", "cali4t", "cali60", "cali6t"];
 /// A digest of the rule behind this, in the alphabet of base64url.
 const DIGEST: (&str, usize) = ("cali:", 16);
 /// The nf_tables kind of iptables lets go of a set a moment after its rule is gone.
-const TRIES: u32 = 20;
+const TRIES: u32 = 400;
 const WAIT: Duration = Duration::from_millis(5);
 /// EAGAIN, ENOMEM in two libraries' words, ENOBUFS.
 const SHORTAGES: [&str; 4] =
