@@ -252,10 +252,12 @@ fn check_names_what_is_missing_of_ipv6_and_the_daemon_mends_what_is_the_nodes() 
     node.sh("sysctl -qw net.ipv6.conf.all.forwarding=0; ip -6 addr flush dev eth1; ip -6 route flush table $(($(cat /sys/class/net/eth1/ifindex)+1000))");
     soon("the rules are there again", || node.sh("ip -6 rule") == rules);
     soon("the pod reaches the outside again", || member.pod.ping(OUTSIDE_V6).is_some());
-    member.pod.sh(&format!("ip addr del {}/128 dev eth0", v6(&member)));
-    let answer = cluster.call_for(&member, "CHECK");
-    let said = answer.json()["msg"].as_str().unwrap_or_default().to_owned();
-    assert!(said.contains(v6(&member)), "{said}");
+    // The daemon may be faster, with one of its comparisons.
+    soon("CHECK names the address", || {
+        member.pod.sh(&format!("ip addr del {}/128 dev eth0", v6(&member)));
+        let answer = cluster.call_for(&member, "CHECK");
+        answer.code != Some(0) && answer.json()["msg"].as_str().is_some_and(|said| said.contains(v6(&member)))
+    });
 }
 
 #[test]
