@@ -76,6 +76,7 @@ fn with_no_room_left_for_its_files_the_daemon_starts_and_pods_can_go() {
     );
     cluster.start(0);
     soon("it starts", || cluster.log(0).matches("is not noted").count() == 2);
+    soon("it serves", || cluster.log(0).matches("serving on").count() == 2);
     cluster.del(web);
     assert_eq!(shown(&cluster, "/pool/leased"), 1);
     cluster.node(0).sh("rm /run/terway/full");
@@ -94,7 +95,7 @@ fn sigterm_ends_the_daemon_cleanly_and_leaves_the_pods_their_network() {
         let start = Instant::now();
         cluster.stop(0);
         assert!(start.elapsed() < Duration::from_secs(4), "it took {:?} to end", start.elapsed());
-        thread::sleep(Duration::from_millis(200));
+        thread::sleep(Duration::from_secs(1));
     });
     assert!(sent > 20 && lost == 0, "{lost} of {sent} pings were lost");
     assert_eq!(cluster.node(0).sh("ip rule; ip route show table all type unicast; ip -o link | grep cali"), before);

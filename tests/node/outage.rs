@@ -34,7 +34,7 @@ fn while_the_cloud_is_dead_pods_come_and_go_from_the_pool() {
     cluster.world.cloud.outage(true);
     for round in 0..3 {
         let pods: Vec<Member> = (0..5).map(|i| cluster.add(0, &format!("web-{round}-{i}"))).collect();
-        assert!(pods.iter().all(|pod| pod.took < Duration::from_secs(2)), "{:?}", pods.iter().map(|p| p.took).max());
+        assert!(pods.iter().all(|pod| pod.took < Duration::from_secs(10)), "{:?}", pods.iter().map(|p| p.took).max());
         soon("they speak", || pods[4].pod.ping(&stays.ip).is_some());
         assert_eq!(status(&cluster), 0, "there are addresses left");
         for pod in pods {

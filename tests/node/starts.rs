@@ -82,7 +82,7 @@ fn what_is_left_is_not_believed_by_a_life_that_did_not_follow_at_once() {
 #[test]
 fn an_add_that_comes_during_a_start_waits_for_its_end_and_is_told_at_once_that_it_failed() {
     let mut cluster = idle_node("ecs.sim.large", &nothing());
-    cluster.world.cloud.trouble("DescribeInstanceTypes", When::Next(1), Kind::Late(Duration::from_millis(900)));
+    cluster.world.cloud.trouble("DescribeInstanceTypes", When::Next(1), Kind::Late(Duration::from_millis(300)));
     let mut web = cluster.schedule(0, "web");
     cluster.start(0);
     soon("the start waits for the cloud", || cluster.world.cloud.calls("DescribeInstanceTypes") == 1);
