@@ -1,6 +1,6 @@
 //! What stops a packet is named by `trace`, exactly and alone.
 
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
@@ -234,23 +234,14 @@ fn where_kube_proxy_leads_is_followed_and_what_it_refuses_is_named() {
     let ends = servers.each_ref().map(|server| server.addrs[0]);
     let own = cluster.node(0).addr.to_string();
     let trace = |to: &str| cli(&cluster, &format!("trace default/a {to} --json"));
-    let connects = |to: &str| {
-        a.pod.run(|| TcpStream::connect_timeout(&to.parse().unwrap(), Duration::from_secs(1)).and_then(told)).ok()
-    };
     let leads = |to: &str| {
         let said = trace(to);
         let steps = said.json()["steps"].to_string();
         let what = format!("{to}/TCP of default/web");
         assert!(said.code == 0 && steps.contains(&what) && steps.contains("leads to 2 endpoints, such as"), "{said:?}");
-        soon(&format!("{to} leads to a pod"), || connects(to).is_some_and(|end| ends.contains(&end)));
+        soon(&format!("{to} leads to a pod"), || connects(&a, to).is_some_and(|end| ends.contains(&end)));
     };
-    let stops = |to: &str, why: &str| {
-        let said = trace(to);
-        let at = said.json()["stops_at"].clone();
-        assert!(said.code == 1 && at["place"] == "netfilter", "{to}: {said:?}");
-        assert!(at["why"].as_str().is_some_and(|said| said.contains(why)), "{to}: {at}, not {why}");
-        assert_eq!(connects(to), None, "{to}");
-    };
+    let stops = |to: &str, why: &str| netfilter_stops(&cluster, &a, to, why);
     stops("172.21.0.80:80", "nobody leads Services here");
     let fill = |text: &str| text.replace("ADDRB", &b.ip).replace("ADDRC", &c.ip).replace("NODE", &own);
     let here = cluster.node(0);
@@ -271,12 +262,35 @@ fn where_kube_proxy_leads_is_followed_and_what_it_refuses_is_named() {
         stops("172.21.0.82:80", "kube-proxy has no rule for this address and port");
         here.sh(unload);
     }
-    // What others keep from passing.
+}
+
+/// A daemon would let pods through, sooner or later.
+#[test]
+fn what_others_keep_from_passing_is_named() {
+    let Site { cluster, a, b, .. } = &Site::new();
+    let server = Servers::on(&b.pod, &[&b.ip], 8080);
+    let end = server.addrs[0];
+    let here = cluster.node(0);
     here.sh("iptables -P FORWARD DROP");
-    stops(&ends[0].to_string(), "the policy of chain FORWARD is DROP");
+    netfilter_stops(cluster, a, &end.to_string(), "the policy of chain FORWARD is DROP");
     here.sh("iptables -A FORWARD -i cali+ -p tcp --dport 8080 -j ACCEPT; iptables -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT");
-    let said = trace(&ends[0].to_string());
-    assert!(said.code == 0 && connects(&ends[0].to_string()) == Some(ends[0]), "{said:?}");
+    let said = cli(cluster, &format!("trace default/a {end}"));
+    assert!(passes(&said) && connects(a, &end.to_string()) == Some(end), "{said:?}");
+}
+
+/// Netfilter keeps connections of the pod from getting there, and trace says why.
+fn netfilter_stops(cluster: &Cluster, a: &Member, to: &str, why: &str) {
+    let said = cli(cluster, &format!("trace default/a {to} --json"));
+    let at = said.json()["stops_at"].clone();
+    assert!(said.code == 1 && at["place"] == "netfilter", "{to}: {said:?}");
+    assert!(at["why"].as_str().is_some_and(|said| said.contains(why)), "{to}: {at}, not {why}");
+    assert_eq!(connects(a, to), None, "{to}");
+}
+
+/// Whom a connection of the pod comes to, as it says.
+fn connects(a: &Member, to: &str) -> Option<SocketAddr> {
+    let to = to.parse().expect("an address and a port");
+    a.pod.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(1)).and_then(told)).ok()
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What each verb shows of a node that is well, of one that is not, and of one without a daemon.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::{cli, idle_node, node, nothing};
@@ -76,11 +78,12 @@ fn a_node_that_is_well_says_so_in_every_verb() {
 fn a_node_in_trouble_says_what_and_what_to_do() {
     let cluster = node(&json!({"min_pool_size": 1, "max_pool_size": 1}));
     let _web = cluster.add(0, "web");
+    soon("the pool is warm", || cli(&cluster, "show").json()["pool"]["idle"] == 1);
     cluster.world.cloud.trouble_anywhere(When::Always, Kind::unavailable());
-    let _more = [cluster.schedule(0, "more")];
+    let more = cluster.schedule(0, "more");
     soon("it is in trouble", || {
         cli(&cluster, "status").out.contains("the cloud fails") || {
-            let _ = cluster.call_for(&_more[0], "ADD");
+            let _ = cluster.node(0).run(|| more.sandbox.call_within("ADD", Duration::from_secs(2)));
             false
         }
     });
