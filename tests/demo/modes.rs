@@ -338,7 +338,8 @@ impl Scene {
         if good {
             step.done("in force on both nodes")
         } else {
-            step.failed("")
+            step.failed("");
+            self.faults.push("the policy does not keep other from web-1 and web-2".into());
         }
         let node = node_name(0);
         let mut table = Table::new([Cell::left("to web-1 from"), Cell::left("before"), Cell::left("with the policy")]);
@@ -390,7 +391,8 @@ impl Scene {
         if free {
             step.done("no limit")
         } else {
-            step.failed("the limit stays")
+            step.failed("the limit stays");
+            self.faults.push("client's limit stays when its annotations are gone".into());
         }
         Ok(())
     }

@@ -39,13 +39,15 @@ pub fn show(screen: Screen) -> Vec<String> {
     publish(&cluster.kube, "nobody", EMPTY, None, &BTreeSet::new());
     let (service, empty) = (format!("{SERVED}:80"), format!("{EMPTY}:80"));
     let of_pod = |to: &str| client.pod.run(|| led(&threads, to));
-    let led_at_all = within(SOON, || of_pod(&service).is_ok() && of_pod(&empty) == Err(ErrorKind::ConnectionRefused));
+    let on_node = format!("{}:{NODE_PORT}", cluster.node(0).addr);
+    let led_at_all = within(SOON, || {
+        of_pod(&service).is_ok() && of_pod(&on_node).is_ok() && of_pod(&empty) == Err(ErrorKind::ConnectionRefused)
+    });
     if led_at_all {
         step.done("two Services")
     } else {
         step.failed("")
     }
-    let address = cluster.node(0).addr;
     let mut table =
         Table::new([Cell::left("who"), Cell::left("connects to"), Cell::left("reaches"), Cell::right("takes")]);
     let mut faults = Vec::new();
@@ -62,7 +64,6 @@ pub fn show(screen: Screen) -> Vec<String> {
     };
     let pod = |to: &str| client.pod.run(|| Seen::of(&threads, to));
     let node = |to: &str| cluster.node(0).run(|| Seen::of(&threads, to));
-    let on_node = format!("{address}:{NODE_PORT}");
     row("a pod", "a ClusterIP", pod(&service), Some(&servers));
     row("a pod behind it", "the same", one.pod.run(|| Seen::of(&threads, &service)), Some(&servers));
     row("the node", "the same", node(&service), Some(&servers));

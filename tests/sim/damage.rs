@@ -17,6 +17,9 @@ use super::traffic::Place;
 /// A damage that stays this long is not undone.
 const LOST: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_micros(300);
+/// At once, as far as may be: meanwhile the daemon itself has no way to anybody.
+const FLUSH_RULES: &str =
+    "printf 'rule %s\\n' flush 'add priority 32766 lookup main' 'add priority 32767 lookup default' | ip -batch -";
 
 /// What is taken away in a round, and how to see that it is back.
 pub struct Damage {
@@ -81,7 +84,7 @@ pub type Make = fn(&Seen, usize) -> Damage;
 /// Each kind, and how to do it for the n-th time.
 pub const KINDS: &[(&str, Make)] = &[
     ("rules", |seen, _| Damage {
-        line: "ip rule flush; ip rule add priority 32766 lookup main; ip rule add priority 32767 lookup default".into(),
+        line: FLUSH_RULES.into(),
         back: Back::Plans(
             (0..seen.enis.len()).map(|i| seen.eni(i)).chain([datapath::node(&NodeSetup::default())]).collect(),
         ),
