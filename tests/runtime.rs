@@ -19,7 +19,7 @@ use crate::sim::traffic::Place;
 use crate::sim::world::{self, PODS};
 use crate::sim::{kube, skip};
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 
 #[test]
 fn pods_of_two_nodes_talk_to_each_other_and_leave_nothing() {
@@ -38,7 +38,7 @@ fn pods_of_two_nodes_talk_to_each_other_and_leave_nothing() {
         let addresses = world.cluster.world.cloud.pod_addresses(&world.cluster.node(pod.node).id);
         assert!(addresses.iter().any(|addr| addr.to_string() == pod.ip), "{} is none of {addresses:?}", pod.ip);
     }
-    let probe = world.cluster.node(0).sh(&format!("busybox wget -q -O - http://{}{PAGE}", web.ip));
+    let probe = world.cluster.node(0).sh(&until_it_is_up(&format!("busybox wget -q -O - http://{}{PAGE}", web.ip)));
     assert_eq!(probe, "hello 192.168.0.1\n", "the kubelet of the node");
     for (from, to) in [(&near, &web), (&far, &web), (&web, &far), (&web, &web)] {
         assert_eq!(world.fetch(from, to), format!("hello {}\n", from.ip));
@@ -56,7 +56,8 @@ fn pods_of_two_nodes_talk_to_each_other_and_leave_nothing() {
     let cgroup = world.runtimes[0].cgroup.clone();
     assert!(!cgroups(&cgroup).is_empty());
     world.runtimes.remove(0);
-    assert_eq!(world.processes(0), [world.cluster.daemon(0).pid()]);
+    let daemon = world.cluster.daemon(0).pid();
+    soon("none but the daemon is left", || world.processes(0) == [daemon]);
     assert!(cgroups(&cgroup).is_empty(), "{:?}", cgroups(&cgroup));
 }
 
@@ -313,8 +314,8 @@ impl World {
     /// The page of `to`, as soon as it is up.
     fn fetch(&self, from: &Pod, to: &Pod) -> String {
         let get = format!("wget -q -O - http://{}{PAGE}", to.ip);
-        let ask = format!("for try in 1 2 3 4 5; do {get} && exit 0; sleep 0.3; done; exit 1");
-        let answer = self.runtimes[from.node].exec_sync(&from.container, &["sh", "-c", &ask], SOON).unwrap();
+        let answer =
+            self.runtimes[from.node].exec_sync(&from.container, &["sh", "-c", &until_it_is_up(&get)], SOON).unwrap();
         assert_eq!(answer.code, 0, "{}", answer.stderr);
         answer.stdout
     }
@@ -358,6 +359,11 @@ impl World {
         let stdin = serde_json::from_str(stdin).unwrap();
         Recorded { container: container.into(), ifname: ifname.into(), netns: netns.into(), args, stdin }
     }
+}
+
+/// The shell line, again for some seconds for as long as it fails.
+fn until_it_is_up(line: &str) -> String {
+    format!("n=0; until {line}; do n=$((n+1)); [ $n -lt 30 ] || exit 1; sleep 0.3; done")
 }
 
 fn listed(runtime: &Containerd) -> Vec<Listed> {

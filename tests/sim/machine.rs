@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::cluster::{soon, within};
+use super::cluster::within;
 use super::ns::{Ns, Process};
 use super::sweep;
 use super::traffic::Place;
@@ -21,6 +21,9 @@ use super::traffic::Place;
 const HIERARCHIES: [&str; 3] = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
 /// What nspawn would refuse that a real machine allows.
 const ALLOWED: &str = "bpf perf_event_open @keyring @module";
+
+/// A machine that tests share may be slow.
+const BOOT: Duration = Duration::from_secs(90);
 
 /// Where nspawn makes a folder for each container.
 const PROPAGATE: &str = "/run/systemd/nspawn/propagate";
@@ -58,15 +61,17 @@ impl Machine {
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let nspawn = Process(command.spawn().expect("start systemd-nspawn"));
         let mut leader = None;
-        soon("the container has a first process", || {
+        let has_begun = within(BOOT, || {
             leader = init_of(nspawn.id());
             leader.is_some()
         });
+        assert!(has_begun, "the container has no first process");
         let machine = Machine { nspawn, cgroups, leader: leader.expect("it was just seen") };
-        soon("systemd has booted", || {
+        let has_booted = || {
             let state = machine.output("systemctl is-system-running");
             ["running\n", "degraded\n"].iter().any(|known| state.stdout == known.as_bytes())
-        });
+        };
+        assert!(within(BOOT, has_booted), "systemd does not boot");
         machine
     }
 
