@@ -20,9 +20,10 @@ done
 if [ -n "$missing" ]; then
     echo "installing$missing"
     export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
+    # The machine's own upgrade may be at it.
+    apt-get -o DPkg::Lock::Timeout=120 update -qq
     # shellcheck disable=SC2086
-    apt-get install -y -qq --no-install-recommends $missing >/dev/null
+    apt-get -o DPkg::Lock::Timeout=120 install -y -qq --no-install-recommends $missing >/dev/null
 fi
 
 if ! command -v cargo >/dev/null; then
