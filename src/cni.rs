@@ -215,6 +215,7 @@ pub enum Call {
         prev: Option<PrevResult>,
     },
     Gc {
+        network: String,
         valid: BTreeSet<Attachment>,
     },
     Status,
@@ -269,7 +270,7 @@ fn call(verb: Verb, env: &Env, keys: &mut Reader) -> Result<Call, Failure> {
             let conf = Box::new(NetConf::read(keys)?);
             Call::Check { sandbox, pod: pod(env).ok(), conf, prev: PrevResult::read(keys)? }
         }
-        Verb::Gc => Call::Gc { valid: valid_attachments(keys)? },
+        Verb::Gc => Call::Gc { valid: valid_attachments(keys)?, network: network(keys)? },
         Verb::Status => Call::Status,
         Verb::Version => Call::Version,
     })
@@ -502,11 +503,7 @@ impl NetConf {
     }
 
     fn read(keys: &mut Reader) -> Result<NetConf, Failure> {
-        let name =
-            keys.parsed("name", "a letter or digit, then letters, digits, dots, underscores and hyphens", |t| {
-                is_identifier(t).then(|| t.to_owned())
-            })?;
-        let name = name.ok_or_else(|| Failure::new(Code::Config, "network configuration: name is missing"))?;
+        let name = network(keys)?;
         keys.object("capabilities")?;
         for ignored in ["type", "veth_prefix", "ip_stack", "cilium_args", "cilium_enable_hubble"] {
             keys.text(ignored)?;
@@ -526,6 +523,13 @@ impl NetConf {
             runtime: RuntimeConfig::read(keys)?,
         })
     }
+}
+
+/// The name of the network.
+fn network(keys: &mut Reader) -> Result<String, Failure> {
+    const WANT: &str = "a letter or digit, then letters, digits, dots, underscores and hyphens";
+    let name = keys.parsed("name", WANT, |t| is_identifier(t).then(|| t.to_owned()))?;
+    name.ok_or_else(|| Failure::new(Code::Config, "network configuration: name is missing"))
 }
 
 /// Whether a network configuration, or a list of them, asks for IPvlan slaves. One that cannot be read asks for nothing.

@@ -36,8 +36,8 @@ pub enum Request {
     Lease { attachment: Attachment },
     /// DEL or CHECK of a pod that the old Terway has wired without writing its container down: the lease under its name.
     Find { pod: PodName, ifname: String, netns: Option<PathBuf> },
-    /// GC: everything but these is gone.
-    Gc { valid: BTreeSet<Attachment> },
+    /// GC: of the attachments to this network everything but these is gone.
+    Gc { network: String, valid: BTreeSet<Attachment> },
     /// STATUS: could an ADD be served now?
     Status {},
     /// For people: the pool as it is.
@@ -155,6 +155,9 @@ pub struct Lease {
     /// Of its links, where the network configuration says nothing; absent: that of a release which does not know it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
+    /// What the runtime calls the network that it is attached to; absent where nobody has written that down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
 }
 
 /// What we do about a pod that ran before us.
@@ -204,15 +207,21 @@ pub enum Wiring {
     Ipvlan(Slave),
 }
 
-/// What the network configuration has to say about the wiring of a pod.
+/// What the network configuration has to say of a pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Wish {
+    /// Its own name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
     /// IPvlan, where that can be.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub slave: bool,
     /// With an ENI of its own, no second link to the node.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub alone: bool,
     /// What the pod shall reach through the node rather than through the VPC, beside Services.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub host_stack: Vec<IpNet>,
 }
 
@@ -344,6 +353,7 @@ pub fn example_lease() -> Lease {
         routes: Vec::new(),
         seat: None,
         mtu: None,
+        network: None,
     }
 }
 

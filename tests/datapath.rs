@@ -92,6 +92,7 @@ impl World {
             routes: Vec::new(),
             seat: None,
             mtu: None,
+            network: None,
         };
         Pod { world: self, plan: datapath::pod(&Setup::new(&lease, MTU)), lease, ns }
     }

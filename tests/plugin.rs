@@ -274,6 +274,7 @@ fn lease() -> Lease {
         routes: Vec::new(),
         seat: None,
         mtu: None,
+        network: None,
     }
 }
 
@@ -451,6 +452,7 @@ fn a_bad_stdin_is_answered_with_its_code_and_what_is_wrong() {
         ("CHECK", &key(r#""prevResult":[]"#), 7, "prevResult is []"),
         ("CHECK", &key(r#""prevResult":{"ips":[{"address":"x"}]}"#), 7, "prevResult.ips[] is "),
         ("GC", r#"{"cniVersion":"1.1.0"}"#, 7, "cni.dev/valid-attachments is missing"),
+        ("GC", r#"{"cniVersion":"1.1.0","cni.dev/valid-attachments":[]}"#, 7, "name is missing"),
         ("GC", r#"{"cniVersion":"1.1.0","cni.dev/valid-attachments":{}}"#, 7, "cni.dev/valid-attachments is {}"),
         (
             "GC",
@@ -660,7 +662,7 @@ fn the_other_verbs_ask_for_what_they_need() {
     let done = node.call_with(&env, stdin);
     assert_eq!((done.code, done.stdout.as_str()), (0, ""), "{done:?}");
     let valid = json!([{"container": "a", "ifname": "net1"}, {"container": "b", "ifname": "eth0"}]);
-    assert_eq!(daemon.asked(), [json!({"gc": {"valid": valid}})]);
+    assert_eq!(daemon.asked(), [json!({"gc": {"network": "terway", "valid": valid}})]);
 
     let done = node.call("CHECK", "0.4.0");
     done.failed_with(102, "check 0123456789abcdef/eth0: nothing is leased to it");
@@ -728,7 +730,7 @@ fn an_add_answers_as_its_version_wants_and_again_the_same() {
     }
     let sandbox = json!({"attachment": {"container": "0123456789abcdef", "ifname": "eth0"}, "netns": POD});
     let pod = json!({"namespace": "default", "name": "web-0"});
-    let allocate = json!({"allocate": {"pod": pod, "uid": "1-2", "sandbox": sandbox}});
+    let allocate = json!({"allocate": {"pod": pod, "uid": "1-2", "sandbox": sandbox, "wish": {"network": "terway"}}});
     assert_eq!(daemon.asked(), vec![allocate; 5]);
 }
 
@@ -1291,7 +1293,7 @@ fn assert_sound(request: &Request) {
         }
         Call::Check { sandbox, .. } => vec![&sandbox.attachment],
         Call::Del { attachment, .. } => vec![attachment],
-        Call::Gc { valid } => valid.iter().collect(),
+        Call::Gc { valid, .. } => valid.iter().collect(),
         Call::Status | Call::Version => vec![],
     };
     for Attachment { container, ifname } in attachments {
@@ -1399,7 +1401,7 @@ fn a_gc_list_that_is_printed_is_read_as_it_was() {
             valid.iter().map(|a| json!({"containerID": a.container, "ifname": a.ifname, "more": 1})).collect();
         let text = json!({"cniVersion": "1.1.0", "name": "terway", "cni.dev/valid-attachments": list}).to_string();
         let request = Request::parse(&env("GC", ""), text.as_bytes()).unwrap();
-        assert_eq!(request, Request { version: Version::V1_1_0, call: Call::Gc { valid } });
+        assert_eq!(request, Request { version: Version::V1_1_0, call: Call::Gc { network: "terway".into(), valid } });
     }
 }
 

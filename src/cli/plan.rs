@@ -109,6 +109,7 @@ fn would_be(known: &Known, word: &str) -> Result<Lease, Failure> {
         routes: Vec::new(),
         seat: None,
         mtu: None,
+        network: None,
     })
 }
 

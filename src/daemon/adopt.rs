@@ -89,6 +89,7 @@ pub fn leases(kernel: &mut Kernel, look: &Look, known: &Known, contents: &Conten
             routes,
             seat: None,
             mtu: Some(veth.mtu),
+            network: None,
         });
     }
     Ok(found)
@@ -148,6 +149,7 @@ fn slave_leases(kernel: &mut Kernel, look: &Look, known: &Known, contents: &Cont
             routes: Vec::new(),
             seat: None,
             mtu: Some(known.mtu),
+            network: None,
         });
     }
     found
@@ -189,6 +191,7 @@ fn whole_lease(known: &Known, card: &Away, eni: &Eni, (shaper, alone): (Shaper, 
         routes: Vec::new(),
         seat: None,
         mtu: Some(known.mtu),
+        network: None,
     }
 }
 

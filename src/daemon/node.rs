@@ -403,7 +403,7 @@ impl Node {
                 Some(lease) => Reply::Lease(Box::new(lease)),
                 None => Reply::None {},
             },
-            Request::Gc { valid } => self.collect(&valid),
+            Request::Gc { network, valid } => self.collect(&network, &valid),
             Request::Status {} => self.status(),
             Request::Show {} => Reply::Show(self.show()),
             Request::Why(_) | Request::Whys(_) | Request::Rules { .. } => return self.ask_policies(request, answer),

@@ -24,7 +24,12 @@ pub fn add(pod: PodName, uid: Option<String>, sandbox: Sandbox, conf: &NetConf) 
     del::revive(&sandbox.attachment);
     let veth = datapath::veth(&pod, &sandbox.attachment, conf.link_mtu(None));
     let wants_slave = conf.virtual_type == VirtualType::IpVlan;
-    let wish = Wish { slave: wants_slave, alone: conf.disable_host_peer, host_stack: conf.host_stack.clone() };
+    let wish = Wish {
+        network: Some(conf.name.clone()),
+        slave: wants_slave,
+        alone: conf.disable_host_peer,
+        host_stack: conf.host_stack.clone(),
+    };
     let request = Request::Allocate { pod, uid, sandbox: sandbox.clone(), limits: conf.runtime.limits, wish };
     // Open until we end: by that the daemon knows that the pod is wired, and from then on keeps it so.
     let mut question =

@@ -72,7 +72,7 @@ fn serve(request: Request) -> Result<String, Failure> {
             speak_if_asked(&conf);
             check::check(&sandbox, pod.as_ref(), &conf, prev.as_ref()).map(silent)
         }
-        Call::Gc { valid } => gc::gc(valid).map(silent),
+        Call::Gc { network, valid } => gc::gc(network, valid).map(silent),
         Call::Status => status::status().map(silent),
     }
 }

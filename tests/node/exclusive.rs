@@ -209,6 +209,7 @@ fn without_a_ledger_the_enis_that_are_away_are_found_in_their_namespaces() {
         lease["eni"]["slot"] = Value::Null;
         lease["eni"]["table"] = Value::Null;
         lease["seat"] = Value::Null;
+        lease["network"] = Value::Null;
         lease
     };
     let before = [&a, &b].map(|member| forget_slot(lease_of(&cluster, member)));

@@ -4,10 +4,12 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use terway::ours::LEDGER;
 
 use super::{deaf, idle_node, is_bare, node, nothing, pings_during, shown};
 use crate::sim::cloud::Delays;
 use crate::sim::cluster::{Cluster, Member, conf, soon};
+use crate::sim::cni::Sandbox;
 use crate::sim::fabric::{OUTSIDE, OUTSIDE_V6};
 use crate::sim::traffic::Place;
 
@@ -209,6 +211,36 @@ fn gc_takes_what_is_not_listed_and_what_is_goes_on() {
     cluster.call_for(&keep, "CHECK").ok();
     assert_eq!(cluster.call(0, "GC", &nothing()).json()["code"], 7);
     assert_eq!(shown(&cluster, "/pool/leased"), 1);
+}
+
+/// As with Multus, which asks for a further interface by a network of another name.
+#[test]
+fn gc_of_one_network_leaves_alone_what_is_attached_to_another() {
+    let mut cluster = node(&nothing());
+    let gc = |cluster: &Cluster, network: &str, listed: &[&Member]| {
+        let id = |m: &&Member| json!({"containerID": m.sandbox.container, "ifname": m.sandbox.ifname});
+        let listed: Vec<Value> = listed.iter().map(id).collect();
+        cluster.call(0, "GC", &json!({"name": network, "cni.dev/valid-attachments": listed})).ok();
+    };
+    let first = cluster.add(0, "web");
+    let mut second = cluster.schedule(0, "web");
+    second.sandbox =
+        Sandbox { ifname: "net1".into(), conf: conf(&json!({"name": "further"})).to_string(), ..first.sandbox.clone() };
+    cluster.wire(&mut second);
+    gc(&cluster, "further", &[&second]);
+    gc(&cluster, "terway-chainer", &[&first]);
+    gc(&cluster, "no-pods", &[]);
+    assert_eq!(shown(&cluster, "/pool/leased"), 2);
+    // As an earlier release wrote them down.
+    cluster.stop(0);
+    cluster.node(0).sh(&format!(
+        r#"sed -i 's/,"network":"[^"]*"//' {LEDGER}/leases/*.json; ! grep -q '"network"' {LEDGER}/leases/*.json"#
+    ));
+    cluster.start_ready(0);
+    gc(&cluster, "further", &[&second]);
+    assert_eq!(shown(&cluster, "/pool/leased"), 2);
+    gc(&cluster, "terway-chainer", &[]);
+    assert_eq!(shown(&cluster, "/pool/leased"), 0);
 }
 
 #[test]

@@ -230,6 +230,7 @@ fn a_lost_ledger_is_rebuilt_with_both_addresses() {
         for lease in &mut leases {
             lease["sandbox"]["netns"] = Value::Null;
             lease["seat"] = Value::Null;
+            lease["network"] = Value::Null;
         }
         leases
     };

@@ -112,6 +112,7 @@ impl Vpc {
             routes: Vec::new(),
             seat: None,
             mtu: None,
+            network: None,
         };
         Guest { vpc: self, plan: datapath::pod(&Setup::new(&lease, MTU)), lease, pod }
     }

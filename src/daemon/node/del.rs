@@ -74,14 +74,20 @@ impl Node {
         self.feed(Event::Release { attachment: attachment.clone() });
     }
 
-    /// One that cannot be released does not keep the others.
-    pub(super) fn collect(&mut self, valid: &BTreeSet<Attachment>) -> Reply {
-        // The runtime's name for one that we have no name for may be among them.
-        let is_stale = |a: &&Attachment| !valid.contains(a) && !ours::is_unnamed(a);
-        let stale: Vec<Attachment> = self.leases.keys().filter(is_stale).cloned().collect();
+    /// Of other networks the runtime says nothing. Of which network a lease is that names none nobody knows: it is kept for as long as its
+    /// container is listed by any interface. One that cannot be released does not keep the others.
+    pub(super) fn collect(&mut self, network: &str, valid: &BTreeSet<Attachment>) -> Reply {
+        let containers: BTreeSet<&str> = valid.iter().map(|attachment| attachment.container.as_str()).collect();
+        let is_stale = |(attachment, lease): &(&Attachment, &Lease)| match &lease.network {
+            Some(name) => name == network && !valid.contains(attachment),
+            // The runtime's name for one that we have no name for may be among them.
+            None => !containers.contains(attachment.container.as_str()) && !ours::is_unnamed(attachment),
+        };
+        let stale: Vec<Attachment> =
+            self.leases.iter().filter(is_stale).map(|(attachment, _)| attachment.clone()).collect();
         let mut reply = Reply::None {};
         for attachment in &stale {
-            log::info!("gc: {attachment} is not among the valid attachments");
+            log::info!("gc: {attachment} is not among the valid attachments to {network}");
             if let refused @ Reply::Refused { .. } = self.release_unasked(attachment) {
                 reply = refused;
             }

@@ -114,7 +114,8 @@ impl Node {
         // Of an ENI that is lent already, the lease is the one record.
         let lent = self.leases.get(&held.sandbox.attachment).filter(|l| held.whole && l.eni.id == held.eni);
         if let Some(lease) = lent {
-            return Ok(Lease { sandbox: held.sandbox, ..lease.clone() });
+            let network = self.wish(&held).network.or_else(|| lease.network.clone());
+            return Ok(Lease { sandbox: held.sandbox, network, ..lease.clone() });
         }
         let Some(eni) = self.enis.get(&held.eni).cloned() else {
             return Err(Error::refused(format!("ENI {} is not set up", held.eni)));
@@ -124,6 +125,7 @@ impl Node {
             true => Wiring::Whole(self.whole(&held, &eni)?),
             false => self.slave(&held, &eni).map_or(Wiring::Shared, Wiring::Ipvlan),
         };
+        let network = self.wish(&held).network;
         let seat = self.free_seat(&held.pod, wiring != Wiring::Shared)?;
         Ok(Lease {
             sticky: self.pods.is_sticky(&held.pod, &self.world.stateful_kinds),
@@ -139,6 +141,7 @@ impl Node {
             routes: self.conf.layers().config().extra_routes.clone(),
             seat,
             mtu: Some(self.world.mtu),
+            network,
         })
     }
 

@@ -274,6 +274,7 @@ impl Heir<'_> {
             routes: Vec::new(),
             seat: None,
             mtu: None,
+            network: None,
         }
     }
 
