@@ -313,6 +313,20 @@ fn links_to_wait_at_and_the_filters_that_lead_there_come_and_go() {
     assert!(ns.sh("ip link").contains("shape-in@other"));
 }
 
+/// The qdisc of kernels before 4.5.
+#[test]
+fn what_leaves_is_not_led_away_by_a_qdisc_for_what_arrives() {
+    let ns = one_link("ingress");
+    ns.sh("ip link add shape-in type ifb; tc qdisc add dev a0 ingress");
+    let apply = |side| ns.run(|| Kernel::host().unwrap().apply(&Plan { host: vec![redirect(side)], pod: Vec::new() }));
+    let e = apply(Side::Egress).unwrap_err().to_string();
+    assert!(e.contains("the qdisc ingress of a0 holds no filters on what leaves"), "{e}");
+    let filters = || ns.sh("tc filter show dev a0 parent ffff:").matches("mirred").count();
+    assert_eq!(filters(), 0);
+    apply(Side::Ingress).unwrap();
+    assert_eq!(filters(), 1);
+}
+
 #[test]
 fn a_redirect_leads_to_the_link_that_has_the_name_by_now() {
     let ns = one_link("ifb");

@@ -363,22 +363,14 @@ impl Place {
     }
 
     fn make_filter(&mut self, want: &Filter) -> Result<(), Error> {
-        let ifindex = self.index(&want.link)?;
-        self.make_place(ifindex, tc::INGRESS, want.priority)?;
+        let ifindex = self.make_place(&want.link, Side::Ingress, want.priority)?;
         let message = self.filter(want, ifindex)?;
         self.act(message)
     }
 
     fn make_hook(&mut self, want: &Hook) -> Result<(), Error> {
         let (ifindex, side) = (self.index(&want.link)?, side(want.side));
-        self.make_qdisc(ifindex)?;
-        // `ingress` takes what is for the other side too, and has it look at what arrives.
-        if want.side == Side::Egress && self.qdiscs()?.iter().any(|q| q.ifindex == ifindex && q.kind == "ingress") {
-            let link = &want.link;
-            let why =
-                format!("the qdisc ingress of {link} holds no filters on what leaves: tc qdisc del dev {link} ingress");
-            return Err(Error::refused(why));
-        }
+        self.make_qdisc(&want.link, want.side)?;
         let message = self.hook(want, ifindex)?;
         match self.act(message) {
             // Something of another kind has the priority.
@@ -406,27 +398,43 @@ impl Place {
     }
 
     fn make_redirect(&mut self, want: &Redirect) -> Result<(), Error> {
-        let (ifindex, through) = (self.index(&want.link)?, self.index(&want.through)?);
-        self.make_place(ifindex, side(want.side), want.priority)?;
+        let through = self.index(&want.through)?;
+        let ifindex = self.make_place(&want.link, want.side, want.priority)?;
         self.act(tc::add_redirect(ifindex, side(want.side), want.priority, through))
     }
 
-    /// A filter has its qdisc, and nobody is in its place.
-    fn make_place(&mut self, ifindex: u32, side: u32, priority: u16) -> Result<(), Error> {
-        self.make_qdisc(ifindex)?;
+    /// A filter on this link, whose index is answered, has its qdisc, and nobody is in its place.
+    fn make_place(&mut self, link: &str, at: Side, priority: u16) -> Result<u32, Error> {
+        let (ifindex, side) = (self.index(link)?, side(at));
+        self.make_qdisc(link, at)?;
         if self.filters(ifindex, side)?.iter().any(|f| f.priority == priority) {
             absent_is_fine(self.act(tc::remove_filter(ifindex, side, priority)))?;
+        }
+        Ok(ifindex)
+    }
+
+    /// The link has what filters of this side hang on.
+    fn make_qdisc(&mut self, link: &str, at: Side) -> Result<(), Error> {
+        let ifindex = self.index(link)?;
+        self.add_qdisc(ifindex)?;
+        // `ingress` takes what is for the other side too, and has it look at what arrives.
+        if at == Side::Egress && self.qdiscs()?.iter().any(|q| q.ifindex == ifindex && q.kind == "ingress") {
+            let lack = "holds no filters on what leaves, as clsact does from kernel 4.5 on";
+            return Err(Error::refused(format!("the qdisc ingress of {link} {lack}: tc qdisc del dev {link} ingress")));
         }
         Ok(())
     }
 
-    fn make_qdisc(&mut self, ifindex: u32) -> Result<(), Error> {
+    fn add_qdisc(&mut self, ifindex: u32) -> Result<(), Error> {
         // Kernels before 4.5 have no `clsact`.
         for kind in ["clsact", "ingress"] {
             match self.act(tc::add_qdisc(ifindex, kind)) {
                 Err(e) if e.errno() == Some(libc::ENOENT) => {}
                 Err(e) if e.errno() == Some(libc::EEXIST) => return Ok(()),
-                result => return result.context(|| format!("add qdisc {kind}")),
+                result => {
+                    self.seen.qdiscs = self.seen.qdiscs.take().filter(|_| kind == "clsact");
+                    return result.context(|| format!("add qdisc {kind}"));
+                }
             }
         }
         Err(Error::refused("the kernel has neither the qdisc clsact nor ingress"))
