@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::eni::prefixes;
 use super::ledger::Contents;
 use super::old;
+use super::trials::Trials;
 use crate::eni::{Eni, EniKind, EniState, VSwitch};
 use crate::error::Error;
 use crate::gather::Gather;
@@ -14,8 +15,8 @@ use crate::kernel::{self, Away, Kernel, LinkSeen, Look, RouteSeen};
 use crate::plan::RuleAction;
 use crate::pod::{Attachment, Sandbox};
 use crate::rate::Both;
-use crate::rpc::{Answers, EniLease, Heritage, Lease, Marker, Shaper, Slave, Whole, Wiring};
-use crate::{datapath, ours, pod};
+use crate::rpc::{EniLease, Heritage, Lease, Marker, Slave, Whole, Wiring};
+use crate::{ours, pod};
 
 /// What is known of the node beside the kernel.
 pub struct Known<'a> {
@@ -52,8 +53,8 @@ fn eni_link<'a>(links: &'a [LinkSeen], eni: &Eni) -> Option<&'a LinkSeen> {
 /// veth names the attachment, its route the address (a DEL takes that away first of all), the cloud the ENI. A pod whose name
 /// the veth has no room for is nameless; nobody will think that it is gone.
 pub fn leases(kernel: &mut Kernel, look: &Look, known: &Known, contents: &Contents) -> Result<Vec<Lease>, Error> {
-    let mut found = whole_leases(kernel, known, contents, &look.links);
-    found.extend(slave_leases(kernel, look, known, contents));
+    let mut found = whole_leases(known, contents, &look.links)?;
+    found.extend(slave_leases(look, known, contents)?);
     let leased = contents.leases.iter().chain(&found).map(|lease| lease.sandbox.attachment.clone());
     let leased: BTreeSet<Attachment> = leased.gather();
     for (attachment, veth) in look.pod_links().filter(|(attachment, _)| !leased.contains(attachment)) {
@@ -97,34 +98,34 @@ pub fn leases(kernel: &mut Kernel, look: &Look, known: &Known, contents: &Conten
 
 /// The same of pods that have the whole of an ENI: its link, which is in the pod's namespace, says whose it is. What the network
 /// configuration leaves to the node is told by the next ADD; routes that are there stay.
-fn whole_leases(kernel: &mut Kernel, known: &Known, contents: &Contents, links: &[LinkSeen]) -> Vec<Lease> {
+fn whole_leases(known: &Known, contents: &Contents, links: &[LinkSeen]) -> Result<Vec<Lease>, Error> {
     let is_away =
         |eni: &&Eni| eni.state == EniState::InUse && eni.kind == EniKind::Secondary && eni_link(links, eni).is_none();
     let away: Vec<&Eni> = known.enis.iter().filter(is_away).collect();
     if away.iter().all(|eni| contents.leases.iter().any(|lease| lease.is_whole() && lease.eni.id == eni.id)) {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     let seen = crate::kernel::away();
     let seen = seen.iter().filter_map(|card| Some((card, *away.iter().find(|eni| eni.mac == card.mac)?)));
     let unknown = seen.filter(|(card, eni)| !contents.knows(&card.lent.attachment, &own_addresses(known, eni)));
-    let shaper = kernel.shaper().0;
+    let trials = Trials::default();
     let has_peer = |card: &Away| {
         let owners = links.iter().filter_map(|link| ours::attachment(link.alias.as_deref()?));
         owners.into_iter().any(|owner| owner == card.lent.attachment)
     };
-    unknown.map(|(card, eni)| whole_lease(known, card, eni, (shaper, !has_peer(card)))).collect()
+    unknown.map(|(card, eni)| whole_lease(known, card, eni, !has_peer(card), &trials)).collect()
 }
 
 /// The same of pods that are slaves of an ENI: their link says whose it is, and its addresses are theirs. What the network
 /// configuration leaves to the node beside Services is told by the next ADD.
-fn slave_leases(kernel: &mut Kernel, look: &Look, known: &Known, contents: &Contents) -> Vec<Lease> {
+fn slave_leases(look: &Look, known: &Known, contents: &Contents) -> Result<Vec<Lease>, Error> {
     let by_slave = |route: &&RouteSeen| look.links.iter().any(|l| l.is_slave() && route.oif == Some(l.ifindex));
     let mut routes = look.routes.iter().filter(|route| route.table == ours::PODS_TABLE).filter(by_slave);
     // Where the ledger knows of all that the node leads to its slaves, nothing is lost, and no namespace is looked into.
     if routes.all(|route| contents.leases.iter().any(|lease| lease.ip.iter().any(|ip| ip == route.to.addr()))) {
-        return Vec::new();
+        return Ok(Vec::new());
     }
-    let shaper = kernel.shaper().0;
+    let shaper = Trials::default().shaper()?;
     let mut found = Vec::new();
     for slave in kernel::slaves() {
         let is_its = |eni: &&Eni| eni_link(&look.links, eni).is_some_and(|link| link.ifindex == slave.parent);
@@ -152,7 +153,7 @@ fn slave_leases(kernel: &mut Kernel, look: &Look, known: &Known, contents: &Cont
             network: None,
         });
     }
-    found
+    Ok(found)
 }
 
 fn own_addresses(known: &Known, eni: &Eni) -> IpPair {
@@ -160,7 +161,7 @@ fn own_addresses(known: &Known, eni: &Eni) -> IpPair {
     IpPair { v4: known.stack.has(Family::V4).then_some(eni.primary), v6 }
 }
 
-fn whole_lease(known: &Known, card: &Away, eni: &Eni, (shaper, alone): (Shaper, bool)) -> Lease {
+fn whole_lease(known: &Known, card: &Away, eni: &Eni, alone: bool, trials: &Trials) -> Result<Lease, Error> {
     let lent = card.lent.clone();
     let pod = lent.pod.unwrap_or_else(pod::nameless);
     let ip = own_addresses(known, eni);
@@ -170,13 +171,10 @@ fn whole_lease(known: &Known, card: &Away, eni: &Eni, (shaper, alone): (Shaper, 
         eni.id,
         card.netns.display()
     );
-    let answers = match kernel::attempt(&datapath::trial_of_answers(&known.node)) {
-        Ok(()) => Answers::Conntrack,
-        Err(_) => Answers::Sockets,
-    };
+    let (answers, shaper) = (trials.answers(&known.node)?, trials.shaper()?);
     let (home, services, host_stack) = (lent.home, known.services, Vec::new());
     let whole = Whole { home, services, answers, shaper, host_stack, alone };
-    Lease {
+    Ok(Lease {
         pod,
         sandbox: Sandbox { attachment: lent.attachment, netns: card.netns.clone() },
         ip,
@@ -192,7 +190,7 @@ fn whole_lease(known: &Known, card: &Away, eni: &Eni, (shaper, alone): (Shaper, 
         seat: None,
         mtu: Some(known.mtu),
         network: None,
-    }
+    })
 }
 
 /// A veth that the old Terway made has other MACs than ours; that of its inner end we wrote down as a neighbour.

@@ -22,6 +22,7 @@ use super::outside::{Manner, Outside};
 use super::reactor::Timer;
 use super::sticky::Sticky;
 use super::terms::Terms;
+use super::trials::Trials;
 use super::world::World;
 use super::{adopt, clock, file, news, notify, old, phases, threads};
 use crate::both::both;
@@ -385,7 +386,7 @@ fn assemble(
         node: g.node,
         setup: g.setup,
         marker: g.marker,
-        tried: Default::default(),
+        trials: Trials::default(),
         mtu: config.link_mtu(g.network_mtu),
         network_mtu: g.network_mtu,
         kubeadms_services: g.kubeadms_services,

@@ -34,6 +34,7 @@ mod sticky;
 mod tally;
 mod terms;
 mod threads;
+mod trials;
 mod web;
 mod world;
 

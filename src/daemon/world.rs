@@ -1,6 +1,5 @@
 //! What the node loop reaches for outside itself: each job runs on a thread of its own and comes back as an input.
 
-use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use super::old::felix;
 use super::tally::tally;
 use super::terms::Terms;
 use super::threads;
+use super::trials::Trials;
 use crate::config::{Mode, Publish};
 use crate::datapath::{self, EniSetup, NodeSetup};
 use crate::eni::VSwitch;
@@ -29,7 +29,7 @@ use crate::peer::Own;
 use crate::plan::Plan;
 use crate::pod::{Attachment, PodName};
 use crate::pool::{Call, CallId};
-use crate::rpc::{Answers, EniLease, Lease, Marker, Shaper};
+use crate::rpc::{EniLease, Lease, Marker};
 use crate::{cloud, kube};
 
 /// What the API server has not answered is asked again after this long, doubling up to the second figure.
@@ -48,8 +48,7 @@ pub struct World {
     pub node: IpPair,
     pub setup: NodeSetup,
     pub marker: Marker,
-    /// See [`World::answers`], [`World::shaper`] and [`World::ipvlan`].
-    pub tried: (OnceCell<Answers>, OnceCell<Shaper>, OnceCell<Result<(), String>>),
+    pub trials: Trials,
     pub mtu: u32,
     /// What the network configuration says of pods' links.
     pub network_mtu: Option<u32>,
@@ -186,39 +185,6 @@ impl World {
                 apply(datapath::passage(*family), "pods are cut off by the policy DROP of the chain FORWARD");
             }
         });
-    }
-
-    /// How a pod with an ENI of its own is held to a bandwidth; tried out once, when the first one comes.
-    pub fn shaper(&self) -> Shaper {
-        *self.tried.1.get_or_init(|| match Kernel::host().map(|mut kernel| kernel.shaper()) {
-            Ok((shaper, why)) => {
-                log::info!("pods with an ENI of their own are held to their bandwidth by {shaper:?}: {why}");
-                shaper
-            }
-            Err(e) => {
-                log::warn!("how to hold pods with an ENI of their own to a bandwidth: {e}");
-                Shaper::Links
-            }
-        })
-    }
-
-    /// How a pod with an ENI of its own finds back what came in through the node; tried out once, when the first one comes.
-    pub fn answers(&self) -> Answers {
-        *self.tried.0.get_or_init(|| match kernel::attempt(&datapath::trial_of_answers(&self.node)) {
-            Ok(()) => Answers::Conntrack,
-            Err(e) => {
-                log::warn!(
-                    "pods with an ENI of their own answer what comes in by a port of the node over TCP, and not over UDP: {e}"
-                );
-                Answers::Sockets
-            }
-        })
-    }
-
-    /// Whether pods can be slaves of their ENI, or why not; tried out once, when the first one shall be.
-    pub fn ipvlan(&self) -> Result<(), String> {
-        let tried = self.tried.2.get_or_init(|| kernel::ipvlan().map_err(|e| e.to_string()));
-        tried.clone()
     }
 
     pub fn take_out(&self, lease: Lease) {

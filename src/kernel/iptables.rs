@@ -48,7 +48,12 @@ fn succeed(rule: &Iptables, (code, said): (Option<i32>, String)) -> Result<(), E
 }
 
 fn failure(program: &str, said: &str) -> Error {
-    Error::refused(format!("{program}: {}", said.trim()))
+    let said = said.trim();
+    // Where others have held it all the time, and where the kernel was asked at the same moment.
+    match ["xtables lock", "Resource temporarily unavailable"].iter().any(|busy| said.contains(busy)) {
+        true => Error::os(libc::EAGAIN).within(format!("{program}: {said}")),
+        false => Error::refused(format!("{program}: {said}")),
+    }
 }
 
 fn run(verb: &str, rule: &Iptables) -> Result<(Option<i32>, String), Error> {

@@ -17,7 +17,7 @@ use crate::ours;
 use crate::plan::{Filter, FilterAction, Hook, HostSlave, Ifb, Object, Plan, Program, Redirect, Rule, Side, Veth};
 use crate::pod::Attachment;
 use crate::rate::Both;
-use crate::rpc::{Marker, Shaper};
+use crate::rpc::Marker;
 
 /// The node's network as it was seen at one time, for many questions.
 pub struct Look {
@@ -167,17 +167,6 @@ impl Kernel {
         errors.result()
     }
 
-    /// How this kernel can hold two links to one bandwidth, and why not better.
-    pub fn shaper(&mut self) -> (Shaper, String) {
-        let why = match std::thread::Builder::new().spawn(shaper_of_a_new_namespace).map(|thread| thread.join()) {
-            Ok(Ok(Ok(()))) => return (Shaper::Ifb, "ifb works".into()),
-            Ok(Ok(Err(e))) => e,
-            Ok(Err(panic)) => std::panic::resume_unwind(panic),
-            Err(e) => e.into(),
-        };
-        (Shaper::Links, format!("{why}; what a pod with an ENI of its own receives by it has no limit"))
-    }
-
     /// How this kernel can mark packets, and why not better. Tried out in a namespace that lives no longer than that.
     pub fn marker(&mut self) -> (Marker, String) {
         let trial = std::thread::Builder::new().spawn(marker_of_a_new_namespace).map(|thread| thread.join());
@@ -201,6 +190,12 @@ pub fn attempt(plan: &Plan) -> Result<(), Error> {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic),
     }
+}
+
+/// Whether this kernel can hold two links to one bandwidth, else why not.
+pub fn ifb() -> Result<(), Error> {
+    let trial = std::thread::Builder::new().spawn(ifb_of_a_new_namespace).context(|| "start a thread")?;
+    trial.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// The seat that filters on the links of the attachment bear, by the one of this name: the node's, or inside of the namespace.
@@ -249,7 +244,7 @@ fn ipvlan_of_a_new_namespace() -> Result<(), Error> {
 }
 
 /// Runs on a thread of its own, which takes the namespace with it when it ends.
-fn shaper_of_a_new_namespace() -> Result<(), Error> {
+fn ifb_of_a_new_namespace() -> Result<(), Error> {
     let mut place = a_new_namespace()?;
     let through = String::from("probe");
     place.correct(&Object::Ifb(Ifb { name: through.clone() }))?;

@@ -46,7 +46,7 @@ pub use events::Watch;
 pub use iptables::forwards_by_rule_only;
 pub use ipvlan::{SlaveSeen, slaves, take_out};
 pub use link::LinkSeen;
-pub use look::{Look, attempt, ipvlan, seat};
+pub use look::{Look, attempt, ifb, ipvlan, seat};
 pub use old::{OldPod, Stranger, strangers};
 pub use place::Difference;
 pub use route::{MAIN, RouteSeen};

@@ -249,6 +249,26 @@ fn a_del_without_a_daemon_brings_the_eni_home() {
 }
 
 #[test]
+fn a_lock_that_is_held_for_a_moment_decides_nothing_for_a_pods_life() {
+    let cluster = exclusive_node();
+    let node = cluster.node(0);
+    node.write_file(
+        "/run/iptables-that-waits",
+        "#!/bin/sh\necho 'Another app is currently holding the xtables lock. Stopped waiting after 5s.' >&2\nexit 4\n",
+    );
+    let real = node.sh("readlink /etc/alternatives/iptables");
+    node.sh("chmod +x /run/iptables-that-waits; ln -sf /run/iptables-that-waits /etc/alternatives/iptables");
+    let mut a = cluster.schedule(0, "a");
+    let said = cluster.refused(&a, 11);
+    assert!(said.contains("holding the xtables lock"), "{said}");
+    node.sh(&format!("ln -sf {} /etc/alternatives/iptables", real.trim()));
+    soon("it is tried again", || cluster.call_for(&a, "ADD").code == Some(0));
+    cluster.wire(&mut a);
+    assert!(a.pod.sh("iptables -w -t mangle -S").contains("CONNMARK"), "{}", a.pod.sh("iptables -w -t mangle -S"));
+    talks(&cluster, &a);
+}
+
+#[test]
 fn garbage_collection_fetches_the_eni_from_a_namespace_that_lives_on() {
     let cluster = exclusive_node();
     let (a, b) = (cluster.add(0, "a"), cluster.add(0, "b"));

@@ -8,7 +8,7 @@ use super::{Complaint, Patient};
 use crate::error::Error;
 use crate::kernel;
 use crate::ours;
-use crate::rpc::{Marker, Shaper};
+use crate::rpc::Marker;
 
 type Found = Result<Vec<Complaint>, Error>;
 
@@ -73,9 +73,9 @@ pub fn kernel(patient: &mut Patient) -> Found {
             "a kernel from 4.19 on; till then it works, with a rule more for each pod or ENI",
         );
     }
-    let (shaper, why) = patient.kernel.shaper();
-    if shaper != Shaper::Ifb {
-        note(format!("bandwidth: {why}"), "modprobe ifb, and /usr/lib/modules-load.d/terway.conf for the next boot");
+    if let Err(e) = kernel::ifb() {
+        let lack = format!("bandwidth: {e}; what a pod with an ENI of its own receives by it has no limit");
+        note(lack, "modprobe ifb, and /usr/lib/modules-load.d/terway.conf for the next boot");
     }
     for lack in super::super::status::list(&patient.known.shown["services"]["lacks"]) {
         note(format!("Services: {}", lack.as_str().unwrap_or_default()), "");

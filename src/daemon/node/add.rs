@@ -3,6 +3,7 @@
 use smol::channel::Sender;
 
 use super::{Node, local, refusal};
+use crate::config::Mode;
 use crate::daemon::clock;
 use crate::daemon::pods::Presence;
 use crate::error::Error;
@@ -98,6 +99,10 @@ impl Node {
             let reason = "the API server has not said yet where Services are, and service_cidr is not set";
             return waiting.refuse(Refusal::ApiDown, reason.into());
         }
+        if let Err(e) = self.try_out(&waiting) {
+            return waiting
+                .refuse(Refusal::TooSlow, format!("what this node can do for it is not known just now: {e}"));
+        }
         self.last_ticket += 1;
         let ticket = self.last_ticket;
         let event = Event::Allocate {
@@ -109,6 +114,27 @@ impl Node {
         };
         self.waiting.insert(ticket, waiting);
         self.feed(event);
+    }
+
+    pub(super) fn wants_whole(&self, waiting: &Waiting) -> bool {
+        self.world.terms.mode == Mode::Whole || self.pods.wants_whole(&waiting.pod)
+    }
+
+    /// What the kernel can do is known where a new pod keeps for life what is chosen by it.
+    fn try_out(&self, waiting: &Waiting) -> Result<(), Error> {
+        let trials = &self.world.trials;
+        if self.leases.contains_key(&waiting.sandbox.attachment) {
+            return Ok(());
+        }
+        if self.wants_whole(waiting) {
+            trials.answers(&self.world.node)?;
+            return trials.shaper().map(drop);
+        }
+        match waiting.wish.slave.then(|| trials.ipvlan()) {
+            Some(Ok(())) => trials.shaper().map(drop),
+            Some(Err(e)) if e.is_for_now() => Err(e),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn forget_those_who_hung_up(&mut self) {

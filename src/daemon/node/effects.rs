@@ -123,7 +123,7 @@ impl Node {
         let bandwidth = self.bandwidth(&held);
         let wiring = match held.whole {
             true => Wiring::Whole(self.whole(&held, &eni)?),
-            false => self.slave(&held, &eni).map_or(Wiring::Shared, Wiring::Ipvlan),
+            false => self.slave(&held, &eni)?.map_or(Wiring::Shared, Wiring::Ipvlan),
         };
         let network = self.wish(&held).network;
         let seat = self.free_seat(&held.pod, wiring != Wiring::Shared)?;
@@ -150,7 +150,7 @@ impl Node {
             return Err(Error::refused(format!("ENI {} has no link here", eni.id)));
         };
         let services = self.service_nets();
-        let (answers, shaper) = (self.world.answers(), self.world.shaper());
+        let (answers, shaper) = (self.world.trials.answers(&self.world.node)?, self.world.trials.shaper()?);
         let wish = self.wish(held);
         if leads_to_services(&held.sandbox.attachment, &wish) {
             self.tell_of_lost_services(&held.pod);

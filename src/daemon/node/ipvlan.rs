@@ -46,13 +46,16 @@ impl Slaves {
 
 impl Node {
     /// What a lease takes that shall be a slave of its ENI. `None` where nobody asks for that, or it cannot be: then the pod has a veth.
-    pub(super) fn slave(&mut self, held: &Held, eni: &EniLease) -> Option<Slave> {
-        let Wish { host_stack, .. } = Some(self.wish(held)).filter(|wish| wish.slave)?;
+    pub(super) fn slave(&mut self, held: &Held, eni: &EniLease) -> Result<Option<Slave>, Error> {
+        let Wish { host_stack, slave, .. } = self.wish(held);
+        if !slave {
+            return Ok(None);
+        }
         match self.become_parent(eni) {
-            Ok(()) => Some(Slave { host_stack, shaper: self.world.shaper() }),
+            Ok(()) => Ok(Some(Slave { host_stack, shaper: self.world.trials.shaper()? })),
             Err(why) => {
                 self.tell_of_veths(why);
-                None
+                Ok(None)
             }
         }
     }
@@ -77,7 +80,7 @@ impl Node {
         if self.slaves.has(&eni.id) {
             return Ok(());
         }
-        self.world.ipvlan()?;
+        self.world.trials.ipvlan().map_err(|e| e.to_string())?;
         if self.service_nets().is_empty() {
             log::warn!("service_cidr is not set: what IPvlan pods send to Services as packets leaves by their ENI");
         }
@@ -106,7 +109,7 @@ impl Node {
     /// The ENI was set up a moment ago, and is to have slaves or has them.
     pub(super) fn set_up_slaves(&mut self, id: &str) {
         let Some(eni) = self.enis.get(id).cloned() else { return };
-        if self.slaves.has(id) || self.slaves.wanted && self.world.ipvlan().is_ok() {
+        if self.slaves.has(id) || self.slaves.wanted && self.world.trials.ipvlan().is_ok() {
             let ready = self.set_up_parent(&eni);
             self.noted("IPvlan", ready);
         }

@@ -79,10 +79,9 @@ impl Node {
     /// API server has said where they are.
     pub(super) fn awaits_services(&self, waiting: &Waiting) -> bool {
         let attachment = &waiting.sandbox.attachment;
-        let is_whole = self.world.terms.mode == Mode::Whole || self.pods.wants_whole(&waiting.pod);
         let is_new = !self.leases.contains_key(attachment);
         let is_lost = self.ear.is_none() && self.is_to_learn_services();
-        is_lost && is_whole && is_new && leads_to_services(attachment, &waiting.wish)
+        is_lost && self.wants_whole(waiting) && is_new && leads_to_services(attachment, &waiting.wish)
     }
 
     /// A pod that has an ENI of its own sends to Services by the VPC, which knows none of them, unless it is told where they are or they
