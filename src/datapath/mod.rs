@@ -173,7 +173,7 @@ pub fn parent(setup: &EniSetup) -> Plan {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeSetup {
     pub stack: Stack,
-    /// Links of the node that learn their IPv6 default route from router advertisements.
+    /// Links of the node that learn from router advertisements.
     pub advertised: Vec<String>,
     /// Links of the node by which clients come, where pods are led to their ENIs by their addresses: the kernel, which asks by which way
     /// it would answer, takes what is for such a pod for forged.

@@ -41,15 +41,17 @@ impl Look {
         self.links.iter().filter(|link| ways.contains(&link.ifindex)).collect()
     }
 
-    /// Links whose IPv6 default route comes from router advertisements that the kernel reads.
+    /// Links by which the kernel learns from router advertisements, or will once the first one comes: hardware, and what else has a
+    /// default route. Behind a bridge there may be containers, which nobody is to believe.
     pub fn advertised_links(&self) -> Vec<&LinkSeen> {
-        let default = |r: &RouteSeen| r.table == MAIN && r.to.prefix_len() == 0 && r.to.addr().is_ipv6();
+        let default = |r: &RouteSeen| r.table == MAIN && r.to.prefix_len() == 0;
         let by_default = |link: &LinkSeen| self.routes.iter().any(|r| default(r) && r.oif == Some(link.ifindex));
+        let leads_out = |link: &LinkSeen| link.kind.is_none() && link.name != "lo" || by_default(link);
         let listens = |link: &LinkSeen| {
             let value = sysctl::read(&format!("net/ipv6/conf/{}/accept_ra", link.name));
             matches!(value.ok().flatten().as_deref(), Some("1" | "2"))
         };
-        self.links.iter().filter(|link| by_default(link) && listens(link)).collect()
+        self.links.iter().filter(|link| leads_out(link) && listens(link)).collect()
     }
 }
 

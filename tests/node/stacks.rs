@@ -205,6 +205,19 @@ fn every_link_of_ours_is_deaf_to_advertisements_and_the_nodes_own_is_not() {
     assert_eq!(member.pod.sh("cat /proc/sys/net/ipv6/conf/eth0/accept_ra").trim(), "0");
 }
 
+/// A router speaks every few minutes, and the node may just have booted.
+#[test]
+fn a_node_whose_first_advertisement_is_still_to_come_goes_on_listening() {
+    let mut world = World::with_nodes(world::config(), 1, "ecs.sim.large");
+    world.speak_v6(0);
+    let mut cluster = Cluster::over(world);
+    cluster.node(0).sh("ip -6 route del default; ip link add docker0 type bridge");
+    cluster.configure(0, &json!({"ip_stack": "dual"}));
+    cluster.start_ready(0);
+    let values = cluster.node(0).sh("cd /proc/sys/net/ipv6/conf; cat all/forwarding eth0/accept_ra docker0/accept_ra");
+    assert_eq!(values.lines().collect::<Vec<_>>(), ["1", "2", "1"]);
+}
+
 #[test]
 fn a_del_leaves_nothing_of_either_family() {
     let mut cluster = node(&json!({"ip_stack": "dual"}));

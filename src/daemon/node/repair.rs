@@ -249,6 +249,8 @@ impl Node {
         let Some(eni) = self.enis.get(id) else { return };
         let plan = self.world.eni_plan(eni, link, self.slaves.has(id));
         let mac = eni.mac;
+        // It may have the name of a link of the node that is gone.
+        self.world.setup.advertised.retain(|own| own != link);
         self.repair.guard(Part::Eni(id.to_owned()), &plan, from);
         self.repair.expect_mac(link, mac);
     }
