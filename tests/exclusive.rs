@@ -2,7 +2,6 @@
 
 use std::ops::Deref;
 use std::path::Path;
-use std::thread;
 
 use terway::datapath::{self, Setup};
 use terway::ip::IpPair;
@@ -17,7 +16,7 @@ use terway::verdict::Why;
 use crate::bpf::policy::{OPEN, guard, guarded};
 use crate::sim::cluster::soon;
 use crate::sim::fabric::{OUTSIDE, OUTSIDE_V6};
-use crate::sim::flood::flood;
+use crate::sim::flood::{between, flood, keeps_to};
 use crate::sim::node::Node;
 use crate::sim::traffic::{Place, reaches, seen_as};
 use crate::sim::vpc::{GATEWAY, Guest, MTU, NODE, NODE_V6, REMOTE, REMOTE_V6, Vpc, addr, at, services};
@@ -200,7 +199,7 @@ fn without_iptables_in_the_pod_tcp_is_answered_all_the_same() {
     let at_x = x.serves(8080);
     assert_eq!(seen_as(world.fabric.outside(), &format!("{NODE}:30080"), &at_x.0), OUTSIDE);
     assert_eq!(seen_as(world.fabric.outside(), &format!("[{NODE_V6}]:30080"), &at_x.0), OUTSIDE_V6);
-    assert!(x.pod.ping(OUTSIDE).is_some());
+    assert!(x.pod.reaches(OUTSIDE));
 }
 
 #[test]
@@ -235,7 +234,7 @@ fn a_veth_made_ahead_of_the_lease_becomes_the_second_link() {
         kernel.apply(&x.plan).unwrap();
     });
     assert_eq!(x.check(), "clean");
-    assert!(x.pod.ping(OUTSIDE).is_some() && world.node.ping(&x.ip()).is_some());
+    assert!(x.pod.reaches(OUTSIDE) && world.node.reaches(&x.ip()));
 }
 
 #[test]
@@ -282,7 +281,7 @@ fn check_names_what_is_broken_and_apply_repairs_it() {
         x.pod.sh(&harm);
         assert_eq!(x.check(), difference, "after {harm}");
         x.apply();
-        assert!(x.pod.ping(OUTSIDE).is_some(), "after the repair of {harm}");
+        assert!(x.pod.reaches(OUTSIDE), "after the repair of {harm}");
     }
     world.kernel(|kernel| kernel.fetch(&world.node.run(kernel::away)[0])).unwrap();
     assert_eq!(x.check(), format!("link eth0 in {netns}: absent"));
@@ -332,7 +331,7 @@ fn an_add_that_was_cut_off_is_undone_and_done_again() {
         assert!(!world.links().contains("cali"), "after {objects} objects");
         x.kernel(|kernel| kernel.apply(&part)).unwrap();
         x.apply();
-        assert!(x.pod.ping(OUTSIDE).is_some() && world.node.ping(&x.ip()).is_some());
+        assert!(x.pod.reaches(OUTSIDE) && world.node.reaches(&x.ip()));
         x.undo();
         x.is_home_as("eth1");
     }
@@ -370,7 +369,7 @@ fn an_eni_that_is_away_is_found_by_someone_who_remembers_nothing() {
     world.kernel(|kernel| kernel.fetch(&away[0])).unwrap();
     x.is_home_as("eth1");
     world.kernel(|kernel| kernel.fetch(&away[0])).unwrap();
-    assert!(y.pod.ping(OUTSIDE).is_some());
+    assert!(y.pod.reaches(OUTSIDE));
 }
 
 #[test]
@@ -401,16 +400,6 @@ fn a_namespace_that_dies_gives_the_eni_back() {
     soon("the veth is gone", || !world.links().contains("cali"));
 }
 
-/// Two floods at once, each with more than the limit, get it between them.
-fn share(limit: u64, floods: [&(dyn Fn() -> Vec<u64> + Sync); 2]) {
-    let seen = thread::scope(|scope| floods.map(|flood| scope.spawn(flood)).map(|flood| flood.join().unwrap()));
-    let sums: Vec<u64> = seen.iter().map(|seconds| seconds.iter().sum()).collect();
-    let sum: u64 = sums.iter().sum();
-    // Two seconds, which need not begin at once.
-    assert!(sum * 100 <= 2 * limit * 105 && sum * 10 >= 2 * limit * 6, "limit {limit}: {seen:?}");
-    assert!(sums.iter().all(|one| one * 20 > limit), "both get some: {seen:?}");
-}
-
 #[test]
 fn one_bandwidth_holds_for_the_eni_and_the_second_link_together() {
     let world = World::new();
@@ -422,17 +411,12 @@ fn one_bandwidth_holds_for_the_eni_and_the_second_link_together() {
     reaches(&world.remote, "from another node", &x.pod, x.ips()[1]);
     reaches(&world.node, "from its node", &x.pod, x.ips()[0]);
     let ip = x.ip();
-    share(
+    let offered = limit * 3 / 2;
+    between(limit, || flood(&world.remote, &x.pod, &ip, offered, 2), || flood(&world.node, &x.pod, &ip, offered, 2));
+    between(
         limit,
-        [&|| flood(&world.remote, &x.pod, &ip, limit * 3 / 2, 2), &|| {
-            flood(&world.node, &x.pod, &ip, limit * 3 / 2, 2)
-        }],
-    );
-    share(
-        limit,
-        [&|| flood(&x.pod, &world.remote, REMOTE, limit * 3 / 2, 2), &|| {
-            flood(&x.pod, &world.node, NODE, limit * 3 / 2, 2)
-        }],
+        || flood(&x.pod, &world.remote, REMOTE, offered, 2),
+        || flood(&x.pod, &world.node, NODE, offered, 2),
     );
 
     // Another limit for a pod that runs, and none.
@@ -472,13 +456,9 @@ fn without_ifb_each_link_has_a_bucket_of_its_own() {
     x.limit(Limits { ingress: Rate::from_bits(limit), egress: Rate::from_bits(limit) });
     x.apply();
     let ip = x.ip();
-    for seconds in [
-        flood(&x.pod, &world.remote, REMOTE, limit * 3 / 2, 2),
-        flood(&x.pod, &world.node, NODE, limit * 3 / 2, 2),
-        flood(&world.node, &x.pod, &ip, limit * 3 / 2, 2),
-    ] {
-        assert!(seconds.iter().all(|bits| bits * 100 <= limit * 105 && bits * 10 >= limit * 6), "{seconds:?}");
-    }
+    keeps_to(&x.pod, &world.remote, REMOTE, limit);
+    keeps_to(&x.pod, &world.node, NODE, limit);
+    keeps_to(&world.node, &x.pod, &ip, limit);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use terway::pod::PodName;
 use super::{events_about, idle_node, is_bare, node, nothing, shown};
 use crate::sim::cluster::{Cluster, Member, conf, node_name, soon, within};
 use crate::sim::fabric::{OUTSIDE, OUTSIDE_V6};
-use crate::sim::flood::flood;
+use crate::sim::flood::{self, between, flood};
 use crate::sim::kube;
 use crate::sim::traffic::Place;
 
@@ -55,21 +55,9 @@ fn come_to(cluster: &Cluster, member: &Member, want: [Option<&str>; 2]) {
     cluster.call_for(member, "CHECK").ok();
 }
 
-/// Floods the one from the other with half as much again as the limit. No second brings more than the limit, and a good one nearly all of
-/// it: where the sender comes later than bucket and queue can bridge, that much is lost, and one good second must do.
+/// See [`flood::keeps_to`].
 fn keeps_to(from: &Member, to: &Member, limit: u64) {
-    keeps_to_at(from, to, &to.ip, limit);
-}
-
-fn keeps_to_at(from: &Member, to: &Member, ip: &str, limit: u64) {
-    let mut seen = Vec::new();
-    let is_kept = (0..3).any(|_| {
-        let seconds = flood(&from.pod, &to.pod, ip, limit * 3 / 2, 2);
-        assert!(seconds.iter().all(|bits| bits * 100 <= limit * 105), "limit {limit}: {seconds:?}");
-        seen.extend(seconds);
-        seen.iter().any(|bits| bits * 10 >= limit * 9)
-    });
-    assert!(is_kept, "limit {limit}: {seen:?}");
+    flood::keeps_to(&from.pod, &to.pod, &to.ip, limit);
 }
 
 #[test]
@@ -201,22 +189,6 @@ fn a_limit_that_somebody_takes_away_comes_back_and_check_says_what_nobody_hears(
     assert!(cluster.node(0).sh(&format!("tc qdisc show dev {veth}")).contains("tbf 1: root"));
 }
 
-/// Two floods at once bring in sum what one limit lets through in their two seconds. Not so where the machine is late with either, or has one
-/// begin after the other: then they are begun anew.
-fn between(limit: u64, one: impl Fn() -> Vec<u64> + Sync, other: impl Fn() -> Vec<u64> + Sync) {
-    let mut seen = Vec::new();
-    let is_kept = (0..3).any(|_| {
-        let both = thread::scope(|scope| {
-            let (one, other) = (scope.spawn(&one), scope.spawn(&other));
-            [one, other].map(|flood| flood.join().expect("a flood ends"))
-        });
-        let bits: u64 = both.iter().flatten().sum();
-        seen.push(bits);
-        bits * 100 <= 2 * limit * 105 && bits * 10 >= 2 * limit * 8
-    });
-    assert!(is_kept, "limit {limit} for two seconds: {seen:?}");
-}
-
 #[test]
 fn a_limit_holds_in_ipv6_as_in_ipv4() {
     let cluster = node(&json!({"ip_stack": "dual"}));
@@ -225,8 +197,8 @@ fn a_limit_holds_in_ipv6_as_in_ipv4() {
     for (member, other) in [(&web, &plain), (&plain, &web)] {
         soon("they speak", || member.pod.ping(&other.ips[1]).is_some());
     }
-    keeps_to_at(&plain, &web, &web.ips[1], 4_000_000);
-    keeps_to_at(&web, &plain, &plain.ips[1], 8_000_000);
+    flood::keeps_to(&plain.pod, &web.pod, &web.ips[1], 4_000_000);
+    flood::keeps_to(&web.pod, &plain.pod, &plain.ips[1], 8_000_000);
 }
 
 /// Of a card of its own, two families have one limit between them.

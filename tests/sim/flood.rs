@@ -107,6 +107,35 @@ fn hear(socket: &UdpSocket, datagrams: &mut [u8]) -> Option<(usize, Duration)> {
     panic!("a datagram without the time at which it came")
 }
 
+/// Floods an address with half as much again as the limit. No second brings more than the limit, and a good one nearly all of it: where the
+/// sender comes later than bucket and queue can bridge, that much is lost, and one good second of three floods must do.
+pub fn keeps_to(from: &(impl Place + Sync), to: &(impl Place + Sync), ip: &str, limit: u64) {
+    let mut seen = Vec::new();
+    let is_kept = (0..3).any(|_| {
+        let seconds = flood(from, to, ip, limit * 3 / 2, 2);
+        assert!(seconds.iter().all(|bits| bits * 100 <= limit * 105), "limit {limit}: {seconds:?}");
+        seen.extend(seconds);
+        seen.iter().any(|bits| bits * 10 >= limit * 9)
+    });
+    assert!(is_kept, "limit {limit}: {seen:?}");
+}
+
+/// Two floods at once bring in sum what one limit lets through in their two seconds, and both some of it. Not so where the machine is late
+/// with either, or has one begin after the other: then they are begun anew.
+pub fn between(limit: u64, one: impl Fn() -> Vec<u64> + Sync, other: impl Fn() -> Vec<u64> + Sync) {
+    let mut seen = Vec::new();
+    let is_kept = (0..3).any(|_| {
+        let both = thread::scope(|scope| {
+            let (one, other) = (scope.spawn(&one), scope.spawn(&other));
+            [one, other].map(|flood| flood.join().expect("a flood ends").iter().sum::<u64>())
+        });
+        seen.push(both);
+        let bits = both[0] + both[1];
+        bits * 100 <= 2 * limit * 105 && bits * 10 >= 2 * limit * 8 && both.iter().all(|one| one * 20 > limit)
+    });
+    assert!(is_kept, "limit {limit} for two seconds: {seen:?}");
+}
+
 /// How far the worst second is from the limit, in percent of it.
 pub fn error(seconds: &[u64], limit: u64) -> f64 {
     let errors = seconds.iter().map(|bits| (*bits as f64 / limit as f64 - 1.0) * 100.0);
