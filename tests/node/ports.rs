@@ -9,7 +9,7 @@ use super::wait_for_enis;
 use crate::sim::cluster::{Cluster, Member, soon};
 use crate::sim::cni::Sandbox;
 use crate::sim::fabric::{Drops, OUTSIDE};
-use crate::sim::traffic::{self, Place, TcpEcho};
+use crate::sim::traffic::{self, LOST, Place, TcpEcho};
 use crate::sim::world;
 use crate::vm::without_bpf;
 
@@ -177,7 +177,10 @@ fn host_ports_of_a_chained_portmap_answer_clients_beyond_the_vpc() {
     for (member, runtime, result) in &results {
         del(cluster, member, runtime, result);
     }
-    assert!(cluster.world.fabric.outside().tcp(&format!("{node}:8100")).is_err(), "a port of a pod that is gone");
+    assert!(
+        cluster.world.fabric.outside().tcp_within(&format!("{node}:8100"), 2 * LOST).is_err(),
+        "a port of a pod that is gone"
+    );
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::sim::cluster::{Cluster, Member, SOON, node_name, soon, within};
 use crate::sim::fabric::{OUTSIDE, OUTSIDE_V6};
 use crate::sim::load::{self, Tally};
 use crate::sim::old::{Generation, OldEni, Record};
-use crate::sim::traffic::Place;
+use crate::sim::traffic::{LOST, Place};
 use crate::sim::world::Ecs;
 
 const STORE: &str = "/var/lib/cni/terway";
@@ -127,7 +127,9 @@ fn takes_over(generation: Generation) {
         old.a.ip
     ));
     let _echo = old.a.pod.tcp_echo(&format!("{}:8080", old.a.ip));
-    soon("it answers by the way the question came", || cluster.world.fabric.outside().tcp(&port).is_ok());
+    soon("it answers by the way the question came", || {
+        cluster.world.fabric.outside().tcp_within(&port, 2 * LOST).is_ok()
+    });
 
     // What comes now is ours altogether, and knows those.
     let c = cluster.add(0, "c");

@@ -1,7 +1,7 @@
 //! Traffic for tests: ping, TCP and UDP from inside a namespace, every wait bounded.
 
 use std::fmt::Display;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Output};
@@ -12,12 +12,15 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketType, ipproto};
 
+use super::cluster::soon;
 use super::ns::{Ns, Process, sh};
 
 /// How long one packet may take before it counts as lost, where it is sent again, or is to be lost.
 pub const LOST: Duration = Duration::from_millis(500);
 /// The same where it must arrive: a busy machine has until then, and ARP, which asks again after a second.
 pub const STRAGGLERS: Duration = Duration::from_secs(3);
+/// How long an echo may take that must come: its server is a thread, for which a busy machine may have no time.
+const ECHO: Duration = Duration::from_secs(10);
 
 /// Somewhere a thread can be: a namespace, a node, a pod.
 pub trait Place {
@@ -42,10 +45,7 @@ pub trait Place {
     /// Sets a link up and waits until it carries frames: a veth drops the first ones, and ARP asks again after a second.
     fn link_up(&self, link: &str) {
         self.sh(&format!("ip link set {link} up"));
-        let start = Instant::now();
-        while !self.sh(&format!("ip link show {link}")).contains(" state UP ") {
-            assert!(start.elapsed() < 4 * LOST, "{link} has no carrier");
-        }
+        soon(&format!("{link} has its carrier"), || self.sh(&format!("ip link show {link}")).contains(" state UP "));
     }
 
     /// The round trip of one ping, unless it is lost.
@@ -61,6 +61,11 @@ pub trait Place {
     /// The round trip of one ping from this source address, which must be one of the place's.
     fn ping_from(&self, from: &str, to: &str) -> Option<Duration> {
         self.run(|| Pinger::new(to, Some(from)).ping(LOST))
+    }
+
+    /// The same where it must come back.
+    fn reaches_from(&self, from: &str, to: &str) -> bool {
+        self.run(|| Pinger::new(to, Some(from)).ping(STRAGGLERS)).is_some()
     }
 
     /// Round trips of `count` pings in a row, sorted; lost ones are missing.
@@ -79,11 +84,16 @@ pub trait Place {
 
     /// Connects to an echo server, sends it a word and hears it again, for the time that all of it took.
     fn tcp(&self, to: &str) -> std::io::Result<Duration> {
+        self.tcp_within(to, ECHO)
+    }
+
+    /// The same where it is to fail, or is tried again: connection and echo may each take so long.
+    fn tcp_within(&self, to: &str, patience: Duration) -> std::io::Result<Duration> {
         let to: SocketAddr = to.parse().expect("an address and a port");
         self.run(|| {
             let start = Instant::now();
-            let mut stream = TcpStream::connect_timeout(&to, 2 * LOST)?;
-            stream.set_read_timeout(Some(2 * LOST))?;
+            let mut stream = TcpStream::connect_timeout(&to, patience)?;
+            stream.set_read_timeout(Some(patience))?;
             stream.write_all(b"hello")?;
             let mut heard = [0; 5];
             stream.read_exact(&mut heard)?;
@@ -99,8 +109,14 @@ pub trait Place {
 
     /// Round trips of `count` datagrams in a row to an echo server, sorted; lost ones are missing.
     fn udp(&self, to: &str, count: usize) -> Vec<Duration> {
+        self.udp_within(to, count, ECHO)
+    }
+
+    /// The same where they are to be lost: each may take so long.
+    fn udp_within(&self, to: &str, count: usize, patience: Duration) -> Vec<Duration> {
         let any = if to.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
         let socket = self.run(|| udp_socket(any));
+        socket.set_read_timeout(Some(patience)).expect("a timeout above zero");
         socket.connect(to).unwrap_or_else(|e| panic!("connect to {to}: {e}"));
         sorted((0..count as u64).filter_map(|n| udp_round_trip(&socket, n)).collect())
     }
@@ -289,8 +305,17 @@ impl Drop for UdpEcho {
     }
 }
 
+/// A port that was in use is free once every child that a test beside us has just forked has let go of its copies.
 fn udp_socket(at: &str) -> UdpSocket {
-    let socket = UdpSocket::bind(at).unwrap_or_else(|e| panic!("bind {at}: {e}"));
+    let start = Instant::now();
+    let socket = loop {
+        match UdpSocket::bind(at) {
+            Err(e) if e.kind() == ErrorKind::AddrInUse && start.elapsed() < STRAGGLERS => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            bound => break bound.unwrap_or_else(|e| panic!("bind {at}: {e}")),
+        }
+    };
     socket.set_read_timeout(Some(LOST)).expect("a timeout above zero");
     socket
 }
