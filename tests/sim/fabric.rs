@@ -15,6 +15,7 @@ use std::sync::{Mutex, MutexGuard, Once};
 use ipnet::IpNet;
 use terway::ip::Mac;
 
+use super::cluster::soon;
 use super::guards::{Guards, Passport};
 use super::ns::{Ns, Process};
 use super::sweep;
@@ -180,6 +181,13 @@ impl Fabric {
     pub fn listen(&self, addr: SocketAddr) -> TcpListener {
         ip(&self.router, &format!("addr replace {}/{} dev lo", addr.ip(), bits(addr.ip())));
         self.router.run(|| TcpListener::bind(addr).unwrap_or_else(|e| panic!("listen on {addr} in the VPC: {e}")))
+    }
+
+    /// Waits until no port has a carrier that its queue has not heard of: until then it loses what is sent to the guest.
+    pub fn settle(&self) {
+        let is_torn =
+            |line: &str| line.contains("LOWER_UP") && !line.contains("LOOPBACK") && !line.contains(" state UP ");
+        soon("the router's ports are up", || !self.router.sh("ip -o link").lines().any(is_torn));
     }
 
     pub fn drops(&self) -> Drops {

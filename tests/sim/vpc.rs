@@ -53,6 +53,7 @@ impl Vpc {
         self.fabric.plug(&card, node.ns().name());
         node.sh("sysctl -qw net.ipv6.conf.eth0.accept_ra=0 net.ipv6.conf.eth0.accept_dad=0");
         node.dhcp(format!("{v4}/19").parse().unwrap(), "192.168.31.253".parse().unwrap());
+        self.fabric.settle();
         node.sh(&format!("ip addr add {v6}/128 dev eth0 nodad; ip route add {gateway}/128 dev eth0"));
         node.sh(&format!("ip route add default via {gateway} dev eth0"));
     }
@@ -178,6 +179,8 @@ impl Guest<'_> {
 
     pub fn apply(&self) {
         self.try_apply().unwrap();
+        // A pod may have brought up a link of the VPC.
+        self.vpc.fabric.settle();
         assert_eq!(self.check(), "clean");
     }
 

@@ -105,6 +105,7 @@ impl World {
         let eni = self.cloud.add_instance(spec);
         let addr = Ipv4Net::new(eni.v4[0], eni.cidr.prefix_len()).expect("the vSwitch's own length");
         node.dhcp(addr.into(), eni.gateway.into());
+        self.fabric.settle();
         self.nodes.push(Ecs { id, addr: eni.v4[0], addr6: None, node });
         self.nodes.last().expect("it was just put there")
     }
