@@ -15,6 +15,7 @@ use terway::plan::{
 use terway::rate::Rate;
 use terway::rpc::Marker;
 
+use crate::sim::cluster::{SOON, within};
 use crate::sim::ns::Ns;
 
 fn has_link(name: &str) -> bool {
@@ -488,6 +489,19 @@ fn the_kernel_s_own_words_are_in_the_error() {
     );
 }
 
+/// Runs the line, and listens until it is told. The kernel tells of links from another thread.
+#[track_caller]
+fn is_heard(ns: &Ns, watch: &Watch, line: &str, told: impl Fn(&Happening) -> bool) {
+    watch.hear().unwrap();
+    ns.sh(line);
+    let mut heard = Vec::new();
+    let is_told = within(SOON, || {
+        heard.extend(watch.hear().unwrap());
+        heard.iter().any(&told)
+    });
+    assert!(is_told, "{line}: {heard:?}");
+}
+
 /// What the line makes heard, once it is over.
 fn heard(ns: &Ns, watch: &Watch, line: &str) -> Vec<Happening> {
     watch.hear().unwrap();
@@ -523,8 +537,7 @@ fn what_others_take_away_is_heard() {
         ("sysctl -qw net.ipv4.conf.all.rp_filter=2", Happening::Parameter(Scope::All)),
         ("sysctl -qw net.ipv4.conf.default.rp_filter=2", Happening::Parameter(Scope::Default)),
     ] {
-        let heard = heard(&ns, &watch, line);
-        assert!(heard.contains(&told), "{line}: {heard:?}");
+        is_heard(&ns, &watch, line, |happening| *happening == told);
     }
     for (line, spoilt) in [
         ("ip link set a0 mtu 1400", |link: &LinkNow| link.mtu == 1400),
@@ -534,11 +547,10 @@ fn what_others_take_away_is_heard() {
         ("ip link set a0 down", |link: &LinkNow| !link.up),
     ] as [(&str, fn(&LinkNow) -> bool); 5]
     {
-        let heard = heard(&ns, &watch, line);
         let told = |h: &Happening| matches!(h, Happening::Link(link) if link.ifindex == ifindex && spoilt(link));
-        assert!(heard.iter().any(told), "{line}: {heard:?}");
+        is_heard(&ns, &watch, line, told);
     }
-    assert!(heard(&ns, &watch, "ip link del a0").contains(&Happening::LinkGone { ifindex }));
+    is_heard(&ns, &watch, "ip link del a0", |happening| *happening == Happening::LinkGone { ifindex });
 }
 
 #[test]

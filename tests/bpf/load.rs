@@ -75,7 +75,7 @@ fn ten_thousand_services_are_written_in_no_time_and_read_back_by_who_comes_next(
     let found = services.read().unwrap();
     println!("{} writes in {written:?}, read back in {:?}", writes.len(), begin.elapsed());
     assert!(sorted(found) == sorted(tables), "what is read is what was written");
-    assert!(written.as_millis() < 500, "{written:?}");
+    assert!(written < Duration::from_secs(3), "{written:?}");
     // Away with half of them.
     let mut gone = Vec::new();
     for n in 0..SERVICES / 2 {

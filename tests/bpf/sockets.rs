@@ -88,7 +88,7 @@ fn nobody_behind_a_service_is_told_at_once() {
                 let told = if chosen.variant == "sock_retval" { libc::ECONNREFUSED } else { libc::EPERM };
                 assert_eq!(unconnected, Some(told), "{to}");
                 // Who waits for an answer waits for five seconds.
-                assert!(begin.elapsed() < Duration::from_secs(1), "{to}: {:?}", begin.elapsed());
+                assert!(begin.elapsed() < Duration::from_secs(4), "{to}: {:?}", begin.elapsed());
             });
         }
         assert_eq!(cell.services.counts().unwrap()[Count::Refused as usize], 9);
@@ -127,19 +127,30 @@ fn a_client_keeps_its_backend_until_it_has_been_away_for_the_timeout() {
     pod.sh("ip addr add 192.0.2.1/32 dev lo");
     let (servers, others) = (Servers::new(&cell.node, &["192.0.2.1"; 8]), Servers::new(&pod, &["192.0.2.1"; 8]));
     let affine = |set, base, seconds| Frontend { set, base, count: 8, affinity: seconds, flags: 0 };
-    cell.serve_as(key("10.96.0.10:80", Proto::Tcp), affine(1, 1, 1), &servers.addrs);
+    cell.serve_as(key("10.96.0.10:80", Proto::Tcp), affine(1, 1, 1000), &servers.addrs);
     cell.serve_as(key("10.96.0.11:80", Proto::Tcp), affine(2, 20, 1000), &others.addrs);
     let ask_all = |ns: &Ns, to: &str, times: usize| -> BTreeSet<SocketAddr> {
         cell.run_in(ns, || (0..times).map(|_| ask(to).unwrap()).collect())
     };
-    // Each look counts as a use: the second never ends.
+    let noted = pin::open(cell.services.folder(), "affinity").unwrap().unwrap();
+    // As if everybody had been here so many seconds later.
+    let later = |seconds: i64| {
+        let mut all = Vec::new();
+        noted.each(|key, value| all.push((key.to_vec(), value.to_vec()))).unwrap();
+        for (key, mut value) in all {
+            let last = u64::from_ne_bytes(value[8..].try_into().unwrap());
+            value[8..].copy_from_slice(&last.wrapping_add_signed(seconds * 1_000_000_000).to_ne_bytes());
+            noted.put(&key, &value).unwrap();
+        }
+    };
+    // Each look counts as a use: the time never ends.
     let first = ask_all(&cell.node, "10.96.0.10:80", 1);
     for _ in 0..6 {
-        std::thread::sleep(Duration::from_millis(300));
+        later(-900);
         assert_eq!(ask_all(&cell.node, "10.96.0.10:80", 3), first);
     }
     let expired = (0..20).any(|_| {
-        std::thread::sleep(Duration::from_millis(1050));
+        later(-1000);
         ask_all(&cell.node, "10.96.0.10:80", 1) != first
     });
     assert!(expired, "after the timeout it is any of eight");
@@ -147,15 +158,8 @@ fn a_client_keeps_its_backend_until_it_has_been_away_for_the_timeout() {
     let other = ask_all(&pod, "10.96.0.11:80", 30);
     assert_eq!(other.len(), 1);
     // Of two that connect at once, the second may find that the first was here later than itself.
-    let noted = pin::open(cell.services.folder(), "affinity").unwrap().unwrap();
     for _ in 0..10 {
-        let mut all = Vec::new();
-        noted.each(|key, value| all.push((key.to_vec(), value.to_vec()))).unwrap();
-        for (key, mut value) in all {
-            let last = u64::from_ne_bytes(value[8..].try_into().unwrap());
-            value[8..].copy_from_slice(&(last + 60_000_000_000).to_ne_bytes());
-            noted.put(&key, &value).unwrap();
-        }
+        later(60);
         assert_eq!(ask_all(&pod, "10.96.0.11:80", 1), other);
     }
     assert!(cell.services.counts().unwrap()[Count::Affinity as usize] > 18);
@@ -204,7 +208,9 @@ fn node_ports_answer_at_every_node_address_and_at_the_nodes_own_loopback() {
         let (cell, chosen) = Cell::with("nodeport", first);
         let pod = Ns::new("nodeport-pod");
         pod.sh("for n in 1 2; do ip addr add 192.0.2.$n/32 dev lo; ip addr add fd00::$n/128 dev lo nodad; done");
-        let (servers, inside) = (Servers::new(&cell.node, &["192.0.2.1"]), Servers::new(&pod, &["192.0.2.1"]));
+        // Not by chance on the same port.
+        let (servers, inside) =
+            (Servers::on(&cell.node, &["192.0.2.1"], 8080), Servers::on(&pod, &["192.0.2.1"], 8081));
         cell.serve(node_port(30080, Proto::Tcp), 1, 1, &servers.addrs);
         let own_only = Frontend { set: 2, base: 2, count: 1, affinity: 0, flags: OWN_NODE_ONLY };
         cell.serve_as(node_port(30090, Proto::Tcp), own_only, &servers.addrs);
@@ -257,7 +263,9 @@ fn a_change_under_load_never_leads_anywhere_else() {
         }
         let begin = Instant::now();
         let free = |base: u32| (base..base + 3).for_each(|id| cell.write(&[Write::Backend { id, value: None }]));
-        while begin.elapsed() < Duration::from_secs(2) {
+        // For so long, and with so many connections; a busy machine takes its time for them.
+        let is_enough = |time: Duration| time.as_secs() >= 2 && asked.load(Ordering::Relaxed) > 500;
+        while !is_enough(begin.elapsed()) && begin.elapsed() < Duration::from_secs(60) {
             // Ids and blocks rest for a moment, as the table has it: an old reader must not outlive two changes.
             for (mine, its) in [(101, 111), (201, 211), (1, 11)] {
                 cell.serve(service, 1, mine, ours);
