@@ -371,8 +371,7 @@ impl State {
     }
 
     fn no_create(&self) -> Option<Refused> {
-        let blocks = [Verb::Create, Verb::Attach].map(|v| self.blocks.get(&v));
-        if let Some(block) = blocks.into_iter().flatten().next() {
+        if let Some(block) = [Verb::Create, Verb::Attach].into_iter().find_map(|v| self.barrier(v, self.now)) {
             return Some(block.refused.clone());
         }
         if self.per_eni() == 0 {
@@ -404,7 +403,9 @@ impl State {
             return Err(self.obstacle().unwrap_or_else(unknown));
         }
         let idle = self.nics.values().any(|n| n.serves() && self.idle_on(n) > 0);
-        match self.obstacle().or_else(|| self.broken()) {
+        // To be slowed down is no obstacle to who comes in time.
+        let passes = |r: &Refused| r.why == Refusal::Throttled && self.gate.may(self.now + soon).is_ok();
+        match self.obstacle().filter(|r| !passes(r)).or_else(|| self.broken()) {
             Some(refused) if !idle => Err(refused),
             _ => Ok(()),
         }
@@ -451,11 +452,15 @@ impl State {
     pub fn tell_trouble(&mut self) {
         self.turned_away &= self.is_full();
         let trouble = self.obstacle().filter(|r| r.why != Refusal::NodeFull || self.turned_away);
-        let why = trouble.as_ref().map(|r| r.why);
-        if why == self.told {
+        // What was refused and may be tried again has not succeeded yet.
+        let untried = |told: &Refused| self.blocks.values().any(|block| block.refused == *told);
+        if trouble.is_none() && self.told.as_ref().is_some_and(untried) {
             return;
         }
-        self.told = why;
+        let before = std::mem::replace(&mut self.told, trouble.clone());
+        if before.map(|r| r.why) == trouble.as_ref().map(|r| r.why) {
+            return;
+        }
         match trouble {
             // What a call is refused for was told when it began.
             Some(refused) if self.blocks.values().any(|block| block.refused == refused) => {}

@@ -14,12 +14,11 @@ use super::rate::Rates;
 use super::reclaim::Reclaiming;
 use super::retry::{Gate, SOON};
 use super::vswitch::VSwitches;
-use super::{Boot, Call, CallId, Effect, Event, Held, Intent, Link, Notice, Now, Reserved, Settings};
+use super::{Boot, Call, CallId, Effect, Event, Held, Intent, Link, Notice, Now, Refused, Reserved, Settings};
 use crate::eni::{Eni, EniState, PER_PREFIX, of_prefix};
 use crate::gather::Gather;
 use crate::ip::{Family, IpPair};
 use crate::pod::{Attachment, PodName};
-use crate::rpc::Refusal;
 
 pub(super) struct State {
     pub now: Now,
@@ -60,7 +59,7 @@ pub(super) struct State {
     /// Someone was refused since the node is full.
     pub turned_away: bool,
     /// The trouble that the node was told of, and what it was told of its stack.
-    pub told: Option<Refusal>,
+    pub told: Option<Refused>,
     pub told_of_stack: String,
     /// Counts the changes after which the ENIs' addresses are counted anew.
     pub edition: u64,

@@ -792,6 +792,34 @@ fn an_add_that_only_took_too_long_is_told_what_it_waited_for() {
 }
 
 #[test]
+fn a_node_is_ready_again_once_what_was_refused_may_be_tried_again() {
+    let mut rig = Rig::new(settings());
+    rig.says.insert("create", FaultKind::Forbidden);
+    rig.add(1, secs(15));
+    rig.run(secs(20));
+    assert_eq!(rig.pool.ready().unwrap_err().why, Refusal::Forbidden);
+    rig.run(secs(900));
+    assert_eq!(rig.pool.ready(), Ok(()));
+    assert_eq!(rig.told("AllocIPSucceed"), 0, "nothing has been had: {:?}", rig.notices);
+    rig.says.clear();
+    rig.add(2, secs(60));
+    rig.run(secs(60));
+    assert!(rig.replies[&2].1.is_ok());
+    assert_eq!(rig.told("AllocIPSucceed"), 1, "{:?}", rig.notices);
+}
+
+#[test]
+fn who_is_slowed_down_is_ready_as_long_as_a_call_may_be_made_soon() {
+    let mut rig = Rig::new(settings());
+    rig.says.insert("any", FaultKind::Throttled);
+    rig.run(secs(400));
+    rig.says.clear();
+    rig.run(secs(60));
+    assert!(!rig.pool.show()["trouble"].is_null(), "few calls have been made since");
+    assert_eq!(rig.pool.ready(), Ok(()));
+}
+
+#[test]
 fn readiness_follows_what_an_add_would_hear() {
     let tiny = Settings { max_enis: 1, limits: Limits { v4_per_adapter: 1, ..settings().limits }, ..settings() };
     let mut rig = Rig::with_eni(tiny, &["10.0.1.10"]);
