@@ -174,6 +174,11 @@ impl Nic {
         self.kept() && self.state == EniState::InUse && matches!(self.kernel, Kernel::Ready(_))
     }
 
+    /// Addresses of the family have a way out by its link, as far as we know.
+    pub fn leads_out(&self, family: Family) -> bool {
+        family == Family::V4 || !matches!(self.kernel, Kernel::Ready(Link { v6: None, .. }))
+    }
+
     /// The pods that it has are served.
     pub fn carries(&self) -> bool {
         let wired = self.state == EniState::InUse && matches!(self.kernel, Kernel::Ready(_));

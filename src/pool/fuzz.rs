@@ -334,7 +334,8 @@ impl Run {
     fn prepare(&mut self, eni: String) {
         let there = self.cloud.enis.get(&eni).is_some_and(|e| e.state == EniState::InUse);
         let fine = there && self.rng.u32(..1000) >= self.cloud.ills.kernel;
-        let link = Link { ifindex: 3, slot: 1 };
+        let v6 = self.cloud.enis.get(&eni).and_then(|e| self.cloud.cidrs[&e.vswitch].cidr.v6);
+        let link = Link { ifindex: 3, slot: 1, v6 };
         if fine {
             self.links.insert(eni.clone());
         }

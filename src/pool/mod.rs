@@ -30,7 +30,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::config::Reclaim;
 use crate::eni::{Eni, Fault, Limits, VSwitch};
@@ -220,6 +220,8 @@ pub enum Event {
 pub struct Link {
     pub ifindex: u32,
     pub slot: u32,
+    /// The IPv6 addresses for which there is a way out by it.
+    pub v6: Option<Ipv6Net>,
 }
 
 #[derive(Debug, Clone, PartialEq)]

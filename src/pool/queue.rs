@@ -111,7 +111,8 @@ impl State {
 
     /// What comes with the whole of an ENI: an address of each family.
     fn own_addresses(&self, nic: &Nic) -> Option<IpPair> {
-        let there = |family: &Family| nic.own(*family).filter(|ip| nic.addresses.get(ip).is_some_and(|a| !a.leaving));
+        let stays = |ip: &IpAddr| nic.addresses.get(ip).is_some_and(|a| !a.leaving);
+        let there = |family: &Family| nic.own(*family).filter(|ip| nic.leads_out(*family) && stays(ip));
         self.settings.stack.families().iter().map(there).collect()
     }
 
@@ -296,6 +297,11 @@ impl State {
 
     /// Why no address of this family can be asked for on this ENI at that time.
     pub fn no_assign(&self, nic: &Nic, family: Family, at: Now) -> Option<Refused> {
+        if !nic.leads_out(family) {
+            let reason =
+                format!("the link of an ENI in vSwitch {} is not set up for {}", nic.vswitch, family_name(family));
+            return Some(Refused { why: Refusal::Local, reason });
+        }
         let own = nic.no_assign.get(&family).filter(|(until, _)| *until > at).map(|(_, r)| r.clone());
         let verb = self.barrier(Verb::Assign(family), at).map(|b| b.refused.clone());
         let empty =

@@ -340,7 +340,8 @@ impl State {
         let kept = self.rests.iter().filter(|(_, r)| r.reserved.as_ref() == Some(pod));
         let sound = kept.filter(|(pair, rest)| {
             let nic = self.nics.get(&rest.eni).filter(|n| n.kept() && n.state == EniState::InUse);
-            let there = |nic: &Nic| pair.iter().all(|ip| nic.addresses.get(&ip).is_some_and(|a| !a.leaving));
+            let stays = |nic: &Nic, ip: &IpAddr| nic.addresses.get(ip).is_some_and(|a| !a.leaving);
+            let there = |nic: &Nic| pair.iter().all(|ip| stays(nic, &ip) && nic.leads_out(Family::of(&ip)));
             let families: Vec<Family> = pair.iter().map(|ip| Family::of(&ip)).collect();
             nic.is_some_and(there)
                 && families == self.settings.stack.families()
@@ -601,6 +602,7 @@ impl State {
                 nic.kernel = Kernel::Ready(link);
                 nic.complaint = None;
                 nic.wiring.restart(self.now);
+                self.set_up_anew();
             }
             Err(why) => {
                 nic.kernel = Kernel::Absent;
@@ -610,6 +612,17 @@ impl State {
                     nic.complaint = Some(why);
                     self.tell(None, true, "ResourceInvalid", message);
                 }
+            }
+        }
+    }
+
+    /// ENIs whose vSwitch has come to have IPv6 since their link was set up are set up anew: their pods would have no way out.
+    pub fn set_up_anew(&mut self) {
+        for nic in self.nics.values_mut().filter(|_| self.settings.stack.has(Family::V6)) {
+            let (Kernel::Ready(link), Some(v6)) = (&nic.kernel, self.vswitches.v6(&nic.vswitch)) else { continue };
+            if link.v6 != Some(v6) {
+                nic.kernel = Kernel::Absent;
+                nic.wiring.restart(self.now);
             }
         }
     }

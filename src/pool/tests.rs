@@ -96,8 +96,9 @@ impl Rig {
                 let event = Event::Done { call: *id, result: Err(fault(FaultKind::Unknown)) };
                 self.due.push((self.now + secs(1), event, Some(call.clone())));
             }
-            Effect::Prepare { eni, .. } => {
-                let event = Event::Prepared { eni: eni.clone(), result: Ok(Link { ifindex: 5, slot: 1 }) };
+            Effect::Prepare { eni, vswitch, .. } => {
+                let v6 = self.cloud.cidrs[vswitch].cidr.v6;
+                let event = Event::Prepared { eni: eni.clone(), result: Ok(Link { ifindex: 5, slot: 1, v6 }) };
                 self.due.push((self.now + Duration::from_millis(100), event, None));
             }
             Effect::Reply { ticket, result } => {

@@ -131,9 +131,9 @@ impl State {
         self.least(|family| self.idle_of(nic, family))
     }
 
-    /// Its addresses that a pod could have: of a lent one none, whatever else is on it.
+    /// Its addresses that a pod could have: of a lent one none, whatever else is on it, and none without a way out.
     pub fn idle_of(&self, nic: &Nic, family: Family) -> u32 {
-        if nic.lent { 0 } else { self.supply(nic).idle[family as usize] }
+        if nic.lent || !nic.leads_out(family) { 0 } else { self.supply(nic).idle[family as usize] }
     }
 
     /// The same with the addresses that have been asked for.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use fastrand::Rng;
+use ipnet::Ipv6Net;
 
 use super::retry::{Backoff, SOON, jitter};
 use super::{CallId, Now, Settings, VSwitchChoice};
@@ -111,6 +112,11 @@ impl VSwitches {
     /// Whether there are such addresses in it at all, as far as we know it.
     pub fn has(&self, id: &str, family: Family) -> bool {
         family == Family::V4 || self.known.get(id).is_none_or(|v| v.cidr.v6.is_some())
+    }
+
+    /// Its IPv6 addresses, as far as we know it.
+    pub fn v6(&self, id: &str) -> Option<Ipv6Net> {
+        self.known.get(id)?.cidr.v6
     }
 
     /// Whether an ENI may be made in it at that time. Every ENI has an IPv4 address, its primary one.

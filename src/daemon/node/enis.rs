@@ -25,7 +25,7 @@ impl Node {
         match self.stands(&job, slot) {
             Some((link, lease)) => {
                 log::info!("ENI {} is {link} in slot {slot}, as before", job.eni);
-                let ready = Link { ifindex: lease.table - ours::PODS_TABLE, slot };
+                let ready = ready(&lease);
                 self.enis.insert(job.eni.clone(), lease);
                 self.guard_eni(&job.eni, &link, clock::now());
                 self.move_pods(&job.eni);
@@ -54,7 +54,7 @@ impl Node {
     pub(super) fn prepared(&mut self, eni: String, result: Result<EniLease, Error>) {
         let result = match result {
             Ok(lease) => {
-                let link = Link { ifindex: lease.table - ours::PODS_TABLE, slot: lease.slot };
+                let link = ready(&lease);
                 self.homes.remove(&eni);
                 self.enis.insert(eni.clone(), lease);
                 self.eni_is_up(&eni);
@@ -125,4 +125,9 @@ impl Node {
         let rules: Vec<Rule> = self.kernel.rules()?.into_iter().filter(leads_there).collect();
         rules.iter().try_for_each(|rule| self.kernel.delete_rule(rule))
     }
+}
+
+/// What the pool hears of an ENI that is set up.
+fn ready(eni: &EniLease) -> Link {
+    Link { ifindex: eni.table - ours::PODS_TABLE, slot: eni.slot, v6: eni.cidr.v6 }
 }

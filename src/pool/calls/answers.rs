@@ -80,6 +80,7 @@ impl State {
 
     fn counted(&mut self, id: CallId, list: Vec<VSwitch>) {
         self.vswitches.counted(self.now, id, list, &mut self.rng);
+        self.set_up_anew();
         if std::mem::take(&mut self.vswitches.told) {
             self.tell(None, false, "AllocIPSucceed", "free addresses of vSwitches are counted again".into());
         }

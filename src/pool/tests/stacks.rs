@@ -226,3 +226,24 @@ fn what_the_instance_type_holds_of_one_family_bounds_the_pairs() {
     assert_eq!(rig.refused(2).why, Refusal::Quota);
     assert!(rig.refused(2).reason.contains("instance type ecs.test can hold no IPv6 address"));
 }
+
+#[test]
+fn enis_are_set_up_anew_where_ipv6_comes_and_no_pod_has_it_before() {
+    let mut rig = Rig::with(Settings { max_enis: 1, ..dual() }, |cloud, ledger| {
+        put(cloud, eni("eni-a", InUse, "vsw-1", &["10.0.1.10", "10.0.1.11"]));
+        v6(cloud, "eni-a", &["fd00:0:0:1::a"]);
+        lease(ledger, "c1", "eni-a", "10.0.1.10");
+    });
+    rig.run(secs(1));
+    with_v6(&mut rig.cloud);
+    rig.cloud.free6.get_mut("vsw-1").unwrap().retain(|ip| ip.to_string() != "fd00:0:0:1::a");
+    rig.add(2, secs(60));
+    rig.run(secs(60));
+    assert!(rig.replies[&2].1.is_err(), "an address without a way out is leased");
+    rig.effects.clear();
+    rig.run(secs(1000));
+    rig.add(3, secs(30));
+    rig.run(secs(10));
+    assert_eq!(rig.effects.iter().filter(|e| matches!(e, Effect::Prepare { .. })).count(), 1);
+    assert!(rig.replies[&3].1.is_ok());
+}
