@@ -4,10 +4,11 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
+use fastrand::Rng;
 use ipnet::Ipv4Net;
 
 use super::dress::Dress;
-use super::retry::Backoff;
+use super::retry::{Backoff, SOON};
 use super::units::Supply;
 use super::{Call, CallId, Intent, Link, Now, Refused, Settings};
 use crate::eni::{Eni, EniKind, EniState, PER_PREFIX};
@@ -50,8 +51,11 @@ pub(super) struct Nic {
     pub retry: Backoff,
     /// No address of the family is asked for on it until then, and why. What is over is kept until an address comes.
     pub no_assign: BTreeMap<Family, (Now, Refused)>,
-    /// Times that the cloud said no to attaching it.
+    /// Since when it has been wanted and not attached.
+    pub awaited: Option<Now>,
+    /// Times that the cloud said no to attaching it, and yes, since it was attached last.
     pub rejected: u32,
+    pub accepted: u32,
     /// Its security groups and tags.
     pub dress: Dress,
     /// What we believe of it may be wrong: look.
@@ -130,11 +134,25 @@ impl Nic {
             busy: None,
             retry: Backoff::default(),
             no_assign: BTreeMap::new(),
+            awaited: None,
             rejected: 0,
+            accepted: 0,
             dress: Dress::of(eni),
             stale: false,
             touched: 0,
             empty_since: now,
+        }
+    }
+
+    /// The cloud has it in another state than before. What was accepted and taken back is tried again later each time.
+    pub fn settle_in(&mut self, state: EniState, now: Now, rng: &mut Rng) {
+        match state {
+            EniState::InUse => (self.rejected, self.accepted, self.complaint) = (0, 0, None),
+            EniState::Available if self.accepted > 0 => {
+                self.retry.fails = self.accepted;
+                self.retry.fail(now, &SOON, rng);
+            }
+            _ => {}
         }
     }
 

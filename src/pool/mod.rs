@@ -4,6 +4,7 @@
 //! that takes time comes back as an event. The daemon may die between any two effects, so the order is part of the meaning:
 //! what must not be forgotten is recorded before it is done.
 
+mod awaited;
 mod calls;
 mod dress;
 mod eni;

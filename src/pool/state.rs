@@ -216,6 +216,7 @@ impl State {
         self.serve();
         self.refuse();
         self.look_around();
+        self.await_enis();
         self.end_warm_up();
         self.grow();
         self.shrink();
@@ -497,6 +498,7 @@ impl State {
         let new: Vec<IpAddr> = suspect.iter().filter(|ip| !nic.suspect.contains(ip)).copied().collect();
         if nic.state != eni.state {
             nic.retry.restart(now);
+            nic.settle_in(eni.state, now, &mut self.rng);
         }
         if nic.missing || eni.state != EniState::InUse {
             nic.kernel = Kernel::Absent;

@@ -1003,6 +1003,44 @@ fn an_eni_that_cannot_be_set_up_is_tried_again_and_reported_once() {
 // -- settings --
 
 #[test]
+fn an_eni_that_never_comes_is_not_counted_on_and_given_back_in_the_end() {
+    let mut rig = Rig::new(settings());
+    rig.add(1, secs(90));
+    while rig.cloud.moves.is_empty() {
+        rig.run(Duration::from_millis(100));
+    }
+    rig.cloud.moves.clear();
+    rig.run(secs(130));
+    assert_eq!((rig.refused(1).why, rig.told("ResourceInvalid")), (Refusal::TooSlow, 1));
+    rig.add(2, secs(90));
+    rig.run(secs(60));
+    assert_eq!(rig.replies[&2].1.as_ref().unwrap().eni, "eni-001", "another one is made");
+    rig.run(secs(600));
+    assert_eq!((rig.told("ResourceInvalid"), rig.cloud.enis.len()), (1, 2));
+    rig.cloud.enis.get_mut("eni-000").unwrap().state = EniState::InUse;
+    rig.run(secs(60));
+    assert!(!rig.cloud.enis.contains_key("eni-000"), "it comes at last");
+}
+
+#[test]
+fn an_attach_that_is_accepted_and_taken_back_is_tried_less_and_less_often() {
+    let mut rig = Rig::new(Settings { max_enis: 1, eni_idle: secs(3600), ..settings() });
+    rig.add(1, secs(90));
+    let end = rig.now + secs(580);
+    while rig.now < end {
+        rig.run(Duration::from_millis(100));
+        rig.cloud.moves.values_mut().for_each(|(_, state)| *state = EniState::Available);
+    }
+    assert!((5..20).contains(&rig.count("attach")), "{} times", rig.count("attach"));
+    assert!(rig.pool.ready().unwrap_err().reason.contains("has not been attached"), "{:?}", rig.pool.ready());
+    rig.run(secs(150));
+    assert!(!rig.cloud.enis.contains_key("eni-000"));
+    rig.add(2, secs(60));
+    rig.run(secs(60));
+    assert!(rig.replies[&2].1.is_ok());
+}
+
+#[test]
 fn new_settings_hold_for_new_enis_and_bounds_at_once() {
     let mut rig = Rig::with_eni(settings(), &["10.0.1.10"]);
     let new = Settings { min_idle: 8, max_idle: 8, vswitches: vec!["vsw-2".into()], ..settings() };

@@ -108,7 +108,7 @@ impl State {
     fn moving(&mut self, eni: &str, state: EniState) {
         let Some(nic) = self.nics.get_mut(eni) else { return };
         nic.state = state;
-        nic.rejected = 0;
+        nic.accepted += u32::from(state == EniState::Attaching);
         nic.retry.restart(self.now + jitter(SETTLE, &mut self.rng));
     }
 
