@@ -7,12 +7,15 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use fastrand::Rng;
+use ipnet::Ipv4Net;
 
 pub(super) use self::answers::may_say_again;
-use super::eni::{Goal, Kernel, Next, Nic};
+use super::eni::{Goal, Kernel, Next, Nic, Parting};
 use super::retry::{Backoff, Shut, jitter};
+use super::size::MAX_PER_CALL;
 use super::state::State;
 use super::{Call, CallId, Effect, Intent, Now, Refused};
+use crate::eni::of_prefix;
 use crate::ip::Family;
 
 /// ENIs in one look, as many as the cloud takes in one page.
@@ -304,15 +307,68 @@ impl State {
     /// Unassigns the addresses that are marked as leaving, one family at a time.
     pub fn unassign(&mut self, id: &str) {
         if let Some(call) = self.leaving_prefixes(id) {
-            return self.step_call(Verb::Unassign(Family::V4), Some(call));
+            if self.may(Verb::Unassign(Family::V4)) {
+                self.part(id, call);
+            }
+            return;
         }
         for family in [Family::V4, Family::V6] {
             let leaving = self.nics[id].addresses.iter().filter(|(ip, a)| a.leaving && Family::of(ip) == family);
-            let addresses: Vec<IpAddr> = leaving.map(|(ip, _)| *ip).collect();
+            let addresses: Vec<IpAddr> = leaving.map(|(ip, _)| *ip).take(MAX_PER_CALL as usize).collect();
             if !addresses.is_empty() && self.may(Verb::Unassign(family)) {
-                self.start(Call::Unassign { eni: id.to_owned(), addresses });
-                return;
+                return self.part(id, Call::Unassign { eni: id.to_owned(), addresses });
             }
+        }
+    }
+
+    /// Written down first: a next life may see the addresses on the ENI still, and must not lease them.
+    fn part(&mut self, id: &str, call: Call) {
+        let token = self.token();
+        let nic = self.nics.get_mut(id).expect("the caller knows the ENI");
+        if nic.parting.as_ref().is_none_or(|parting| parting.intent.call != call) {
+            let intent = Intent { token, call: call.clone() };
+            self.out.push(Effect::Intend(intent.clone()));
+            if let Some(before) = nic.parting.replace(Parting { intent, doubt: false }) {
+                self.out.push(Effect::Settled { token: before.intent.token });
+            }
+        }
+        self.start(call);
+    }
+
+    /// What an earlier life was about to give back is on its way still, as far as it is there. Whether anything is.
+    pub fn part_again(&mut self, eni: &str, intent: &Intent) -> bool {
+        let leaving = self.about_to_leave(eni, &intent.call);
+        let Some(nic) = self.nics.get_mut(eni).filter(|_| !leaving.is_empty()) else { return false };
+        nic.leaves = true;
+        for ip in leaving {
+            nic.addresses.get_mut(&ip).expect("just seen").leaving = true;
+        }
+        let first = nic.parting.is_none();
+        nic.parting.get_or_insert_with(|| Parting { intent: intent.clone(), doubt: true });
+        self.recount();
+        first
+    }
+
+    /// The addresses that the call takes away: those that are there and nobody has, and no prefix in part.
+    fn about_to_leave(&self, eni: &str, call: &Call) -> Vec<IpAddr> {
+        let Some(nic) = self.nics.get(eni) else { return Vec::new() };
+        let free = |ip: &IpAddr| nic.addresses.contains_key(ip) && !self.is_in_use(ip);
+        match call {
+            Call::Unassign { addresses, .. } => addresses.iter().copied().filter(free).collect(),
+            Call::UnassignPrefixes { prefixes, .. } => {
+                let whole = |prefix: &&Ipv4Net| nic.prefixes.contains(*prefix) && of_prefix(prefix).all(|ip| free(&ip));
+                prefixes.iter().filter(whole).flat_map(of_prefix).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Of what was on its way, nothing is any more.
+    pub fn settle_partings(&mut self) {
+        let over = |n: &&mut Nic| n.busy.is_none() && !n.addresses.values().any(|a| a.leaving);
+        for nic in self.nics.values_mut().filter(|n| n.parting.is_some()).filter(over) {
+            let token = nic.parting.take().expect("just seen").intent.token;
+            self.out.push(Effect::Settled { token });
         }
     }
 }

@@ -46,6 +46,8 @@ pub(super) struct Nic {
     pub suspect: BTreeSet<IpAddr>,
     /// An AssignPrivateIpAddresses or AssignIpv6Addresses whose end we do not know yet.
     pub assign: Option<Assign>,
+    /// An UnassignPrivateIpAddresses or UnassignIpv6Addresses whose end we do not know yet.
+    pub parting: Option<Parting>,
     /// The call under way: one at a time.
     pub busy: Option<CallId>,
     pub retry: Backoff,
@@ -98,6 +100,13 @@ pub(super) struct Assign {
     pub doubt: bool,
 }
 
+/// Addresses on their way back to the cloud.
+pub(super) struct Parting {
+    pub intent: Intent,
+    /// An attempt may still be carried out.
+    pub doubt: bool,
+}
+
 /// The one thing to do next with an ENI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
@@ -131,6 +140,7 @@ impl Nic {
             supply: Cell::new(None),
             suspect: BTreeSet::new(),
             assign: None,
+            parting: None,
             busy: None,
             retry: Backoff::default(),
             no_assign: BTreeMap::new(),

@@ -4,6 +4,7 @@
 //! and effect), `POOL_SEEDS=10000` runs more of them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
@@ -304,7 +305,7 @@ impl Run {
             Due::Prepared(eni) => self.prepare(eni),
             Due::Straggler(call) => {
                 self.unseen = true;
-                let _ = self.cloud.act(self.now, &call);
+                self.arrive(&call);
             }
             Due::Tick if self.wake.is_some_and(|w| w <= self.now) => self.step(Event::Tick),
             Due::Tick => {}
@@ -312,6 +313,7 @@ impl Run {
     }
 
     fn answer(&mut self, flight: Flight) {
+        self.arrive_first(&flight.call);
         let real = self.cloud.carry_out(self.now, &flight.call);
         self.drop_links();
         let result = match flight.picture {
@@ -324,6 +326,30 @@ impl Run {
             _ => {}
         }
         self.step(Event::Done { call: flight.id, result });
+    }
+
+    /// Of two calls that take addresses off one ENI the later one does not overtake the first.
+    fn arrive_first(&mut self, call: &Call) {
+        let before =
+            |due: &Due| matches!(due, Due::Straggler(first) if gives_back(first) && enis_of(first) == enis_of(call));
+        let first: Vec<_> = self.due.extract_if(.., |_, due| gives_back(call) && before(due)).collect();
+        for (_, due) in first {
+            if let Due::Straggler(call) = due {
+                self.arrive(&call);
+            }
+        }
+    }
+
+    /// A call of an earlier life: no pod of this one loses its address by it.
+    fn arrive(&mut self, call: &Call) {
+        let taken: BTreeSet<IpAddr> = match call {
+            Call::Unassign { addresses, .. } => addresses.iter().copied().collect(),
+            Call::UnassignPrefixes { prefixes, .. } => prefixes.iter().flat_map(of_prefix).collect(),
+            _ => BTreeSet::new(),
+        };
+        let is_done = self.cloud.act(self.now, call).is_ok();
+        let mut leased = self.ledger.leases.values().flat_map(|held| held.ip.iter());
+        assert!(!is_done || !leased.any(|ip| taken.contains(&ip)), "{call:?} takes the address of a pod");
     }
 
     fn drop_links(&mut self) {
@@ -377,7 +403,8 @@ impl Run {
 
     /// What becomes of a call whose caller died: done, not done, or done later.
     fn strand(&mut self, call: Call) {
-        let late = matches!(call, Call::Create { .. } | Call::Assign { .. } | Call::AssignPrefixes { .. });
+        let late = matches!(call, Call::Create { .. } | Call::Assign { .. } | Call::AssignPrefixes { .. })
+            || gives_back(&call);
         match self.rng.u8(..3) {
             0 => drop(self.cloud.act(self.now, &call)),
             1 if late => self.later(Due::Straggler(call), 3000),
@@ -787,6 +814,10 @@ fn random_stack(rng: &mut Rng) -> Stack {
 
 fn count_of(eni: &Eni, family: Family) -> usize {
     places(eni, family) as usize
+}
+
+fn gives_back(call: &Call) -> bool {
+    matches!(call, Call::Unassign { .. } | Call::UnassignPrefixes { .. })
 }
 
 fn is_ours(eni: &Eni) -> bool {

@@ -241,7 +241,7 @@ impl State {
     }
 
     /// A token that no other life of any node has used.
-    fn token(&mut self) -> String {
+    pub fn token(&mut self) -> String {
         format!("{:032x}", self.rng.u128(..))
     }
 

@@ -212,6 +212,7 @@ impl State {
 
     /// Everything that follows from what is known now.
     pub fn decide(&mut self) -> Vec<Effect> {
+        self.settle_partings();
         self.end_rests();
         self.serve();
         self.refuse();
@@ -484,6 +485,7 @@ impl State {
                     return;
                 }
             }
+            Call::Unassign { eni, .. } | Call::UnassignPrefixes { eni, .. } if self.part_again(eni, &intent) => return,
             _ => {}
         }
         self.out.push(Effect::Settled { token });
@@ -574,7 +576,9 @@ impl State {
     }
 
     pub fn forget(&mut self, eni: &str) {
-        let nic = self.nics.remove(eni).expect("the caller has just seen it");
+        let mut nic = self.nics.remove(eni).expect("the caller has just seen it");
+        let intents = [nic.assign.take().map(|a| a.intent), nic.parting.take().map(|p| p.intent)];
+        self.out.extend(intents.into_iter().flatten().map(|intent| Effect::Settled { token: intent.token }));
         self.survey.gone.insert(eni.to_owned());
         if !nic.dismantled {
             self.out.push(Effect::Dismantle { eni: eni.to_owned(), mac: nic.mac });

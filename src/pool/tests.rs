@@ -550,6 +550,25 @@ fn what_an_earlier_life_was_about_to_do_is_done_once() {
 }
 
 #[test]
+fn what_an_earlier_life_was_about_to_give_back_is_leased_to_nobody() {
+    let token = "0123".to_owned();
+    let call = Call::Unassign { eni: "eni-a".into(), addresses: vec![IpAddr::V4(v4("10.0.1.11"))] };
+    let mut rig = Rig::with(Settings { max_enis: 1, ..settings() }, |cloud, ledger| {
+        put(cloud, eni("eni-a", EniState::InUse, "vsw-1", &["10.0.1.10", "10.0.1.11"]));
+        ledger.intents.insert(token.clone(), Intent { token: token.clone(), call: call.clone() });
+    });
+    rig.add(1, secs(30));
+    rig.add(2, secs(30));
+    // The call of the earlier life comes late.
+    rig.cloud.act(rig.now, &call).unwrap();
+    rig.run(secs(20));
+    assert!(rig.ledger.intents.is_empty());
+    assert!(rig.calls.iter().any(|(_, c)| *c == call), "{:?}", rig.calls);
+    assert!(rig.ledger.leases.values().all(|h| rig.cloud.enis["eni-a"].v4.contains(&h.ip.v4.unwrap())));
+    assert_eq!(rig.ledger.leases.len(), 2);
+}
+
+#[test]
 fn an_eni_that_an_earlier_life_was_about_to_make_is_made_once() {
     let token = "0123".to_owned();
     let call = Call::Create {

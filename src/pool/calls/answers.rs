@@ -32,6 +32,9 @@ impl State {
             if let Some(nic) = self.nics.get_mut(eni) {
                 nic.busy = None;
                 nic.touched = self.last_call;
+                if let Some(parting) = nic.parting.as_mut().filter(|parting| parting.intent.call == call) {
+                    parting.doubt = fault.is_some_and(|fault| fault.kind == FaultKind::Unknown);
+                }
             }
         }
         match result {
@@ -164,8 +167,10 @@ impl State {
         }
         self.see(eni);
         let nic = self.nics.get_mut(id).expect("just seen");
-        nic.addresses.values_mut().for_each(|a| a.leaving = false);
-        nic.leaves = false;
+        if !nic.parting.as_ref().is_some_and(|parting| parting.doubt) {
+            nic.addresses.values_mut().for_each(|a| a.leaving = false);
+            nic.leaves = false;
+        }
         let moving = !matches!(eni.state, EniState::Available | EniState::InUse);
         if moving {
             nic.retry.fail(self.now, &POLL, &mut self.rng);
