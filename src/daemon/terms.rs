@@ -66,6 +66,7 @@ impl Terms {
             max_idle: config.max_idle,
             min_enis: config.min_enis.min(max_enis),
             max_enis,
+            zone: self.facts.zone.clone(),
             vswitches: vswitches(&self.facts, config),
             vswitch_choice: config.vswitch_choice,
             eni_choice: config.eni_choice,

@@ -207,7 +207,8 @@ impl State {
         // Their answer would not end an outage: another endpoint gives it.
         let asking = self.vswitches.asking.is_some() || self.settings.vswitches.is_empty();
         if !asking && probe.is_none() && self.due(self.vswitches.refresh.next) && self.may(Verb::VSwitches) {
-            self.vswitches.asking = Some(self.start(Call::VSwitches));
+            let call = self.start(Call::VSwitches);
+            self.vswitches.ask(call, &self.settings.vswitches);
         }
     }
 

@@ -129,6 +129,8 @@ pub struct Settings {
     /// Bounds on secondary ENIs; `max_enis` is already within the instance's limits and ours.
     pub min_enis: u32,
     pub max_enis: u32,
+    /// The node's zone; empty where nobody knows it.
+    pub zone: String,
     /// vSwitches of the node's zone, in the order of the configuration.
     pub vswitches: Vec<String>,
     pub vswitch_choice: VSwitchChoice,

@@ -387,7 +387,9 @@ impl State {
         if ids.iter().any(|id| self.vswitches.can_create(id, stack, self.now)) {
             return None;
         }
-        let why = |id: &String| [Family::V4, Family::V6].into_iter().find_map(|f| self.vswitches.why(id, f, self.now));
+        let aside =
+            |id: &String| [Family::V4, Family::V6].into_iter().find_map(|f| self.vswitches.why(id, f, self.now));
+        let why = |id: &String| self.vswitches.unfit(id).or_else(|| aside(id));
         let why = ids.iter().find_map(why).unwrap_or_else(|| "none is configured".into());
         let reason = format!("no vSwitch of [{}] has a free address: {why}", ids.join(" "));
         Some(Refused { why: Refusal::VSwitchEmpty, reason })
@@ -429,7 +431,7 @@ impl State {
     }
 
     /// Tells the node's owner once, and again when it changes, what keeps this node from giving every pod both families, or from
-    /// using all addresses that it could have.
+    /// using all vSwitches and addresses that it could have.
     pub fn tell_of_stack(&mut self) {
         let Settings { stack, limits, instance_type, vswitches, .. } = &self.settings;
         let mut told: Vec<String> = Vec::new();
@@ -443,6 +445,8 @@ impl State {
         if self.per_eni() == 0 {
             told.push(self.barren_type());
         }
+        let unfit = vswitches.iter().filter_map(|id| Some((id, self.vswitches.unfit(id)?)));
+        told.extend(unfit.map(|(id, why)| format!("vSwitch {id} of the configuration is not used: {why}")));
         let lacking = vswitches.iter().filter(|id| stack.has(Family::V6) && !self.vswitches.has(id, Family::V6));
         told.extend(lacking.map(|id| format!("vSwitch {id} is not used: {}", vswitch::NO_IPV6)));
         let told = told.join("; ");

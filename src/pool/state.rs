@@ -124,6 +124,7 @@ impl State {
         let mut state = State {
             now,
             survey: Survey::new(now, boot.settings.sync_period, &mut rng),
+            vswitches: VSwitches::new(now, &boot.settings, boot.vswitches, &mut rng),
             instance_groups: boot.settings.instance_groups.clone(),
             settings: with_our_tags(boot.settings),
             nics: BTreeMap::new(),
@@ -137,7 +138,6 @@ impl State {
             resting: BTreeMap::new(),
             waiting: Vec::new(),
             creates: Vec::new(),
-            vswitches: VSwitches::new(now, boot.vswitches, &mut rng),
             calls: BTreeMap::new(),
             last_call: 0,
             prefixless: BTreeMap::new(),

@@ -698,6 +698,39 @@ fn an_empty_vswitch_is_set_aside_and_the_next_one_is_asked() {
 }
 
 #[test]
+fn one_wrong_vswitch_does_not_stop_the_others() {
+    // As the cloud refuses ENIs in it; as it does not know it; as it is in another zone.
+    for wrong in ["refused", "absent", "elsewhere"] {
+        let mut rig = Rig::with(settings(), |cloud, _| match wrong {
+            "refused" => drop(cloud.free6.remove("vsw-1")),
+            "absent" => drop(cloud.cidrs.remove("vsw-1")),
+            _ => cloud.cidrs.get_mut("vsw-1").unwrap().zone = "z-b".into(),
+        });
+        for n in 1..=2 {
+            rig.add(n, secs(60));
+            rig.run(secs(200));
+        }
+        rig.run(secs(200));
+        rig.add(3, secs(60));
+        rig.run(secs(60));
+        assert_eq!(vswitches_of(&rig, 1..=3), ["vsw-2"; 3], "{wrong}");
+        let said: Vec<&str> = rig.notices.iter().map(|n| n.message.as_str()).collect();
+        assert!(matches!(&said[..], [said] if said.starts_with("vSwitch vsw-1 ")), "{wrong}: {said:?}");
+        assert_eq!(rig.pool.ready(), Ok(()));
+    }
+}
+
+#[test]
+fn what_the_cloud_takes_in_no_vswitch_is_not_their_fault() {
+    let mut rig = Rig::new(settings());
+    rig.says.insert("create", FaultKind::Invalid);
+    rig.add(1, secs(60));
+    rig.run(secs(10));
+    assert!(rig.refused(1).reason.contains("the cloud's words"));
+    assert_eq!(rig.count("create"), 2);
+}
+
+#[test]
 fn when_every_vswitch_is_empty_an_add_is_refused_at_once() {
     let mut rig = Rig::new(settings());
     rig.cloud.free.values_mut().for_each(Vec::clear);
@@ -1417,7 +1450,7 @@ fn enis_above_a_new_bound_go_when_they_are_empty() {
 fn the_next_vswitch_is_the_first_the_fullest_or_any() {
     let mut rng = fastrand::Rng::with_seed(1);
     let list = vec![vswitch("vsw-1", "10.0.1.0/24", 5), vswitch("vsw-2", "10.0.2.0/24", 9)];
-    let mut known = super::vswitch::VSwitches::new(START, list, &mut rng);
+    let mut known = super::vswitch::VSwitches::new(START, &settings(), list, &mut rng);
     let with = |choice| Settings { vswitch_choice: choice, ..settings() };
     let mut pick = |known: &super::vswitch::VSwitches, choice| known.choose(START, &with(choice), &mut rng);
     assert_eq!(pick(&known, VSwitchChoice::Ordered).as_deref(), Some("vsw-1"));

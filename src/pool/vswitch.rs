@@ -1,6 +1,6 @@
 //! Where addresses come from: the vSwitches, which of them are set aside as empty, and which one is next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -26,8 +26,14 @@ pub(super) const NO_IPV6: &str =
 pub(super) struct VSwitches {
     known: BTreeMap<String, VSwitch>,
     aside: BTreeMap<(String, Family), Aside>,
+    /// The zone of the node.
+    zone: String,
+    /// Those that a count was about and did not find.
+    absent: BTreeSet<String>,
     pub refresh: Backoff,
     pub asking: Option<CallId>,
+    /// What the count under way is about.
+    asked: Vec<String>,
     /// People know that they cannot be counted.
     pub told: bool,
 }
@@ -37,34 +43,46 @@ pub(super) const UNCOUNTED: u32 = 3;
 
 struct Aside {
     until: Now,
-    /// The last call sent when it was found empty: only a count asked for later can say otherwise.
+    /// The last call sent when it was found empty: only a count asked for later can say otherwise. None can where it is refused for
+    /// another reason.
     since: CallId,
     why: String,
 }
 
 impl VSwitches {
-    pub fn new(now: Now, list: Vec<VSwitch>, rng: &mut Rng) -> VSwitches {
-        let mut vswitches = VSwitches::default();
+    pub fn new(now: Now, settings: &Settings, list: Vec<VSwitch>, rng: &mut Rng) -> VSwitches {
+        let asked = settings.vswitches.clone();
+        let mut vswitches = VSwitches { zone: settings.zone.clone(), asked, ..VSwitches::default() };
         vswitches.counted(now, 1, list, rng);
         vswitches
+    }
+
+    /// They are counted by this call.
+    pub fn ask(&mut self, call: CallId, ids: &[String]) {
+        self.asking = Some(call);
+        self.asked = ids.to_vec();
     }
 
     /// Takes up a count that was asked for by this call.
     pub fn counted(&mut self, now: Now, call: CallId, list: Vec<VSwitch>, rng: &mut Rng) {
         self.asking = None;
+        let asked = std::mem::take(&mut self.asked);
+        self.absent = asked.iter().filter(|id| list.iter().all(|v| v.id != **id)).cloned().collect();
         for vswitch in list {
             let why = "DescribeVSwitches counts no free address".to_owned();
             let key = (vswitch.id.clone(), Family::V4);
             if vswitch.free == 0 {
-                self.aside.entry(key).or_insert(Aside { until: now + ASIDE, since: call, why });
+                self.aside.entry(key).or_insert(Aside { until: now, since: call, why }).until = now + ASIDE;
             } else if self.aside.get(&key).is_some_and(|a| a.since < call) {
                 self.aside.remove(&key);
             }
             self.known.insert(vswitch.id.clone(), vswitch);
         }
-        // No count says that there are IPv6 addresses again: those are left alone for their time, and counted as often for no longer.
-        self.aside.retain(|(_, family), aside| *family == Family::V4 || aside.until > now);
-        let wait = if self.aside.is_empty() { REFRESH } else { REFRESH_ASIDE };
+        // By time alone ends what no count says anything of: that there are IPv6 addresses again, or any where nobody counts any more.
+        self.aside.retain(|_, aside| aside.until > now);
+        let is_missed =
+            asked.iter().any(|id| self.absent.contains(id) || self.aside.keys().any(|(aside, _)| aside == id));
+        let wait = if is_missed { REFRESH_ASIDE } else { REFRESH };
         self.refresh.restart(now + jitter(wait, rng));
     }
 
@@ -87,6 +105,22 @@ impl VSwitches {
         }
         self.aside.insert((id.to_owned(), family), Aside { until: now + ASIDE, since: last_call, why });
         self.refresh.next = self.refresh.next.min(now + REFRESH_ASIDE);
+    }
+
+    /// The cloud makes no ENI in it, for a reason that no count shows. Whether that is news.
+    pub fn refuse(&mut self, now: Now, id: &str, why: String) -> bool {
+        let aside = Aside { until: now + ASIDE, since: CallId::MAX, why };
+        self.aside.insert((id.to_owned(), Family::V4), aside).is_none()
+    }
+
+    /// Why no ENI of this node can be made in it, however many addresses it has.
+    pub fn unfit(&self, id: &str) -> Option<String> {
+        if self.absent.contains(id) {
+            return Some("the cloud does not know it".into());
+        }
+        let zone = &self.known.get(id)?.zone;
+        let is_elsewhere = !self.zone.is_empty() && *zone != self.zone;
+        is_elsewhere.then(|| format!("it is in zone {zone}, and this node in {}", self.zone))
     }
 
     /// IPv4 addresses were taken from it.
@@ -122,7 +156,8 @@ impl VSwitches {
     /// Whether an ENI may be made in it at that time. Every ENI has an IPv4 address, its primary one.
     pub fn can_create(&self, id: &str, stack: Stack, at: Now) -> bool {
         let needed = |family: &Family| *family == Family::V4 || stack.has(*family);
-        [Family::V4, Family::V6].iter().filter(|f| needed(f)).all(|family| self.usable(id, *family, at))
+        self.unfit(id).is_none()
+            && [Family::V4, Family::V6].iter().filter(|f| needed(f)).all(|family| self.usable(id, *family, at))
     }
 
     /// Why it may not be asked, if so.
@@ -180,7 +215,7 @@ impl VSwitches {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::world::vswitch;
+    use crate::pool::world::{settings, vswitch};
 
     const fn secs(n: u64) -> Now {
         Duration::from_secs(n)
@@ -198,9 +233,11 @@ mod tests {
         };
         let list = || vec![both()];
         for family in [Family::V4, Family::V6] {
-            let mut all = VSwitches::new(secs(0), list(), &mut rng);
+            let ours = Settings { vswitches: vec!["vsw-1".into()], ..settings() };
+            let mut all = VSwitches::new(secs(0), &ours, list(), &mut rng);
             all.set_aside(secs(100), 5, ("vsw-1", family), "it has none".into());
             assert!(!all.usable("vsw-1", family, secs(101)));
+            all.ask(6, &ours.vswitches);
             all.counted(secs(160), 6, list(), &mut rng);
             let often = all.refresh.next < secs(160) + REFRESH_ASIDE * 2;
             // An IPv4 address was counted; of IPv6 nobody knows.
@@ -208,5 +245,24 @@ mod tests {
             all.counted(secs(800), 7, list(), &mut rng);
             assert!(all.usable("vsw-1", family, secs(801)) && all.refresh.next > secs(800) + REFRESH_ASIDE * 2);
         }
+    }
+
+    #[test]
+    fn an_empty_vswitch_is_set_aside_for_as_long_as_counts_say_so() {
+        let mut rng = Rng::with_seed(1);
+        let ours = Settings { vswitches: vec!["vsw-1".into()], ..settings() };
+        let empty = || vec![vswitch("vsw-1", "10.0.1.0/24", 0)];
+        let mut all = VSwitches::new(secs(0), &ours, empty(), &mut rng);
+        for minute in 1..60 {
+            all.ask(minute, &ours.vswitches);
+            all.counted(secs(60 * minute), minute, empty(), &mut rng);
+            assert!(!all.usable("vsw-1", Family::V4, secs(60 * minute + 300)), "after {minute} minutes");
+        }
+        // The configuration names another one by now: what was found of this one ends by time, and is no reason to count often.
+        let others = ["vsw-2".to_owned()];
+        all.ask(60, &others);
+        all.counted(secs(3600), 60, vec![vswitch("vsw-2", "10.0.2.0/24", 9)], &mut rng);
+        assert!(!all.usable("vsw-1", Family::V4, secs(3601)) && all.refresh.next > secs(3600) + REFRESH_ASIDE * 2);
+        assert!(all.usable("vsw-1", Family::V4, secs(4200)));
     }
 }

@@ -28,6 +28,7 @@ pub fn settings() -> Settings {
         max_idle: 4,
         min_enis: 0,
         max_enis: 3,
+        zone: "z-a".into(),
         vswitches: vec!["vsw-1".into(), "vsw-2".into()],
         vswitch_choice: VSwitchChoice::Ordered,
         eni_choice: EniChoice::MostIps,

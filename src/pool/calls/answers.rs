@@ -10,7 +10,7 @@ use crate::pool::eni::{Address, Goal, Nic};
 use crate::pool::retry::{Backoff, LATE, POLL, SOON, jitter};
 use crate::pool::state::State;
 use crate::pool::vswitch::UNCOUNTED;
-use crate::pool::{Call, CallId, Effect, Outcome, Refused};
+use crate::pool::{Call, CallId, Effect, Outcome, Refused, Settings};
 use crate::rpc::Refusal;
 
 /// Attempts with one token before we look what has become of them and begin anew.
@@ -282,7 +282,24 @@ impl State {
         match fault.kind {
             FaultKind::VSwitchEmpty => self.set_aside(create.vswitch(), Family::V4, fault),
             FaultKind::Unknown | FaultKind::Throttled | FaultKind::Busy | FaultKind::Token => {}
+            FaultKind::Invalid | FaultKind::Gone if self.has_another(create.vswitch()) => {
+                self.refuse_vswitch(create.vswitch(), fault);
+            }
             _ => self.block(Verb::Create, fault),
+        }
+    }
+
+    /// An ENI may be made in another vSwitch than this.
+    fn has_another(&self, vswitch: &str) -> bool {
+        let Settings { vswitches, stack, .. } = &self.settings;
+        vswitches.iter().any(|id| id != vswitch && self.vswitches.can_create(id, *stack, self.now))
+    }
+
+    /// Where another vSwitch may do, what the cloud does not take is held to be the vSwitch's fault.
+    fn refuse_vswitch(&mut self, id: &str, fault: &Fault) {
+        if self.vswitches.refuse(self.now, id, fault.to_string()) {
+            let message = format!("vSwitch {id} is not used for a while, others are: {fault}");
+            self.tell(None, true, "AllocResourceFailed", message);
         }
     }
 
