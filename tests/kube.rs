@@ -509,6 +509,33 @@ fn a_replaced_token_is_taken_up_at_the_first_refusal() {
 }
 
 #[test]
+fn a_file_that_is_away_says_nothing_of_what_the_server_has() {
+    let c = Cluster::new();
+    c.kube.admit("one");
+    c.write("token", "one\n");
+    c.write("ca.crt", c.kube.ca());
+    let source = Source::ServiceAccount { dir: c.dir.clone(), server: format!("https://{}", c.addr()) };
+    let client = Client::with_limits(source, limits()).unwrap();
+    client.health().unwrap();
+    c.kube.revoke("one");
+    std::fs::remove_file(c.dir.join("token")).unwrap();
+    let e = pods(&client).unwrap_err();
+    assert!(!e.is_absent() && e.to_string().ends_with("/token: no such file or directory"), "{e}");
+}
+
+#[test]
+fn a_server_is_healthy_when_it_says_so() {
+    let c = Cluster::new();
+    let client = c.client();
+    for (status, why) in [(200, ""), (404, "not found"), (403, "http status 403"), (500, "http status 500")] {
+        c.kube.health(status);
+        let said = client.health().map_or_else(|e| e.to_string(), |()| String::new());
+        let want = if why.is_empty() { String::new() } else { format!("get /healthz: {why}") };
+        assert!(said.starts_with(&want) && said.is_empty() == want.is_empty(), "{said}");
+    }
+}
+
+#[test]
 fn a_client_certificate_is_shown() {
     let c = Cluster::new();
     c.kube.revoke("token-of-terway");

@@ -15,7 +15,7 @@ use serde_json::Value;
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
 
 use super::yaml;
-use crate::error::{Cause, Context, Error};
+use crate::error::{Context, Error};
 
 /// Far more than a kubeconfig, a token or a bundle of certificates needs.
 const FILE_MAX: u64 = 1 << 20;
@@ -359,11 +359,7 @@ fn read_text(path: &Path) -> Result<String, Error> {
 fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
     let read = || -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::new();
-        let file = File::open(path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => Error::new(Cause::Absent),
-            _ => e.into(),
-        })?;
-        file.take(FILE_MAX + 1).read_to_end(&mut bytes)?;
+        File::open(path)?.take(FILE_MAX + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > FILE_MAX { Err(Error::malformed("larger than 1 MiB")) } else { Ok(bytes) }
     };
     read().context(|| format!("read {}", path.display()))
@@ -466,7 +462,7 @@ mod tests {
         let source = Source::ServiceAccount { dir: dir.0.clone(), server: "https://[fd00::1]:443".into() };
         let why = Access::load(&source).err().unwrap().to_string();
         let ca = dir.0.join("ca.crt");
-        assert_eq!(why, format!("service account: read {}: not found", ca.display()));
+        assert_eq!(why, format!("service account: read {}: no such file or directory", ca.display()));
         dir.write("ca.crt", &pem().0);
         dir.write("token", " \n");
         let why = Access::load(&source).err().unwrap().to_string();
@@ -490,7 +486,7 @@ mod tests {
             ),
             (
                 "server: https://k, certificate-authority: /nowhere/ca",
-                "cluster \"c\": certificate-authority: read /nowhere/ca: not found",
+                "cluster \"c\": certificate-authority: read /nowhere/ca: no such file or directory",
             ),
             (
                 "server: https://k, insecure-skip-tls-verify: true",
@@ -524,7 +520,10 @@ mod tests {
                 "token: \"a b\"".into(),
                 "user \"u\": token: the token is empty or has characters that no token has".into(),
             ),
-            ("tokenFile: /nowhere/t".into(), "user \"u\": tokenFile: read /nowhere/t: not found".into()),
+            (
+                "tokenFile: /nowhere/t".into(),
+                "user \"u\": tokenFile: read /nowhere/t: no such file or directory".into(),
+            ),
             (format!("client-certificate-data: {cert}"), "user \"u\": client-certificate without client-key".into()),
             (format!("client-key-data: {key}"), "user \"u\": client-key without client-certificate".into()),
             (
@@ -562,7 +561,7 @@ mod tests {
             assert!(said.starts_with(why), "{said}");
         }
         let why = Access::load(&Source::Kubeconfig("/nowhere/config".into())).err().unwrap().to_string();
-        assert_eq!(why, "kubeconfig: read /nowhere/config: not found");
+        assert_eq!(why, "kubeconfig: read /nowhere/config: no such file or directory");
     }
 
     #[test]

@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 
 use serde::de::{DeserializeOwned, DeserializeSeed};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use serde_json::value::RawValue;
 use ureq::http::{Request, Response};
 use ureq::{Agent, Body};
@@ -214,11 +213,10 @@ impl Client {
         }
     }
 
-    /// Whether what the server does not have is lacking: one that has not come up yet does not know all of its kinds. Whoever may speak to
-    /// it may ask that.
-    pub fn has_started(&self) -> bool {
-        let said = self.get::<Value>("/healthz").map_err(|e| e.cause);
-        !matches!(said, Err(Cause::Http { status: 500.., .. }))
+    /// Whether what is not found there is lacking: a server that has not come up yet does not know all of its kinds, and what stands in its
+    /// place knows none. An error says why it is not; cni-conf/rbac.yaml has the right to ask.
+    pub fn health(&self) -> Result<(), Error> {
+        self.act(Verb::Get(Form::Objects), "/healthz").context(|| "get /healthz")
     }
 
     /// All objects that are selected.
@@ -260,13 +258,13 @@ impl Client {
     /// Creates an object in the collection at `path`.
     pub fn create(&self, path: &str, object: &impl Serialize) -> Result<(), Error> {
         let body = serde_json::to_vec(object)?;
-        self.write(Verb::Create(&body), path).context(|| format!("create in {path}"))
+        self.act(Verb::Create(&body), path).context(|| format!("create in {path}"))
     }
 
     /// Patches the object at `path`; add `/status` for its status.
     pub fn patch(&self, path: &str, patch: Patch, body: &impl Serialize) -> Result<(), Error> {
         let body = serde_json::to_vec(body)?;
-        self.write(Verb::Patch(patch, &body), path).context(|| format!("patch {path}"))
+        self.act(Verb::Patch(patch, &body), path).context(|| format!("patch {path}"))
     }
 
     pub fn carry_out(&self, write: &Write) -> Result<(), Error> {
@@ -351,8 +349,8 @@ impl Client {
         Ok(value)
     }
 
-    /// The answer repeats the object; it is read to its end so that the connection can be used again.
-    fn write(&self, verb: Verb, target: &str) -> Result<(), Error> {
+    /// What a success says is of no use; it is read to its end so that the connection can be used again.
+    fn act(&self, verb: Verb, target: &str) -> Result<(), Error> {
         let max = self.limits().object_bytes;
         let mut body = self.send(verb, target)?.into_body().into_with_config().limit(max).reader();
         io::copy(&mut body, &mut io::sink()).map(drop).map_err(|e| wire(e.into()))

@@ -209,14 +209,17 @@ fn a_right_that_lacks_is_told_by_a_start_that_takes_long_too() {
 }
 
 #[test]
-fn a_server_that_starts_is_not_believed_to_lack_kinds() {
-    let mut bench = Bench::idle(json!({}));
-    bench.cluster.kube.starting(true);
-    bench.cluster.start_ready(0);
-    let state = || bench.shown(0)["state"].as_str().unwrap_or_default().to_owned();
-    soon("it waits", || state().contains("of Calico have not been heard of") || state().contains("clusternetwork"));
-    bench.cluster.kube.starting(false);
-    soon("it is in force", || state() == "enforced");
+fn a_server_that_starts_and_what_stands_in_its_place_are_not_believed_to_lack_kinds() {
+    for status in [500, 404] {
+        let mut bench = Bench::idle(json!({}));
+        bench.cluster.kube.health(status);
+        bench.cluster.start_ready(0);
+        let state = || bench.shown(0)["state"].as_str().unwrap_or_default().to_owned();
+        soon("it waits", || state().contains("of Calico have not been heard of") || state().contains("clusternetwork"));
+        soon("it says why", || state().contains("; get /healthz: "));
+        bench.cluster.kube.health(200);
+        soon("it is in force", || state() == "enforced");
+    }
 }
 
 #[test]

@@ -302,7 +302,7 @@ fn granted(manifest: &str) -> BTreeSet<(String, String)> {
     let mut all = BTreeSet::new();
     let mut resources = Vec::new();
     for line in manifest.lines() {
-        resources = list(line, "resources:").unwrap_or(resources);
+        resources = list(line, "resources:").or_else(|| list(line, "nonResourceURLs:")).unwrap_or(resources);
         for verb in list(line, "verbs:").unwrap_or_default() {
             all.extend(resources.iter().map(|resource| (verb.clone(), resource.clone())));
         }

@@ -64,6 +64,23 @@ fn one_broken_object_is_refused_and_the_others_serve() {
 }
 
 #[test]
+fn a_proxy_that_knows_nothing_is_not_the_end_of_what_is_heard() {
+    let (bench, [_one, client], servers) = led();
+    bench.cluster.kube.away(true);
+    bench.cluster.kube.disconnect();
+    for plural in ["services", "endpointslices"] {
+        let said = format!("watch of {plural}: watch /api");
+        soon("it is told", || bench.cluster.log(0).lines().any(|l| l.contains(&said) && l.contains("not found")));
+    }
+    bench.service("web", "172.21.0.90", json!({}));
+    let others = serve(&[&client]);
+    bench.endpoints("web", &[(others[0].1, json!({}))]);
+    bench.cluster.kube.away(false);
+    bench.leads(&client.pod, "172.21.0.90:80", &[others[0].1]);
+    drop(servers);
+}
+
+#[test]
 fn a_list_that_breaks_off_takes_nothing_away() {
     let (mut bench, [_one, client], servers) = led();
     let said = cli(&bench.cluster, "trace default/client 172.21.0.80:80");

@@ -23,17 +23,17 @@ pub fn start(start: &Start, news: &SyncSender<News>) {
     let (kube, to) = (client.clone(), news.clone());
     threads::start(move || {
         let select = Select { labels: services_selector(), ..Select::default() };
-        watch::<Service>(&kube, select, |s| s.name.clone(), |heard| to.send(News::Services(heard)).is_ok());
+        core::<Service>(&kube, select, |s| s.name.clone(), |heard| to.send(News::Services(heard)).is_ok());
     });
     let (kube, to) = (client.clone(), news.clone());
     let select = Select { rows: start.node.len() < 2, ..Select::default() };
     threads::start(move || {
-        watch::<Member>(&kube, select, |m| m.name.clone(), |heard| to.send(News::Nodes(heard)).is_ok());
+        core::<Member>(&kube, select, |m| m.name.clone(), |heard| to.send(News::Nodes(heard)).is_ok());
     });
     let (kube, to) = (client.clone(), news.clone());
     let select = Select { fields: format!("metadata.name={}", start.node_name), ..Select::default() };
     threads::start(move || {
-        watch::<Member>(&kube, select, |m| m.name.clone(), |heard| to.send(News::Here(heard)).is_ok());
+        core::<Member>(&kube, select, |m| m.name.clone(), |heard| to.send(News::Here(heard)).is_ok());
     });
     let (kube, to) = (client.clone(), news.clone());
     threads::start(move || slices(&kube, &to));
@@ -42,8 +42,10 @@ pub fn start(start: &Start, news: &SyncSender<News>) {
 /// In the version that the server has: v1 from 1.21 on, v1beta1 from 1.17 to 1.24. Where it changes under us, the other is next.
 fn slices(kube: &Client, to: &SyncSender<News>) {
     let select = || Select { labels: slices_selector(), ..Select::default() };
+    let is_absent = |e: &Error| e.is_absent() && kube.health().is_ok();
     loop {
-        let end = watch::<EndpointSlice>(kube, select(), |s| s.name.clone(), |h| to.send(News::Slices(h)).is_ok());
+        let name = |s: &EndpointSlice| s.name.clone();
+        let end = watch::<EndpointSlice>(kube, select(), is_absent, name, |h| to.send(News::Slices(h)).is_ok());
         if end == End::Unheard {
             return;
         }
@@ -54,7 +56,8 @@ fn slices(kube: &Client, to: &SyncSender<News>) {
             Heard::Gone(name) => Heard::Gone(name),
         };
         let name = |s: &EndpointSliceBeta| s.0.name.clone();
-        let end = watch::<EndpointSliceBeta>(kube, select(), name, |h| to.send(News::Slices(unwrapped(h))).is_ok());
+        let tell = |heard| to.send(News::Slices(unwrapped(heard))).is_ok();
+        let end = watch::<EndpointSliceBeta>(kube, select(), is_absent, name, tell);
         if end == End::Unheard {
             return;
         }
@@ -62,11 +65,17 @@ fn slices(kube: &Client, to: &SyncSender<News>) {
     }
 }
 
+/// Of a kind that every server has, whatever may stand in its place for a while.
+fn core<T: Object>(kube: &Client, select: Select, name: impl Fn(&T) -> Name, tell: impl FnMut(Heard<T>) -> bool) {
+    watch(kube, select, |_| false, name, tell);
+}
+
 fn watch<T: Object>(
     kube: &Client,
     select: Select,
+    is_final: impl Fn(&Error) -> bool,
     name: impl Fn(&T) -> Name,
     mut tell: impl FnMut(Heard<T>) -> bool,
 ) -> End {
-    follow(kube.watch(select), T::PLURAL, Error::is_absent, |change| heard(change, &name).is_none_or(&mut tell))
+    follow(kube.watch(select), T::PLURAL, is_final, |change| heard(change, &name).is_none_or(&mut tell))
 }

@@ -205,14 +205,16 @@ fn attend(
             let is_final = |e: &Error| {
                 // Who may not read a kind is not told whether there is one.
                 let is_lacking = || matches!(scout.kube.has(place.api, place.plural), Ok(false));
-                let is_gone = e.is_absent() || e.is_forbidden() && is_lacking();
-                let is_final = kind.may_be_absent() && is_gone && scout.kube.has_started();
-                if !is_final {
-                    let right = if e.is_forbidden() { "; grant what cni-conf/rbac.yaml lists" } else { "" };
-                    let why = format!("{e}{right}");
-                    let _ = to.send(News::Trouble { by, why, is_forbidden: e.is_forbidden() });
-                }
-                is_final
+                let is_gone = kind.may_be_absent() && (e.is_absent() || e.is_forbidden() && is_lacking());
+                let doubt = match is_gone.then(|| scout.kube.health()) {
+                    Some(Ok(())) => return true,
+                    Some(Err(doubt)) => format!("; {doubt}"),
+                    None => String::new(),
+                };
+                let right = if e.is_forbidden() { "; grant what cni-conf/rbac.yaml lists" } else { "" };
+                let why = format!("{e}{doubt}{right}");
+                let _ = to.send(News::Trouble { by, why, is_forbidden: e.is_forbidden() });
+                false
             };
             let end = follow(source, kind.plural(), is_final, |change| {
                 let heard = heard(change, |one| one.name().clone());

@@ -49,6 +49,6 @@ impl Scout {
 
     /// What the server has of the API, if it is one that knows: a server that had come up before it was asked.
     fn kinds(&self, api: &str) -> Option<Vec<String>> {
-        self.kube.has_started().then(|| self.kube.kinds(api).ok()).flatten()
+        self.kube.health().and_then(|()| self.kube.kinds(api)).ok()
     }
 }

@@ -58,7 +58,9 @@ struct State {
     denied: BTreeSet<(String, String)>,
     /// Paths below which this server knows nothing, such as `/apis/discovery.k8s.io/v1`.
     lacking: BTreeSet<String>,
-    is_starting: bool,
+    /// What `/healthz` answers.
+    health: u16,
+    is_away: bool,
     troubles: VecDeque<(String, Trouble)>,
     seen: Vec<Seen>,
     bytes: u64,
@@ -87,7 +89,8 @@ impl Default for State {
             store: Store::default(),
             tokens: BTreeSet::from([TOKEN.to_owned()]),
             denied: BTreeSet::new(),
-            is_starting: false,
+            health: 200,
+            is_away: false,
             lacking: DEFINED_LATER.iter().map(|api| api.to_string()).collect(),
             troubles: VecDeque::new(),
             seen: Vec::new(),
@@ -111,7 +114,7 @@ impl Default for State {
 pub struct Seen {
     /// `get list watch create update patch delete`.
     pub verb: String,
-    /// `pods`, or `pods/status`.
+    /// `pods`, `pods/status` or `/healthz`.
     pub resource: String,
     pub target: String,
     /// The client's end of the connection.
@@ -235,9 +238,14 @@ impl Kube {
         self.change(|s| s.lacking.insert(api.to_owned()));
     }
 
-    /// The server has not come up yet, and says so where it is asked for its health.
-    pub fn starting(&self, is_starting: bool) {
-        self.change(|s| s.is_starting = is_starting);
+    /// Answers with this status where it is asked for its health: 500 before it has come up, 404 where it is a proxy that does.
+    pub fn health(&self, status: u16) {
+        self.change(|s| s.health = status);
+    }
+
+    /// A proxy answers in its place, which knows nothing.
+    pub fn away(&self, is_away: bool) {
+        self.change(|s| s.is_away = is_away);
     }
 
     /// The next `times` requests of this verb ("" for any) fail so.
@@ -440,8 +448,15 @@ impl World {
     fn admit(&self, request: &Request) -> Option<Answer> {
         let mut s = self.lock();
         let unknown = || Some(Err((404, "the server could not find the requested resource".into())));
-        if request.path() == "/healthz" && s.is_starting {
-            return Some(Err((500, "[-]poststarthook/crd-informer-synced failed".into())));
+        if s.is_away {
+            return unknown();
+        }
+        if request.path() == "/healthz" {
+            s.see("get", "/healthz", request);
+            return Some(match s.health {
+                200 => Ok(Response::new(200).body(b"ok".to_vec())),
+                status => Err((status, "[-]poststarthook/crd-informer-synced failed".into())),
+            });
         }
         if let Some(api) = discovered(request) {
             return if s.lacking.contains(&api) {
@@ -457,12 +472,7 @@ impl World {
             // Who may not ask is not told.
             return if is_denied { forbidden() } else { unknown() };
         }
-        s.seen.push(Seen {
-            verb: call.verb.into(),
-            resource: call.resource(),
-            target: request.target.clone(),
-            peer: request.peer,
-        });
+        s.see(call.verb, &call.resource(), request);
         let token = request.header("authorization").and_then(|h| h.strip_prefix("Bearer ")).unwrap_or_default();
         if !s.tokens.contains(token) && request.certificates.is_empty() {
             return Some(Err((401, "Unauthorized".into())));
@@ -707,6 +717,11 @@ impl State {
     fn resources(&self, api: &str) -> Value {
         let all: Vec<Value> = self.store.plurals(api).iter().map(|name| json!({"name": name})).collect();
         json!({"kind": "APIResourceList", "apiVersion": "v1", "resources": all})
+    }
+
+    fn see(&mut self, verb: &str, resource: &str, request: &Request) {
+        let (target, peer) = (request.target.clone(), request.peer);
+        self.seen.push(Seen { verb: verb.into(), resource: resource.into(), target, peer });
     }
 
     fn sent(&mut self, peer: IpAddr, bytes: usize) {
