@@ -267,6 +267,7 @@ fn a_flow_without_an_end_is_over_after_a_while() {
     age(idle - 12);
     bench.drop(ask, Why::Flow);
     age(idle - 12);
+    bench.drop(answer, Why::Flow);
     // Nor where rules have changed meanwhile.
     bench.say(None, Some(&[]));
     bench.drop(answer, Why::Flow);
