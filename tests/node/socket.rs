@@ -44,7 +44,7 @@ fn rubbish_is_refused_with_a_reason_and_the_daemon_goes_on() {
         "{\"allocate\": {\"pod\": \"web\", \"sandbox\": 7}}\n",
         "{\"release\": {\"attachment\": [1, 2, 3]}}\n",
         "{\"release\": {\"attachment\": {\"container\": \"x\"}}}\n",
-        "{\"gc\": {\"valid\": {\"container\": \"x\", \"ifname\": \"eth0\"}}}\n",
+        "{\"gc\": {\"network\": \"terway\", \"valid\": {\"container\": \"x\", \"ifname\": \"eth0\"}}}\n",
         "{\"status\": {}, \"show\": {}}\n",
         "{\"status\": {}} {\"status\": {}}\n",
     ] {
