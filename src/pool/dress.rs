@@ -182,13 +182,26 @@ impl State {
 
     // -- what is kept from us --
 
-    /// Under new settings all that was refused under the old ones may be tried at once.
-    pub fn settings_changed(&mut self) {
+    /// All that was refused may be tried at once.
+    fn lift_refusals(&mut self) {
         self.blocks.clear();
         for nic in self.nics.values_mut() {
             nic.dress.retry = Backoff::default();
             nic.dress.complaint = None;
         }
+    }
+
+    /// What was refused to others, or not answered elsewhere, says nothing any more.
+    pub fn cloud_changed(&mut self) {
+        self.lift_refusals();
+        self.gate.hurry(self.now);
+        self.survey.hurry(self.now);
+        self.vswitches.refresh.next = self.vswitches.refresh.next.min(self.now);
+    }
+
+    /// Under new settings what was refused under the old ones may be tried.
+    pub fn settings_changed(&mut self) {
+        self.lift_refusals();
         let ids: Vec<String> = self.nics.keys().cloned().collect();
         for id in ids {
             self.admit(&id);

@@ -200,6 +200,8 @@ pub enum Event {
     Boot(Box<Boot>),
     /// New settings: at SIGHUP, or when the node's configuration changed.
     Settings(Box<Settings>),
+    /// Calls go another way from now on, or are signed with other credentials.
+    NewCloud,
     /// An ADD waits. The same attachment asked again is answered with the same address. `whole`: the pod wants an ENI to itself.
     Allocate { ticket: Ticket, pod: PodName, sandbox: Sandbox, whole: bool, deadline: Now },
     /// The one who waited hung up. If it had been answered already, a Release will come or the pod's absence will be seen.

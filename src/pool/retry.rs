@@ -172,6 +172,13 @@ impl Gate {
         }
     }
 
+    /// In an outage the next probe goes now, whatever becomes of the one under way.
+    pub fn hurry(&mut self, now: Now) {
+        if let Some(outage) = &mut self.outage {
+            *outage = Outage { backoff: Backoff { fails: 0, next: now }, probe: None };
+        }
+    }
+
     /// The cloud does not answer: what was heard last, and when we ask again.
     pub fn outage(&self) -> Option<(&Fault, Now)> {
         Some((self.fault.as_ref()?, self.outage.as_ref()?.backoff.next))

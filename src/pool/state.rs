@@ -195,6 +195,7 @@ impl State {
                 }
                 self.vswitches.expect(self.now, &self.settings.vswitches);
             }
+            Event::NewCloud => self.cloud_changed(),
             Event::Allocate { ticket, pod, sandbox, whole, deadline } => {
                 self.allocate(Waiting { ticket, pod, sandbox, whole, deadline, since: self.now });
             }

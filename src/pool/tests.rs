@@ -836,6 +836,24 @@ fn a_cloud_that_assigns_nothing_is_not_asked_in_a_loop() {
 }
 
 #[test]
+fn what_other_credentials_were_refused_is_tried_at_once_with_new_ones() {
+    for says in [FaultKind::Forbidden, FaultKind::Unknown] {
+        let mut rig = Rig::new(settings());
+        rig.says.insert("any", says);
+        rig.add(1, secs(60));
+        rig.run(secs(900));
+        assert!(rig.replies[&1].1.is_err());
+        rig.says.clear();
+        rig.hear(Event::NewCloud);
+        rig.run(secs(2));
+        assert_eq!(rig.pool.ready(), Ok(()), "{says:?}");
+        rig.add(2, secs(60));
+        rig.run(secs(20));
+        assert!(rig.replies[&2].1.is_ok(), "{says:?}");
+    }
+}
+
+#[test]
 fn an_add_that_only_took_too_long_is_told_what_it_waited_for() {
     let mut rig = Rig::new(settings());
     rig.add(1, Duration::from_millis(2500));

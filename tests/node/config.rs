@@ -134,9 +134,21 @@ fn one_mtu_is_enough_for_enis_and_pods_whichever_configuration_says_it() {
 #[test]
 fn credentials_that_change_are_used_without_a_restart() {
     let cluster = node(&nothing());
-    cluster.world.cloud.add_key("rotated", "rotated-secret");
-    cluster.configure(0, &json!({"access_key": "rotated", "access_secret": "rotated-secret", "min_pool_size": 7}));
-    soon("calls bear the new key", || cluster.world.cloud.journal().iter().any(|call| call.key == "rotated"));
+    let cloud = &cluster.world.cloud;
+    let by = |key: &str, min: u32| {
+        let secret = format!("{key}-secret");
+        cluster.configure(0, &json!({"access_key": key, "access_secret": secret, "min_pool_size": min}));
+    };
+    cloud.add_key("first", "first-secret");
+    by("first", 2);
+    soon("calls bear the key", || cloud.journal().iter().any(|call| call.key == "first"));
+    cloud.remove_key("first");
+    by("first", 7);
+    soon("it is refused", || shown(&cluster, "/pool/cloud/refused") != json!([]));
+    cloud.add_key("rotated", "rotated-secret");
+    // Nothing else changes: what the first key was refused must not hold for this one.
+    by("rotated", 7);
+    soon("calls bear the new key", || cloud.journal().iter().any(|call| call.key == "rotated"));
     soon("the pool fills", || shown(&cluster, "/pool/idle").as_u64() >= Some(7));
     assert!(!cluster.log(0).contains("rotated-secret"));
 }

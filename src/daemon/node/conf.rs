@@ -112,7 +112,7 @@ impl Node {
     fn take_up(&mut self, fresh: Layers) -> Result<(), Error> {
         let config = fresh.config();
         config.validate(&self.world.terms.facts)?;
-        self.reach_cloud(config)?;
+        let is_anew = self.reach_cloud(config)?;
         self.world.place = self.world.terms.place(config);
         if config.kube_pace != self.conf.layers.config().kube_pace {
             self.world.kube.pace(config.kube_pace);
@@ -130,19 +130,22 @@ impl Node {
         self.ask_kubeadm();
         self.direct();
         self.feed(Event::Settings(Box::new(settings)));
+        if is_anew {
+            self.feed(Event::NewCloud);
+        }
         Ok(())
     }
 
-    /// Calls from now on go where the configuration says, signed with its credentials.
-    fn reach_cloud(&mut self, config: &Config) -> Result<(), Error> {
+    /// Calls from now on go where the configuration says, signed with its credentials. Whether that is another way than before.
+    fn reach_cloud(&mut self, config: &Config) -> Result<bool, Error> {
         let way = |c: &Config| (c.cloud.clone(), c.region.clone(), c.access.clone(), c.credential_path.clone());
-        if way(config) != way(self.conf.layers.config()) {
-            let endpoint = reach::endpoint(config, &self.world.terms.facts.region);
-            let credentials = outside::known_by(config)?;
-            let cloud = self.world.cloud.anew(endpoint, credentials).context(|| "configuration")?;
-            self.world.cloud = cloud;
+        if way(config) == way(self.conf.layers.config()) {
+            return Ok(false);
         }
-        Ok(())
+        let endpoint = reach::endpoint(config, &self.world.terms.facts.region);
+        let credentials = outside::known_by(config)?;
+        self.world.cloud = self.world.cloud.anew(endpoint, credentials).context(|| "configuration")?;
+        Ok(true)
     }
 }
 
