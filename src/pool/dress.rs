@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::calls::{enis_of, may_say_again, verb};
-use super::eni::{self, Goal, Next};
+use super::eni::{self, Goal, Kernel, Next};
 use super::rate::action;
 use super::retry::{Backoff, LATE};
 use super::state::State;
@@ -225,7 +225,7 @@ impl State {
         let left: Vec<String> = self
             .nics
             .iter()
-            .filter(|(_, n)| n.goal == Goal::Leave && n.busy.is_none())
+            .filter(|(_, n)| n.goal == Goal::Leave && n.busy.is_none() && n.kernel != Kernel::Asked)
             .map(|(id, _)| id.clone())
             .collect();
         for id in left.into_iter().filter(|id| !self.needed(id)).collect::<Vec<_>>() {

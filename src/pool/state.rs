@@ -568,9 +568,10 @@ impl State {
         self.check_leases();
     }
 
-    /// Drops an ENI that neither the cloud nor a lease knows.
+    /// Drops an ENI that neither the cloud nor a lease knows, once nobody is setting it up any more.
     fn forget_if_missing(&mut self, eni: &str) {
-        if !self.nics.get(eni).is_some_and(|n| n.missing) || self.leased_from(eni) {
+        let is_over = |n: &Nic| n.missing && n.kernel != Kernel::Asked;
+        if !self.nics.get(eni).is_some_and(is_over) || self.leased_from(eni) {
             return;
         }
         self.forget(eni);
@@ -604,6 +605,10 @@ impl State {
 
     fn prepared(&mut self, eni: &str, result: Result<Link, String>) {
         let Some(nic) = self.nics.get_mut(eni).filter(|n| n.kernel == Kernel::Asked) else { return };
+        if nic.missing {
+            nic.kernel = Kernel::Absent;
+            return self.forget_if_missing(eni);
+        }
         match result {
             Ok(link) => {
                 nic.kernel = Kernel::Ready(link);

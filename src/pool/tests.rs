@@ -1452,6 +1452,33 @@ fn an_eni_that_we_are_kept_from_serves_what_it_has_and_is_left_as_it_is() {
 }
 
 #[test]
+fn an_eni_is_not_forgotten_while_it_is_being_set_up() {
+    // As the configuration keeps us from it, and as the cloud does not know it any more.
+    for gone in [false, true] {
+        let mut rig =
+            Rig::with(settings(), |cloud, _| put(cloud, eni("eni-a", EniState::InUse, "vsw-1", &["10.0.1.10"])));
+        assert!(rig.effects.iter().any(|e| matches!(e, Effect::Prepare { .. })));
+        let kept_from = Settings { tag_filter: BTreeMap::from([("for".into(), "others".into())]), ..settings() };
+        match gone {
+            false => drop(rig.hear(Event::Settings(Box::new(kept_from)))),
+            true => {
+                // Its thread is slow.
+                for (at, event, _) in &mut rig.due {
+                    *at += if matches!(event, Event::Prepared { .. }) { secs(400) } else { secs(0) };
+                }
+                rig.cloud.remove("eni-a");
+                rig.run(secs(300));
+            }
+        }
+        assert!(!rig.effects.iter().any(|e| matches!(e, Effect::Dismantle { .. })), "its slot is free");
+        assert_eq!(rig.pool.show()["enis"].as_array().unwrap().len(), 1);
+        rig.run(secs(400));
+        assert!(rig.effects.iter().any(|e| matches!(e, Effect::Dismantle { .. })));
+        assert_eq!(rig.pool.show()["enis"].as_array().unwrap().len(), 0);
+    }
+}
+
+#[test]
 fn enis_above_a_new_bound_go_when_they_are_empty() {
     let mut rig = Rig::with(settings(), |cloud, ledger| {
         put(cloud, eni("eni-a", EniState::InUse, "vsw-1", &["10.0.1.10"]));

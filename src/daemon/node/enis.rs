@@ -53,6 +53,7 @@ impl Node {
 
     pub(super) fn prepared(&mut self, eni: String, result: Result<EniLease, Error>) {
         let result = match result {
+            Ok(lease) if self.slots.get(&eni) != Some(&lease.slot) => return self.set_up_for_nobody(&eni, lease),
             Ok(lease) => {
                 let link = ready(&lease);
                 self.homes.remove(&eni);
@@ -102,6 +103,19 @@ impl Node {
         self.slots.remove(eni);
         self.repair.leave(&Part::Eni(eni.to_owned()));
         let lease = self.enis.remove(eni);
+        self.take_down(eni, mac, lease);
+        self.forget_slaves(eni);
+    }
+
+    /// The ENI was dismantled while a thread set it up, and its slot may be another's by now.
+    fn set_up_for_nobody(&mut self, eni: &str, lease: EniLease) {
+        log::info!("ENI {eni} is not wanted any more and was set up in slot {}", lease.slot);
+        self.take_down(eni, lease.mac, Some(lease));
+        // If it is wanted again, what both have in common has gone too.
+        self.repair.look_at(clock::now(), Part::Eni(eni.to_owned()), Depth::Outside);
+    }
+
+    fn take_down(&mut self, eni: &str, mac: Mac, lease: Option<EniLease>) {
         let undone = match (self.kernel.link_by_mac(mac), lease) {
             (Ok(Some(link)), Some(lease)) => {
                 // An earlier life may have made it a parent.
@@ -114,7 +128,6 @@ impl Node {
             (Err(e), _) => Err(e),
         };
         self.noted("dismantle", undone.context(|| format!("ENI {eni}")));
-        self.forget_slaves(eni);
     }
 
     /// What an earlier life set up: the rule that leads a slot's packets into the table. The slot is free for another ENI now.
