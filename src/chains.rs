@@ -253,7 +253,8 @@ pub fn chains(
     forward.splice(0..0, [errors.clone(), format!("-m conntrack --ctdir REPLY -g {answers}")]);
     if !input.is_empty() {
         // The node has opened these, and reaches its pods whatever they say.
-        input.splice(0..0, [errors, "-m conntrack --ctdir REPLY -j RETURN".to_owned()]);
+        input.splice(0..0, [errors.clone(), "-m conntrack --ctdir REPLY -j RETURN".to_owned()]);
+        output.insert(0, errors);
     }
     for ((_, name), lines) in POLICIES.hooks.iter().zip([forward, input, output]) {
         if !lines.is_empty() {

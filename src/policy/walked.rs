@@ -244,6 +244,9 @@ fn chains_and_sets_say_what_the_specifications_say() {
                             "of the node: {}",
                             context()
                         );
+                        let error = Seen { is_related: true, ..answer };
+                        let is_icmp = [ICMP, ICMPV6].contains(&answer.protocol);
+                        assert!(!is_icmp || kernel.passes("TERWAY-P-OUTPUT", &error), "an error: {}", context());
                     } else {
                         assert!(kernel.passes("TERWAY-P-INPUT", &answer), "the node has asked: {}", context());
                     }
