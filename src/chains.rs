@@ -15,10 +15,11 @@ use std::sync::{Arc, LazyLock};
 
 use ipnet::IpNet;
 
+use crate::error::Error;
 use crate::ours;
 use crate::rules::{
     Action, Cell, ClassId, DIRECTIONS, Direction, ICMP, ICMPV6, Icmp, Origin, PeerId, Pods, PortList, Rule, RuleSet,
-    Rules, SetId, Tier, Traffic,
+    Rules, SetId, TCP, Tier, Traffic, UDP,
 };
 
 /// Ports in a rule; a range counts for two.
@@ -208,30 +209,73 @@ struct Remembered {
     chains: Chains,
 }
 
+/// In which sets kube-proxy has what IPVS leads (of IPv6 they are `KUBE-6-…`), and of what they are asked.
+const LED: [(&str, &str); 7] = [
+    ("CLUSTER-IP", "dst,dst"),
+    ("EXTERNAL-IP", "dst,dst"),
+    ("EXTERNAL-IP-LOCAL", "dst,dst"),
+    ("LOAD-BALANCER", "dst,dst"),
+    ("NODE-PORT-SCTP-HASH", "dst,dst"),
+    ("NODE-PORT-TCP", "dst"),
+    ("NODE-PORT-UDP", "dst"),
+];
+
+/// What IPVS leads to a backend once it was delivered to the node, as matches of it. Empty: nothing is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Led(Vec<String>);
+
+impl Led {
+    /// By which sets are there.
+    pub fn by(family: Family, mut is_there: impl FnMut(&str) -> Result<bool, Error>) -> Result<Led, Error> {
+        let mut matches = Vec::new();
+        for (of, sides) in LED {
+            let set = format!("{}{of}", if family == Family::V4 { "KUBE-" } else { "KUBE-6-" });
+            let protocol = match of {
+                "NODE-PORT-TCP" => format!("-p {TCP} "),
+                "NODE-PORT-UDP" => format!("-p {UDP} "),
+                _ => String::new(),
+            };
+            if is_there(&set)? {
+                matches.push(format!("{protocol}-m set --match-set {set} {sides}"));
+            }
+        }
+        Ok(Led(matches))
+    }
+}
+
 /// All chains, where sets have these names; none where no pod has rules.
+///
+/// Where IPVS leads, what is for a Service is delivered to the node (INPUT), and goes on to its backend from there (OUTPUT), with the
+/// address that it came from: it is judged there, by both sides, and not here.
 pub fn chains(
     rules: &Rules,
     pods: &Pods,
     sets: &BTreeMap<Use, Members>,
     names: &BTreeMap<Use, String>,
     family: Family,
+    led: &Led,
     memory: &mut Memory,
 ) -> Chains {
     let mut author = Author { family, sets, names, chains: Chains::new(), memory, done: BTreeMap::new() };
     let mut forward = Vec::new();
-    let (mut input, mut output, mut answers) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut input, mut answers) = (Vec::new(), Vec::new());
+    let (mut nodes_answers, mut led_on) = (Vec::new(), Vec::new());
     for direction in [Direction::Egress, Direction::Ingress] {
         let Some(gate) = names.get(&Use::Ruled(direction)) else { continue };
         let ruled = ruled(rules, pods, family, direction);
         let end = |way: Way| if way.pod_is_source() { "src" } else { "dst" };
         let [asked, answered] = [false, true].map(|turned| Way { direction, turned });
-        let to = author.dispatch(&ruled, asked);
-        let judge = format!("-m set --match-set {gate} {} -j {to}", end(asked));
+        let judges = author.dispatch(&ruled, asked);
+        let is_ruled = format!("-m set --match-set {gate} {}", end(asked));
+        let judge = format!("{is_ruled} -j {judges}");
+        if *led != Led::default() {
+            led_on.push(format!("{is_ruled} -m addrtype ! --src-type LOCAL -j {judges}"));
+        }
         let to = author.dispatch(&ruled, answered);
         let judge_answer = format!("-m set --match-set {gate} {} -j {to}", end(answered));
         if direction == Direction::Egress {
-            input.push(judge.clone());
-            output.push(format!("-m conntrack --ctdir REPLY {judge_answer}"));
+            input.push(format!("{is_ruled} -j {}", author.but_led(led, &judges)));
+            nodes_answers.push(judge_answer.clone());
             // Those no address tells apart.
             let near = (family == Family::V6).then(|| author.dispatch_near(&ruled)).flatten();
             input.extend(near.map(|near| format!("-s fe80::/10 -i {}+ -j {near}", ours::VETH)));
@@ -254,7 +298,12 @@ pub fn chains(
     if !input.is_empty() {
         // The node has opened these, and reaches its pods whatever they say.
         input.splice(0..0, [errors.clone(), "-m conntrack --ctdir REPLY -j RETURN".to_owned()]);
-        output.insert(0, errors);
+    }
+    let mut output = Vec::new();
+    if !nodes_answers.is_empty() || !led_on.is_empty() {
+        let answers = author.chain("A", nodes_answers);
+        output = vec![errors, format!("-m conntrack --ctdir REPLY -g {answers}")];
+        output.extend(led_on);
     }
     for ((_, name), lines) in POLICIES.hooks.iter().zip([forward, input, output]) {
         if !lines.is_empty() {
@@ -371,6 +420,16 @@ impl Author<'_> {
             lines.push(format!("{} {mask} -g {bucket}", if way.pod_is_source() { "-s" } else { "-d" }));
         }
         self.chain("D", lines)
+    }
+
+    /// What is for the node itself goes there, and what IPVS leads on is let alone.
+    fn but_led(&mut self, Led(matches): &Led, to: &str) -> String {
+        if matches.is_empty() {
+            return to.to_owned();
+        }
+        let mut lines: Vec<String> = matches.iter().map(|led| format!("{led} -j RETURN")).collect();
+        lines.push(format!("-g {to}"));
+        self.chain("N", lines)
     }
 
     fn discovery(&self) -> Vec<String> {

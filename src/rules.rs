@@ -403,6 +403,8 @@ pub struct Counted {
     pub figures: serde_json::Value,
     /// What of that which had been written when the look was asked for the kernel does not hold any more.
     pub damage: Option<String>,
+    /// It is to be written anew by what somebody else has there by now.
+    pub is_stale: bool,
 }
 
 /// One change. Done in the order given, every packet in between gets the answer from before or the one from after.

@@ -32,7 +32,7 @@ fn ports_of_the_node_are_answered_by_it() {
             ipvs::leads(&vpc.node, port, &at(a.ips()[n], 8080));
         }
         ipvs::masquerades(&vpc.node, &cluster);
-        for (port, seen) in [(&local, [client, remote]), (&cluster, [node, node])] {
+        for (port, seen) in [(&cluster, [node, node]), (&local, [client, remote])] {
             assert_eq!(seen_as(outside, port, &server), seen[0], "from beyond the VPC to {port}");
             assert_eq!(seen_as(&vpc.remote, port, &server), seen[1], "from another node to {port}");
             assert_eq!(outside.udp(port, 3).len(), 3, "UDP to {port}");

@@ -3,6 +3,7 @@
 
 mod cases;
 mod field;
+mod ipvs;
 #[allow(dead_code)]
 #[path = "../src/policy/oracle.rs"]
 mod oracle;

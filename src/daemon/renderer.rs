@@ -54,7 +54,7 @@ fn enforcing(ask: &Ask, scouted: Looks) -> Result<Chosen, Error> {
 
 /// Behind kube-proxy's translation, backends are seen by netfilter alone.
 fn by_itself(sizes: Sizes, scouted: Looks) -> Result<Chosen, Error> {
-    let why = "Services are translated by the node's netfilter, behind which policies see backends";
+    let why = "Services are translated by the node's netfilter or IPVS, behind which policies see backends";
     iptables(why.into(), sizes, scouted).or_else(|e| {
         ebpf(format!("{e}; what pods send to Services is judged by the Service's address"), sizes)
             .map_err(|also| also.within(e.to_string()))
@@ -186,18 +186,19 @@ fn together(one: Option<Tally>, other: Option<Tally>) -> Option<Tally> {
 
 /// What all of them have counted together. What is broken is told also where others cannot count.
 fn sum(tallies: Vec<Tally>) -> Result<Counted, Error> {
-    let mut all = Counted { figures: Value::Null, damage: None };
+    let mut all = Counted { figures: Value::Null, damage: None, is_stale: false };
     let mut failure = None;
     for tally in tallies {
         match tally() {
-            Ok(Counted { figures, damage }) => {
+            Ok(Counted { figures, damage, is_stale }) => {
                 add(&mut all.figures, figures);
+                all.is_stale |= is_stale;
                 all.damage = all.damage.or(damage);
             }
             Err(e) => failure = Some(e),
         }
     }
-    failure.filter(|_| all.damage.is_none()).map_or(Ok(all), Err)
+    failure.filter(|_| all.damage.is_none() && !all.is_stale).map_or(Ok(all), Err)
 }
 
 fn add(sum: &mut Value, more: Value) {

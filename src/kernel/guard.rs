@@ -116,7 +116,7 @@ fn tally(held: &BTreeSet<Family>) -> Result<Counted, Error> {
         }
         dropped += shown.dropped.iter().sum::<u64>();
     }
-    Ok(Counted { figures: figures(dropped), damage })
+    Ok(Counted { figures: figures(dropped), damage, is_stale: false })
 }
 
 fn figures(dropped: u64) -> Value {

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::message::{CREATE, DUMP, EXCL, Message, attr, attrs, ip, ip_bytes, text, u32_at};
 use super::socket::Socket;
-use crate::chains::{Family, Members};
+use crate::chains::{Family, Led, Members};
 use crate::error::{Cause, Context, Error};
 
 const SUBSYSTEM: u16 = 6;
@@ -22,6 +22,7 @@ const CMD_DESTROY: u16 = 3;
 const CMD_LIST: u16 = 7;
 const CMD_ADD: u16 = 9;
 const CMD_DEL: u16 = 10;
+const CMD_HEADER: u16 = 12;
 const CMD_TYPE: u16 = 13;
 
 const ATTR_PROTOCOL: u16 = 1;
@@ -87,6 +88,19 @@ impl Sets {
             Err(e) if e.errno() == Some(libc::ENOENT) => Ok(None),
             digest => digest.map(Some).context(|| format!("list ipset {name}")),
         }
+    }
+
+    /// Whosever it is, and of whatever kind.
+    pub fn is_there(&mut self, name: &str) -> Result<bool, Error> {
+        match self.act(message(CMD_HEADER, 0).text(ATTR_NAME, name)) {
+            Err(e) if e.errno() == Some(libc::ENOENT) => Ok(false),
+            seen => seen.map(|()| true).context(|| format!("look for ipset {name}")),
+        }
+    }
+
+    /// What kube-proxy has IPVS lead here.
+    pub fn led(&mut self, family: Family) -> Result<Led, Error> {
+        Led::by(family, |name| self.is_there(name))
     }
 
     pub fn create(&mut self, name: &str, family: Family) -> Result<(), Error> {

@@ -170,8 +170,13 @@ pub(super) fn run(tool: &str, verb: &str, args: &[&str], input: Option<&str>) ->
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let of_family = if tool.starts_with("ip6") { "ip6t_rpfilter" } else { "ipt_rpfilter" };
-    let modules =
-        [("set", "xt_set"), ("multiport", "xt_multiport"), ("conntrack", "xt_conntrack"), ("rpfilter", of_family)];
+    let modules = [
+        ("set", "xt_set"),
+        ("multiport", "xt_multiport"),
+        ("conntrack", "xt_conntrack"),
+        ("addrtype", "xt_addrtype"),
+        ("rpfilter", of_family),
+    ];
     let is_named = |name: &str| said.contains(&format!("`{name}'")) || said.contains(&format!("Extension {name} "));
     let module = modules.iter().find(|(name, _)| is_named(name));
     let remedy = module.map(|(_, module)| format!(" ({REMEDY} {module})")).unwrap_or_default();

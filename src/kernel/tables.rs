@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::ipset::{self, Sets};
 use super::saved::{self, Shown, lengths, restore, script};
 use crate::both::both;
-use crate::chains::{Chains, FAMILIES, Family, Members, Memory, POLICIES, SOURCES, Use, chains, sets};
+use crate::chains::{Chains, FAMILIES, Family, Led, Members, Memory, POLICIES, SOURCES, Use, chains, sets};
 use crate::cluster::Name;
 use crate::error::{Context, Error};
 use crate::ours;
@@ -68,6 +68,8 @@ struct Known {
     chains: Chains,
     /// By name.
     sets: BTreeMap<String, Members>,
+    /// Somebody else's, as they were when the chains were written.
+    led: Led,
     memory: Memory,
 }
 
@@ -118,7 +120,9 @@ impl Tables {
         if let Some(over) = wanted.sets.values().find(|members| members.len() > self.most as usize) {
             return Err(overfull("addresses and prefixes of one peer", over.len(), self.most, ADDRESSES_KEY));
         }
+        let led = if wanted.sets.is_empty() { Led::default() } else { self.sets()?.led(family)? };
         if shown.is_none()
+            && led == known.led
             && let Some((name, members)) = wanted.in_place(known)
         {
             self.change(&name, &known.sets[&name].clone(), &members)?;
@@ -126,7 +130,7 @@ impl Tables {
             return Ok(());
         }
         let names = wanted.names(family, &known.sets);
-        let chains = chains(wanted.rules, wanted.pods, &wanted.sets, &names, family, &mut known.memory);
+        let chains = chains(wanted.rules, wanted.pods, &wanted.sets, &names, family, &led, &mut known.memory);
         for (used, name) in &names {
             if !known.sets.contains_key(name) {
                 let members = &wanted.sets[used];
@@ -138,7 +142,7 @@ impl Tables {
         if let Some(text) = script(&POLICIES, &known.chains, &chains, shown) {
             restore(family, &text)?;
         }
-        known.chains = chains;
+        (known.chains, known.led) = (chains, led);
         let needed: BTreeSet<&String> = names.values().collect();
         self.left.extend(known.sets.keys().filter(|name| !needed.contains(name)).cloned());
         known.sets.retain(|name, _| needed.contains(name));
@@ -315,7 +319,7 @@ impl<'a> Wanted<'a> {
         let mut sets = known.sets.clone();
         sets.insert(name.clone(), members.clone());
         let names = self.names(self.family, &sets);
-        let chains = chains(self.rules, self.pods, &self.sets, &names, self.family, &mut known.memory);
+        let chains = chains(self.rules, self.pods, &self.sets, &names, self.family, &known.led, &mut known.memory);
         (chains == known.chains).then_some((name, members))
     }
 }
@@ -327,6 +331,7 @@ struct Outline {
     chains: BTreeMap<String, usize>,
     /// The digest of each.
     sets: Vec<(String, u64)>,
+    led: Led,
 }
 
 impl Outline {
@@ -336,6 +341,7 @@ impl Outline {
             family,
             chains: lengths(&known.chains),
             sets: known.sets.iter().map(|(name, members)| (name.clone(), digest(members))).collect(),
+            led: known.led.clone(),
         }
     }
 
@@ -352,21 +358,22 @@ impl Outline {
 
 /// What is dropped, and whether all is there that is known of these families. What is broken is told also where the rest cannot be read.
 fn tally(known: &[Outline]) -> Result<Counted, Error> {
-    let mut damage = None;
-    let figures = match count(known, &mut damage) {
-        Err(e) if damage.is_none() => return Err(e),
+    let (mut damage, mut is_stale) = (None, false);
+    let figures = match count(known, &mut damage, &mut is_stale) {
+        Err(e) if damage.is_none() && !is_stale => return Err(e),
         counted => counted.unwrap_or_default(),
     };
-    Ok(Counted { figures, damage: damage.map(str::to_owned) })
+    Ok(Counted { figures, damage: damage.map(str::to_owned), is_stale })
 }
 
-fn count(known: &[Outline], damage: &mut Option<&'static str>) -> Result<Value, Error> {
+fn count(known: &[Outline], damage: &mut Option<&'static str>, is_stale: &mut bool) -> Result<Value, Error> {
     let mut dropped = vec![0; POLICIES.drops.len()];
     let mut sets = Sets::open(MOST)?;
     for outline in known {
         if !outline.are_sets_whole(&mut sets)? {
             damage.get_or_insert("ipsets");
         }
+        *is_stale |= sets.led(outline.family)? != outline.led;
         let shown = Shown::read(&POLICIES, outline.family)?;
         if !shown.is_whole(&outline.chains) {
             damage.get_or_insert("chains");

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::fuzz::{Asked, walk};
-use crate::chains::{Chains, FAMILIES, Family, Members, Memory, Use, chains, sets};
+use crate::chains::{Chains, FAMILIES, Family, Led, Members, Memory, Use, chains, sets};
 use crate::cluster::Name;
 use crate::rules::{DIRECTIONS, Direction, ICMP, ICMPV6, Packet, Placed, Pods, Rules};
 
@@ -26,6 +26,8 @@ struct Seen {
     ports: (u16, u16),
     is_reply: bool,
     is_related: bool,
+    /// IPVS leads it: it is for a Service, or on its way from there.
+    is_led: bool,
 }
 
 impl Seen {
@@ -66,8 +68,9 @@ impl Kernel {
         let sets = sets(rules, pods, family);
         let names: BTreeMap<Use, String> =
             sets.keys().enumerate().map(|(n, used)| (*used, format!("TERWAY-P-{n}"))).collect();
-        let forgetful = chains(rules, pods, &sets, &names, family, &mut Memory::default());
-        let chains = chains(rules, pods, &sets, &names, family, memory);
+        let led = Led::by(family, |name| Ok(name.ends_with("CLUSTER-IP"))).unwrap();
+        let forgetful = chains(rules, pods, &sets, &names, family, &led, &mut Memory::default());
+        let chains = chains(rules, pods, &sets, &names, family, &led, memory);
         assert_eq!(chains, forgetful);
         assert!(chains.keys().all(|name| name.len() <= 28));
         let sets = sets.into_iter().map(|(used, members)| (names[&used].clone(), members)).collect();
@@ -124,6 +127,8 @@ impl Kernel {
                     at += 2;
                     continue;
                 }
+                "--match-set" if next(1).starts_with("KUBE-") => (seen.is_led && next(2) == "dst,dst", 3),
+                "--src-type" => (!seen.is_led, 2),
                 "--match-set" => {
                     let addr = if next(2) == "src" { seen.src } else { seen.dst };
                     (is_in(&self.sets[next(1)], addr), 3)
@@ -201,7 +206,7 @@ fn seen(asked: &Asked, pods: &Pods) -> Option<Seen> {
         Direction::Egress => (own, asked.other),
     };
     let (by, protocol) = (placed.seat, asked.packet.protocol);
-    Some(Seen { src, dst, by, protocol, ports, is_reply: false, is_related: false })
+    Some(Seen { src, dst, by, protocol, ports, is_reply: false, is_related: false, is_led: false })
 }
 
 #[test]
@@ -226,6 +231,9 @@ fn chains_and_sets_say_what_the_specifications_say() {
                 let kernel = &kernels[usize::from(seen.src.is_ipv6())];
                 let context = || format!("POLICY_SEED={seed}: {seen:?}\n{:#?}\n{:#?}", kernel.chains, kernel.sets);
                 assert_eq!(kernel.passes("TERWAY-P-FORWARD", &seen), asked.allow, "{}", context());
+                let led = Seen { is_led: true, ..seen };
+                assert_eq!(kernel.passes("TERWAY-P-OUTPUT", &led), asked.allow, "led by IPVS: {}", context());
+                assert!(kernel.passes("TERWAY-P-INPUT", &led), "to a Service: {}", context());
                 if asked.direction == Direction::Egress {
                     assert_eq!(kernel.passes("TERWAY-P-INPUT", &seen), asked.allow, "to the node: {}", context());
                     let near = Seen { src: "fe80::7".parse().unwrap(), ..seen };
@@ -264,6 +272,7 @@ fn chains_and_sets_say_what_the_specifications_say() {
                     ports: (1, 80),
                     is_reply: false,
                     is_related: false,
+                    is_led: false,
                 };
                 assert!(kernels[0].passes("TERWAY-P-FORWARD", &seen), "a pod reaches itself");
             }
@@ -304,7 +313,9 @@ fn a_pod_that_nobody_knows_any_more_hears_its_node_alone() {
     let pods = Pods::from([("s/p".into(), Placed::new(0, [own]))]);
     let kernel = Kernel::of(&rules, &pods, Family::V4, &mut Memory::default());
     let other = IpAddr::from([10, 0, 0, 2]);
-    let to_it = Seen { src: other, dst: own, by: 0, protocol: 6, ports: (1, 80), is_reply: false, is_related: false };
+    let ports = (1, 80);
+    let to_it =
+        Seen { src: other, dst: own, by: 0, protocol: 6, ports, is_reply: false, is_related: false, is_led: false };
     let from_it = Seen { src: own, dst: other, ..to_it };
     for (hook, seen, passes) in [
         ("TERWAY-P-FORWARD", to_it, false),
@@ -312,6 +323,7 @@ fn a_pod_that_nobody_knows_any_more_hears_its_node_alone() {
         ("TERWAY-P-INPUT", from_it, false),
         ("TERWAY-P-INPUT", from_it.answered().unwrap(), true),
         ("TERWAY-P-OUTPUT", to_it, true),
+        ("TERWAY-P-OUTPUT", Seen { is_led: true, ..to_it }, false),
     ] {
         assert_eq!(kernel.passes(hook, &seen), passes, "{hook} {seen:?}");
     }

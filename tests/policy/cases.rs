@@ -372,7 +372,7 @@ fn packets_go_by_ebpf_on_slaves_as_is_specified() {
     by_ebpf(Wiring::Slave, every(12));
 }
 
-fn every(usual: usize) -> usize {
+pub fn every(usual: usize) -> usize {
     std::env::var("POLICY_EVERY").ok().and_then(|number| number.parse().ok()).unwrap_or(usual)
 }
 

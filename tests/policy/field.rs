@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto, sockopt};
@@ -17,6 +18,7 @@ use terway::policy::{Here, Model, Told};
 use terway::rules::{Direction, ICMP, Placed, Pods, Renderer, Rules, SCTP, TCP, UDP, Write};
 
 use super::oracle::{Flow, NODE, US, World};
+use crate::sim::ipvs;
 use crate::sim::node::Node;
 use crate::sim::ns::Ns;
 use crate::sim::traffic::Place;
@@ -273,6 +275,16 @@ impl Field {
         self.node.sh(&format!("iptables-restore --noflush <<'END'\n{text}END\n"));
     }
 
+    /// The same where it leads by IPVS, whose virtual servers are there before or after the sets that name them.
+    pub fn serve_by_ipvs(&self) {
+        for (service, end, port) in SERVICES {
+            let (_, v4, _) = ENDS.iter().find(|(name, ..)| *name == end).unwrap();
+            ipvs::bears(&self.node, service);
+            ipvs::leads(&self.node, &format!("{service}:80"), &format!("{v4}:{port}"));
+            ipvs::names(&self.node, service, 80);
+        }
+    }
+
     fn in_place<T: Send>(&self, place: usize, f: impl FnOnce() -> T + Send) -> T {
         if place == 0 { self.node.run(f) } else { self.places[place - 1].run(f) }
     }
@@ -433,7 +445,7 @@ impl Field {
                 .collect();
             begun.extend(self.in_place(place, || {
                 let connect = |(n, probe): &(usize, &Probe)| {
-                    (*n, connect(self.addr(probe.from, probe.family), self.target(probe)))
+                    (*n, connect(self.addr(probe.from, probe.family), own_port(probe), self.target(probe)))
                 };
                 of.iter().map(connect).collect::<Vec<_>>()
             }));
@@ -509,13 +521,20 @@ fn received(socket: &UdpSocket, buffer: &mut [u8]) -> Option<(usize, SocketAddr)
     }
 }
 
-fn connect(from: IpAddr, to: SocketAddr) -> OwnedFd {
+/// IPVS changes no client's port: what it leads to a backend must not be taken for what a client sent there itself, for as long as it
+/// remembers. 0: whichever is free.
+fn own_port(probe: &Probe) -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    probe.service.map_or(0, |_| NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn connect(from: IpAddr, port: u16, to: SocketAddr) -> OwnedFd {
     let family = if from.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket =
         rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)
             .unwrap();
     sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).unwrap();
-    rustix::net::bind(&socket, &SocketAddr::new(from, 0)).unwrap();
+    rustix::net::bind(&socket, &SocketAddr::new(from, port)).unwrap();
     match rustix::net::connect(&socket, &to) {
         Ok(()) | Err(rustix::io::Errno::INPROGRESS) => socket,
         Err(e) => panic!("connect {from} to {to}: {e}"),

@@ -43,3 +43,20 @@ pub fn masquerades(node: &Node, at: &str) {
         node.sh(&format!("{iptables} -w -t nat -A PREROUTING {what} -j MARK --set-xmark 0x4000/0x4000"));
     }
 }
+
+/// In the sets by which kube-proxy's own rules know it.
+pub fn names(node: &Node, service: &str, port: u16) {
+    let (set, family) =
+        if service.contains(':') { ("KUBE-6-CLUSTER-IP", "inet6") } else { ("KUBE-CLUSTER-IP", "inet") };
+    node.sh(&format!("ipset -exist create {set} hash:ip,port family {family}"));
+    for protocol in ["tcp", "udp"] {
+        node.sh(&format!("ipset add {set} {service},{protocol}:{port}"));
+    }
+}
+
+/// A port of the node.
+pub fn names_port(node: &Node, port: u16) {
+    for set in ["KUBE-NODE-PORT-TCP", "KUBE-NODE-PORT-UDP", "KUBE-6-NODE-PORT-TCP", "KUBE-6-NODE-PORT-UDP"] {
+        node.sh(&format!("ipset create {set} bitmap:port range 0-65535; ipset add {set} {port}"));
+    }
+}

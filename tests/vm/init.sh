@@ -33,13 +33,17 @@ must umount -l /.host
 exec </dev/null >/dev/console 2>&1
 must busybox stty -opost </dev/console
 must modprobe ipv6
+# A guest has little memory, and by that room for few connections.
+must modprobe nf_conntrack hashsize=262144
 must ip link set lo up
 # A kernel without nf_tables: iptables as it was before.
 if nft add table inet trial 2>/dev/null; then
     nft delete table inet trial
 else
     for name in iptables ip6tables; do
-        ln -sf xtables-legacy-multi "/usr/sbin/$name"
+        for verb in "" -save -restore; do
+            ln -sf xtables-legacy-multi "/usr/sbin/$name$verb"
+        done
     done
 fi
 echo "kernel $(uname -r), up after $(cut -d' ' -f1 /proc/uptime) s"

@@ -114,7 +114,8 @@ fn user_mode_linux_runs_a_node_whose_pods_are_slaves() {
 /// What kube-proxy leads by IPVS, which this machine's kernel may lack.
 #[test]
 fn user_mode_linux_carries_what_ipvs_leads() {
-    guest(Guest::Uml, &["ipvs::"], &["ipvs::ports_of_the_node_are_answered_by_it"], &[]);
+    let named = ["ipvs::ports_of_the_node_are_answered_by_it", "policy::ipvs::packets_go_behind_ipvs_as_is_specified"];
+    guest(Guest::Uml, &["ipvs::"], &named, &[]);
 }
 
 #[test]

@@ -336,11 +336,16 @@ impl Loop {
     }
 
     /// What somebody else has changed is written anew, unless we have written since it was looked at.
-    fn note(&mut self, Counted { figures, damage }: Counted, acts: u64) {
+    fn note(&mut self, Counted { figures, damage, is_stale }: Counted, acts: u64) {
         self.figures = figures;
-        if let Some(what) = damage.filter(|_| acts == self.acts && self.restored) {
+        if (damage.is_some() || is_stale) && acts == self.acts && self.restored {
             self.restored = false;
-            self.tell_damaged(&what);
+            match damage {
+                Some(what) => self.tell_damaged(&what),
+                None => log::info!(
+                    "kube-proxy has other sets for IPVS than before: chains of network policies are written anew"
+                ),
+            }
         }
         self.show_all();
     }

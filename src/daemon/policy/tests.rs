@@ -622,8 +622,11 @@ fn what_somebody_else_has_changed_is_written_anew() {
     bench.own(&[pod("shop", "web", 1, "web")]);
     bench.answer_all();
     bench.asked();
-    let counted =
-        |is_whole: bool| Counted { figures: json!({"drops": 1}), damage: (!is_whole).then(|| "ipsets".into()) };
+    let counted = |is_whole: bool| Counted {
+        figures: json!({"drops": 1}),
+        damage: (!is_whole).then(|| "ipsets".into()),
+        is_stale: false,
+    };
     let acts = bench.it.acts;
     bench.hear(News::Counted(counted(true), acts));
     assert_eq!((bench.asked().len(), bench.it.figures["drops"].as_u64()), (0, Some(1)));
@@ -635,6 +638,9 @@ fn what_somebody_else_has_changed_is_written_anew() {
     assert_eq!(bench.asked(), ["restore"]);
     let said = bench.events();
     assert!(said.len() == 1 && said[0].contains("ipsets of network policies were changed"), "{said:?}");
+    // What kube-proxy brings is nobody's fault.
+    bench.hear(News::Counted(Counted { is_stale: true, ..counted(true) }, bench.it.acts));
+    assert_eq!((bench.asked(), bench.events().len()), (vec!["restore"], 0));
     // Nor does it wait for a server that does not answer, or stop after the first try.
     let from_db = allow_from("db", json!({"podSelector": {"matchLabels": {"app": "db"}}}));
     bench.answer("network policies of namespace shop", vec![from_db]);

@@ -96,7 +96,7 @@ impl Maps {
         });
         let drops: serde_json::Map<String, Value> = drops.collect();
         let figures = json!({"drops": drops, "flows": {"known": flows, "room": room, "evicted": evicted}});
-        Ok(Counted { figures, damage: None })
+        Ok(Counted { figures, damage: None, is_stale: false })
     }
 }
 
