@@ -10,7 +10,7 @@ use super::addr::{self, AddrSeen};
 use super::bpf::hooks::{self, Hooks};
 use super::bpf::{Programs, marks_are_kept};
 use super::link::{self, LinkSeen};
-use super::message::Message;
+use super::message::{DUMP, Message};
 use super::neigh::{self, NeighSeen};
 use super::route::{self, RouteSeen};
 use super::socket::{Outcome, Socket};
@@ -552,14 +552,13 @@ impl Place {
     }
 
     pub fn links(&mut self) -> Result<Vec<LinkSeen>, Error> {
-        let bodies = self.socket.dump_with(link::list).context(|| "list links")?;
-        Ok(bodies.iter().filter_map(|body| LinkSeen::parse(body)).collect())
+        self.socket.list(link::list, LinkSeen::parse).context(|| "list links")
     }
 
     pub fn addrs(&mut self) -> Result<&[AddrSeen], Error> {
         if self.seen.addrs.is_none() {
-            let bodies = self.socket.dump(libc::RTM_GETADDR, &[0; 8]).context(|| "list addresses")?;
-            self.seen.addrs = Some(bodies.iter().filter_map(|body| AddrSeen::parse(body)).collect());
+            let all = || Message::new(libc::RTM_GETADDR, DUMP, &[0; 8]);
+            self.seen.addrs = Some(self.socket.list(all, AddrSeen::parse).context(|| "list addresses")?);
         }
         Ok(self.seen.addrs.as_deref().unwrap_or_default())
     }
@@ -570,10 +569,12 @@ impl Place {
         Ok(self.addrs()?.iter().any(is_other))
     }
 
+    /// All but what the kernel itself keeps in the table `local`, which is a few of each link.
     pub fn routes(&mut self) -> Result<&[RouteSeen], Error> {
         if self.seen.routes.is_none() {
-            let bodies = self.socket.dump(libc::RTM_GETROUTE, &[0; 12]).context(|| "list routes")?;
-            let mut routes: Vec<RouteSeen> = bodies.iter().filter_map(|body| RouteSeen::parse(body)).collect();
+            let all = || Message::new(libc::RTM_GETROUTE, DUMP, &[0; 12]);
+            let read = |body: &[u8]| RouteSeen::parse(body).filter(|route| route.table != route::LOCAL);
+            let mut routes = self.socket.list(all, read).context(|| "list routes")?;
             // Those to one place stay in the order in which the kernel tries them.
             routes.sort_by_key(RouteSeen::key);
             self.seen.routes = Some(routes);
@@ -604,8 +605,8 @@ impl Place {
 
     pub fn neighs(&mut self) -> Result<&[NeighSeen], Error> {
         if self.seen.neighs.is_none() {
-            let bodies = self.socket.dump(libc::RTM_GETNEIGH, &[0; 12]).context(|| "list neighbours")?;
-            let mut neighs: Vec<NeighSeen> = bodies.iter().filter_map(|body| NeighSeen::parse(body)).collect();
+            let all = || Message::new(libc::RTM_GETNEIGH, DUMP, &[0; 12]);
+            let mut neighs = self.socket.list(all, NeighSeen::parse).context(|| "list neighbours")?;
             neighs.sort_by_key(NeighSeen::key);
             self.seen.neighs = Some(neighs);
         }
@@ -614,11 +615,11 @@ impl Place {
 
     /// The filters on one side of a link; none where there is no qdisc that could hold them.
     fn filters(&mut self, ifindex: u32, side: u32) -> Result<Vec<tc::FilterSeen>, Error> {
-        let bodies = match self.socket.dump(libc::RTM_GETTFILTER, &tc::filters_of(ifindex, side)) {
-            Err(e) if matches!(e.errno(), Some(libc::EINVAL | libc::ENOENT)) => Vec::new(),
-            bodies => bodies.context(|| "list filters")?,
-        };
-        Ok(bodies.iter().filter_map(|body| tc::FilterSeen::parse(body)).collect())
+        let of_link = || Message::new(libc::RTM_GETTFILTER, DUMP, &tc::filters_of(ifindex, side));
+        match self.socket.list(of_link, tc::FilterSeen::parse) {
+            Err(e) if matches!(e.errno(), Some(libc::EINVAL | libc::ENOENT)) => Ok(Vec::new()),
+            filters => filters.context(|| "list filters"),
+        }
     }
 
     /// The seat that the filters of network policies on this link bear.
@@ -632,8 +633,8 @@ impl Place {
     fn qdiscs(&mut self) -> Result<&[QdiscSeen], Error> {
         if self.seen.qdiscs.is_none() {
             // A request for one of them is answered to everybody who listens, and to us only if we do.
-            let bodies = self.socket.dump(libc::RTM_GETQDISC, &[0; 20]).context(|| "list qdiscs")?;
-            self.seen.qdiscs = Some(bodies.iter().filter_map(|body| QdiscSeen::parse(body)).collect());
+            let all = || Message::new(libc::RTM_GETQDISC, DUMP, &[0; 20]);
+            self.seen.qdiscs = Some(self.socket.list(all, QdiscSeen::parse).context(|| "list qdiscs")?);
         }
         Ok(self.seen.qdiscs.as_deref().unwrap_or_default())
     }

@@ -11,6 +11,8 @@ use crate::plan::Route;
 
 /// The main routing table.
 pub const MAIN: u32 = libc::RT_TABLE_MAIN as u32;
+/// The table in which the kernel keeps the addresses and groups of links.
+pub(super) const LOCAL: u32 = libc::RT_TABLE_LOCAL as u32;
 
 const RTNH_F_ONLINK: u32 = 4;
 /// What IPv6 makes of a route without a metric (`IP6_RT_PRIO_USER`).

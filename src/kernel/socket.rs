@@ -90,14 +90,18 @@ impl Socket {
         self.batch(vec![message])?.pop().expect("as many outcomes as requests")
     }
 
-    /// The bodies of everything that a dump lists.
+    /// The bodies of everything that a dump lists: for few, since each is kept whole.
     pub fn dump(&mut self, kind: u16, fixed: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
-        self.dump_with(|| Message::new(kind, DUMP, fixed))
+        self.list(|| Message::new(kind, DUMP, fixed), |body| Some(body.to_vec()))
     }
 
-    /// The same for a request with attributes, which is built anew for each try.
-    pub fn dump_with(&mut self, request: impl Fn() -> Message) -> Result<Vec<Vec<u8>>, Error> {
-        self.dump_into(request, |bodies: &mut Vec<Vec<u8>>, body| bodies.push(body.to_vec()))
+    /// What is read in the bodies of a dump, one after the other. The request is built anew for each try.
+    pub fn list<T>(
+        &mut self,
+        request: impl Fn() -> Message,
+        read: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
+        self.dump_into(request, |seen: &mut Vec<T>, body| seen.extend(read(body)))
     }
 
     /// What comes of the bodies of a dump, of which nothing else is kept.
