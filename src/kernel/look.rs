@@ -127,8 +127,7 @@ impl Kernel {
 
     /// The routes of a table.
     pub fn routes(&mut self, table: u32) -> Result<Vec<RouteSeen>, Error> {
-        self.host.forget();
-        Ok(self.host.routes()?.iter().filter(|route| route.table == table).cloned().collect())
+        self.host.routes_in(table)
     }
 
     /// The MAC that a permanent neighbour on this link has.

@@ -582,6 +582,22 @@ impl Place {
         Ok(self.seen.routes.as_deref().unwrap_or_default())
     }
 
+    /// The routes of a table, asked for now. All tables would be more than they are: of a place to which many routes lead
+    /// (each link has one to ff00::/8) IPv6 begins anew whenever a route has changed meanwhile (`fib6_dump_table` in
+    /// net/ipv6/ip6_fib.c), and while pods come and go it told of a hundred thousand.
+    pub fn routes_in(&mut self, table: u32) -> Result<Vec<RouteSeen>, Error> {
+        let read = |body: &[u8]| RouteSeen::parse(body).filter(|route| route.table == table);
+        let mut routes = Vec::new();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            match self.socket.list_strictly(|| route::list(family, table), read) {
+                // No such table, or no such family.
+                Err(e) if matches!(e.errno(), Some(libc::ENOENT | libc::EOPNOTSUPP)) => {}
+                listed => routes.extend(listed.context(|| format!("list routes of table {table}"))?),
+            }
+        }
+        Ok(routes)
+    }
+
     /// The routes of the wanted one's table to where it leads. A node has a thousand, and as many plans look for theirs.
     fn routes_to(&mut self, want: &Route) -> Result<&[RouteSeen], Error> {
         let key = (want.table.unwrap_or(route::MAIN), want.to);

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::message::{CREATE, Message, REPLACE, attrs, family, ip, ip_bytes, u32_at};
+use super::message::{CREATE, DUMP, Message, REPLACE, attrs, family, ip, ip_bytes, u32_at};
 use crate::ours;
 use crate::plan::Route;
 
@@ -134,6 +134,12 @@ pub fn replace(want: &Route, oif: u32) -> Message {
     request(libc::RTM_NEWROUTE, CREATE | REPLACE, want.to, table, fixed, want.onlink)
         .maybe(want.via, |m, via| m.attr(libc::RTA_GATEWAY, &ip_bytes(via)))
         .u32(libc::RTA_OIF, oif)
+}
+
+/// Asks for all routes of a family in a table; before 4.20 the kernel tells those of all tables.
+pub fn list(family: i32, table: u32) -> Message {
+    let head = [family as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    Message::new(libc::RTM_GETROUTE, DUMP, &head).u32(libc::RTA_TABLE, table)
 }
 
 /// Asks where packets to this address go that belong to this link.

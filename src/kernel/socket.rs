@@ -104,6 +104,20 @@ impl Socket {
         self.dump_into(request, |seen: &mut Vec<T>, body| seen.extend(read(body)))
     }
 
+    /// The same, and the kernel leaves out what the request does not ask for: from 4.20 on, so it has to be read strictly too.
+    pub fn list_strictly<T>(
+        &mut self,
+        request: impl Fn() -> Message,
+        read: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
+        let is_strict = self.nl.enable_strict_checking(true).is_ok();
+        let listed = self.list(request, read);
+        if is_strict {
+            self.nl.enable_strict_checking(false).context(|| "ask the kernel for all again")?;
+        }
+        listed
+    }
+
     /// What comes of the bodies of a dump, of which nothing else is kept.
     pub fn dump_into<T: Default>(
         &mut self,
