@@ -6,8 +6,9 @@
 
 mod pace;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -76,7 +77,8 @@ struct Wanted {
 }
 
 struct Guarded {
-    traces: Vec<Trace>,
+    /// In order.
+    traces: Vec<Arc<Trace>>,
     /// What happened before may be our own doing.
     from: Now,
     /// It takes the place of another plan: what that one had may go.
@@ -100,8 +102,9 @@ struct Hurt {
 /// All plans that are kept as they are, and which of them are to be looked at.
 #[derive(Default)]
 pub struct Repair {
-    parts: BTreeMap<Part, Guarded>,
-    index: BTreeMap<Trace, BTreeSet<Part>>,
+    parts: BTreeMap<Arc<Part>, Guarded>,
+    /// Most traces lead to one part: a set for each would be a kilobyte of a pod's memory.
+    index: BTreeMap<Arc<Trace>, Vec<Arc<Part>>>,
     wanted: BTreeMap<String, Wanted>,
     /// The names of all links, as the kernel last told them.
     names: BTreeMap<u32, String>,
@@ -123,20 +126,28 @@ impl Repair {
         let mut traces: Vec<Trace> = plan.host.iter().flat_map(traces).collect();
         traces.sort();
         traces.dedup();
-        for trace in &traces {
-            self.index.entry(trace.clone()).or_default().insert(part.clone());
-        }
+        let part = Arc::new(part);
+        let traces = traces.into_iter().map(|trace| self.lead(trace, &part)).collect();
         for object in &plan.host {
             self.want(object);
         }
         self.parts.insert(part, Guarded { traces, from, anew });
     }
 
+    /// From now on the trace leads to the part too.
+    fn lead(&mut self, trace: Trace, part: &Arc<Part>) -> Arc<Trace> {
+        let known = self.index.get_key_value(&trace).map(|(known, _)| known.clone());
+        let trace = known.unwrap_or_else(|| Arc::new(trace));
+        self.index.entry(trace.clone()).or_default().push(part.clone());
+        trace
+    }
+
     /// The same of a plan that was made since then: whatever of it was taken meanwhile, nobody was there to be told.
     pub fn guard_new(&mut self, part: Part, plan: &Plan, since: Now, from: Now) {
         self.guard(part.clone(), plan, from);
         let traces = &self.parts[&part].traces;
-        if self.taken.iter().any(|(at, trace)| *at >= since + LATE && traces.binary_search(trace).is_ok()) {
+        let is_its = |taken: &Trace| traces.binary_search_by(|trace| (**trace).cmp(taken)).is_ok();
+        if self.taken.iter().any(|(at, trace)| *at >= since + LATE && is_its(trace)) {
             self.look_from(from, from, part, Depth::Outside);
         }
     }
@@ -160,10 +171,10 @@ impl Repair {
     fn unindex(&mut self, part: &Part) {
         for trace in self.parts.remove(part).into_iter().flat_map(|guarded| guarded.traces) {
             let Some(parts) = self.index.get_mut(&trace) else { continue };
-            parts.remove(part);
+            parts.retain(|led| **led != *part);
             if parts.is_empty() {
                 self.index.remove(&trace);
-                if let Trace::Link(name) = &trace {
+                if let Trace::Link(name) = &*trace {
                     self.wanted.remove(name);
                 }
             }
@@ -265,7 +276,7 @@ impl Repair {
         for part in self.index.get(trace).cloned().into_iter().flatten() {
             let Some(Guarded { from, anew, .. }) = self.parts.get(&part) else { continue };
             if *from <= now + LATE || doer == Doer::Others && !anew {
-                self.look_from(now, *from, part, depth);
+                self.look_from(now, *from, Part::clone(&part), depth);
             }
         }
     }
@@ -280,13 +291,14 @@ impl Repair {
     /// No ADD takes the link of its pod away: this is damage from the first moment on.
     fn miss_link(&mut self, now: Now, name: String) {
         for part in self.index.get(&Trace::Link(name)).cloned().into_iter().flatten() {
-            self.look_at(now, part, Depth::Outside);
+            self.look_at(now, Part::clone(&part), Depth::Outside);
         }
     }
 
     /// Everything that is guarded is to be looked at.
     pub fn suspect_all(&mut self, now: Now, depth: Depth) {
-        let parts: Vec<(Part, Now)> = self.parts.iter().map(|(part, guarded)| (part.clone(), guarded.from)).collect();
+        let parts: Vec<(Part, Now)> =
+            self.parts.iter().map(|(part, guarded)| (Part::clone(part), guarded.from)).collect();
         for (part, from) in parts {
             self.look_from(now, from, part, depth);
         }

@@ -95,8 +95,8 @@ fn machine_cpu() -> Duration {
 
 /// Further rounds of new pods in the namespaces there are, and the daemon's memory after the first and after the last.
 fn memory(cluster: &mut Cluster, pods: &mut [Member], table: &mut Table) {
-    let before = memory_at_rest(cluster, pods[0].node);
     forget(cluster, pods);
+    let before = memory_at_rest(cluster, pods[0].node);
     let start = Instant::now();
     for round in 2..=ROUNDS {
         renew(cluster, pods, round);
@@ -113,12 +113,13 @@ fn memory(cluster: &mut Cluster, pods: &mut [Member], table: &mut Table) {
     table.push(Row::beside("rss_churn_ratio", what, "B", [after as f64, before as f64], goal));
 }
 
-/// Once no link of a pod is left and no address rests.
+/// Once no link of a pod is left, no address rests, and the daemon has heard that the pods are no more.
 fn memory_at_rest(cluster: &mut Cluster, node: usize) -> u64 {
     cluster::soon("the last round is over", || {
         let pool = &cluster.show(node)["pool"];
         cluster.ledger(node, "resting").is_empty() && pool["idle"].as_u64() >= Some(PODS as u64)
     });
+    thread::sleep(SETTLED);
     idle::memory(cluster.daemon(node).pid())
 }
 
