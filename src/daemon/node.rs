@@ -343,6 +343,7 @@ impl Node {
             Input::Prepared { eni, result } => self.prepared(eni, result),
             Input::Pods(known) => {
                 self.pods.take(known, clock::now());
+                self.forget_the_gone();
                 self.hear_of_bandwidth();
             }
             Input::OwnNode(node) => self.see_own_node(node),

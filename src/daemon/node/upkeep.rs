@@ -80,9 +80,14 @@ impl Node {
             }
         }
         self.give_up_the_unnamed();
-        let leases = &self.leases;
-        self.pods.forget(|name| leases.values().any(|l| l.pod == *name));
+        self.forget_the_gone();
         self.complained.retain(|name| self.pods.find(name).is_some());
+    }
+
+    /// Most pods have lost their lease by a DEL before they are gone from the API server: nobody will ask for them.
+    pub(super) fn forget_the_gone(&mut self) {
+        let leases = &self.leases;
+        self.pods.forget(|name| leases.of(name).next().is_some());
     }
 
     /// A DEL may not find its way to a lease without a container: the address is freed once nothing is left of the pod.
