@@ -1,6 +1,6 @@
 //! What must be watched: nothing that no policy for a pod of ours asks for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Objects;
 use super::form::{Peer, Policy, Space, Who, Whom};
@@ -32,8 +32,20 @@ pub struct Scope {
     pub labels: Box<str>,
 }
 
-/// From so many namespaces on, one watch of all is less than a watch of each.
+/// From so many namespaces on, one watch of all is less than a watch of each; and so it is with selectors in a namespace.
 const MANY: usize = 16;
+/// So many watches of a kind at most: each is a thread here, and a connection.
+const MOST: usize = 64;
+
+/// Of which objects, kind by kind, anything is asked.
+#[derive(Default)]
+struct Asked {
+    pods: BTreeSet<Scope>,
+    namespaces: BTreeSet<Scope>,
+    accounts: BTreeSet<Scope>,
+    nodes: BTreeSet<Scope>,
+    sets: BTreeSet<Scope>,
+}
 
 pub fn needs<'a>(
     locals: impl Iterator<Item = &'a Pod>,
@@ -42,22 +54,21 @@ pub fn needs<'a>(
     objects: &Objects,
     peers: impl Iterator<Item = &'a Peer>,
 ) -> BTreeSet<Need> {
-    let mut all = BTreeSet::from([Need::GlobalPolicies]);
+    let (mut all, mut asked) = (BTreeSet::from([Need::GlobalPolicies]), Asked::default());
     let asks_accounts = policies.clone().any(Policy::asks_accounts);
     // Pods are many, and their namespaces few.
     let spaces: BTreeSet<&str> = locals.map(|pod| namespace_of(&pod.name)).collect();
     for space in spaces {
-        let space: Box<str> = space.into();
         if asks_accounts {
-            all.insert(Need::Accounts(Scope { space: Some(space.clone()), labels: Box::default() }));
+            asked.accounts.insert(Scope::of(Some(space)));
         }
-        all.insert(Need::Namespaces(Scope { space: Some(space.clone()), labels: Box::default() }));
-        all.insert(Need::Policies(space));
+        asked.namespaces.insert(Scope::of(Some(space)));
+        all.insert(Need::Policies(space.into()));
     }
     for peer in peers {
         // What a port's name means is asked of pods that the rule selects in some other way.
         let whos = peer.who.iter().chain(&peer.not_who).filter(|who| who.port.is_none());
-        whos.for_each(|who| of_who(who, objects, &mut all));
+        whos.for_each(|who| of_who(who, objects, &mut asked));
     }
     // Where it selects nobody, any pod may be meant.
     let asks_all = |policy: &&Policy| {
@@ -65,45 +76,50 @@ pub fn needs<'a>(
         rules.any(|rule| rule.what.peer.names().next().is_some() && rule.peer.who.is_none())
     };
     if policies.filter(asks_all).any(applies) {
-        all.insert(Need::Pods(Scope::default()));
+        asked.pods.insert(Scope::default());
     }
-    without_covered(all)
+    let mut few = |scopes, need: fn(Scope) -> Need| all.extend(fewest(scopes).into_iter().map(need));
+    few(asked.pods, Need::Pods);
+    few(asked.namespaces, Need::Namespaces);
+    few(asked.accounts, Need::Accounts);
+    few(asked.nodes, Need::Nodes);
+    few(asked.sets, |scope| Need::Sets(scope.space));
+    all
 }
 
-fn of_who(who: &Who, objects: &Objects, all: &mut BTreeSet<Need>) {
+fn of_who(who: &Who, objects: &Objects, asked: &mut Asked) {
     let labels = said(&who.labels);
     if who.whom == Whom::Nodes {
-        all.insert(Need::Nodes(Scope { space: None, labels }));
+        asked.nodes.insert(Scope { space: None, labels });
         return;
     }
     let by_labels = |prefix| who.whom == Whom::Calico && who.labels.asks(prefix);
     if by_labels("pcns.") {
-        let space = if let Space::One(name) = &who.space { Some(name.clone()) } else { None };
-        all.insert(Need::Namespaces(Scope { space, labels: Box::default() }));
+        asked.namespaces.insert(Scope::of(if let Space::One(name) = &who.space { Some(name) } else { None }));
     }
     let spaces = match &who.space {
         Space::Any => None,
-        Space::One(name) => Some(vec![name.clone()]),
+        Space::One(name) => Some(vec![&**name]),
         Space::Matching(Selector::All) => None,
         Space::Matching(selector) => {
-            all.insert(Need::Namespaces(Scope { space: None, labels: said(selector) }));
+            asked.namespaces.insert(Scope { space: None, labels: said(selector) });
             let matching = objects.spaces.iter().filter(|(name, _)| objects.is_in(name, who));
-            let matching: Vec<Box<str>> = matching.map(|(name, _)| (**name).into()).collect();
+            let matching: Vec<&str> = matching.map(|(name, _)| &**name).collect();
             (matching.len() <= MANY).then_some(matching)
         }
     };
     let spaces = spaces.map_or(vec![None], |some| some.into_iter().map(Some).collect());
     for space in spaces {
         if who.account.as_ref().is_some_and(|account| account.labels != Selector::All) || by_labels("pcsa.") {
-            all.insert(Need::Accounts(Scope { space: space.clone(), labels: Box::default() }));
+            asked.accounts.insert(Scope::of(space));
         }
         if who.whom == Whom::Calico {
-            all.insert(Need::Sets(space.clone()));
+            asked.sets.insert(Scope::of(space));
         }
-        all.insert(Need::Pods(Scope { space, labels: labels.clone() }));
+        asked.pods.insert(Scope { labels: labels.clone(), ..Scope::of(space) });
     }
     if who.whom == Whom::Calico && matches!(who.space, Space::Matching(_)) {
-        all.insert(Need::Sets(None));
+        asked.sets.insert(Scope::default());
     }
 }
 
@@ -112,24 +128,40 @@ fn said(selector: &Selector) -> Box<str> {
     selector.without_given().for_server().unwrap_or_default().into()
 }
 
-/// A watch of everything makes the others of its kind needless.
-fn without_covered(all: BTreeSet<Need>) -> BTreeSet<Need> {
-    let covers = |wide: &Scope, scope: &Scope| {
-        wide != scope
-            && (wide.space.is_none() || wide.space == scope.space)
-            && (wide.labels.is_empty() || wide.labels == scope.labels)
+/// No more than [`MOST`] that cover these: of all of a namespace where many selectors are about it, or where there are too many over all,
+/// and at last of everything.
+fn fewest(scopes: BTreeSet<Scope>) -> BTreeSet<Scope> {
+    let scopes = without_covered(&scopes);
+    let widened = [MANY, 1].into_iter().map(|most| with_whole_spaces(&scopes, most));
+    widened.into_iter().find(|few| few.len() <= MOST).unwrap_or_else(|| BTreeSet::from([Scope::default()]))
+}
+
+/// Instead of more selectors than `most` in one namespace all of it.
+fn with_whole_spaces(scopes: &BTreeSet<Scope>, most: usize) -> BTreeSet<Scope> {
+    let mut counts: BTreeMap<Option<&str>, usize> = BTreeMap::new();
+    scopes.iter().for_each(|scope| *counts.entry(scope.space.as_deref()).or_default() += 1);
+    let widened = |scope: &Scope| match counts[&scope.space.as_deref()] > most {
+        true => Scope::of(scope.space.as_deref()),
+        false => scope.clone(),
     };
-    let is_covered = |need: &Need| {
-        all.iter().any(|other| match (other, need) {
-            (Need::Pods(wide), Need::Pods(scope))
-            | (Need::Namespaces(wide), Need::Namespaces(scope))
-            | (Need::Accounts(wide), Need::Accounts(scope))
-            | (Need::Nodes(wide), Need::Nodes(scope)) => covers(wide, scope),
-            (Need::Sets(None), Need::Sets(Some(_))) => true,
-            _ => false,
-        })
+    without_covered(&scopes.iter().map(widened).collect())
+}
+
+/// A watch of more makes those of a part of it needless.
+fn without_covered(scopes: &BTreeSet<Scope>) -> BTreeSet<Scope> {
+    let is_covered = |scope: &Scope| {
+        let all_spaces = Scope { space: None, labels: scope.labels.clone() };
+        let wider = [Scope::default(), all_spaces, Scope::of(scope.space.as_deref())];
+        wider.iter().any(|wide| wide != scope && scopes.contains(wide))
     };
-    all.iter().filter(|need| !is_covered(need)).cloned().collect()
+    scopes.iter().filter(|scope| !is_covered(scope)).cloned().collect()
+}
+
+impl Scope {
+    /// All of a namespace, or of the cluster.
+    fn of(space: Option<&str>) -> Scope {
+        Scope { space: space.map(Box::from), labels: Box::default() }
+    }
 }
 
 impl Objects {

@@ -373,21 +373,61 @@ fn why_names_policy_rule_and_class_on_both_sides() {
     assert_eq!(why("10.0.0.3", "10.0.0.4", 80), "allowed");
 }
 
+/// What is needed, in words.
+fn needed(model: &Model) -> Vec<String> {
+    let scope = |s: &super::needs::Scope| format!("{} {}", s.space.as_deref().unwrap_or("*"), s.labels);
+    let show = |need: Need| match need {
+        Need::Policies(space) => format!("policies {space}"),
+        Need::GlobalPolicies => "global policies".to_owned(),
+        Need::Pods(s) => format!("pods {}", scope(&s)),
+        Need::Namespaces(s) => format!("namespaces {}", scope(&s)),
+        Need::Accounts(s) => format!("accounts {}", scope(&s)),
+        Need::Nodes(s) => format!("nodes {}", scope(&s)),
+        Need::Sets(space) => format!("sets {}", space.as_deref().unwrap_or("*")),
+    };
+    model.needs().into_iter().map(show).collect()
+}
+
+#[test]
+fn of_many_selectors_all_that_they_are_about_is_watched() {
+    // So many selectors of pods in each of these namespaces, all of them of one policy for ours.
+    let pods = |spaces: &[(&str, usize)]| -> Vec<String> {
+        let mut model = model();
+        for (space, _) in spaces {
+            let meta = json!({"name": space, "labels": {"kubernetes.io/metadata.name": space}});
+            model.hear_namespaces(Heard::One(serde_json::from_value(json!({"metadata": meta})).unwrap()));
+        }
+        let peers = spaces.iter().flat_map(|(space, count)| {
+            (0..*count).map(move |i| {
+                json!({
+                    "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": space}},
+                    "podSelector": {"matchLabels": {"app": format!("a{i}")}},
+                })
+            })
+        });
+        let peers: Vec<Value> = peers.collect();
+        model.hear(
+            Told::NetworkPolicy,
+            Heard::One(policy("p", json!({"podSelector": {}, "ingress": [{"from": peers}]}))),
+        );
+        model.changes();
+        needed(&model).into_iter().filter(|need| need.starts_with("pods")).collect()
+    };
+    assert_eq!(pods(&[("a", 16), ("b", 1)]).len(), 17);
+    assert_eq!(pods(&[("a", 17), ("b", 1)]), ["pods a ", "pods b app=a0"]);
+    let spaces: Vec<String> = (10..75).map(|i| format!("s{i}")).collect();
+    let some =
+        |many: usize, each: usize| spaces.iter().take(many).map(|space| (space.as_str(), each)).collect::<Vec<_>>();
+    assert_eq!(pods(&some(32, 2)).len(), 64);
+    let whole = pods(&[&some(32, 2)[..], &[("a", 1)]].concat());
+    assert_eq!((whole.len(), &*whole[0], &*whole[1]), (33, "pods a app=a0", "pods s10 "));
+    assert_eq!(pods(&some(64, 2)).len(), 64);
+    assert_eq!(pods(&some(65, 1)), ["pods * "]);
+}
+
 #[test]
 fn only_what_policies_for_our_pods_ask_for_is_watched() {
-    let shown = |model: &Model| -> Vec<String> {
-        let scope = |s: &super::needs::Scope| format!("{} {}", s.space.as_deref().unwrap_or("*"), s.labels);
-        let show = |need: Need| match need {
-            Need::Policies(space) => format!("policies {space}"),
-            Need::GlobalPolicies => "global policies".to_owned(),
-            Need::Pods(s) => format!("pods {}", scope(&s)),
-            Need::Namespaces(s) => format!("namespaces {}", scope(&s)),
-            Need::Accounts(s) => format!("accounts {}", scope(&s)),
-            Need::Nodes(s) => format!("nodes {}", scope(&s)),
-            Need::Sets(space) => format!("sets {}", space.as_deref().unwrap_or("*")),
-        };
-        model.needs().into_iter().map(show).collect()
-    };
+    let shown = needed;
     const ALWAYS: [&str; 3] = ["policies shop", "global policies", "namespaces shop "];
     let with = |more: &[&'static str]| [&ALWAYS[..2], more, &ALWAYS[2..]].concat().into_iter().collect::<BTreeSet<_>>();
     let mut model = model();

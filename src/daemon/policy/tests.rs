@@ -398,6 +398,38 @@ fn a_watch_ends_some_time_after_nobody_needs_it() {
 }
 
 #[test]
+fn of_many_selectors_what_is_known_holds_until_one_watch_of_all_has_answered() {
+    let mut bench = Bench::new();
+    bench.own(&[pod("shop", "web", 1, "web")]);
+    bench.answer_all();
+    let app = |i: usize| format!("app{i}");
+    let of = |i: usize| allow_from(&app(i), json!({"podSelector": {"matchLabels": {"app": app(i)}}}));
+    let all: Vec<Thing> = (0..17).map(of).collect();
+    bench.answer("network policies of namespace shop", all[..16].to_vec());
+    for i in 0..16 {
+        bench.answer(
+            &format!("pods of namespace shop with app={}", app(i)),
+            vec![remote(&app(i), &app(i), &format!("10.0.9.{i}"))],
+        );
+    }
+    bench.answer("network policies of namespace shop", all.clone());
+    bench.pass(Duration::from_secs(60));
+    let open = |bench: &Bench| bench.it.watches.show().filter(|(what, _)| what.starts_with("pods")).count();
+    assert!(open(&bench) == 17 && bench.allows("shop/web", "10.0.9.3") && !bench.allows("shop/web", "10.0.9.16"));
+    let every = (0..17).map(|i| remote(&app(i), &app(i), &format!("10.0.9.{i}"))).collect();
+    bench.answer("pods of namespace shop", every);
+    bench.pass(Duration::from_secs(60));
+    assert_eq!(open(&bench), 1);
+    assert!(
+        (0..17).all(|i| bench.allows("shop/web", &format!("10.0.9.{i}"))) && !bench.allows("shop/web", "10.0.9.17")
+    );
+    // And back.
+    bench.answer("network policies of namespace shop", all[..16].to_vec());
+    bench.pass(Duration::from_secs(60));
+    assert!(open(&bench) == 17 && bench.allows("shop/web", "10.0.9.3"));
+}
+
+#[test]
 fn what_an_ended_watch_still_tells_is_not_kept() {
     let mut bench = Bench::new();
     bench.own(&[pod("shop", "web", 1, "web")]);
