@@ -1,5 +1,6 @@
 //! Services at the socket: the real daemon, a simulated API server, and real connections, with no kube-proxy anywhere.
 
+mod own;
 mod restart;
 mod wrong;
 

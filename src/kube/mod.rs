@@ -45,6 +45,9 @@ const BUFFER: usize = 16 << 10;
 const REFUSAL_MAX: u64 = 64 << 10;
 const MESSAGE_MAX: usize = 1024;
 
+/// What the kernel says where nobody answers.
+const NOBODY: [i32; 5] = [libc::ECONNREFUSED, libc::ECONNRESET, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::ETIMEDOUT];
+
 /// Bounds of time and size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -111,6 +114,7 @@ struct Session {
     closed: bool,
     /// Shared with all clients that came from this one.
     turnstile: Arc<Mutex<Turnstile>>,
+    unreached: Arc<Mutex<Option<Instant>>>,
 }
 
 /// Lets so many requests a second through.
@@ -151,7 +155,9 @@ impl Client {
         let access = Arc::new(Access::load(&source)?);
         let agent = agent(&access, &limits);
         let turnstile = Arc::new(Mutex::new(Turnstile::new()));
-        let session = Session { source, limits, access, read_at: Instant::now(), agent, closed: false, turnstile };
+        let unreached = Arc::default();
+        let session =
+            Session { source, limits, access, read_at: Instant::now(), agent, closed: false, turnstile, unreached };
         Ok(Client::of(session))
     }
 
@@ -171,6 +177,23 @@ impl Client {
     pub fn pace(&self, pace: Option<Pace>) {
         let turnstile = Arc::clone(&self.lock().turnstile);
         turnstile.lock().unwrap_or_else(PoisonError::into_inner).set(pace);
+    }
+
+    /// Since when no request has reached a server, of this client and of all that came from it; `None`: the last one did.
+    pub fn unreached(&self) -> Option<Instant> {
+        *self.lock().unreached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, answer: &Result<Response<Body>, Error>) {
+        let unreached = Arc::clone(&self.lock().unreached);
+        let mut since = unreached.lock().unwrap_or_else(PoisonError::into_inner);
+        match answer.as_ref().map_err(|e| &e.cause) {
+            Ok(_) | Err(Cause::Http { .. } | Cause::Absent) => *since = None,
+            Err(Cause::Timeout) => _ = since.get_or_insert_with(Instant::now),
+            Err(Cause::Os { errno, .. }) if NOBODY.contains(errno) => _ = since.get_or_insert_with(Instant::now),
+            // Somebody is there, be it another, or it is our own affair.
+            Err(_) => {}
+        }
     }
 
     fn wait_for_turn(&self) {
@@ -296,6 +319,7 @@ impl Client {
             agent: agent(&s.access, &s.limits),
             closed: s.closed,
             turnstile: Arc::clone(&s.turnstile),
+            unreached: Arc::clone(&s.unreached),
         };
         Client::of(session)
     }
@@ -360,7 +384,9 @@ impl Client {
     fn send(&self, verb: Verb, target: &str) -> Result<Response<Body>, Error> {
         self.wait_for_turn();
         let (agent, access, limits) = self.lock().ready()?;
-        match verb.send(&agent, &access, &limits, target) {
+        let answer = verb.send(&agent, &access, &limits, target);
+        self.note(&answer);
+        match answer {
             Err(Error { cause: Cause::Http { status: 401, .. }, .. }) if self.lock().renew(&access)? => {
                 let (agent, access, limits) = self.lock().ready()?;
                 verb.send(&agent, &access, &limits, target)

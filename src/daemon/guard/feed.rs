@@ -23,17 +23,17 @@ pub fn start(start: &Start, news: &SyncSender<News>) {
     let (kube, to) = (client.clone(), news.clone());
     threads::start(move || {
         let select = Select { labels: services_selector(), ..Select::default() };
-        core::<Service>(&kube, select, |s| s.name.clone(), |heard| to.send(News::Services(heard)).is_ok());
+        core::<Service>(&kube, &to, select, |s| s.name.clone(), News::Services);
     });
     let (kube, to) = (client.clone(), news.clone());
     let select = Select { rows: start.node.len() < 2, ..Select::default() };
     threads::start(move || {
-        core::<Member>(&kube, select, |m| m.name.clone(), |heard| to.send(News::Nodes(heard)).is_ok());
+        core::<Member>(&kube, &to, select, |m| m.name.clone(), News::Nodes);
     });
     let (kube, to) = (client.clone(), news.clone());
     let select = Select { fields: format!("metadata.name={}", start.node_name), ..Select::default() };
     threads::start(move || {
-        core::<Member>(&kube, select, |m| m.name.clone(), |heard| to.send(News::Here(heard)).is_ok());
+        core::<Member>(&kube, &to, select, |m| m.name.clone(), News::Here);
     });
     let (kube, to) = (client.clone(), news.clone());
     threads::start(move || slices(&kube, &to));
@@ -45,7 +45,7 @@ fn slices(kube: &Client, to: &SyncSender<News>) {
     let is_absent = |e: &Error| e.is_absent() && kube.health().is_ok();
     loop {
         let name = |s: &EndpointSlice| s.name.clone();
-        let end = watch::<EndpointSlice>(kube, select(), is_absent, name, |h| to.send(News::Slices(h)).is_ok());
+        let end = watch::<EndpointSlice>(kube, to, select(), is_absent, name, News::Slices);
         if end == End::Unheard {
             return;
         }
@@ -56,8 +56,8 @@ fn slices(kube: &Client, to: &SyncSender<News>) {
             Heard::Gone(name) => Heard::Gone(name),
         };
         let name = |s: &EndpointSliceBeta| s.0.name.clone();
-        let tell = |heard| to.send(News::Slices(unwrapped(heard))).is_ok();
-        let end = watch::<EndpointSliceBeta>(kube, select(), is_absent, name, tell);
+        let news = |heard| News::Slices(unwrapped(heard));
+        let end = watch::<EndpointSliceBeta>(kube, to, select(), is_absent, name, news);
         if end == End::Unheard {
             return;
         }
@@ -66,16 +66,28 @@ fn slices(kube: &Client, to: &SyncSender<News>) {
 }
 
 /// Of a kind that every server has, whatever may stand in its place for a while.
-fn core<T: Object>(kube: &Client, select: Select, name: impl Fn(&T) -> Name, tell: impl FnMut(Heard<T>) -> bool) {
-    watch(kube, select, |_| false, name, tell);
+fn core<T: Object>(
+    kube: &Client,
+    to: &SyncSender<News>,
+    select: Select,
+    name: impl Fn(&T) -> Name,
+    news: impl Fn(Heard<T>) -> News,
+) {
+    watch(kube, to, select, |_| false, name, news);
 }
 
 fn watch<T: Object>(
     kube: &Client,
+    to: &SyncSender<News>,
     select: Select,
     is_final: impl Fn(&Error) -> bool,
     name: impl Fn(&T) -> Name,
-    mut tell: impl FnMut(Heard<T>) -> bool,
+    news: impl Fn(Heard<T>) -> News,
 ) -> End {
-    follow(kube.watch(select), T::PLURAL, is_final, |change| heard(change, &name).is_none_or(&mut tell))
+    let is_final = |e: &Error| {
+        let _ = to.send(News::Trouble);
+        is_final(e)
+    };
+    let tell = |heard| to.send(news(heard)).is_ok();
+    follow(kube.watch(select), T::PLURAL, is_final, |change| heard(change, &name).is_none_or(tell))
 }

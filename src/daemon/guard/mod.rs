@@ -5,6 +5,7 @@
 //! before all kinds have been heard of, and the first write goes on from what an earlier life left in the kernel, whose programs have
 //! served all the while.
 
+mod aside;
 mod feed;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +34,7 @@ use crate::ours;
 use crate::rpc::{Lease, Refusal, Reply};
 use crate::service::table::{Full, Table};
 use crate::service::{self, About, Here, Led, Model, Refused};
+use aside::Aside;
 
 /// News that wait; watches that have more wait too.
 const NEWS: usize = 1024;
@@ -54,6 +56,8 @@ pub enum News {
     Here(Heard<Member>),
     /// All pods of this node: their addresses, and where their namespaces are.
     Pods(BTreeSet<Ipv6Addr>, Vec<PathBuf>),
+    /// A watch was not answered.
+    Trouble,
     /// Somebody wants to know where Services lead in whose name or address this occurs.
     Ask {
         matching: String,
@@ -120,6 +124,8 @@ fn cgroup(path: Option<&Path>) -> Result<Cgroup, Error> {
 
 struct Guard {
     model: Model,
+    kube: kube::Client,
+    aside: Aside,
     node_name: String,
     cgroup: Option<PathBuf>,
     sizes: Sizes,
@@ -155,6 +161,8 @@ impl Guard {
         let Wanted { cgroup, frontends, backends, .. } = start.wanted;
         Guard {
             model: Model::new(here),
+            aside: Aside::new(start.kube.address()),
+            kube: start.kube,
             node_name: start.node_name,
             cgroup,
             sizes: Sizes { frontends, backends, slots: backends.saturating_mul(2), ..Sizes::default() },
@@ -171,7 +179,7 @@ impl Guard {
 
     fn run(mut self, arriving: &Receiver<News>) {
         loop {
-            let due = [self.retry, self.show].into_iter().flatten().min();
+            let due = [self.retry, self.show, self.aside.due(self.kube.unreached())].into_iter().flatten().min();
             match arriving.recv_timeout(due.map_or(FOREVER, |at| at.saturating_duration_since(Instant::now()))) {
                 Ok(news) => self.hear(news),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -183,10 +191,25 @@ impl Guard {
                 self.retry = None;
                 self.act();
             }
+            let now = Instant::now();
+            if self.aside.due(self.kube.unreached()).is_some_and(|at| at <= now) {
+                self.turn_aside(now);
+            }
             if self.show.is_some_and(|at| at <= Instant::now()) {
                 self.show = None;
                 let _ = self.inputs.send_blocking(Input::Services(self.shown()));
             }
+        }
+    }
+
+    /// What an earlier life has left is gone by before this one has written anything.
+    fn turn_aside(&mut self, now: Instant) {
+        let turned = match &self.kernel {
+            Some(kernel) => self.aside.turn(Some(&kernel.services), now),
+            None => Services::peek(ours::BPF_ROOT.as_ref()).and_then(|left| self.aside.turn(left.as_ref(), now)),
+        };
+        if let Err(e) = turned {
+            log::warn!("the API server's Service: {e}");
         }
     }
 
@@ -201,6 +224,7 @@ impl Guard {
                 self.model.hear_pods(addresses);
                 self.namespaces = namespaces;
             }
+            News::Trouble => {}
             News::Ask { matching, answer } => _ = answer.try_send(self.list(&matching)),
         }
     }
@@ -233,6 +257,7 @@ impl Guard {
         let changes = if is_new { self.model.everything() } else { self.model.changes() };
         changes.refused.iter().for_each(|refused| self.tell_refused(refused));
         let writes = kernel.table.change(changes);
+        self.aside.hear(&writes);
         kernel.services.write(&writes).map_err(|(done, e)| e.within(format!("write {done} of {}", writes.len())))?;
         if kernel.chosen.is_none() {
             let here = kernel.cgroup.path();

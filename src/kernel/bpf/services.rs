@@ -1,7 +1,7 @@
 //! Services at the socket: their maps, what is written to them and read back, and the programs at the hooks of a cgroup.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
@@ -140,6 +140,16 @@ impl Services {
         self.backends.each(|id, value| tables.backends.extend(Backend::from_bytes(value).map(|b| (number(id), b))))?;
         self.nodes.each(|addr, flags| tables.nodes.extend(maps::from_16(addr).map(|addr| (addr, number(flags)))))?;
         Ok(tables)
+    }
+
+    /// Those of this address, whatever their ports.
+    pub fn frontends_at(&self, addr: IpAddr) -> Result<Vec<(FrontendKey, Frontend)>, Error> {
+        let mut found = Vec::new();
+        self.frontends.each(|key, value| {
+            let frontend = FrontendKey::from_bytes(key).zip(Frontend::from_bytes(value));
+            found.extend(frontend.filter(|(key, _)| key.addr == addr));
+        })?;
+        Ok(found)
     }
 
     /// Carries out the writes in their order. Beside the error, how many were done before it.
