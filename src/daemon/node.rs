@@ -451,8 +451,11 @@ impl Node {
 
     /// What an ENI was called at home is of no use once it is gone. One that was made while the look was under way is in the one before.
     fn see_all(&mut self, enis: &[Eni]) {
-        let before = std::mem::replace(&mut self.seen, enis.to_vec());
-        self.homes.retain(|id, _| before.iter().chain(enis).any(|eni| eni.id == *id));
+        self.homes.retain(|id, _| self.seen.iter().chain(enis).any(|eni| eni.id == *id));
+        // Most often nothing has changed, and what stays long is not to lie between what ADDs leave free.
+        if self.seen != enis {
+            self.seen = enis.to_vec();
+        }
     }
 
     fn count(&self) -> Counted {

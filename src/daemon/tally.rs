@@ -75,8 +75,11 @@ impl Tally {
     }
 
     fn know(&mut self, eni: &Eni) {
-        let addresses = eni.addresses().count() as u64;
-        self.enis.insert(eni.id.clone(), Known { mac: eni.mac.to_string(), addresses });
+        let (mac, addresses) = (eni.mac.to_string(), eni.addresses().count() as u64);
+        match self.enis.get_mut(&eni.id) {
+            Some(known) if known.mac == mac => known.addresses = addresses,
+            _ => drop(self.enis.insert(eni.id.clone(), Known { mac, addresses })),
+        }
     }
 
     /// An ENI that is gone is told of no more: a node makes many in its life.

@@ -2,8 +2,8 @@
 //!
 //! Only what a kernel 3.10 understands goes into a message on a path that such a kernel takes:
 //! - nested attributes carry no `NLA_F_NESTED`, which nobody sent then and nobody needs since;
-//! - dumps name no table, link or priority: older kernels ignore what a dump asks for and send everything, so the
-//!   filtering is ours (`NETLINK_GET_STRICT_CHK` is 4.20);
+//! - older kernels ignore which table, link or priority a dump asks for and send everything, so the filtering is ours,
+//!   also of what newer ones leave out (`NETLINK_GET_STRICT_CHK` is 4.20);
 //! - no `NLM_F_EXCL` refuses a rule that is there already (4.13 does), so rules are listed before one is added;
 //! - an interface is asked for by `IFLA_IFNAME` where a netlink socket takes no `SIOCGIFINDEX`, as before 4.16;
 //! - tables above 255 are in `RTA_TABLE` and `FRA_TABLE`, with the old field unspecified.

@@ -120,6 +120,7 @@ fn requests() -> Vec<(&'static str, Message, usize, &'static Set)> {
         ("route::replace", route::replace(&gateway, 1), 12, &ROUTE),
         ("route::remove", route::remove(to, 1003, via, Some(1)), 12, &ROUTE),
         ("route::get", route::get(addr, 1), 12, &ROUTE),
+        ("route::list", route::list(libc::AF_INET, 1000), 12, &ROUTE),
         ("rule::add", rule::add(&wide), 12, &RULE),
         ("rule::remove", rule::remove(&wide), 12, &RULE),
         ("rule::remove_with_to", rule::remove_with_to(&wide, Some(net)), 12, &RULE),

@@ -34,8 +34,13 @@ impl Dress {
 
     /// Takes up what the cloud shows now.
     pub fn see(&mut self, eni: &Eni) {
-        self.groups = eni.security_groups.iter().cloned().gather();
-        self.tags = eni.tags.clone();
+        let groups: BTreeSet<&String> = eni.security_groups.iter().gather();
+        if !self.groups.iter().eq(groups) {
+            self.groups = eni.security_groups.iter().cloned().gather();
+        }
+        if self.tags != eni.tags {
+            self.tags = eni.tags.clone();
+        }
     }
 
     /// The next call that brings the ENI nearer to what it should bear.

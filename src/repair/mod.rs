@@ -121,17 +121,36 @@ pub struct Repair {
 impl Repair {
     /// Keeps the plan from now on, or another one for the same part.
     pub fn guard(&mut self, part: Part, plan: &Plan, from: Now) {
-        let anew = self.guards(&part);
-        self.unindex(&part);
         let mut traces: Vec<Trace> = plan.host.iter().flat_map(traces).collect();
         traces.sort();
         traces.dedup();
-        let part = Arc::new(part);
-        let traces = traces.into_iter().map(|trace| self.lead(trace, &part)).collect();
+        if !self.guard_on(&part, &traces, from) {
+            let anew = self.guards(&part);
+            self.unindex(&part);
+            let part = Arc::new(part);
+            let traces = traces.into_iter().map(|trace| self.lead(trace, &part)).collect();
+            self.parts.insert(part, Guarded { traces, from, anew });
+        }
         for object in &plan.host {
             self.want(object);
         }
-        self.parts.insert(part, Guarded { traces, from, anew });
+    }
+
+    /// Whether the part is guarded and the same leads to its new plan: an ENI is guarded anew at each comparison.
+    fn guard_on(&mut self, part: &Part, traces: &[Trace], from: Now) -> bool {
+        let Some(guarded) = self.parts.get_mut(part) else { return false };
+        if !guarded.traces.iter().map(|trace| &**trace).eq(traces) {
+            return false;
+        }
+        (guarded.from, guarded.anew) = (from, true);
+        for trace in traces.iter().filter(|trace| self.index.get(*trace).is_some_and(|parts| parts.len() == 1)) {
+            if let Trace::Link(name) = trace
+                && let Some(wanted) = self.wanted.get_mut(name)
+            {
+                *wanted = Wanted::default();
+            }
+        }
+        true
     }
 
     /// From now on the trace leads to the part too.
