@@ -10,7 +10,7 @@ use super::addr::{self, AddrSeen};
 use super::bpf::hooks::{self, Hooks};
 use super::bpf::{Programs, marks_are_kept};
 use super::link::{self, LinkSeen};
-use super::message::{DUMP, Message};
+use super::message::Message;
 use super::neigh::{self, NeighSeen};
 use super::route::{self, RouteSeen};
 use super::socket::{Outcome, Socket};
@@ -369,8 +369,7 @@ impl Place {
     }
 
     fn make_hook(&mut self, want: &Hook) -> Result<(), Error> {
-        let (ifindex, side) = (self.index(&want.link)?, side(want.side));
-        self.make_qdisc(&want.link, want.side)?;
+        let (ifindex, side) = (self.make_qdisc(&want.link, want.side)?, side(want.side));
         let message = self.hook(want, ifindex)?;
         match self.act(message) {
             // Something of another kind has the priority.
@@ -405,16 +404,15 @@ impl Place {
 
     /// A filter on this link, whose index is answered, has its qdisc, and nobody is in its place.
     fn make_place(&mut self, link: &str, at: Side, priority: u16) -> Result<u32, Error> {
-        let (ifindex, side) = (self.index(link)?, side(at));
-        self.make_qdisc(link, at)?;
+        let (ifindex, side) = (self.make_qdisc(link, at)?, side(at));
         if self.filters(ifindex, side)?.iter().any(|f| f.priority == priority) {
             absent_is_fine(self.act(tc::remove_filter(ifindex, side, priority)))?;
         }
         Ok(ifindex)
     }
 
-    /// The link has what filters of this side hang on.
-    fn make_qdisc(&mut self, link: &str, at: Side) -> Result<(), Error> {
+    /// The link, whose index is answered, has what filters of this side hang on.
+    fn make_qdisc(&mut self, link: &str, at: Side) -> Result<u32, Error> {
         let ifindex = self.index(link)?;
         self.add_qdisc(ifindex)?;
         // `ingress` takes what is for the other side too, and has it look at what arrives.
@@ -422,7 +420,7 @@ impl Place {
             let lack = "holds no filters on what leaves, as clsact does from kernel 4.5 on";
             return Err(Error::refused(format!("the qdisc ingress of {link} {lack}: tc qdisc del dev {link} ingress")));
         }
-        Ok(())
+        Ok(ifindex)
     }
 
     fn add_qdisc(&mut self, ifindex: u32) -> Result<(), Error> {
@@ -552,13 +550,13 @@ impl Place {
     }
 
     pub fn links(&mut self) -> Result<Vec<LinkSeen>, Error> {
-        self.socket.list(link::list, LinkSeen::parse).context(|| "list links")
+        self.socket.list_with(link::list, LinkSeen::parse).context(|| "list links")
     }
 
     pub fn addrs(&mut self) -> Result<&[AddrSeen], Error> {
         if self.seen.addrs.is_none() {
-            let all = || Message::new(libc::RTM_GETADDR, DUMP, &[0; 8]);
-            self.seen.addrs = Some(self.socket.list(all, AddrSeen::parse).context(|| "list addresses")?);
+            let addrs = self.socket.list(libc::RTM_GETADDR, &[0; 8], AddrSeen::parse);
+            self.seen.addrs = Some(addrs.context(|| "list addresses")?);
         }
         Ok(self.seen.addrs.as_deref().unwrap_or_default())
     }
@@ -572,9 +570,8 @@ impl Place {
     /// All but what the kernel itself keeps in the table `local`, which is a few of each link.
     pub fn routes(&mut self) -> Result<&[RouteSeen], Error> {
         if self.seen.routes.is_none() {
-            let all = || Message::new(libc::RTM_GETROUTE, DUMP, &[0; 12]);
             let read = |body: &[u8]| RouteSeen::parse(body).filter(|route| route.table != route::LOCAL);
-            let mut routes = self.socket.list(all, read).context(|| "list routes")?;
+            let mut routes = self.socket.list(libc::RTM_GETROUTE, &[0; 12], read).context(|| "list routes")?;
             // Those to one place stay in the order in which the kernel tries them.
             routes.sort_by_key(RouteSeen::key);
             self.seen.routes = Some(routes);
@@ -621,8 +618,8 @@ impl Place {
 
     pub fn neighs(&mut self) -> Result<&[NeighSeen], Error> {
         if self.seen.neighs.is_none() {
-            let all = || Message::new(libc::RTM_GETNEIGH, DUMP, &[0; 12]);
-            let mut neighs = self.socket.list(all, NeighSeen::parse).context(|| "list neighbours")?;
+            let neighs = self.socket.list(libc::RTM_GETNEIGH, &[0; 12], NeighSeen::parse);
+            let mut neighs = neighs.context(|| "list neighbours")?;
             neighs.sort_by_key(NeighSeen::key);
             self.seen.neighs = Some(neighs);
         }
@@ -631,8 +628,7 @@ impl Place {
 
     /// The filters on one side of a link; none where there is no qdisc that could hold them.
     fn filters(&mut self, ifindex: u32, side: u32) -> Result<Vec<tc::FilterSeen>, Error> {
-        let of_link = || Message::new(libc::RTM_GETTFILTER, DUMP, &tc::filters_of(ifindex, side));
-        match self.socket.list(of_link, tc::FilterSeen::parse) {
+        match self.socket.list(libc::RTM_GETTFILTER, &tc::filters_of(ifindex, side), tc::FilterSeen::parse) {
             Err(e) if matches!(e.errno(), Some(libc::EINVAL | libc::ENOENT)) => Ok(Vec::new()),
             filters => filters.context(|| "list filters"),
         }
@@ -649,8 +645,8 @@ impl Place {
     fn qdiscs(&mut self) -> Result<&[QdiscSeen], Error> {
         if self.seen.qdiscs.is_none() {
             // A request for one of them is answered to everybody who listens, and to us only if we do.
-            let all = || Message::new(libc::RTM_GETQDISC, DUMP, &[0; 20]);
-            self.seen.qdiscs = Some(self.socket.list(all, QdiscSeen::parse).context(|| "list qdiscs")?);
+            let qdiscs = self.socket.list(libc::RTM_GETQDISC, &[0; 20], QdiscSeen::parse);
+            self.seen.qdiscs = Some(qdiscs.context(|| "list qdiscs")?);
         }
         Ok(self.seen.qdiscs.as_deref().unwrap_or_default())
     }

@@ -92,11 +92,16 @@ impl Socket {
 
     /// The bodies of everything that a dump lists: for few, since each is kept whole.
     pub fn dump(&mut self, kind: u16, fixed: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
-        self.list(|| Message::new(kind, DUMP, fixed), |body| Some(body.to_vec()))
+        self.list(kind, fixed, |body| Some(body.to_vec()))
     }
 
-    /// What is read in the bodies of a dump, one after the other. The request is built anew for each try.
-    pub fn list<T>(
+    /// What is read in the bodies of a dump, one after the other.
+    pub fn list<T>(&mut self, kind: u16, fixed: &[u8], read: impl Fn(&[u8]) -> Option<T>) -> Result<Vec<T>, Error> {
+        self.list_with(|| Message::new(kind, DUMP, fixed), read)
+    }
+
+    /// The same for a request with attributes, which is built anew for each try.
+    pub fn list_with<T>(
         &mut self,
         request: impl Fn() -> Message,
         read: impl Fn(&[u8]) -> Option<T>,
@@ -111,7 +116,7 @@ impl Socket {
         read: impl Fn(&[u8]) -> Option<T>,
     ) -> Result<Vec<T>, Error> {
         let is_strict = self.nl.enable_strict_checking(true).is_ok();
-        let listed = self.list(request, read);
+        let listed = self.list_with(request, read);
         if is_strict {
             self.nl.enable_strict_checking(false).context(|| "ask the kernel for all again")?;
         }
