@@ -28,6 +28,7 @@ pub struct Known<'a> {
     pub marker: Marker,
     pub services: NetPair,
     pub mtu: u32,
+    pub trials: &'a Trials,
 }
 
 /// The slot of every ENI whose rule is in the kernel.
@@ -108,12 +109,11 @@ fn whole_leases(known: &Known, contents: &Contents, links: &[LinkSeen]) -> Resul
     let seen = crate::kernel::away();
     let seen = seen.iter().filter_map(|card| Some((card, *away.iter().find(|eni| eni.mac == card.mac)?)));
     let unknown = seen.filter(|(card, eni)| !contents.knows(&card.lent.attachment, &own_addresses(known, eni)));
-    let trials = Trials::default();
     let has_peer = |card: &Away| {
         let owners = links.iter().filter_map(|link| ours::attachment(link.alias.as_deref()?));
         owners.into_iter().any(|owner| owner == card.lent.attachment)
     };
-    unknown.map(|(card, eni)| whole_lease(known, card, eni, !has_peer(card), &trials)).collect()
+    unknown.map(|(card, eni)| whole_lease(known, card, eni, !has_peer(card))).collect()
 }
 
 /// The same of pods that are slaves of an ENI: their link says whose it is, and its addresses are theirs. What the network
@@ -125,7 +125,7 @@ fn slave_leases(look: &Look, known: &Known, contents: &Contents) -> Result<Vec<L
     if routes.all(|route| contents.leases.iter().any(|lease| lease.ip.iter().any(|ip| ip == route.to.addr()))) {
         return Ok(Vec::new());
     }
-    let shaper = Trials::default().shaper()?;
+    let shaper = known.trials.shaper()?;
     let mut found = Vec::new();
     for slave in kernel::slaves() {
         let is_its = |eni: &&Eni| eni_link(&look.links, eni).is_some_and(|link| link.ifindex == slave.parent);
@@ -161,7 +161,7 @@ fn own_addresses(known: &Known, eni: &Eni) -> IpPair {
     IpPair { v4: known.stack.has(Family::V4).then_some(eni.primary), v6 }
 }
 
-fn whole_lease(known: &Known, card: &Away, eni: &Eni, alone: bool, trials: &Trials) -> Result<Lease, Error> {
+fn whole_lease(known: &Known, card: &Away, eni: &Eni, alone: bool) -> Result<Lease, Error> {
     let lent = card.lent.clone();
     let pod = lent.pod.unwrap_or_else(pod::nameless);
     let ip = own_addresses(known, eni);
@@ -171,7 +171,7 @@ fn whole_lease(known: &Known, card: &Away, eni: &Eni, alone: bool, trials: &Tria
         eni.id,
         card.netns.display()
     );
-    let (answers, shaper) = (trials.answers(&known.node)?, trials.shaper()?);
+    let (answers, shaper) = (known.trials.answers(&known.node)?, known.trials.shaper()?);
     let (home, services, host_stack) = (lent.home, known.services, Vec::new());
     let whole = Whole { home, services, answers, shaper, host_stack, alone };
     Ok(Lease {

@@ -66,6 +66,7 @@ struct Gathered {
     node: IpPair,
     setup: NodeSetup,
     marker: Marker,
+    trials: Trials,
     cloud: cloud::Client,
     kube: kube::Client,
     layers: Layers,
@@ -245,7 +246,18 @@ fn attempt(start: &Start, manner: Manner, legacy: Option<Legacy>, early: &mut Ea
     let kubeadms_services = start.kubeadms_services(&layers, &terms.facts);
     let services = layers.config().service_nets(kubeadms_services.as_ref().map(|left| left.nets));
     let mtu = layers.config().link_mtu(network_mtu);
-    let known = adopt::Known { enis: &enis, vswitches: &vswitches, slots: &slots, stack, node, marker, services, mtu };
+    let trials = Trials::default();
+    let known = adopt::Known {
+        enis: &enis,
+        vswitches: &vswitches,
+        slots: &slots,
+        stack,
+        node,
+        marker,
+        services,
+        mtu,
+        trials: &trials,
+    };
     let adopted = adopt::leases(&mut kernel, &look, &known, &contents)?;
     adopted.iter().try_for_each(|lease| ledger.record(lease))?;
     contents.leases.extend(adopted);
@@ -275,6 +287,7 @@ fn attempt(start: &Start, manner: Manner, legacy: Option<Legacy>, early: &mut Ea
         node,
         setup,
         marker,
+        trials,
         cloud,
         kube,
         layers,
@@ -386,7 +399,7 @@ fn assemble(
         node: g.node,
         setup: g.setup,
         marker: g.marker,
-        trials: Trials::default(),
+        trials: g.trials,
         mtu: config.link_mtu(g.network_mtu),
         network_mtu: g.network_mtu,
         kubeadms_services: g.kubeadms_services,
