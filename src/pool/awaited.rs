@@ -27,8 +27,8 @@ impl State {
 
     /// The cloud answers, and is not known to refuse what brings an ENI up: else it is not the ENI that is waited for.
     fn are_moved(&self) -> bool {
-        let refused = |verb| self.blocks.get(verb).is_some_and(|block| block.until > self.now);
-        self.gate.outage().is_none() && ![Verb::Attach, Verb::Look].iter().any(refused)
+        let refused = |verb| self.barrier(verb, self.now).is_some();
+        self.gate.outage().is_none() && ![Verb::Attach, Verb::Look].into_iter().any(refused)
     }
 
     fn lose_patience(&mut self, id: &str, since: Now) {

@@ -207,6 +207,11 @@ impl Nic {
         family == Family::V4 || !matches!(self.kernel, Kernel::Ready(Link { v6: None, .. }))
     }
 
+    /// A pod may have this address: it stays, and there is a way out for it.
+    pub fn offers(&self, ip: IpAddr) -> bool {
+        self.addresses.get(&ip).is_some_and(|a| !a.leaving) && self.leads_out(Family::of(&ip))
+    }
+
     /// The pods that it has are served.
     pub fn carries(&self) -> bool {
         let wired = self.state == EniState::InUse && matches!(self.kernel, Kernel::Ready(_));

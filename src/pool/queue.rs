@@ -111,8 +111,7 @@ impl State {
 
     /// What comes with the whole of an ENI: an address of each family.
     fn own_addresses(&self, nic: &Nic) -> Option<IpPair> {
-        let stays = |ip: &IpAddr| nic.addresses.get(ip).is_some_and(|a| !a.leaving);
-        let there = |family: &Family| nic.own(*family).filter(|ip| nic.leads_out(*family) && stays(ip));
+        let there = |family: &Family| nic.own(*family).filter(|ip| nic.offers(*ip));
         self.settings.stack.families().iter().map(there).collect()
     }
 
@@ -310,7 +309,7 @@ impl State {
     }
 
     /// What stands in the way of this verb at that time. Where a person must act first, the next attempt is no hope.
-    fn barrier(&self, verb: Verb, at: Now) -> Option<&Block> {
+    pub fn barrier(&self, verb: Verb, at: Now) -> Option<&Block> {
         let lasts = |b: &Block| b.until > self.now && matches!(b.refused.why, Refusal::Forbidden | Refusal::Quota);
         self.blocks.get(&verb).filter(|b| b.until > at || lasts(b))
     }

@@ -343,8 +343,7 @@ impl State {
         let kept = self.rests.iter().filter(|(_, r)| r.reserved.as_ref() == Some(pod));
         let sound = kept.filter(|(pair, rest)| {
             let nic = self.nics.get(&rest.eni).filter(|n| n.kept() && n.state == EniState::InUse);
-            let stays = |nic: &Nic, ip: &IpAddr| nic.addresses.get(ip).is_some_and(|a| !a.leaving);
-            let there = |nic: &Nic| pair.iter().all(|ip| stays(nic, &ip) && nic.leads_out(Family::of(&ip)));
+            let there = |nic: &Nic| pair.iter().all(|ip| nic.offers(ip));
             let families: Vec<Family> = pair.iter().map(|ip| Family::of(&ip)).collect();
             nic.is_some_and(there)
                 && families == self.settings.stack.families()
