@@ -58,6 +58,15 @@ impl Cluster {
         Client::with_limits(self.source(), limits).unwrap()
     }
 
+    /// A client by a service account, whose token is this.
+    fn client_by_token(&self, token: &str) -> Client {
+        self.kube.admit(token);
+        self.write("token", &format!("{token}\n"));
+        self.write("ca.crt", self.kube.ca());
+        let source = Source::ServiceAccount { dir: self.dir.clone(), server: format!("https://{}", self.addr()) };
+        Client::with_limits(source, limits()).unwrap()
+    }
+
     fn watch(&self) -> Watch<Pod> {
         self.client().watch(Select::default())
     }
@@ -487,11 +496,7 @@ fn what_is_forbidden_is_told_in_the_servers_words() {
 #[test]
 fn a_replaced_token_is_taken_up_at_the_first_refusal() {
     let c = Cluster::new();
-    c.kube.admit("one");
-    c.write("token", "one\n");
-    c.write("ca.crt", c.kube.ca());
-    let source = Source::ServiceAccount { dir: c.dir.clone(), server: format!("https://{}", c.addr()) };
-    let client = Client::with_limits(source, limits()).unwrap();
+    let client = c.client_by_token("one");
     let mut watch: Watch<Pod> = client.watch(Select::default());
     assert_eq!(next(&mut watch), "reset");
     c.kube.put(pod("default", "a", "n1"));
@@ -511,11 +516,7 @@ fn a_replaced_token_is_taken_up_at_the_first_refusal() {
 #[test]
 fn a_file_that_is_away_says_nothing_of_what_the_server_has() {
     let c = Cluster::new();
-    c.kube.admit("one");
-    c.write("token", "one\n");
-    c.write("ca.crt", c.kube.ca());
-    let source = Source::ServiceAccount { dir: c.dir.clone(), server: format!("https://{}", c.addr()) };
-    let client = Client::with_limits(source, limits()).unwrap();
+    let client = c.client_by_token("one");
     client.health().unwrap();
     c.kube.revoke("one");
     std::fs::remove_file(c.dir.join("token")).unwrap();

@@ -33,6 +33,16 @@ impl Drop for BpfFs {
     }
 }
 
+/// Writes every value of a map anew.
+pub fn rewrite(map: &Map, change: impl Fn(&mut [u8])) {
+    let mut all = Vec::new();
+    map.each(|key, value| all.push((key.to_vec(), value.to_vec()))).unwrap();
+    for (key, mut value) in all {
+        change(&mut value);
+        map.put(&key, &value).unwrap();
+    }
+}
+
 fn shape(kind: u32, entries: u32) -> Shape {
     Shape { kind, key: 4, value: 8, entries, flags: 0 }
 }

@@ -19,7 +19,7 @@ use terway::rules::{
 };
 use terway::verdict::{Event, Sizes, Why};
 
-use super::maps::BpfFs;
+use super::maps::{BpfFs, rewrite};
 use super::packets::{ACK, Packet, SYN};
 use crate::sim::skip;
 use crate::sim::traffic::{LOST, Place};
@@ -234,13 +234,10 @@ fn a_flow_without_an_end_is_over_after_a_while() {
     let tracks = pin::open(bench.policy.folder(), "tracks").unwrap().unwrap();
     // So many units of 2^30 ns ago there was the last packet.
     let age = |units: u32| {
-        let mut all = Vec::new();
-        tracks.each(|key, value| all.push((key.to_vec(), value.to_vec()))).unwrap();
-        for (key, mut value) in all {
+        rewrite(&tracks, |value| {
             let last = u32::from_ne_bytes(value[8..12].try_into().unwrap());
             value[8..12].copy_from_slice(&last.wrapping_sub(units).to_ne_bytes());
-            tracks.put(&key, &value).unwrap();
-        }
+        });
     };
     for (ask, answer, idle) in &asks {
         bench.pass(ask);

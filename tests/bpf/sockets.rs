@@ -18,6 +18,7 @@ use terway::maps::{Backend, Count, Frontend, NODE_OWN, OWN_NODE_ONLY, Proto, Wri
 
 use super::cell::{Cell, SIZES, Servers, ask, datagrams, key, node_port, send, send_connected, told};
 use super::foreign;
+use super::maps::rewrite;
 use crate::sim::ns::Ns;
 use crate::sim::skip;
 
@@ -135,13 +136,10 @@ fn a_client_keeps_its_backend_until_it_has_been_away_for_the_timeout() {
     let noted = pin::open(cell.services.folder(), "affinity").unwrap().unwrap();
     // As if everybody had been here so many seconds later.
     let later = |seconds: i64| {
-        let mut all = Vec::new();
-        noted.each(|key, value| all.push((key.to_vec(), value.to_vec()))).unwrap();
-        for (key, mut value) in all {
+        rewrite(&noted, |value| {
             let last = u64::from_ne_bytes(value[8..].try_into().unwrap());
             value[8..].copy_from_slice(&last.wrapping_add_signed(seconds * 1_000_000_000).to_ne_bytes());
-            noted.put(&key, &value).unwrap();
-        }
+        });
     };
     // Each look counts as a use: the time never ends.
     let first = ask_all(&cell.node, "10.96.0.10:80", 1);
